@@ -1,0 +1,31 @@
+"""The only place where wall-clock and monotonic time meet.
+
+Durations are differences of ``time.monotonic_ns()`` (CLOCK_MONOTONIC, one clock for every process of
+a Linux host, so the sampler's and the client's stamps can be compared). ``time.perf_counter_ns()``
+reads the same clock on Linux. Wall time is read once per anchor and never subtracted.
+"""
+
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """One moment read on both clocks. Units: nanoseconds since the epoch, and monotonic ns."""
+
+    unix_ns: int
+    mono_ns: int
+
+    @classmethod
+    def now(cls) -> "Anchor":
+        """Read both clocks; the wall read stands between two monotonic reads and takes their middle."""
+        before = time.monotonic_ns()
+        unix_ns = time.time_ns()
+        after = time.monotonic_ns()
+        return cls(unix_ns=unix_ns, mono_ns=(before + after) // 2)
+
+    def to_unix_ns(self, mono_ns: int) -> int:
+        return self.unix_ns + (mono_ns - self.mono_ns)
+
+    def to_mono_ns(self, unix_ns: int) -> int:
+        return self.mono_ns + (unix_ns - self.unix_ns)

@@ -1,0 +1,134 @@
+"""manifest.json: what ran, where, and whether it may be believed. Written first, replaced at the end."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from greenbench import SCHEMA_VERSION
+
+Status = Literal["running", "complete", "failed", "invalid"]
+ProofVerdict = Literal["proven", "mismatch", "unproven"]
+
+# Why a point may not be used. Analysis may add its own to summary.json; these stand in manifests.
+INVALID_REASONS: dict[str, str] = {
+    "server_died": "the server's process ended during the point",
+    "server_stalled": "the load generator passed its time limit",
+    "backend_mismatch": "another attention backend ran than the one asked for",
+    "no_good_requests": "no request of the measured phase succeeded",
+    "prompt_length_mismatch": "the server counted another prompt length than was asked for",
+    "record_count_mismatch": "request rows on disk and rows counted differ",
+    "prefix_cache_hits": "prompts were partly served from the prefix cache",
+    "load_failed": "the load generator ended with an error",
+    "recorder_failed": "the telemetry recorder ended with an error",
+    "interrupted": "stopped by the person before it was complete",
+    "client_bound": "the load generator exceeded its own error budget",
+    "clock_stepped": "the wall clock jumped during the run",
+}
+
+
+class Part(BaseModel):
+    """Every part is frozen and knows its keys; a typo in a file is an error, not a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Clock(Part):
+    unix_ns: int
+    mono_ns: int
+    host: str
+
+
+class Code(Part):
+    git_sha: str | None
+    dirty: bool | None
+    greenbench: str
+    python: str
+    packages: dict[str, str | None]
+
+
+class Gpu(Part):
+    index: int
+    uuid: str
+    name: str
+    memory_bytes: int
+    power_limit_w: float | None = None
+    compute_capability: str | None = None
+    mig: bool | None = None
+
+
+class Host(Part):
+    cpu: str
+    cores: int
+    ram_bytes: int
+    kernel: str
+    cpu_flags: list[str] = Field(default_factory=list[str])  # avx512f, amx_tile, … : what decides kernels
+    driver: str | None = None
+    cuda: str | None = None
+    gpus: list[Gpu] = Field(default_factory=list[Gpu])
+
+
+class Server(Part):
+    """What was started. ``servers`` writes it as server.json; the sweep copies it into each manifest."""
+
+    server_id: str
+    requested_backend: str
+    backend_options: dict[str, Any] = Field(default_factory=dict[str, Any])
+    observed_backend: str | None = None  # implementation class(es) really built, or None
+    proof: ProofVerdict = "unproven"
+    proof_detail: dict[str, Any] = Field(default_factory=dict[str, Any])
+    model: str
+    model_path: str
+    weights: Literal["random", "trained", "real", "unknown"]
+    dtype: str
+    kv_cache_dtype: str
+    execution: str
+    tensor_parallel: int = 1
+    max_model_len: int | None = None
+    kv_cache_tokens: int | None = None  # size of the KV pool, tokens
+    kv_cache_bytes: int | None = None
+    weights_bytes: int | None = None
+    base_url: str
+    served_model: str  # the name to send in requests
+    pid: int | None = None  # leader of the server's process group
+    pid_created_s: float | None = None  # psutil create_time: tells a reused pid from ours
+    argv: list[str] = Field(default_factory=list[str])
+    env: dict[str, str] = Field(default_factory=dict[str, str])  # allow-listed
+    vllm_version: str | None = None
+    ready_s: float | None = None
+    boot_stages_s: dict[str, float] = Field(default_factory=dict[str, float])
+
+
+class Counts(Part):
+    scheduled: int = 0
+    sent: int = 0
+    ok: int = 0
+    failed: int = 0
+    rows: int = 0
+
+
+class FileEntry(Part):
+    rows: int | None
+    sha256: str
+
+
+class Manifest(Part):
+    schema_version: str = SCHEMA_VERSION
+    run_id: str
+    sweep: str
+    status: Status = "running"
+    invalid_reasons: list[str] = Field(default_factory=list[str])
+    failure: str | None = None  # one sentence, when status is failed
+    config_hash: str
+    seed: int
+    created_unix_ns: int
+    sweep_pid: int | None = None
+    clock: Clock
+    code: Code
+    host: Host
+    server: Server
+    load: dict[str, Any]
+    point: dict[str, Any]
+    phases: dict[str, tuple[int, int]] = Field(default_factory=dict[str, tuple[int, int]])  # unix ns
+    counts: Counts = Counts()
+    client_audit: dict[str, Any] = Field(default_factory=dict[str, Any])
+    files: dict[str, FileEntry] = Field(default_factory=dict[str, FileEntry])
