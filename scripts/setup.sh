@@ -31,11 +31,17 @@ add_project() {
     "$1" -m pip install --quiet --no-deps --editable .
 }
 
-install .venv requirements/bench.lock
-if [ -n "${VLLM_PYTHON:-}" ]; then
-  "$VLLM_PYTHON" -c 'import importlib.metadata as m; m.version("green-attention-bench")' 2>/dev/null || add_project "$VLLM_PYTHON"
-elif command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
-  install .venv-vllm requirements/vllm-cuda.lock
-else
-  install .venv-vllm requirements/vllm-cpu.lock
-fi
+server() {
+  if [ -n "${VLLM_PYTHON:-}" ]; then
+    "$VLLM_PYTHON" -c 'import importlib.metadata as m; m.version("green-attention-bench")' 2>/dev/null ||
+      add_project "$VLLM_PYTHON"
+  elif command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+    install .venv-vllm requirements/vllm-cuda.lock
+  else
+    install .venv-vllm requirements/vllm-cpu.lock
+  fi
+}
+
+install .venv requirements/bench.lock & bench=$!
+server
+wait "$bench"
