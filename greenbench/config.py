@@ -4,6 +4,7 @@ A wrong key or value becomes one sentence that names the file, the key and the n
 Names of backends and tasks are checked by the stages that own those tables, not here.
 """
 
+import json
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
@@ -25,7 +26,9 @@ class BuiltModel(StrictModel):
 
     config: dict[str, Any]  # becomes config.json
     seed: int = 1
-    vocab_size: int = Field(default=4096, ge=512)  # of the tokenizer; config.vocab_size is set to it
+    vocab_size: int = Field(
+        default=4096, ge=512
+    )  # of the tokenizer; config.vocab_size is set to it
 
 
 class ModelConfig(StrictModel):
@@ -137,6 +140,9 @@ class TaskConfig(StrictModel):
 class TelemetryConfig(StrictModel):
     period_s: float = Field(default=0.1, ge=0.02)
     scrape_s: float = Field(default=0.5, ge=0.1)
+    idle_s: float = Field(
+        default=0, ge=0
+    )  # loaded idle recorded before and after a server's points
 
 
 class SweepConfig(StrictModel):
@@ -158,8 +164,11 @@ class SweepConfig(StrictModel):
     telemetry: TelemetryConfig = TelemetryConfig()
 
     @property
-    def backend_choices(self) -> list[BackendChoice]:
-        return [BackendChoice(name=b) if isinstance(b, str) else b for b in self.backends]
+    def arms(self) -> list[tuple[BackendChoice, int]]:
+        """Each listed backend with its index among equal ones: (a, a, b) → (a, 0), (a, 1), (b, 0)."""
+        choices = [BackendChoice(name=b) if isinstance(b, str) else b for b in self.backends]
+        labels = [choice.label for choice in choices]
+        return [(c, labels[:i].count(c.label)) for i, c in enumerate(choices)]
 
     @property
     def task_configs(self) -> list[TaskConfig]:
@@ -191,6 +200,7 @@ class PointConfig(StrictModel):
     sweep: str
     seed: int
     repeat: int
+    arm: int = 0  # a backend listed n times gives arms 0..n-1: the A/A noise floor
     model: ModelConfig
     backend: BackendChoice
     server: ServerConfig
@@ -274,11 +284,15 @@ def load_yaml(path: Path) -> object:
     try:
         return yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a YAML file"
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}: not valid YAML{line} ({getattr(error, 'problem', error)})") from error
+        raise UserError(
+            f"{path}: not valid YAML{line} ({getattr(error, 'problem', error)})"
+        ) from error
 
 
 def dump_yaml(model: BaseModel) -> str:
@@ -322,9 +336,8 @@ def _resolve_paths(model: ModelConfig, source: Path) -> ModelConfig:
 
 
 def _model_folder(path: Path) -> ModelConfig:
-    config = load_yaml(path / "config.json")  # JSON is YAML
-    assert isinstance(config, dict)
-    length = config.get("max_position_embeddings", 8192)  # type: ignore[reportUnknownMemberType]
+    config = json.loads((path / "config.json").read_text())
+    length = config.get("max_position_embeddings", 8192)
     return parse(
         ModelConfig, {"name": path.name, "path": str(path), "max_model_len": length}, str(path)
     )

@@ -61,7 +61,9 @@ class Host(Part):
     cores: int
     ram_bytes: int
     kernel: str
-    cpu_flags: list[str] = Field(default_factory=list[str])  # avx512f, amx_tile, … : what decides kernels
+    cpu_flags: list[str] = Field(
+        default_factory=list[str]
+    )  # avx512f, amx_tile, … : what decides kernels
     driver: str | None = None
     cuda: str | None = None
     gpus: list[Gpu] = Field(default_factory=list[Gpu])
@@ -128,7 +130,9 @@ class Manifest(Part):
     server: Server
     load: dict[str, Any]
     point: dict[str, Any]
-    phases: dict[str, tuple[int, int]] = Field(default_factory=dict[str, tuple[int, int]])  # unix ns
+    phases: dict[str, tuple[int, int]] = Field(
+        default_factory=dict[str, tuple[int, int]]
+    )  # unix ns
     counts: Counts = Counts()
     client_audit: dict[str, Any] = Field(default_factory=dict[str, Any])
     files: dict[str, FileEntry] = Field(default_factory=dict[str, FileEntry])

@@ -92,6 +92,14 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 raise UserError(f"{path}:{number}: not a JSON line ({error.msg})") from error
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON object file; an unreadable one raises UserError."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+
+
 class RunDir:
     """Paths of one run directory and its manifest."""
 
@@ -149,7 +157,9 @@ class RunDir:
         try:
             raw = json.loads(self.manifest_path.read_text())
         except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"{self.manifest_path}: cannot be read as a manifest ({error})") from error
+            raise UserError(
+                f"{self.manifest_path}: cannot be read as a manifest ({error})"
+            ) from error
         found = str(raw.get("schema_version", "none"))
         if found.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
             raise UserError(

@@ -57,7 +57,9 @@ class RequestRecord(Row):
     chunk_tokens: list[int] | None = None  # cumulative completion tokens at that chunk
     http_status: int | None = None
     finish_reason: str | None = None
-    server_metrics: dict[str, float] | None = None  # vLLM's own per-request times, when it sends them
+    server_metrics: dict[str, float] | None = (
+        None  # vLLM's own per-request times, when it sends them
+    )
     error_type: str | None = None  # None = success
     error_message: str | None = None  # cut short; holds no prompt text
 
@@ -72,10 +74,14 @@ class OutputRecord(Row):
     text: str | None = None
     correct: bool | None = None  # None: the task has no right answer (perplexity)
     score: float | None = None  # 0..1, e.g. share of facts found
-    grade: dict[str, Any] = field(default_factory=dict[str, Any])  # what was expected, found, invented
+    grade: dict[str, Any] = field(
+        default_factory=dict[str, Any]
+    )  # what was expected, found, invented
     nll_sum: float | None = None  # perplexity: sum of -log p (nats) over nll_tokens scored tokens
     nll_tokens: int | None = None
-    nll_buckets: list[dict[str, float]] | None = None  # {"start", "end", "nll_sum", "tokens"} by position
+    nll_buckets: list[dict[str, float]] | None = (
+        None  # {"start", "end", "nll_sum", "tokens"} by position
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +120,9 @@ class HostSample(Row):
     server_rss_bytes: int | None = None  # sum over the server's process tree
     server_cpu_s: float | None = None  # cumulative user + system seconds of the tree
     server_processes: int | None = None
-    cpu_energy_uj: dict[str, int] | None = None  # RAPL zone -> raw counter (wraps); None = unavailable
+    cpu_energy_uj: dict[str, int] | None = (
+        None  # RAPL zone -> raw counter (wraps); None = unavailable
+    )
     error: str | None = None
 
 

