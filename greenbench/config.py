@@ -248,11 +248,14 @@ def parse(model: type[Model], data: object, source: str) -> Model:
         raise UserError(_explain(model, error, source)) from error
 
 
+UNION_TAGS = {"str", "BackendChoice", "TaskConfig"}  # pydantic names the union's branch in the path
+
+
 def _explain(model: type[BaseModel], error: ValidationError, source: str) -> str:
     # an unknown key says more than the type errors a union adds beside it
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     fault = faults[0]
-    path = [str(part) for part in fault["loc"]]
+    path = [str(part) for part in fault["loc"] if part not in UNION_TAGS]
     where = ".".join(path) or "(top)"
     if fault["type"] == "extra_forbidden":
         owner = _model_at(model, fault["loc"][:-1])

@@ -1,0 +1,54 @@
+# Every target is one command that you could type. `make help` lists them.
+SHELL := /bin/bash
+BENCH := .venv/bin
+VLLM_PYTHON ?=
+VLLM := $(or $(VLLM_PYTHON),.venv-vllm/bin/python)
+BACKEND ?= $(if $(shell command -v nvidia-smi),flash_attn,cpu_attn)
+MODEL ?= tiny-llama
+PORT ?= 8000
+SWEEP ?= configs/sweeps/demo.yaml
+RUNS ?= runs/demo
+export VLLM_PYTHON
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve load run report backends doctor check test test-e2e format
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | column -ts $$'\t'
+
+setup: ## install both environments from the lock files (does nothing when already done)
+	@scripts/setup.sh
+
+demo: setup ## compare backends of real vLLM servers on this machine, and write runs/demo/report.html
+	@$(BENCH)/greenbench run configs/sweeps/demo.yaml
+	@$(BENCH)/greenbench report runs/demo
+
+serve: setup ## start one proven server: make serve BACKEND=sdpa [MODEL=tiny-llama] [PORT=8000]
+	@$(BENCH)/python -m servers --backend $(BACKEND) --model $(MODEL) --port $(PORT)
+
+load: setup ## drive a running server from Locust's web page: make load [PORT=8000]
+	@$(BENCH)/locust -f loadgen/longctx.py --host http://127.0.0.1:$(PORT)
+
+run: setup ## measure a sweep: make run SWEEP=configs/sweeps/demo.yaml
+	@$(BENCH)/greenbench run $(SWEEP)
+
+report: setup ## analyse run directories: make report RUNS=runs/demo
+	@$(BENCH)/greenbench report $(RUNS)
+
+backends: setup ## every backend, whether this host can run it, and if not why
+	@$(BENCH)/greenbench backends
+
+doctor: setup ## what is installed, what is missing, and the mend
+	@$(BENCH)/greenbench doctor
+
+check: setup ## format, lint, types, and the tests that take seconds
+	@$(BENCH)/ruff format --check --quiet . && $(BENCH)/ruff check --quiet . && $(BENCH)/pyright
+	@$(BENCH)/pytest -m "not e2e and not vllm and not gpu" --ignore tests/vllm
+	@$(VLLM) -m pytest -m "not e2e and not gpu" tests/vllm
+
+test: check test-e2e ## check, then real vLLM servers, a real Prometheus and a real browser end to end
+
+test-e2e: setup ## the end-to-end tests alone
+	@$(BENCH)/pytest -m "e2e and not gpu" --ignore tests/vllm
+
+format: setup ## format the code
+	@$(BENCH)/ruff format --quiet . && $(BENCH)/ruff check --fix --quiet .

@@ -1,0 +1,116 @@
+"""Expansion of sweeps and the verdict on a point: pure functions, no processes."""
+
+import pytest
+
+from greenbench.config import ModelConfig, SweepConfig, parse
+from greenbench.errors import UserError
+from greenbench.points import Faults, count, judge
+from greenbench.provenance import parse_gpus
+from greenbench.runner import check_tasks
+from greenbench.sweep import expand, point_hash, prompt_file_name, prompt_request
+
+MODEL = ModelConfig(name="m", path="/m", max_model_len=4096)
+
+
+def sweep(**changes: object) -> SweepConfig:
+    base = {
+        "name": "s", "models": ["m"], "backends": ["a", "b"], "repeats": 3, "contexts": [512, 2048],
+        "tasks": ["retrieve", "summarize"], "loads": [{"users": 1}, {"users": 4}],
+    }  # fmt: skip
+    return parse(SweepConfig, {**base, **changes}, "test")
+
+
+def test_one_start_for_each_model_backend_and_repeat_with_every_point_inside() -> None:
+    starts = expand(sweep(), [MODEL])
+    assert len(starts) == 1 * 2 * 3
+    assert all(len(start.points) == 2 * 2 * 2 for start in starts)
+    # blocks: each repeat holds each backend once before the next repeat begins
+    for repeat in range(3):
+        block = starts[2 * repeat : 2 * repeat + 2]
+        assert {start.request.backend.name for start in block} == {"a", "b"}
+        assert {start.repeat for start in block} == {repeat}
+
+
+def test_the_order_is_random_over_blocks_and_the_same_for_the_same_seed() -> None:
+    def order(seed: int) -> list[str]:
+        return [
+            s.label + str([p.workload for p in s.points])
+            for s in expand(sweep(seed=seed, repeats=8), [MODEL])
+        ]
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+    firsts = [s.request.backend.name for s in expand(sweep(repeats=8), [MODEL])][::2]
+    assert {"a", "b"} == set(firsts), "one backend always went first"
+
+
+def test_all_points_of_a_sweep_are_different_measurements() -> None:
+    hashes = [point_hash(point) for start in expand(sweep(), [MODEL]) for point in start.points]
+    assert len(hashes) == len(set(hashes)) == 48
+
+
+def test_prompts_are_the_same_for_every_backend_repeat_and_load() -> None:
+    names = {
+        prompt_file_name(point, prompt_request(point, "/m"))
+        for start in expand(sweep(), [MODEL])
+        for point in start.points
+    }
+    assert len(names) == 2 * 2  # contexts × tasks
+
+
+def test_a_context_that_does_not_fit_the_window_is_refused_before_a_start() -> None:
+    with pytest.raises(
+        UserError, match=r"context 4090 plus 16 output tokens is longer than the window"
+    ):
+        expand(sweep(contexts=[4090], tasks=[{"name": "retrieve", "output_tokens": 16}]), [MODEL])
+
+
+def test_unknown_tasks_and_parameters_name_the_nearest() -> None:
+    table = {"retrieve": {"params": {"depth": 0.5}}, "summarize": {"params": {}}}
+    with pytest.raises(UserError, match=r"Unknown task 'retreive'. did you mean 'retrieve'"):
+        check_tasks(sweep(tasks=["retreive"]), table)
+    with pytest.raises(UserError, match="has no parameter 'dept'; did you mean 'depth'"):
+        check_tasks(sweep(tasks=[{"name": "retrieve", "params": {"dept": 1}}]), table)
+    check_tasks(sweep(), table)
+
+
+def row(phase: str = "measure", error: str | None = None) -> dict[str, object]:
+    return {"phase": phase, "error_type": error, "sent_unix_ns": 1, "scheduled_unix_ns": None}
+
+
+def test_zero_good_requests_fail_the_point_even_when_warmup_was_good() -> None:
+    verdict = judge([row("warmup"), row(error="http_5xx"), row(error="http_5xx")], {}, Faults())
+    assert verdict.status == "failed"
+    assert verdict.failure == "no request of the measured phase succeeded (2 × http_5xx)"
+    assert (
+        judge([], {}, Faults()).failure
+        == "no request of the measured phase succeeded (none was sent)"
+    )
+
+
+def test_some_failed_requests_leave_the_point_complete_with_both_counts() -> None:
+    rows = [row(), row(), row(error="timeout")]
+    assert judge(rows, {}, Faults()).status == "complete"
+    assert (count(rows).ok, count(rows).failed, count(rows).rows, count(rows).sent) == (2, 1, 3, 3)
+
+
+def test_a_wrong_prompt_length_or_a_client_over_budget_makes_the_point_invalid() -> None:
+    rows = [row(), row(error="length_mismatch")]
+    verdict = judge(rows, {"w0": {"invalid": ["client_bound"]}}, Faults())
+    assert verdict.status == "invalid"
+    assert verdict.reasons == ("prompt_length_mismatch", "client_bound")
+
+
+def test_a_failure_of_the_server_is_not_overwritten_by_what_the_rows_say() -> None:
+    verdict = judge([], {}, Faults("the server died during the point", ("server_died",)))
+    assert verdict == Faults("the server died during the point", ("server_died",))
+
+
+def test_gpu_rows_of_nvidia_smi_are_read_with_units() -> None:
+    rows = (
+        "0, GPU-1, NVIDIA H200, 143771, 700.00, 9.0, Disabled\n"
+        "1, GPU-2, NVIDIA T4, 15360, [N/A], 7.5, [N/A]\n"
+    )
+    first, second = parse_gpus(rows)
+    assert (first.memory_bytes, first.power_limit_w, first.mig) == (143771 * 2**20, 700.0, False)
+    assert (second.power_limit_w, second.compute_capability, second.mig) == (None, "7.5", None)
