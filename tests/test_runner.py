@@ -1,0 +1,158 @@
+"""A sweep's own guards, with real processes where a process is the subject and no vLLM."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from greenbench import points, runner, stages
+from greenbench.config import PointConfig, parse
+from greenbench.errors import UserError
+from greenbench.rundir import RunDir
+from greenbench.stages import Child, ServerStage, StageError
+from tests.test_contract import manifest
+
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
+POINT = parse(
+    PointConfig,
+    {
+        "sweep": "s", "seed": 1, "repeat": 0, "model": {"name": "m", "path": "/m", "max_model_len": 8},
+        "backend": {"name": "a"}, "server": {}, "task": {"name": "t"}, "context_tokens": 4,
+        "load": {"users": 1}, "phases": {"warmup_s": 0, "measure_s": 0.1, "drain_s": 0.1},
+        "slo": {}, "telemetry": {}, "prompts_per_point": 1,
+    },
+    "test",
+)  # fmt: skip
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(SLEEPER, start_new_session=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def server_json(directory: Path, pid: int, created_s: float) -> None:
+    directory.mkdir(parents=True)
+    server = manifest().server.model_copy(update={"pid": pid, "pid_created_s": created_s})
+    state = {"state": "ready", "error": None, "server": server.model_dump(mode="json")}
+    (directory / "server.json").write_text(json.dumps(state))
+
+
+def test_an_unwritable_place_is_said_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written there \(Not a directory\)"):
+        runner.prepare_directory(tmp_path / "file" / "runs")
+
+
+def test_a_full_disk_is_said_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner.shutil, "disk_usage", lambda _: SimpleNamespace(free=90 * 2**20))
+    with pytest.raises(UserError, match=r"90 MiB of disk are free, 500 MiB are wanted"):
+        runner.prepare_directory(tmp_path)
+
+
+def test_an_orphan_server_is_named_and_stopped(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    created_s = psutil.Process(sleeper.pid).create_time()
+    server_json(tmp_path / "servers" / "tiny-sdpa-r0", sleeper.pid, created_s)
+    said = list(runner.stop_orphans(tmp_path))
+    assert said == [f"stopped orphan server process {sleeper.pid} of tiny-sdpa-r0"]
+    assert not psutil.pid_exists(sleeper.pid)
+
+
+def test_a_process_that_only_got_the_same_pid_is_left_alone(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    created_s = psutil.Process(sleeper.pid).create_time()
+    server_json(tmp_path / "servers" / "old", sleeper.pid, created_s - 3600)
+    assert list(runner.stop_orphans(tmp_path)) == []
+    assert sleeper.poll() is None
+
+
+def test_a_run_left_by_a_killed_sweep_is_closed_as_interrupted(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    run = RunDir.create(tmp_path / "r0", manifest(sweep_pid=dead.pid), "")
+    assert list(runner.stop_orphans(tmp_path)) == ["closed r0, left unfinished by a killed sweep"]
+    assert (run.manifest().status, run.manifest().invalid_reasons) == ("failed", ["interrupted"])
+
+
+def test_two_sweeps_in_one_directory_are_refused(tmp_path: Path) -> None:
+    later = int((psutil.Process(os.getpid()).create_time() + 5) * 1e9)
+    RunDir.create(tmp_path / "r0", manifest(sweep_pid=os.getpid(), created_unix_ns=later), "")
+    with pytest.raises(UserError, match=f"process id {os.getpid()} is still running here"):
+        list(runner.stop_orphans(tmp_path))
+
+
+def test_only_complete_runs_are_skipped(tmp_path: Path) -> None:
+    for number, status in enumerate(("complete", "failed", "invalid", "running")):
+        RunDir.create(tmp_path / f"r{number}", manifest(status=status, config_hash=status), "")
+    assert runner.complete_hashes(tmp_path) == {"complete"}
+
+
+class FakeStage(ServerStage):
+    """A server whose life is a flag."""
+
+    def __init__(self, lives: Callable[[], bool]) -> None:
+        self.lives = lives
+
+    @property
+    def alive(self) -> bool:
+        return self.lives()
+
+
+def test_a_stalled_load_fails_the_point_at_its_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(points, "LOAD_SLACK_S", 0.1)
+    load = Child(SLEEPER, tmp_path / "log")
+    faults = points._watch(load, FakeStage(lambda: True), POINT, lambda: None)
+    load.stop(0.1)
+    assert faults.status == "failed" and faults.reasons == ("server_stalled",)
+
+
+def test_a_server_that_dies_fails_the_point_without_waiting_for_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(points, "DEATH_GRACE_S", 0.1)
+    load = Child(SLEEPER, tmp_path / "log")
+    faults = points._watch(load, FakeStage(lambda: False), POINT, lambda: None)
+    load.stop(0.1)
+    assert faults.reasons == ("server_died",)
+
+
+def test_a_load_generator_that_fails_is_quoted(tmp_path: Path) -> None:
+    code = "import sys; print('noise'); sys.exit('error: prompts are gone')"
+    load = Child([sys.executable, "-c", code], tmp_path / "log")
+    load.process.wait()
+    faults = points._watch(load, FakeStage(lambda: True), POINT, lambda: None)
+    assert faults.failure == "the load generator failed: prompts are gone"
+
+
+def test_a_stage_command_turns_exit_2_into_a_user_error_and_1_into_a_stage_error() -> None:
+    code = "import sys; print('error: no such thing', file=sys.stderr); sys.exit({})"
+    with pytest.raises(UserError, match=r"^no such thing$"):
+        stages.call([sys.executable, "-c", code.format(2)])
+    with pytest.raises(StageError, match="ended with 1: no such thing"):
+        stages.call([sys.executable, "-c", code.format(1)])
+
+
+def test_a_child_that_ignores_term_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "print('up', flush=True); time.sleep(60)"
+    )
+    child = Child([sys.executable, "-c", code], tmp_path / "log")
+    while "up" not in child.log.read_text():
+        pass
+    assert child.stop(0.2) == -9
