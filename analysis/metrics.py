@@ -1,0 +1,407 @@
+"""Per-request and per-point metrics; every formula is in the docstring of the function that applies it.
+
+Definitions shared by all of them:
+
+* *base*: the moment latency counts from: the scheduled moment in open loop, else the moment of sending.
+* *in the window*: latency statistics take the successful requests whose base lies in the window;
+  throughput counts tokens that arrived in it, whenever their request was sent.
+* A statistic says how many values stand behind it and refuses a percentile they cannot carry.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binom
+
+from analysis.load import ChunkBatch, Run
+from analysis.windows import Window
+from greenbench.config import SloConfig
+
+NS = 1e9
+
+# The tail percentiles need ten values beyond them (p90: 10 of 100, p99: 10 of 1,000). The median needs 6:
+# the fewest for which two order statistics enclose it with 95 % confidence (1 − 2·0.5⁶ = 0.969).
+PERCENTILE_NEEDS = {50: 6, 90: 100, 99: 1000}
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Of ``n`` values. A percentile is None when refused; ``refused`` says what it would need."""
+
+    n: int
+    mean: float | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    p50: float | None = None
+    p50_low: float | None = None  # 95 % order-statistic interval of the median
+    p50_high: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+    refused: list[str] = field(default_factory=list)
+
+
+def statistic(values: np.ndarray, interval: bool = True) -> Statistic:
+    """Mean, range and the percentiles that n allows (linear interpolation). NaN values are left out."""
+    values = np.asarray(values, dtype=float) if len(values) < 1_000_000 else np.asarray(values)
+    values = values[~np.isnan(values)]
+    n = len(values)
+    if n == 0:
+        return Statistic(0, refused=["no values"])
+    wanted = [p for p, need in PERCENTILE_NEEDS.items() if n >= need]
+    found = dict(zip(wanted, np.percentile(values, wanted), strict=True)) if wanted else {}
+    refused = [
+        f"p{p} needs {need:,}, has {n:,}" for p, need in PERCENTILE_NEEDS.items() if n < need
+    ]
+    low, high = _median_interval(values) if interval and 50 in found else (None, None)
+    return Statistic(
+        n,
+        mean=float(np.mean(values, dtype=float)),
+        minimum=float(values.min()),
+        maximum=float(values.max()),
+        p50=_maybe(found.get(50)),
+        p50_low=low,
+        p50_high=high,
+        p90=_maybe(found.get(90)),
+        p99=_maybe(found.get(99)),
+        refused=refused,
+    )
+
+
+def _maybe(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _median_interval(values: np.ndarray) -> tuple[float, float]:
+    """The order statistics x(k), x(n+1−k) with the largest k whose coverage is at least 95 %.
+
+    Coverage is 1 − 2·P(Binomial(n, ½) < k) and holds for any continuous distribution.
+    """
+    n = len(values)
+    k = max(1, int(binom.ppf(0.025, n, 0.5)))
+    while k > 1 and 2 * binom.cdf(k - 1, n, 0.5) > 0.05:
+        k -= 1
+    ordered = np.partition(values, [k - 1, n - k])
+    return float(ordered[k - 1]), float(ordered[n - k])
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Work done in a window. Input tokens count at their request's first token (or end, not streamed)."""
+
+    output: int
+    input: int
+    completions: int
+
+
+@dataclass(frozen=True)
+class PointRequests:
+    """What the chunk pass over a run yields.
+
+    ``frame``: one row a request with ``base_ns ttft_s tpot_s e2e_s lag_s ok in_window`` beside raw columns.
+    ``itl_s``: one value a token, of the successful requests in the window.
+    ``untimed``: such requests whose chunks carry no token counts, so that their gaps cannot be used.
+    """
+
+    frame: pd.DataFrame
+    itl_s: np.ndarray
+    untimed: int
+    tokens: Tokens
+    tokens_per_chunk: float | None
+
+
+def point_requests(run: Run, window: Window) -> PointRequests:
+    """Walk all chunks of a run once, block by block."""
+    parts = [_batch(batch, window) for batch in run.chunk_batches()]
+    if not parts:
+        return PointRequests(pd.DataFrame(), np.empty(0), 0, Tokens(0, 0, 0), None)
+    frame = pd.concat([part.frame for part in parts], ignore_index=True)
+    chunks = sum(part.chunks for part in parts)
+    gained = sum(part.gained for part in parts)
+    return PointRequests(
+        frame,
+        np.concatenate([part.itl_s for part in parts]),
+        sum(part.untimed for part in parts),
+        Tokens(
+            output=sum(part.output for part in parts),
+            input=sum(part.input for part in parts),
+            completions=sum(part.completions for part in parts),
+        ),
+        gained / chunks if chunks else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    frame: pd.DataFrame
+    itl_s: np.ndarray
+    untimed: int
+    output: int
+    input: int
+    completions: int
+    chunks: int
+    gained: int
+
+
+def _batch(batch: ChunkBatch, window: Window) -> _Part:
+    frame = request_metrics(batch)
+    start, end = window.start_unix_ns, window.end_unix_ns
+    frame["in_window"] = frame["base_ns"].between(start, end, inclusive="left").fillna(False)
+    frame["in_window"] = frame["in_window"].astype(bool)
+    counted = frame["in_window"] & frame["ok"]
+    gaps = token_gaps(batch, counted.to_numpy())
+    served = frame["error_type"].isna() | (frame["error_type"] == "cut_at_drain")
+    output, arrived = _output_tokens(batch, served.to_numpy(), start, end)
+    sent = (frame["sent_unix_ns"] - start).astype("float64")  # small numbers: exact as floats
+    length = end - start
+    prompt_at = sent + frame["first_token_ns"].fillna(frame["end_ns"])
+    prompt_in = served & (prompt_at >= 0) & (prompt_at < length)
+    ended = sent + frame["end_ns"]
+    done = frame["ok"] & (ended >= 0) & (ended < length)
+    unstreamed = done & frame["first_token_ns"].isna()  # no chunks: its tokens count when it ends
+    return _Part(
+        frame,
+        gaps.seconds,
+        gaps.untimed,
+        output + int(frame.loc[unstreamed, "output_tokens"].fillna(0).sum()),
+        int(frame.loc[prompt_in, "prompt_tokens"].fillna(0).sum()),
+        int(done.sum()),
+        arrived,
+        output,
+    )
+
+
+def request_metrics(batch: ChunkBatch) -> pd.DataFrame:
+    """Per request, in seconds:
+
+    * ``ttft_s`` = first_token_ns + lag: base to the first chunk with text. Null when not streamed.
+    * ``tpot_s`` = (t_last − t_first) / (c_last − c_first) over the chunks, c being cumulative tokens;
+      without token counts (last_token_ns − first_token_ns) / (output_tokens − 1). Null below 2 tokens.
+    * ``e2e_s`` = end_ns + lag: base to the end of the response.
+    * ``lag_s`` = sent − scheduled in open loop, else 0.
+    """
+    rows = batch.rows.copy()
+    sent, scheduled = (rows[name].astype("Int64") for name in ("sent_unix_ns", "scheduled_unix_ns"))
+    lag_ns = (sent - scheduled).astype("float64").fillna(0.0)
+    rows["base_ns"] = scheduled.fillna(sent)
+    rows["lag_s"] = lag_ns / NS
+    rows["ttft_s"] = (rows["first_token_ns"].astype(float) + lag_ns) / NS
+    rows["e2e_s"] = (rows["end_ns"].astype(float) + lag_ns) / NS
+    rows["tpot_s"] = _tpot_s(batch)
+    rows["ok"] = rows["error_type"].isna()
+    return rows
+
+
+def _tpot_s(batch: ChunkBatch) -> np.ndarray:
+    rows = batch.rows
+    span = (rows["last_token_ns"] - rows["first_token_ns"]).to_numpy(dtype=float, copy=True)
+    steps = rows["output_tokens"].to_numpy(dtype=float) - 1
+    lengths = np.diff(batch.offsets)
+    has = np.flatnonzero(lengths > 0)
+    first, last = batch.offsets[has], batch.offsets[has + 1] - 1
+    counted = has[batch.tokens[first] >= 0] if len(has) else has
+    first, last = batch.offsets[counted], batch.offsets[counted + 1] - 1
+    span[counted] = batch.ns[last] - batch.ns[first]
+    steps[counted] = batch.tokens[last] - batch.tokens[first]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(steps >= 1, span / steps / NS, np.nan)
+
+
+@dataclass(frozen=True)
+class TokenGaps:
+    seconds: np.ndarray  # float32, one a token
+    untimed: int
+
+
+def token_gaps(batch: ChunkBatch, wanted: np.ndarray) -> TokenGaps:
+    """Token-weighted inter-token latency: a gap that yields n tokens counts as n values of gap / n.
+
+    The first chunk of a request opens no gap. A chunk that brings no new token lengthens the gap of the
+    next one that does. Never one value a chunk, never padded with zeros.
+    """
+    lengths = np.diff(batch.offsets)
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    use = wanted[owner] if len(owner) else np.empty(0, dtype=bool)
+    known = batch.tokens >= 0
+    first_of = batch.offsets[:-1][wanted & (lengths > 0)]
+    untimed = int(np.sum(batch.tokens[first_of] < 0))
+    use &= known
+    owner, ns, count = owner[use], batch.ns[use], batch.tokens[use]
+    if len(owner) == 0:
+        return TokenGaps(np.empty(0, dtype=np.float32), untimed)
+    opens = np.concatenate(([True], owner[1:] != owner[:-1]))
+    gained = np.diff(count, prepend=0)
+    gained[opens] = count[opens]
+    keep = opens | (gained > 0)
+    opens, ns, gained = opens[keep], ns[keep], gained[keep]
+    gap = np.diff(ns, prepend=0).astype(np.float32) / np.float32(NS)
+    inner = ~opens
+    gap, gained = gap[inner], gained[inner]
+    if len(gained) and gained.max() > 1:
+        gap = np.repeat(gap / gained, gained)
+    return TokenGaps(gap.astype(np.float32, copy=False), untimed)
+
+
+def _output_tokens(batch: ChunkBatch, served: np.ndarray, start: int, end: int) -> tuple[int, int]:
+    """Tokens, and chunks that brought them, that arrived in [start, end).
+
+    Where chunks carry no counts, the server's total is spread evenly over the request's chunks.
+    """
+    lengths = np.diff(batch.offsets)
+    if batch.offsets[-1] == 0:
+        return 0, 0
+    # rows never sent have no chunks, so what stands in for their time is never used
+    sent = batch.rows["sent_unix_ns"].astype("Int64").fillna(0).to_numpy(dtype=np.int64)
+    lower = np.repeat(start - sent, lengths)
+    upper = np.repeat(end - sent, lengths)
+    inside = (batch.ns >= lower) & (batch.ns < upper) & np.repeat(served, lengths)
+    gained = np.diff(batch.tokens, prepend=0).astype(np.int64)
+    first_of = batch.offsets[:-1][lengths > 0]
+    gained[first_of] = batch.tokens[first_of]
+    unknown = batch.tokens < 0
+    total = int(gained[inside & ~unknown].sum())
+    if unknown.any():
+        share = batch.rows["output_tokens"].to_numpy(dtype=float) / np.maximum(lengths, 1)
+        total += round(float(np.nansum(np.repeat(share, lengths)[inside & unknown])))
+    return total, int(inside.sum())
+
+
+@dataclass(frozen=True)
+class Goodput:
+    """Requests that met the SLO. ``share`` is of all requests sent in the window, failed ones included."""
+
+    good: int | None = None
+    sent: int | None = None
+    share: float | None = None
+    per_s: float | None = None
+    reason: str | None = None  # why there is none
+
+
+def goodput(frame: pd.DataFrame, slo: SloConfig, duration_s: float) -> Goodput:
+    """good / duration, where a request is good when it succeeded and meets every bound of the SLO.
+
+    TPOT is not asked of a request of one token, which has none.
+    """
+    bounds = {name: limit for name, limit in slo.model_dump().items() if limit is not None}
+    if not bounds:
+        return Goodput(reason="the sweep sets no SLO")
+    inside = frame[frame["in_window"]]
+    if len(inside) == 0:
+        return Goodput(reason="no request was sent in the window")
+    if "ttft_s" in bounds and not inside["first_token_ns"].notna().any():
+        return Goodput(reason="the SLO bounds TTFT and this task is not streamed")
+    good = inside["ok"].to_numpy(dtype=bool, copy=True)
+    for name, limit in bounds.items():
+        values = inside[name]
+        meets = values <= limit
+        if name == "tpot_s":
+            meets |= values.isna() & (inside["output_tokens"] < 2)
+        good &= meets.to_numpy(dtype=bool)
+    count = int(good.sum())
+    return Goodput(count, len(inside), count / len(inside), count / duration_s)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Grades of the measured phase. Greedy answers to one prompt repeat, so prompts are counted too."""
+
+    graded: int = 0
+    prompts: int = 0
+    correct: int | None = None
+    correct_share: float | None = None
+    low: float | None = None  # 95 % Wilson interval over distinct prompts
+    high: float | None = None
+    mean_score: float | None = None
+    nll_per_token: float | None = None  # nats; perplexity = exp of it
+    perplexity: float | None = None
+    nll_tokens: int | None = None
+    reason: str | None = None
+
+
+def answers(run: Run) -> Answers:
+    """Right answers per prompt (a prompt counts by the mean of its answers), mean score, perplexity.
+
+    perplexity = exp(Σ nll / Σ tokens) over all scored tokens of the measured phase.
+    """
+    joined = graded_prompts(run)
+    if len(joined) == 0:
+        return Answers(reason="no graded answers were stored")
+    by_prompt = joined.groupby("prompt_index")[["correct", "score"]].mean()
+    graded = joined[joined["correct"].notna()]
+    tokens = joined["nll_tokens"].sum()
+    nll = float(joined["nll_sum"].sum() / tokens) if tokens else None
+    share = float(by_prompt["correct"].mean()) if len(graded) else None
+    prompts = int(by_prompt["correct"].notna().sum()) or len(by_prompt)
+    low, high = wilson(share * prompts, prompts) if share is not None else (None, None)
+    return Answers(
+        graded=len(joined),
+        prompts=prompts,
+        correct=int(graded["correct"].sum()) if len(graded) else None,
+        correct_share=share,
+        low=low,
+        high=high,
+        mean_score=_maybe(by_prompt["score"].mean()) if joined["score"].notna().any() else None,
+        nll_per_token=nll,
+        perplexity=float(np.exp(nll)) if nll is not None else None,
+        nll_tokens=int(tokens) if tokens else None,
+    )
+
+
+def graded_prompts(run: Run) -> pd.DataFrame:
+    """One row a graded answer of a successful measured request: prompt_index, correct, score, nll_*."""
+    outputs = run.outputs
+    requests = run.requests
+    if len(outputs) == 0 or len(requests) == 0:
+        return pd.DataFrame()
+    measured = requests[(requests["phase"] == "measure") & requests["error_type"].isna()]
+    joined = outputs[outputs["request_id"].isin(measured["request_id"])].copy()
+    for column in ("correct", "score", "nll_sum", "nll_tokens"):
+        joined[column] = pd.to_numeric(joined[column].map(_number), errors="coerce")
+    return joined[joined[["correct", "score", "nll_tokens"]].notna().any(axis=1)]
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or value is pd.NA else float(value)
+
+
+def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson 1927)."""
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def latency(measured: PointRequests) -> dict[str, dict[str, Any]]:
+    """Statistics of TTFT, TPOT, ITL and E2E (seconds) over the window's successful requests."""
+    frame = measured.frame
+    counted = frame[frame["in_window"] & frame["ok"]]
+    found = {
+        name: statistic(counted[name].to_numpy(dtype=float))
+        for name in ("ttft_s", "tpot_s", "e2e_s")
+    }
+    # tokens of one request are not independent, so ITL gets no interval
+    found["itl_s"] = statistic(measured.itl_s, interval=False)
+    return {name: asdict(value) for name, value in found.items()}
+
+
+def throughput(measured: PointRequests, duration_s: float) -> dict[str, float | int | None]:
+    """Tokens and requests a second: what arrived in the window over its length."""
+    tokens = measured.tokens
+    return {
+        "output_tokens": tokens.output,
+        "input_tokens": tokens.input,
+        "completions": tokens.completions,
+        "output_tokens_per_s": tokens.output / duration_s,
+        "total_tokens_per_s": (tokens.output + tokens.input) / duration_s,
+        "requests_per_s": tokens.completions / duration_s,
+        "tokens_per_chunk": measured.tokens_per_chunk,
+    }
+
+
+def errors(run: Run) -> dict[str, int]:
+    """Failed requests of the measured phase by error type."""
+    frame = run.requests
+    measured = frame[(frame["phase"] == "measure") & frame["error_type"].notna()]
+    return {str(kind): int(count) for kind, count in measured["error_type"].value_counts().items()}

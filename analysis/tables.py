@@ -1,0 +1,184 @@
+"""JSONL files of a run directory as Arrow tables, kept as Parquet under ``derived/``.
+
+Column types come from the dataclasses in ``greenbench.schema``. A torn last line (kill -9) is left
+out; a broken line elsewhere is a UserError that names the line. ``derived/`` may be deleted at any time.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import pyarrow as pa
+import pyarrow.json as pajson
+import pyarrow.parquet as pq
+
+from greenbench import SCHEMA_VERSION
+from greenbench.errors import UserError
+from greenbench.rundir import read_jsonl
+from greenbench.schema import GpuSample, HostSample, OutputRecord, RequestRecord, Row, ServerMetric
+
+CACHE_FORMAT = "1"  # raise when the way of reading changes, so that old caches are rebuilt
+BLOCK_BYTES = 16 << 20
+# ponytail: dicts with open-ended keys become structs of the keys found in the first block of each file
+ARROW_TYPES: dict[type, pa.DataType] = {
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    bool: pa.bool_(),
+}
+SPECIAL_TYPES: dict[str, pa.DataType] = {
+    "server_metrics": pa.struct(
+        [
+            (name, pa.float64())
+            for name in (
+                "time_to_first_token_ms",
+                "generation_time_ms",
+                "queue_time_ms",
+                "mean_itl_ms",
+                "tokens_per_second",
+            )
+        ]
+    ),
+    "nll_buckets": pa.list_(
+        pa.struct([(name, pa.float64()) for name in ("start", "end", "nll_sum", "tokens")])
+    ),
+    "chunk_tokens": pa.list_(pa.int32()),
+}
+SOURCES: dict[str, tuple[type[Row], str]] = {
+    "requests": (RequestRecord, "requests/*.jsonl"),
+    "outputs": (OutputRecord, "outputs/*.jsonl"),
+    "gpu": (GpuSample, "telemetry/gpu.jsonl"),
+    "host": (HostSample, "telemetry/host.jsonl"),
+    "server": (ServerMetric, "telemetry/server.jsonl"),
+}
+
+
+def arrow_schema(row: type[Row]) -> pa.Schema:
+    """The columns of a row class whose types are known beforehand; open dicts are left to inference."""
+    hints = get_type_hints(row)
+    known: list[pa.Field] = []
+    for column in fields(row):  # type: ignore[arg-type]
+        kind = SPECIAL_TYPES.get(column.name) or _arrow_type(hints[column.name])
+        if kind is not None:
+            known.append(pa.field(column.name, kind))
+    return pa.schema(known)
+
+
+def _arrow_type(hint: Any) -> pa.DataType | None:
+    arms = [arm for arm in get_args(hint) if arm is not NoneType]
+    if len(arms) == 1 and NoneType in get_args(hint):
+        return _arrow_type(arms[0])
+    if hint in ARROW_TYPES:
+        return ARROW_TYPES[hint]
+    origin = get_origin(hint)
+    if origin is list:
+        inner = _arrow_type(get_args(hint)[0])
+        return None if inner is None else pa.list_(inner)
+    if origin is dict:
+        return None
+    return pa.string()  # Literal of strings
+
+
+def parquet_path(run_path: Path, table: str) -> Path:
+    """The Parquet file of one table of a run, built from the JSONL when absent or out of date."""
+    row, pattern = SOURCES[table]
+    sources = sorted(run_path.glob(pattern))
+    stamp = _stamp(sources)
+    target = run_path / "derived" / f"{table}.parquet"
+    if target.is_file() and _stored_stamp(target) == stamp:
+        return target
+    target.parent.mkdir(exist_ok=True)
+    _convert(row, sources, target, stamp)
+    return target
+
+
+def _stamp(sources: list[Path]) -> bytes:
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
+    return json.dumps([CACHE_FORMAT, SCHEMA_VERSION, facts]).encode()
+
+
+def _stored_stamp(target: Path) -> bytes | None:
+    try:
+        metadata = pq.read_schema(target).metadata or {}
+    except (pa.ArrowInvalid, OSError):
+        return None  # a cache cut off while it was written
+    return metadata.get(b"greenbench_sources")
+
+
+def _convert(row: type[Row], sources: list[Path], target: Path, stamp: bytes) -> None:
+    """Stream the JSONL into Parquet, block by block, so memory does not grow with the run."""
+    scratch = target.with_suffix(".tmp")
+    schema = _full_schema(row, sources).with_metadata({b"greenbench_sources": stamp})
+    plain = [field.name for field in schema if pa.types.is_string(field.type)]
+    with pq.ParquetWriter(scratch, schema, compression="lz4", use_dictionary=plain) as writer:
+        for path in sources:
+            for batch in _batches(path, schema):
+                writer.write_table(pa.Table.from_batches([batch]).select(schema.names).cast(schema))
+    scratch.replace(target)
+
+
+def _full_schema(row: type[Row], sources: list[Path]) -> pa.Schema:
+    """Known columns, and open dicts (labels, zones, grades) as the structs their first block shows."""
+    schema = arrow_schema(row)
+    open_names = [f.name for f in fields(row) if f.name not in schema.names]  # type: ignore[arg-type]
+    if (
+        row is OutputRecord
+    ):  # what a grade holds differs by task and is read from the JSONL when shown
+        open_names = []
+    found: dict[str, pa.DataType] = {}
+    for path in sources:
+        head = next(_batches(path, schema, infer=True), None)
+        for name in open_names:
+            if head is not None and name in head.schema.names and name not in found:
+                kind = head.schema.field(name).type
+                if not pa.types.is_null(kind):
+                    found[name] = kind
+    return pa.schema([*schema, *(pa.field(name, kind) for name, kind in found.items())])
+
+
+def _batches(path: Path, schema: pa.Schema, infer: bool = False) -> Iterator[pa.RecordBatch]:
+    if path.stat().st_size == 0:
+        return
+    mapped = pa.memory_map(str(path))
+    whole = mapped.read_buffer()
+    body = _whole_lines(whole)
+    if body.size == 0:
+        return
+    parse = pajson.ParseOptions(
+        explicit_schema=schema, unexpected_field_behavior="infer" if infer else "ignore"
+    )
+    read = pajson.ReadOptions(block_size=BLOCK_BYTES, use_threads=True)
+    try:
+        yield from pajson.open_json(pa.BufferReader(body), read_options=read, parse_options=parse)
+    except pa.ArrowInvalid as error:
+        for _ in read_jsonl(path):  # names the line, if a line is what is wrong
+            pass
+        raise UserError(
+            f"{path}: a column has another type than the schema says ({error})"
+        ) from error
+
+
+def _whole_lines(buffer: pa.Buffer) -> pa.Buffer:
+    """The buffer up to its last newline; a torn last line is what a kill leaves behind."""
+    view = memoryview(buffer)
+    end = len(view)
+    step = 1 << 16
+    while end > 0:
+        start = max(0, end - step)
+        at = bytes(view[start:end]).rfind(b"\n")
+        if at >= 0:
+            return buffer.slice(0, start + at + 1)
+        end = start
+    return buffer.slice(0, 0)
+
+
+def row_count(path: Path) -> int:
+    """Complete lines of a JSONL file."""
+    count = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            count += block.count(b"\n")
+    return count

@@ -1,0 +1,324 @@
+"""The measured window of a point: the one definition that every number of the report rests on.
+
+``steady_window`` looks inside the measure phase for a stretch in which the load stood at its target and
+neither the KV pool, the completion rate nor the temperature drifted. Finding none makes the point
+invalid; the whole run is never taken instead. ``ml_energy_window`` is ML.ENERGY's definition under its
+own name, for comparison with its published figures.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+NS = 1e9
+
+
+@dataclass(frozen=True)
+class WindowRule:
+    """Limits of ``steady_window``. Shares are relative; every one of them is named in docs/method.md."""
+
+    running_share: float = 0.95  # of the closed loop's users: in flight from here to there
+    mean_running_share: float = 0.90  # of the users, time-weighted over the window
+    hole_share: float = 0.10  # longest stretch below running_share, of the window (or 1 s)
+    kv_drift_share: float = 0.10  # second half against first half, of the mean …
+    kv_drift_pool: float = 0.05  # … or of the whole pool, whichever is larger
+    rate_drift: float = 0.10  # completions of the second half against the first
+    temperature_c_per_min: float = 0.5  # judged on windows of 60 s and more
+    min_residences: float = 3.0  # window length over the mean time in the server
+    min_completions: int = 10
+    steps: int = 10  # the search trims by tenths
+
+
+@dataclass(frozen=True)
+class Series:
+    """A sampled quantity: ``unix_ns`` ascending, one value each."""
+
+    unix_ns: np.ndarray
+    values: np.ndarray
+
+    def within(self, start_ns: float, end_ns: float) -> "Series":
+        keep = (self.unix_ns >= start_ns) & (self.unix_ns < end_ns)
+        return Series(self.unix_ns[keep], self.values[keep])
+
+
+@dataclass(frozen=True)
+class Activity:
+    """When each request was in the server: ``start_ns`` and ``end_ns`` (unix), sorted by start."""
+
+    start_ns: np.ndarray
+    end_ns: np.ndarray
+
+    @property
+    def mean_residence_s(self) -> float:
+        return float(np.mean(self.end_ns - self.start_ns)) / NS if len(self.start_ns) else math.nan
+
+
+@dataclass(frozen=True)
+class Window:
+    """``reasons`` is empty for a window that may be used; ``evidence`` holds the figures behind it."""
+
+    definition: str
+    start_unix_ns: int
+    end_unix_ns: int
+    reasons: tuple[str, ...] = ()
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def duration_s(self) -> float:
+        return (self.end_unix_ns - self.start_unix_ns) / NS
+
+    @property
+    def valid(self) -> bool:
+        return not self.reasons
+
+
+def activity(requests: pd.DataFrame) -> Activity:
+    """Requests that reached the server and have an end; rows that never left the client are left out."""
+    seen = requests[requests["sent_unix_ns"].notna() & requests["end_ns"].notna()]
+    start = seen["sent_unix_ns"].to_numpy(dtype=np.int64)
+    order = np.argsort(start, kind="stable")
+    return Activity(start[order], (start + seen["end_ns"].to_numpy(dtype=np.int64))[order])
+
+
+def in_flight(load: Activity) -> tuple[np.ndarray, np.ndarray]:
+    """Step function of open requests: from ``times[i]`` on, ``levels[i]`` are open."""
+    times = np.concatenate([load.start_ns, load.end_ns])
+    change = np.repeat([1, -1], len(load.start_ns))
+    order = np.lexsort(
+        (change, times)
+    )  # at one moment the end comes first: a user's next is no second user
+    return times[order], np.cumsum(change[order])
+
+
+def mean_level(times: np.ndarray, levels: np.ndarray, start_ns: float, end_ns: float) -> float:
+    """Time-weighted mean of a step function over [start, end)."""
+    edges, values = _steps_within(times, levels, start_ns, end_ns)
+    return float(np.sum(values * np.diff(edges)) / (end_ns - start_ns))
+
+
+def _steps_within(
+    times: np.ndarray, levels: np.ndarray, start_ns: float, end_ns: float
+) -> tuple[np.ndarray, np.ndarray]:
+    first = np.searchsorted(times, start_ns, side="right")
+    last = np.searchsorted(times, end_ns, side="left")
+    before = levels[first - 1] if first > 0 else 0
+    edges = np.concatenate([[round(start_ns)], times[first:last], [round(end_ns)]])
+    return edges, np.concatenate([[before], levels[first:last]])
+
+
+def steady_window(
+    load: Activity,
+    phase_ns: tuple[int, int],
+    users: int | None,
+    kv_usage: Series | None = None,
+    temperature_c: Series | None = None,
+    rule: WindowRule | None = None,
+) -> Window:
+    """The longest steady stretch of the measure phase (``phase_ns``, unix ns).
+
+    Closed loop (``users`` given): it starts when the open requests first reach ``running_share`` of the
+    users and ends when they last stood there, so ramps at both ends fall away. Open loop: the phase,
+    minus one mean residence at its start for the server to fill. If that stretch drifts, tenths are
+    cut from either end, the shortest cut first. None that holds: invalid, with what drifted.
+    """
+    rule = rule or WindowRule()
+    if len(load.start_ns) == 0:
+        return Window("steady", *phase_ns, ("no request reached the server",))
+    times, levels = in_flight(load)
+    bounds = _bounds(load, times, levels, phase_ns, users, rule)
+    if isinstance(bounds, str):
+        return Window("steady", *phase_ns, (bounds,))
+    first, last = bounds
+    full: tuple[str, ...] = ()
+    step = (last - first) / rule.steps
+    cuts = [(a, b) for a in range(rule.steps) for b in range(rule.steps) if a + b < rule.steps]
+    for head, tail in sorted(cuts, key=lambda cut: (sum(cut), cut[1])):
+        start, end = first + head * step, last - tail * step
+        reasons, evidence = _judge(
+            load, times, levels, (start, end), users, kv_usage, temperature_c, rule
+        )
+        if not reasons:
+            return Window("steady", round(start), round(end), (), evidence)
+        full = full or reasons
+    _, evidence = _judge(load, times, levels, (first, last), users, kv_usage, temperature_c, rule)
+    return Window("steady", round(first), round(last), full, evidence)
+
+
+def _bounds(
+    load: Activity,
+    times: np.ndarray,
+    levels: np.ndarray,
+    phase_ns: tuple[int, int],
+    users: int | None,
+    rule: WindowRule,
+) -> tuple[float, float] | str:
+    start, end = float(phase_ns[0]), float(phase_ns[1])
+    if users is None:
+        ramp_end = float(load.start_ns[0]) + load.mean_residence_s * NS
+        return (
+            (max(start, ramp_end), end)
+            if ramp_end < end
+            else "the server was still filling when it ended"
+        )
+    edges, values = _steps_within(times, levels, start, end)
+    at_target = np.flatnonzero(values >= rule.running_share * users)
+    if len(at_target) == 0:
+        return f"the load never stood at its target: at most {values.max():.0f} of {users} requests were open"
+    return float(edges[at_target[0]]), float(edges[at_target[-1] + 1])
+
+
+def _judge(
+    load: Activity,
+    times: np.ndarray,
+    levels: np.ndarray,
+    span: tuple[float, float],
+    users: int | None,
+    kv_usage: Series | None,
+    temperature_c: Series | None,
+    rule: WindowRule,
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Why ``span`` is not steady (nothing: it is), and the figures it was judged by."""
+    start, end = span
+    middle = (start + end) / 2
+    length_s = (end - start) / NS
+    residence_s = load.mean_residence_s
+    done = load.end_ns[(load.end_ns >= start) & (load.end_ns < end)]
+    halves = (int(np.sum(done < middle)), int(np.sum(done >= middle)))
+    level = mean_level(times, levels, start, end) if end > start else 0.0
+    evidence: dict[str, Any] = {
+        "mean_in_flight": round(level, 3),
+        "mean_residence_s": round(residence_s, 4),
+        "completions": len(done),
+    }
+    reasons: list[str] = []
+    if length_s < rule.min_residences * residence_s:
+        reasons.append(
+            f"{length_s:.1f} s is shorter than {rule.min_residences:g} times "
+            f"the mean time of a request ({residence_s:.1f} s)"
+        )
+    if len(done) < rule.min_completions:
+        reasons.append(f"only {len(done)} requests ended in it, {rule.min_completions} are needed")
+    reasons += _rate_drift(halves, rule)
+    reasons += (
+        _closed_level(times, levels, span, level, users, rule)
+        if users is not None
+        else _open_level(times, levels, span, level, residence_s)
+    )
+    if kv_usage is not None:
+        reasons += _kv_drift(kv_usage, span, rule)
+    if temperature_c is not None and length_s >= 60:
+        reasons += _temperature_drift(temperature_c, span, rule)
+    return tuple(reasons), evidence
+
+
+def _rate_drift(halves: tuple[int, int], rule: WindowRule) -> list[str]:
+    """Counting noise of Poisson completions is allowed for: 1.96 standard errors of the difference."""
+    total = sum(halves)
+    if total == 0:
+        return []
+    difference = abs(halves[1] - halves[0]) / total
+    allowed = max(rule.rate_drift / 2, 1.96 / math.sqrt(total))
+    if difference <= allowed:
+        return []
+    return [
+        f"the completion rate drifted: {halves[0]} requests ended in its first half, {halves[1]} after"
+    ]
+
+
+def _closed_level(
+    times: np.ndarray,
+    levels: np.ndarray,
+    span: tuple[float, float],
+    level: float,
+    users: int,
+    rule: WindowRule,
+) -> list[str]:
+    reasons: list[str] = []
+    if level < rule.mean_running_share * users:
+        reasons.append(f"on average {level:.1f} of {users} requests were open")
+    edges, values = _steps_within(times, levels, *span)
+    below = values < rule.running_share * users
+    longest_s = _longest_run(edges, below) / NS
+    if longest_s > max(1.0, rule.hole_share * (span[1] - span[0]) / NS):
+        reasons.append(f"fewer than {users} requests were open for {longest_s:.1f} s on end")
+    return reasons
+
+
+def _longest_run(edges: np.ndarray, flags: np.ndarray) -> float:
+    longest = current = 0.0
+    for width, flag in zip(np.diff(edges), flags, strict=True):
+        current = current + width if flag else 0.0
+        longest = max(longest, current)
+    return longest
+
+
+def _open_level(
+    times: np.ndarray,
+    levels: np.ndarray,
+    span: tuple[float, float],
+    level: float,
+    residence_s: float,
+) -> list[str]:
+    """Open requests must not grow: the sd of a half's mean is about sqrt(2·level·residence/half)."""
+    start, end = span
+    middle = (start + end) / 2
+    before, after = (
+        mean_level(times, levels, start, middle),
+        mean_level(times, levels, middle, end),
+    )
+    half_s = (end - start) / 2 / NS
+    noise = math.sqrt(2 * max(level, 0.1) * residence_s / half_s)
+    if abs(after - before) <= max(0.1 * level, 2 * math.sqrt(2) * noise):
+        return []
+    trend = "grew" if after > before else "fell"
+    hint = ": more arrives than the server can serve" if after > before else ""
+    return [f"open requests {trend} from {before:.1f} to {after:.1f}{hint}"]
+
+
+def _kv_drift(kv_usage: Series, span: tuple[float, float], rule: WindowRule) -> list[str]:
+    middle = (span[0] + span[1]) / 2
+    first, second = (
+        kv_usage.within(span[0], middle).values,
+        kv_usage.within(middle, span[1]).values,
+    )
+    if len(first) < 2 or len(second) < 2:
+        return []
+    before, after = float(np.mean(first)), float(np.mean(second))
+    if abs(after - before) <= max(rule.kv_drift_share * (before + after) / 2, rule.kv_drift_pool):
+        return []
+    return [f"KV usage drifted from {before:.2f} to {after:.2f}"]
+
+
+def _temperature_drift(
+    temperature_c: Series, span: tuple[float, float], rule: WindowRule
+) -> list[str]:
+    part = temperature_c.within(*span)
+    if len(part.values) < 10:
+        return []
+    minutes = (part.unix_ns - part.unix_ns[0]) / NS / 60
+    slope = float(np.polyfit(minutes, part.values, 1)[0])
+    if abs(slope) <= rule.temperature_c_per_min:
+        return []
+    return [f"the GPU's temperature drifted by {slope:+.1f} °C a minute"]
+
+
+def ml_energy_window(requests: pd.DataFrame, max_num_seqs: int) -> Window:
+    """ML.ENERGY Benchmark's window over all requests of the run.
+
+    It opens when ``max_num_seqs`` requests have had a first token and closes when all but
+    ``max_num_seqs + 1`` have ended. With fewer users than ``max_num_seqs`` the users stand in for it.
+    """
+    good = requests[requests["error_type"].isna() & requests["first_token_ns"].notna()]
+    sent = good["sent_unix_ns"].to_numpy(dtype=float)
+    firsts = np.sort(sent + good["first_token_ns"].to_numpy(dtype=float))
+    ends = np.sort(sent + good["end_ns"].to_numpy(dtype=float))
+    if len(firsts) < 2 * max_num_seqs + 2:
+        at = int(sent.min()) if len(sent) else 0
+        reason = f"{len(firsts)} requests are too few for {max_num_seqs} at a time"
+        return Window("ml_energy", at, at, (reason,))
+    start, end = firsts[max_num_seqs - 1], ends[len(ends) - max_num_seqs - 2]
+    reasons = () if end > start else ("it closes before it opens",)
+    return Window("ml_energy", round(start), round(max(start, end)), reasons)
