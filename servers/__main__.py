@@ -1,0 +1,208 @@
+"""Start, plan, describe and build vLLM servers: ``python -m servers --backend sdpa --model tiny-llama``.
+
+The only place of this package that reads os.environ: VLLM_PYTHON names the python that has vLLM,
+GREENBENCH_CACHE where built models lie.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from greenbench.config import ROOT, BackendChoice, ServerConfig, ServerRequest, load_model, parse
+from greenbench.errors import UserError, exit_on_user_error
+from greenbench.rundir import run_id
+from servers import serve
+from servers.backends import BACKENDS
+from servers.facts import other_host, this_host
+from servers.model_store import ensure_model
+from servers.process import ServerDied
+from servers.refusals import Case, refusals
+from servers.table import as_json, as_table
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def surroundings() -> serve.Surroundings:
+    python = os.environ.get("VLLM_PYTHON") or str(ROOT / ".venv-vllm" / "bin" / "python")
+    cache = Path(os.environ.get("GREENBENCH_CACHE") or ROOT / ".cache").resolve()
+    return serve.Surroundings(this_host(python), python, cache, dict(os.environ))
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _read_request(path: str) -> ServerRequest:
+    return parse(ServerRequest, _read_json(path), path)
+
+
+def _read_json(path: str) -> Any:
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text()
+        return json.loads(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a JSON file") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error.msg} at line {error.lineno})") from error
+
+
+def command_direct(args: argparse.Namespace) -> int:
+    request = ServerRequest(
+        model=load_model(args.model), backend=_choice(args), server=_server_config(args)
+    )
+    stamp = run_id(time.time_ns(), request.backend.label, request.model.name, "")
+    out = Path(args.out) if args.out else ROOT / "runs" / "serve" / stamp.rstrip("-")
+    return _serve(request, out)
+
+
+def _choice(args: argparse.Namespace) -> BackendChoice:
+    pairs = [option.partition("=") for option in args.option]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise UserError(f"--option wants name=value, found '{name}'")
+    options = {name: _value(text) for name, _, text in pairs}
+    return parse(BackendChoice, {"name": args.backend, "options": options}, "--option")
+
+
+def _value(text: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _server_config(args: argparse.Namespace) -> ServerConfig:
+    asked = {
+        "port": args.port,
+        "dtype": args.dtype,
+        "execution": args.execution,
+        "max_model_len": args.max_model_len,
+        "kv_cache_gib": args.kv_cache_gib,
+        "prefix_caching": args.prefix_caching,
+        "extra_args": args.extra,
+    }
+    given = {key: value for key, value in asked.items() if value is not None}
+    return parse(ServerConfig, given, "command line")
+
+
+def command_start(args: argparse.Namespace) -> int:
+    return _serve(_read_request(args.request), Path(args.out))
+
+
+def _serve(request: ServerRequest, out: Path) -> int:
+    def end(number: int, _: object) -> None:
+        for each in STOP_SIGNALS:
+            signal.signal(each, signal.SIG_IGN)  # once: the stop itself must not be cut short
+        raise KeyboardInterrupt if number == signal.SIGINT else serve.Terminated
+
+    for each in STOP_SIGNALS:
+        signal.signal(each, end)
+    return serve.serve(request, out, surroundings(), say)
+
+
+def command_probe(args: argparse.Namespace) -> int:
+    try:
+        server = serve.probe(_read_request(args.request), Path(args.out))
+    except ServerDied as error:
+        say(f"failed: {error}")
+        return serve.BOOT_FAILED
+    say(
+        f"{server.base_url} serves {server.served_model}; {server.proof}: {server.proof_detail['says']}"
+    )
+    return 0
+
+
+def command_plan(_: argparse.Namespace) -> int:
+    data = _read_json("-")
+    if not isinstance(data, list):
+        raise UserError("plan wants a JSON list of server requests on stdin")
+    around = surroundings()
+    plans = []
+    for index, item in enumerate(data):
+        request = parse(ServerRequest, item, f"request {index}")
+        plan = serve.planned(request, around, request.server.port or "<free port>")
+        plans.append(
+            {
+                "label": request.backend.label,
+                "argv": plan.command.argv,
+                "env": plan.command.env,
+                "model_path": plan.model_path,
+                "refusals": plan.refusals,
+            }
+        )
+    print(json.dumps(plans, indent=1))
+    return 0
+
+
+def command_build(args: argparse.Namespace) -> int:
+    model = _read_request(args.request).model if args.request else load_model(args.model)
+    around = surroundings()
+    print(ensure_model(model, around.cache, around.vllm_python, around.env))
+    return 0
+
+
+def command_backends(args: argparse.Namespace) -> int:
+    host = other_host(args.gpu) if args.gpu else surroundings().host
+    rows = [(row, refusals(Case(row, host))) for row in BACKENDS.values()]
+    print(as_json(rows) if args.json else as_table(rows, host))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m servers", description=__doc__)
+    parser.set_defaults(run=command_direct)
+    _direct_arguments(parser)
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int], help: str
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help)
+        command.set_defaults(run=run)
+        return command
+
+    start = add("start", command_start, "start the server of a request file")
+    probe = add("probe", command_probe, "describe a server that runs already")
+    for command in (start, probe):
+        command.add_argument("--request", required=True, help="ServerRequest as JSON; - is stdin")
+        command.add_argument("--out", required=True, help="folder for server.json, log and proof")
+    add("plan", command_plan, "argv, env and refusals of a list of requests (JSON on stdin)")
+    build = add("build", command_build, "make a model's folder unless it is there; prints its path")
+    which = build.add_mutually_exclusive_group(required=True)
+    which.add_argument("--request", help="ServerRequest as JSON; - is stdin")
+    which.add_argument("--model", help="name, YAML file or folder")
+    backends = add("backends", command_backends, "every backend, and whether this host can run it")
+    backends.add_argument("--json", action="store_true")
+    backends.add_argument("--for", dest="gpu", metavar="GPU", help="judge another host by its card")
+    return parser
+
+
+def _direct_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", default="cpu_attn", help=f"one of {', '.join(BACKENDS)}")
+    parser.add_argument("--model", default="tiny-llama", help="name, YAML file or folder")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--dtype")
+    parser.add_argument("--execution")
+    parser.add_argument("--max-model-len", type=int)
+    parser.add_argument("--kv-cache-gib", type=float)
+    parser.add_argument("--prefix-caching", action="store_true", default=None)
+    parser.add_argument("--extra", action="append", metavar="FLAG", help="a further vLLM flag")
+    parser.add_argument(
+        "--out", help="folder for server.json, log and proof; default under runs/serve"
+    )
+
+
+def main() -> int:
+    args = _parser().parse_args()
+    return exit_on_user_error(lambda: args.run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""The one table of attention backends. Everything else that names a backend reads it from here.
+
+Adding a backend is one row; if it is ours, also one file in ``servers/plugins/``. What vLLM's own rows
+say was read from vLLM 0.32's backend classes (``vllm/v1/attention/backends``).
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from greenbench.config import BackendChoice
+from greenbench.errors import UserError, nearest
+from servers.facts import Capability, Device
+
+HALF = ("bfloat16", "float16")
+ALL_DTYPES = (*HALF, "float32")
+FP8 = ("fp8", "fp8_e4m3", "fp8_e5m2")
+GRAPHS = ("eager", "piecewise", "full")
+ANY_HEAD_SIZE = range(1, 100_000)
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a backend of ours, passed to its class."""
+
+    default: int | float | str | bool
+    describe: str
+    minimum: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    name: str  # what a person types
+    vllm_name: str  # --attention-backend
+    describe: str
+    devices: tuple[Device, ...]
+    impls: tuple[
+        str, ...
+    ]  # implementation classes that prove it, as vLLM's model inspection shows them
+    class_path: str | None = None  # ours; None for vLLM's own
+    capability_min: Capability | None = None
+    capability_max: Capability | None = None
+    dtypes: tuple[str, ...] = HALF
+    head_sizes: Collection[int] = ANY_HEAD_SIZE
+    kv_dtypes: tuple[str, ...] = ("auto",)
+    fp8_capability_majors: tuple[int, ...] | None = None  # None: wherever the backend runs
+    features: frozenset[str] = frozenset()  # of facts.FEATURES, those it can serve
+    packages: tuple[str, ...] = ()  # distributions beside vLLM
+    block_sizes: Mapping[Device, int] = field(default_factory=lambda: {"cpu": 128, "cuda": 16})
+    flash_attn_version: int | None = None  # pinned through attention-config
+    executions: tuple[str, ...] = GRAPHS  # CUDA graph modes it can be captured in
+    options: Mapping[str, Option] = field(default_factory=dict[str, Option])
+
+    @property
+    def is_ours(self) -> bool:
+        return self.class_path is not None
+
+
+_ROWS = (
+    Backend(
+        "cpu_attn",
+        vllm_name="CPU_ATTN",
+        describe="vLLM's own kernel on the CPU",
+        devices=("cpu",),
+        impls=("CPUAttentionBackendImpl",),
+        dtypes=ALL_DTYPES,
+        head_sizes=CPU_HEAD_SIZES,
+        kv_dtypes=("auto", *FP8),
+        features=frozenset({"alibi", "soft_cap", "sliding_window", "learned_sinks"}),
+        executions=("eager",),
+    ),
+    Backend(
+        "flash_attn",
+        vllm_name="FLASH_ATTN",
+        describe="FlashAttention, the best version for the card",
+        devices=("cuda",),
+        impls=("FlashAttentionImpl",),
+        capability_min=(8, 0),
+        head_sizes=range(8, 257, 8),
+        kv_dtypes=("auto", *HALF, "fp8", "fp8_e4m3"),
+        fp8_capability_majors=(9, 10),
+        features=frozenset({"alibi", "soft_cap", "sliding_window", "learned_sinks"}),
+    ),
+    Backend(
+        "flashinfer",
+        vllm_name="FLASHINFER",
+        describe="FlashInfer's paged kernels",
+        devices=("cuda",),
+        impls=("FlashInferImpl",),
+        capability_min=(8, 0),
+        capability_max=(12, 1),
+        head_sizes=(64, 128, 256, 512),
+        kv_dtypes=("auto", *HALF, *FP8),
+        features=frozenset({"soft_cap", "sliding_window", "learned_sinks"}),
+        packages=("flashinfer-python",),
+    ),
+    Backend(
+        "triton",
+        vllm_name="TRITON_ATTN",
+        describe="vLLM's unified attention kernel in Triton",
+        devices=("cuda",),
+        impls=("TritonAttentionImpl",),
+        capability_min=(7, 0),
+        dtypes=ALL_DTYPES,
+        head_sizes=range(32, 1025),
+        kv_dtypes=("auto", *HALF, *FP8),
+        features=frozenset({"alibi", "soft_cap", "sliding_window", "learned_sinks"}),
+    ),
+    Backend(
+        "flex",
+        vllm_name="FLEX_ATTENTION",
+        describe="PyTorch's FlexAttention over the paged cache",
+        devices=("cuda",),
+        impls=("FlexAttentionImpl",),
+        capability_min=(7, 0),
+        dtypes=ALL_DTYPES,
+        kv_dtypes=("auto", *HALF),
+        features=frozenset({"soft_cap", "sliding_window"}),
+    ),
+    Backend(
+        "sdpa",
+        vllm_name="CUSTOM",
+        describe="ours: PyTorch's scaled_dot_product_attention over the paged cache",
+        devices=("cpu", "cuda"),
+        impls=("SdpaImpl",),
+        class_path="servers.plugins.sdpa.SdpaBackend",
+        capability_min=(7, 0),
+        dtypes=ALL_DTYPES,
+        features=frozenset({"sliding_window"}),
+        executions=("eager", "piecewise"),
+    ),
+)
+
+BACKENDS: dict[str, Backend] = {row.name: row for row in _ROWS}
+
+
+def find(name: str) -> Backend:
+    if name not in BACKENDS:
+        raise UserError(
+            f"Unknown backend '{name}'; {nearest(name, BACKENDS)} See servers/backends.py"
+        )
+    return BACKENDS[name]
+
+
+def resolve(choice: BackendChoice) -> tuple[Backend, dict[str, Any]]:
+    """The row, and every option of it with its value. Unknown names and wrong values: UserError."""
+    backend = find(choice.name)
+    for name, value in choice.options.items():
+        if name not in backend.options:
+            raise UserError(
+                f"Backend '{backend.name}' has no option '{name}'; {nearest(name, backend.options)}"
+            )
+        _check_value(backend.name, name, backend.options[name], value)
+    defaults = {name: option.default for name, option in backend.options.items()}
+    return backend, {**defaults, **choice.options}
+
+
+def _check_value(backend: str, name: str, option: Option, value: int | float | str | bool) -> None:
+    wanted = type(option.default)
+    too_small = option.minimum is not None and wanted is int and value < option.minimum  # type: ignore[operator]
+    if type(value) is not wanted or too_small:
+        least = f" of at least {option.minimum}" if option.minimum is not None else ""
+        raise UserError(
+            f"Backend '{backend}': option '{name}' wants {wanted.__name__}{least}, found {value!r}"
+        )

@@ -1,0 +1,72 @@
+"""Reading vLLM's own log: why it died, and what it said about its kernels. Pure text in, facts out."""
+
+import re
+
+# "(EngineCore pid=12) ERROR 11-23 18:00:00 [core.py:100] ValueError: ..." -> "ValueError: ..."
+_PREFIX = re.compile(
+    r"^(\([^)]*pid=\d+\)\s*)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]+\]\s?)?"
+)
+_ERROR = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b(?:: |$)")
+_ARGPARSE = re.compile(r"^\S+: error: ")
+# These name no cause: they say that something said above was wrong.
+_CONSEQUENCES = (
+    "Engine core initialization failed",
+    "WorkerProc initialization failed",
+    "EngineDeadError",
+    "EngineCore encountered an issue",
+    "Executor failed",
+    "cancelled",
+    "KeyboardInterrupt",
+    "SystemExit",
+)
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+MAX_LENGTH = 300
+
+
+def last_error(log: str) -> str | None:
+    """The line that names the cause of a death: the first error of the last group, not its echoes.
+
+    A traceback's last line is repeated by every process above the one that failed, each time wrapped in
+    a more general error; those wrappers are passed over. Without any error line: the last line there is.
+    """
+    lines = [_PREFIX.sub("", _ANSI.sub("", line)).rstrip() for line in log.splitlines()]
+    for index in range(len(lines) - 1, -1, -1):
+        if _names_a_cause(lines[index]):
+            return _with_detail(lines, index)[:MAX_LENGTH]
+    spoken = [line for line in lines if line.strip()]
+    return spoken[-1].strip()[:MAX_LENGTH] if spoken else None
+
+
+def _names_a_cause(line: str) -> bool:
+    if _ARGPARSE.match(line):
+        return True
+    return bool(_ERROR.match(line)) and not any(word in line for word in _CONSEQUENCES)
+
+
+def _with_detail(lines: list[str], index: int) -> str:
+    """pydantic puts the sentence on the lines after '1 validation error for X'."""
+    line = lines[index].strip()
+    if "validation error" not in line:
+        return line
+    detail = [part.strip() for part in lines[index + 1 : index + 3]]
+    wanted = next((part for part in detail if part.startswith("Value error,")), " ".join(detail))
+    return f"{line}: {wanted.removeprefix('Value error, ')}"
+
+
+def flash_attention_version(log: str) -> int | None:
+    found = re.findall(r"Using FlashAttention version (\d+)", log)
+    return int(found[-1]) if found else None
+
+
+def kv_memory_bytes(log: str) -> int | None:
+    """Size of the KV pool: said for the CPU as what was set, for a GPU as what was left."""
+    cpu = re.search(r"set \(([\d.]+)/[\d.]+\) GiB for KV cache", log)
+    gpu = re.search(r"Available KV cache memory: ([\d.]+) GiB", log)
+    found = cpu or gpu
+    return round(float(found.group(1)) * 1024**3) if found else None
+
+
+def weights_bytes(log: str) -> int | None:
+    """GPU only: vLLM says there how much memory loading the model took."""
+    found = re.search(r"Model loading took ([\d.]+) GiB", log)
+    return round(float(found.group(1)) * 1024**3) if found else None

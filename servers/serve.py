@@ -1,0 +1,291 @@
+"""Start one server, prove it, keep ``server.json`` true, and end it. Or describe one that runs already.
+
+The order matters: everything a person can get wrong is checked before anything is built or started.
+"""
+
+import json
+import struct
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+
+from greenbench.config import ServerRequest
+from greenbench.errors import UserError
+from greenbench.manifest import Server
+from greenbench.rundir import write_atomic
+from servers import bootlog, inspect_server, proof, smoke
+from servers.backends import resolve
+from servers.command import Plan, child_env, plan, recorded_env
+from servers.facts import HostFacts, model_facts, served_dtype
+from servers.inspect_server import ServerSays
+from servers.model_store import ensure_model, is_hub_id, model_path
+from servers.process import ServerDied, ServerProcess, pick_port
+
+SERVER_JSON = "server.json"
+SERVER_LOG = "server.log"
+State = Literal["booting", "ready", "stopped", "failed"]
+BOOT_FAILED = 1
+DIED_SERVING = 3
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_FLOATS = ("F64", "F32", "BF16", "F16")
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Not an Exception: nothing on the way may take it for a failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What is read at the edge, once: nothing below looks at the machine or its environment."""
+
+    host: HostFacts
+    vllm_python: str
+    cache: Path
+    env: Mapping[str, str]
+
+
+def planned(request: ServerRequest, around: Surroundings, port: int | str) -> Plan:
+    path = model_path(request.model, around.cache)
+    facts = model_facts(request.model)
+    return plan(request, around.host, facts, path, port, around.vllm_python, not is_hub_id(path))
+
+
+def serve(
+    request: ServerRequest, out: Path, around: Surroundings, say: Callable[[str], None]
+) -> int:
+    """Run one server until it is told to end. Returns the exit code; bad input raises UserError."""
+    port = pick_port(request.server.port)
+    plan = planned(request, around, port)
+    if plan.refusals:
+        raise UserError("; ".join(plan.refusals))
+    ensure_model(request.model, around.cache, around.vllm_python, child_env(around.env, {}))
+    _make_folder(out)
+    state = StateFile(out, _described(request, plan, out, port, around))
+    process = ServerProcess(
+        plan.command.argv, child_env(around.env, plan.command.env), out / SERVER_LOG
+    )
+    try:
+        with process:
+            return _run(request, plan, process, state, say)
+    except ServerDied as error:
+        return _failed(
+            state, str(error), BOOT_FAILED if state.state == "booting" else DIED_SERVING, say
+        )
+    except BootFailed as error:
+        return _failed(state, str(error), BOOT_FAILED, say)
+    except (Terminated, KeyboardInterrupt) as stop:
+        state.write("stopped")
+        say("stopped")
+        if isinstance(stop, KeyboardInterrupt):
+            raise
+        return 0
+
+
+class BootFailed(Exception):
+    """The server runs, and may not be used: a smoke request failed or another backend was built."""
+
+
+def _run(
+    request: ServerRequest,
+    plan: Plan,
+    process: ServerProcess,
+    state: "StateFile",
+    say: Callable[[str], None],
+) -> int:
+    started = time.monotonic()
+    deadline = started + request.server.boot_timeout_s
+    state.write("booting", pid=process.pid, pid_created_s=process.created_s)
+    say(f"booting {plan.backend.name} with {request.model.name}, log {process.log_path}")
+    base_url = state.server.base_url
+    process.wait_healthy(base_url, deadline)
+    healthy = time.monotonic()
+    _smoke(request, plan, process, base_url, deadline)
+    smoked = time.monotonic()
+    says = inspect_server.ask(base_url)
+    says.save(state.folder)
+    log = process.log()
+    found = proof.judge(plan.backend, says.trees, bootlog.flash_attention_version(log))
+    facts = _observed(request, plan, says, log, found)
+    if found.verdict == "mismatch":
+        state.describe(**facts)
+        raise BootFailed(f"Another attention backend runs than was asked for: {found.sentence}")
+    ready = time.monotonic()
+    ready_s = ready - started
+    stages = {"healthy": healthy - started, "smoke": smoked - healthy, "proof": ready - smoked}
+    detail = {**found.detail, "log_offset_ready": process.log_path.stat().st_size}
+    state.write("ready", **{**facts, "proof_detail": detail}, ready_s=ready_s, boot_stages_s=stages)
+    say(f"ready at {base_url} in {ready_s:.1f} s; {found.verdict}: {found.sentence}")
+    process.wait_ended()
+    raise AssertionError("wait_ended returns by raising only")
+
+
+def _smoke(
+    request: ServerRequest, plan: Plan, process: ServerProcess, base_url: str, deadline: float
+) -> None:
+    left_s = max(1.0, deadline - time.monotonic())
+    try:
+        smoke.run(
+            base_url,
+            request.model.name,
+            plan.max_model_len,
+            request.server.max_num_batched_tokens,
+            left_s,
+        )
+    except smoke.SmokeFailure as failure:
+        _give_time_to_die(process)
+        process.check_alive(f"when {failure}")
+        cause = bootlog.last_error(process.log())
+        raise BootFailed(f"The server is up, but {failure}; its log: {cause}") from failure
+
+
+def _give_time_to_die(process: ServerProcess, seconds: float = 3.0) -> None:
+    """An engine that failed takes its API server down a moment later; then the log names the cause."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        process.check_alive("on a smoke request")
+        time.sleep(0.1)
+
+
+def _observed(
+    request: ServerRequest, plan: Plan, says: ServerSays, log: str, found: proof.Proof
+) -> dict[str, Any]:
+    dtype = says.dtype or served_dtype(request.model, request.server)
+    fixed_pool = request.server.num_gpu_blocks is not None
+    return {
+        "observed_backend": found.observed_backend,
+        "proof": found.verdict,
+        "proof_detail": found.detail,
+        "dtype": dtype,
+        "vllm_version": says.version,
+        "kv_cache_tokens": says.kv_cache_tokens,
+        "kv_cache_bytes": None if fixed_pool else bootlog.kv_memory_bytes(log),
+        "weights_bytes": bootlog.weights_bytes(log) or weights_bytes(Path(plan.model_path), dtype),
+    }
+
+
+def _failed(state: "StateFile", sentence: str, code: int, say: Callable[[str], None]) -> int:
+    state.write("failed", error=sentence)
+    say(f"failed: {sentence}")
+    return code
+
+
+def probe(request: ServerRequest, out: Path) -> Server:
+    """server.json for a server that somebody else runs (``server.base_url``).
+
+    Unproven unless it gives a model inspection. Raises UserError on bad input, ServerDied when nothing
+    answers there.
+    """
+    backend, options = resolve(request.backend)
+    if request.server.base_url is None:
+        raise UserError("probe wants server.base_url, the address of a running server")
+    base_url = request.server.base_url.rstrip("/").removesuffix("/v1")
+    try:
+        says = inspect_server.ask(base_url)
+    except (httpx.HTTPError, httpx.InvalidURL, KeyError, json.JSONDecodeError) as error:
+        raise ServerDied(
+            f"No vLLM server answers at {base_url} ({type(error).__name__}: {error})"
+        ) from error
+    listed = {str(model["id"]): model for model in says.served_models}
+    served = request.server.served_model or next(iter(listed), "")
+    if served not in listed:
+        raise UserError(f"{base_url} serves {', '.join(listed) or 'no model'}, not '{served}'")
+    _make_folder(out)
+    says.save(out)
+    found = proof.judge(backend, says.trees, None)
+    server = Server(
+        server_id=out.name,
+        requested_backend=request.backend.name,
+        backend_options=options,
+        observed_backend=found.observed_backend,
+        proof=found.verdict,
+        proof_detail=found.detail,
+        model=request.model.name,
+        model_path=str(listed[served].get("root") or request.model.path or ""),
+        weights=request.model.weights,
+        dtype=says.dtype or "auto",
+        kv_cache_dtype=says.cache.get("cache_dtype", request.server.kv_cache_dtype),
+        execution="unknown",
+        max_model_len=listed[served].get("max_model_len"),
+        kv_cache_tokens=says.kv_cache_tokens,
+        base_url=base_url,
+        served_model=served,
+        vllm_version=says.version,
+    )
+    StateFile(out, server).write("ready")
+    return server
+
+
+class StateFile:
+    """server.json: replaced whole at each change, so that a reader never sees half of it."""
+
+    def __init__(self, folder: Path, server: Server) -> None:
+        self.folder = folder
+        self.server = server
+        self.state: State = "booting"
+
+    def describe(self, **facts: object) -> None:
+        self.server = self.server.model_copy(update=facts)
+
+    def write(self, state: State, error: str | None = None, **facts: object) -> None:
+        self.describe(**facts)
+        self.state = state
+        body = {"state": state, "error": error, "server": self.server.model_dump(mode="json")}
+        write_atomic(self.folder / SERVER_JSON, json.dumps(body, indent=1) + "\n")
+
+
+def _described(
+    request: ServerRequest, plan: Plan, out: Path, port: int, around: Surroundings
+) -> Server:
+    return Server(
+        server_id=out.name,
+        requested_backend=plan.backend.name,
+        backend_options=plan.options,
+        model=request.model.name,
+        model_path=plan.model_path,
+        weights=request.model.weights,
+        dtype=served_dtype(request.model, request.server),
+        kv_cache_dtype=request.server.kv_cache_dtype,
+        execution=request.server.execution,
+        tensor_parallel=request.server.tensor_parallel,
+        max_model_len=plan.max_model_len,
+        base_url=f"http://127.0.0.1:{port}",
+        served_model=request.model.name,
+        argv=plan.command.argv,
+        env=recorded_env(around.env, plan.command.env),
+        vllm_version=around.host.vllm_version,
+    )
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / SERVER_JSON, "{}")
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror}); give another --out"
+        ) from error
+
+
+def weights_bytes(folder: Path, dtype: str) -> int | None:
+    """Parameters in the safetensors headers times the served dtype's size; None where unknown."""
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if not files or dtype not in _DTYPE_BYTES:
+        return None
+    total = 0
+    for file in files:
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
+        for name, tensor in header.items():
+            if name == "__metadata__":
+                continue
+            begin, end = tensor["data_offsets"]
+            if tensor["dtype"] in _FLOATS:
+                size = {"F64": 8, "F32": 4}.get(tensor["dtype"], 2)
+                total += (end - begin) // size * _DTYPE_BYTES[dtype]
+            else:
+                total += end - begin
+    return total
