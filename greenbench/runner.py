@@ -32,7 +32,14 @@ from greenbench.stages import (
     living_server,
     python_module,
 )
-from greenbench.sweep import ServerStart, expand, point_hash, prompt_file_name, prompt_request
+from greenbench.sweep import (
+    ServerStart,
+    check_window,
+    expand,
+    point_hash,
+    prompt_file_name,
+    prompt_request,
+)
 
 MIN_FREE_BYTES = 500 * 2**20
 
@@ -70,7 +77,9 @@ def plan_sweep(sweep: SweepConfig) -> list[Plan]:
     """Expand the sweep and have the other rooms check every name in it. Raises UserError."""
     models = [load_model(name) for name in sweep.models]
     starts = expand(sweep, models)
-    check_tasks(sweep, call_json(python_module("loadgen", "tasks")))
+    tasks = call_json(python_module("loadgen", "tasks"))
+    check_tasks(sweep, tasks)
+    check_window(sweep, models, {name: task["output_tokens"] for name, task in tasks.items()})
     requests = [start.request.model_dump(mode="json") for start in starts]
     launches = call_json(python_module("servers", "plan"), requests)
     return [Plan(start, launch) for start, launch in zip(starts, launches, strict=True)]

@@ -45,18 +45,12 @@ def point_hash(point: PointConfig) -> str:
 
 
 def expand(sweep: SweepConfig, models: list[ModelConfig]) -> list[ServerStart]:
-    """All server starts of the sweep, in the order they are to run.
-
-    Raises UserError when a context with its output does not fit a model's window.
-    """
-    starts = [
+    """All server starts of the sweep, in the order they are to run."""
+    return [
         _start(sweep, model, backend, arm, repeat)
         for repeat in range(sweep.repeats)
         for model, backend, arm in _block_order(sweep, models, repeat)
     ]
-    for model in models:
-        _check_window(sweep, model)
-    return starts
 
 
 def _block_order(
@@ -99,15 +93,18 @@ def _start(
     return ServerStart(request=request, repeat=repeat, arm=arm, points=tuple(points))
 
 
-def _check_window(sweep: SweepConfig, model: ModelConfig) -> None:
-    window = sweep.server.max_model_len or model.max_model_len
-    longest = max(sweep.contexts)
-    output = max((task.output_tokens or 1) for task in sweep.task_configs)
-    if longest + output > window:
-        raise UserError(
-            f"sweep '{sweep.name}': context {longest} plus {output} output tokens is longer than the "
-            f"window of model '{model.name}' ({window}); shorten 'contexts' or choose another model"
-        )
+def check_window(sweep: SweepConfig, models: list[ModelConfig], outputs: dict[str, int]) -> None:
+    """Every prompt with its output must fit each model's window; ``outputs``: task → default tokens."""
+    for model in models:
+        window = sweep.server.max_model_len or model.max_model_len
+        for task in sweep.task_configs:
+            context, output = max(sweep.contexts), task.output_tokens or outputs[task.name]
+            if context + output > window:
+                raise UserError(
+                    f"sweep '{sweep.name}': context {context} plus {output} output tokens of task "
+                    f"'{task.name}' is longer than the window of model '{model.name}' ({window}); "
+                    "shorten 'contexts' or choose another model"
+                )
 
 
 def prompt_request(point: PointConfig, model_path: str) -> PromptRequest:

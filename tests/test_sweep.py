@@ -7,7 +7,7 @@ from greenbench.errors import UserError
 from greenbench.points import Faults, count, judge
 from greenbench.provenance import parse_gpus
 from greenbench.runner import check_tasks
-from greenbench.sweep import expand, point_hash, prompt_file_name, prompt_request
+from greenbench.sweep import check_window, expand, point_hash, prompt_file_name, prompt_request
 
 MODEL = ModelConfig(name="m", path="/m", max_model_len=4096)
 
@@ -59,10 +59,13 @@ def test_prompts_are_the_same_for_every_backend_repeat_and_load() -> None:
 
 
 def test_a_context_that_does_not_fit_the_window_is_refused_before_a_start() -> None:
-    with pytest.raises(
-        UserError, match=r"context 4090 plus 16 output tokens is longer than the window"
-    ):
-        expand(sweep(contexts=[4090], tasks=[{"name": "retrieve", "output_tokens": 16}]), [MODEL])
+    tight = sweep(contexts=[4080], tasks=["retrieve"])
+    check_window(tight, [MODEL], {"retrieve": 16})  # 4080 + 16 = 4096, the window
+    with pytest.raises(UserError, match=r"4080 plus 17 output tokens of task 'retrieve' is longer"):
+        check_window(tight, [MODEL], {"retrieve": 17})
+    own = sweep(contexts=[4080], tasks=[{"name": "retrieve", "output_tokens": 99}])
+    with pytest.raises(UserError, match=r"4080 plus 99 output tokens"):
+        check_window(own, [MODEL], {"retrieve": 16})
 
 
 def test_unknown_tasks_and_parameters_name_the_nearest() -> None:
