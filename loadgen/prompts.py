@@ -66,8 +66,9 @@ def _split(path: Path) -> tuple[dict[str, Any], str]:
     try:
         first, _, lines = path.read_text().partition("\n")
         head = json.loads(first)
-        head["request"], head["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not {"request", "sha256"} <= head.keys():
+            raise ValueError("no prompt-file header")
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: cannot be read as a prompt file ({error!r}); make it anew"
         ) from error

@@ -1,0 +1,53 @@
+"""``python -m loadgen tasks`` prints the task table; ``python -m loadgen prompts`` makes prompt files.
+
+Loads are driven by ``locust -f loadgen/longctx.py`` and ``python -m loadgen.openloop``, not here.
+Example: ``echo '[{"request": {…}, "out": "prompts.jsonl"}]' | python -m loadgen prompts``
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from greenbench.config import PromptRequest, StrictModel, parse
+from greenbench.errors import UserError, exit_on_user_error
+from loadgen.making import describe_tasks, make_files
+
+
+class PromptOrder(StrictModel):
+    request: PromptRequest
+    out: Path
+
+
+class PromptOrders(StrictModel):
+    orders: list[PromptOrder]
+
+
+def print_tasks() -> None:
+    print(json.dumps(describe_tasks(), indent=1))
+
+
+def make_ordered_prompts() -> None:
+    try:
+        listed = json.load(sys.stdin)
+    except ValueError as error:
+        raise UserError(
+            f"stdin: a JSON list of {{request, out}} was wanted, found no valid JSON ({error})"
+        ) from error
+    orders = parse(PromptOrders, {"orders": listed}, "stdin").orders
+    for path in make_files([(order.request, order.out) for order in orders]):
+        print(path)
+
+
+COMMANDS = {"tasks": print_tasks, "prompts": make_ordered_prompts}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m loadgen", description=__doc__)
+    parser.add_argument("command", choices=COMMANDS, help="'prompts' reads its orders from stdin")
+    chosen = parser.parse_args().command
+    return exit_on_user_error(COMMANDS[chosen])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

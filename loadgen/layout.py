@@ -1,0 +1,84 @@
+"""Lay out a prompt of exactly N tokens: an opening, filler with inserted sentences, an intact ending."""
+
+import random
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate, islice
+
+from greenbench.errors import UserError
+from loadgen.encoder import Encoder
+
+BATCH = 512  # sentences tokenised at a time
+GOLDEN = 0.6180339887498949  # its multiples modulo 1 spread evenly for any count
+
+
+@dataclass(frozen=True, slots=True)
+class Insert:
+    """A sentence that must stand whole at ``depth`` (0 = first, 1 = last) of the filler."""
+
+    depth: float
+    text: str
+
+
+def spread_depth(index: int, offset: float = 0.0) -> float:
+    """Depths in [0, 1) that fill every tenth evenly as ``index`` grows."""
+    return (offset + index * GOLDEN) % 1.0
+
+
+def lay_out(
+    encoder: Encoder,
+    context_tokens: int,
+    rng: random.Random,
+    filler: Iterator[str],
+    inserts: list[Insert],
+    ending: str,
+) -> list[int]:
+    """Exactly ``context_tokens`` token ids; only filler is trimmed. Too short a context: UserError.
+
+    The opening is a numbered title, so that two prompts differ from their first words on.
+    """
+    title = f"Report {rng.randrange(1, 1000)} {rng.randrange(1, 1000)} {rng.randrange(1, 1000)}."
+    opening, ending_ids = encoder.encode([title, ending])
+    inserts = sorted(inserts, key=lambda insert: insert.depth)
+    inserted = encoder.encode([" " + insert.text for insert in inserts])
+    fixed = len(encoder.prefix) + len(opening) + len(ending_ids) + sum(map(len, inserted))
+    room = context_tokens - fixed
+    if room < 0:
+        raise UserError(
+            f"a context of {context_tokens} tokens is too short for this task with this tokenizer: "
+            f"its question and facts alone take {fixed}; take a longer context or fewer facts"
+        )
+    sentences = _fill(encoder, filler, room)
+    starts = [0, *accumulate(map(len, sentences))]
+    body: list[int] = []
+    done = 0
+    for insert, ids in zip(inserts, inserted, strict=True):
+        until = _sentence_at(starts, insert.depth * room)
+        for sentence in sentences[done:until]:
+            body += sentence
+        done = max(done, until)
+        body += ids
+    for sentence in sentences[done:]:
+        body += sentence
+    return [*encoder.prefix, *opening, *body, *ending_ids]
+
+
+def _fill(encoder: Encoder, filler: Iterator[str], room: int) -> list[list[int]]:
+    """Sentences of ``room`` tokens together; the last one is cut."""
+    sentences: list[list[int]] = []
+    while room > 0:
+        batch = list(islice(filler, min(BATCH, room // 8 + 1)))
+        if not batch:
+            raise ValueError("filler ended")
+        for ids in encoder.encode([" " + sentence for sentence in batch]):
+            if room <= 0:
+                break
+            sentences.append(ids[:room])
+            room -= len(sentences[-1])
+    return sentences
+
+
+def _sentence_at(starts: list[int], token: float) -> int:
+    """Index of the first sentence boundary at or after a token position (the last one at the end)."""
+    return min(bisect_left(starts, token), len(starts) - 1)

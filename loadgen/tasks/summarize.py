@@ -1,0 +1,74 @@
+"""Key-fact summary: a long report holds numbered findings; the reply must state them all, in order."""
+
+import random
+from typing import Any
+
+from loadgen import words
+from loadgen.layout import Insert, lay_out
+from loadgen.prompts import Prompt
+from loadgen.tasks.params import whole
+from loadgen.tasks.records import CODE, CODES
+from loadgen.tasks.task import Draft, Grade, Recipe, Task
+
+STOP = "\n\n"
+MOST_FACTS = 40
+
+
+def finding(rng: random.Random, number: int, figure: int) -> str:
+    place, verb, thing = map(rng.choice, (words.PLACES, words.VERBS, words.THINGS))
+    return f"Finding {number}: the {place} {verb} {figure} {thing}s."
+
+
+def ending(count: int) -> str:
+    return (
+        f"\n\nTask: The report holds {count} numbered findings, each with a six-digit figure. "
+        "Summarize the report: state every finding in order, one a line, and nothing else.\n"
+        "Summary:\nFinding 1:"
+    )
+
+
+def make(recipe: Recipe) -> Draft:
+    rng = recipe.rng
+    count = whole(recipe.params, "facts", 1, MOST_FACTS)
+    figures = rng.sample(CODES, count)
+    facts = [finding(rng, number, figure) for number, figure in enumerate(figures, start=1)]
+    # one in each equal part of the report, so that every depth is asked for
+    inserts = [Insert((i + rng.random()) / count, fact) for i, fact in enumerate(facts)]
+    token_ids = lay_out(
+        recipe.encoder,
+        recipe.context_tokens,
+        rng,
+        recipe.source.sentences(rng),
+        inserts,
+        ending(count),
+    )
+    return Draft(token_ids, {"expected": [str(figure) for figure in figures], "facts": facts})
+
+
+def grade(prompt: Prompt, text: str | None, body: dict[str, Any] | None) -> Grade:
+    """Score: share of the findings' figures stated. Right: all, in order, none invented.
+
+    Only the first ``facts`` figures count: decoding is made to run on past the reply's own end.
+    """
+    expected: list[str] = prompt.answer["expected"]
+    stated = CODE.findall((text or "").split(STOP, 1)[0])[: len(expected)]
+    found = [figure for figure in expected if figure in stated]
+    invented = [figure for figure in stated if figure not in expected]
+    detail = {
+        "expected": expected,
+        "stated": stated,
+        "found": found,
+        "invented": invented,
+        "in_order": [figure for figure in stated if figure in expected] == found,
+    }
+    return Grade(correct=stated == expected, score=len(found) / len(expected), detail=detail)
+
+
+TASK = Task(
+    name="summarize",
+    describe="state the numbered findings of a long report in order, inventing none",
+    output_tokens=96,
+    params={"facts": 4},
+    make=make,
+    grade=grade,
+)
