@@ -1,0 +1,76 @@
+"""The two entry points through which vLLM finds our attention backends. Nothing heavy is imported here.
+
+The launcher names one backend class a server in the environment and passes ``--attention-backend CUSTOM``.
+Without that variable both functions do nothing, so a stock server is left as it is.
+"""
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+
+from greenbench.errors import UserError, nearest
+
+CLASS_ENV = "GREENBENCH_ATTENTION_CLASS"  # dotted path of the backend class
+OPTIONS_ENV = "GREENBENCH_ATTENTION_OPTIONS"  # JSON object
+
+Option = int | float | str | bool
+
+
+def register() -> None:
+    """``vllm.general_plugins``: make CUSTOM mean the class named in the environment, or raise."""
+    path = os.environ.get(CLASS_ENV)
+    if not path:
+        return
+    module = path.rpartition(".")[0]
+    if not module.startswith("servers.plugins.") or importlib.util.find_spec(module) is None:
+        raise UserError(
+            f"{CLASS_ENV}={path!r} is no backend of this project; "
+            "give the dotted path of a class in servers/plugins/"
+        )
+    read_options()
+    from vllm.platforms import current_platform
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    if current_platform.is_cpu() and not type(current_platform).__module__.startswith("servers."):
+        # vLLM's own CPU platform would log a line and serve CPU_ATTN under our name
+        raise UserError(
+            f"{CLASS_ENV} is set but the platform plugin greenbench_cpu is not active; "
+            "add it to VLLM_PLUGINS and leave VLLM_TARGET_DEVICE unset"
+        )
+    register_backend(AttentionBackendEnum.CUSTOM, path)
+
+
+def cpu_platform() -> str | None:
+    """``vllm.platform_plugins``: our CPU platform when a backend of ours is asked for, else None."""
+    if not os.environ.get(CLASS_ENV):
+        return None
+    from vllm.platforms import cpu_platform_plugin
+
+    return "servers.plugins.cpu.CustomCpuPlatform" if cpu_platform_plugin() else None
+
+
+def read_options() -> dict[str, Option]:
+    """The backend's options as the launcher passed them; anything but a flat JSON object raises."""
+    text = os.environ.get(OPTIONS_ENV) or "{}"
+    try:
+        options = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{OPTIONS_ENV}={text!r} is not JSON ({error.msg}); give an object"
+        ) from error
+    if not isinstance(options, dict) or not all(isinstance(v, Option) for v in options.values()):
+        raise UserError(f"{OPTIONS_ENV}={text!r}: a JSON object of plain values is wanted")
+    return options
+
+
+def backend_options(backend: str, defaults: Mapping[str, Option]) -> dict[str, Option]:
+    """``defaults`` overlaid with the options given; an unknown name or another type raises."""
+    given = read_options()
+    for name, value in given.items():
+        if name not in defaults:
+            raise UserError(f"{backend} has no option '{name}'; {nearest(name, defaults)}")
+        if type(value) is not type(defaults[name]):
+            wanted = type(defaults[name]).__name__
+            raise UserError(f"{backend}: option '{name}' wants {wanted}, found {value!r}")
+    return {**defaults, **given}

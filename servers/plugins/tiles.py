@@ -1,0 +1,164 @@
+"""Attention over gathered pages: the portable path, which needs nothing but PyTorch's public SDPA.
+
+Single-token queries of all requests go into one padded call; longer ones go tile by tile with a mask.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from servers.plugins.cache import gather_pages, split_kv
+from servers.plugins.step import Attend, Batch, StepImpl
+from servers.plugins.visibility import Visibility
+
+TILE_ROWS = 512  # queries a tile: bounds the mask to 512 x keys
+
+
+def page_numbers(spans: list[tuple[int, int]], block_size: int) -> list[int]:
+    """Pages of a sequence, in order, that hold any position of ``spans``."""
+    numbers: list[int] = []
+    for start, stop in spans:
+        first = start // block_size
+        first += bool(numbers) and first == numbers[-1]  # two spans may meet in one page
+        numbers += range(first, -(-stop // block_size))
+    return numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Some consecutive queries of one request, and the pages whose keys they may see."""
+
+    row: int
+    stop_row: int
+    blocks: torch.Tensor  # [pages]
+    num_keys: int  # what lies beyond in the last page is not this request's, or not yet written
+    mask: torch.Tensor  # bool [queries, num_keys]
+
+    def __call__(
+        self, impl: StepImpl, query: torch.Tensor, cache: torch.Tensor, output: torch.Tensor
+    ) -> None:
+        keys, values = split_kv(gather_pages(cache, self.blocks)[:, : self.num_keys])
+        result = F.scaled_dot_product_attention(
+            by_kv_head(query[self.row : self.stop_row], impl),
+            per_query_head(keys, impl),
+            per_query_head(values, impl),
+            attn_mask=self.mask,
+            scale=impl.scale,
+        )
+        output[self.row : self.stop_row] = tokens_first(result)
+
+
+def by_kv_head(query: torch.Tensor, impl: StepImpl) -> torch.Tensor:
+    """[tokens, heads, D] viewed as [kv_heads, group, tokens, D]."""
+    return query.unflatten(1, (impl.num_kv_heads, impl.group)).permute(1, 2, 0, 3)
+
+
+def per_query_head(keys: torch.Tensor, impl: StepImpl) -> torch.Tensor:
+    """[kv_heads, keys, D] viewed as [kv_heads, group, keys, D]; the group shares memory."""
+    return keys.unsqueeze(1).expand(-1, impl.group, -1, -1)
+
+
+def tokens_first(result: torch.Tensor) -> torch.Tensor:
+    """[kv_heads, group, tokens, D] as [tokens, heads, D]."""
+    return result.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def plan_tiles(
+    batch: Batch, request: int, visibility: Visibility, device: torch.device
+) -> list[Tile]:
+    """Tiles for all queries of one request of ``batch``."""
+    row, stop_row = batch.query_starts[request : request + 2]
+    length, size = batch.lengths[request], batch.block_size
+    shift = length - stop_row  # position of a query = its row + shift
+    tiles: list[Tile] = []
+    for first in range(row, stop_row, TILE_ROWS):
+        stop = min(first + TILE_ROWS, stop_row)
+        pages = page_numbers(visibility.spans(first + shift, stop + shift), size)
+        page_index = torch.tensor(pages, device=device)
+        positions = (page_index.unsqueeze(1) * size + torch.arange(size, device=device)).flatten()
+        num_keys = len(pages) * size - ((pages[-1] + 1) * size - (stop + shift))
+        tiles.append(
+            Tile(
+                row=first,
+                stop_row=stop,
+                blocks=batch.table[request].index_select(0, page_index),
+                num_keys=num_keys,
+                mask=visibility.mask(
+                    torch.arange(first + shift, stop + shift, device=device), positions[:num_keys]
+                ),
+            )
+        )
+    return tiles
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedDecode:
+    """All single-token queries of a step in one call, keys padded to the most pages any of them sees."""
+
+    rows: torch.Tensor  # [requests] of the query tensor
+    blocks: torch.Tensor  # [requests x pages]
+    mask: torch.Tensor  # bool [requests, pages x block]
+
+    def __call__(
+        self, impl: StepImpl, query: torch.Tensor, cache: torch.Tensor, output: torch.Tensor
+    ) -> None:
+        count = len(self.rows)
+        pages = gather_pages(cache, self.blocks).unflatten(1, (count, -1))
+        # what a query does not see may be stale, even NaN, and 0 x NaN is NaN
+        pages.masked_fill_(~self.mask[:, :, None], 0)
+        keys, values = split_kv(pages.transpose(0, 1))
+        result = F.scaled_dot_product_attention(
+            query[self.rows].unflatten(1, (impl.num_kv_heads, impl.group)),
+            keys,
+            values,
+            attn_mask=self.mask[:, None, None, :],
+            scale=impl.scale,
+        )
+        output[self.rows] = result.flatten(1, 2)
+
+
+def plan_padded_decode(
+    batch: Batch, requests: list[int], visibility: Visibility, device: torch.device
+) -> PaddedDecode:
+    """One padded call for ``requests``, each of which has one query."""
+    size = batch.block_size
+    last = [batch.lengths[request] - 1 for request in requests]
+    pages = [page_numbers(visibility.spans(at, at + 1), size) for at in last]
+    widest = max(map(len, pages))
+    # a padding page repeats the request's last one at positions after the query, which it cannot see
+    beyond = max(batch.lengths) // size + 1
+    numbers = torch.tensor([row + [beyond] * (widest - len(row)) for row in pages])
+    source = torch.tensor([row + [row[-1]] * (widest - len(row)) for row in pages])
+    positions = (numbers.unsqueeze(2) * size + torch.arange(size)).flatten(1)
+    mask = visibility.mask(torch.tensor(last).unsqueeze(1), positions).squeeze(1)
+    tables = batch.table[torch.tensor(requests, device=device)]
+    return PaddedDecode(
+        rows=torch.tensor([batch.query_starts[request] for request in requests], device=device),
+        blocks=tables.gather(1, source.to(device, non_blocking=True)).flatten(),
+        mask=mask.to(device, non_blocking=True),
+    )
+
+
+def plan_gather(batch: Batch, visibility: Visibility, device: torch.device) -> Attend:
+    """The whole step over gathered pages."""
+    single = [request for request, count in enumerate(batch.query_lens) if count == 1]
+    longer = [request for request, count in enumerate(batch.query_lens) if count > 1]
+    calls: list[Tile | PaddedDecode] = [
+        tile for request in longer for tile in plan_tiles(batch, request, visibility, device)
+    ]
+    if single:
+        calls.append(plan_padded_decode(batch, single, visibility, device))
+
+    def attend(
+        impl: StepImpl,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: torch.Tensor,
+        output: torch.Tensor,
+    ) -> None:
+        for call in calls:
+            call(impl, query, cache, output)
+
+    return attend

@@ -1,0 +1,89 @@
+"""The entry points: nothing happens unasked, and whatever is wrong is said before a server serves."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import servers.plugins as plugins
+from greenbench.errors import UserError
+
+SDPA = "servers.plugins.sdpa.SdpaBackend"
+
+BOOT = """
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+from vllm.platforms import current_platform
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+print(type(current_platform).__name__, AttentionBackendEnum.CUSTOM.is_overridden())
+"""
+
+
+def load_plugins(**env: str) -> subprocess.CompletedProcess[str]:
+    """What a vLLM process does with the installed entry points under ``env``."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("GREENBENCH_", "VLLM_"))}
+    return subprocess.run(
+        [sys.executable, "-c", BOOT], env=clean | env, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_stock_server_is_left_alone():
+    """Guards against the installed plugin changing servers that did not ask for it."""
+    done = load_plugins()
+    assert done.stdout.split() == ["CpuPlatform", "False"], done.stderr[-500:]
+
+
+def test_the_named_class_becomes_custom():
+    done = load_plugins(GREENBENCH_ATTENTION_CLASS=SDPA, VLLM_PLUGINS="greenbench,greenbench_cpu")
+    assert done.stdout.split() == ["CustomCpuPlatform", "True"], done.stderr[-500:]
+
+
+def test_without_our_platform_the_process_dies():
+    """Guards against vLLM quietly serving CPU_ATTN under the name of our backend."""
+    done = load_plugins(GREENBENCH_ATTENTION_CLASS=SDPA, VLLM_PLUGINS="greenbench")
+    assert done.returncode != 0
+    assert "platform plugin greenbench_cpu is not active" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "sentence"),
+    [
+        (
+            "vllm.v1.attention.backends.cpu_attn.CPUAttentionBackend",
+            "{}",
+            "no backend of this project",
+        ),
+        ("servers.plugins.absent.AbsentBackend", "{}", "no backend of this project"),
+        (SDPA, "{window: 3}", "is not JSON"),
+        (SDPA, "[1]", "a JSON object of plain values is wanted"),
+        (SDPA, '{"window": [1]}', "a JSON object of plain values is wanted"),
+    ],
+)
+def test_bad_environment_is_refused(monkeypatch, path, options, sentence):
+    monkeypatch.setenv(plugins.CLASS_ENV, path)
+    monkeypatch.setenv(plugins.OPTIONS_ENV, options)
+    with pytest.raises(UserError, match=sentence):
+        plugins.register()
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ('{"windw": 3}', "no option 'windw'; did you mean 'window'"),
+        ('{"window": "wide"}', "option 'window' wants int, found 'wide'"),
+        ('{"free_blocks": 1}', "option 'free_blocks' wants bool, found 1"),
+    ],
+)
+def test_bad_options_are_refused(monkeypatch, given, sentence):
+    monkeypatch.setenv(plugins.OPTIONS_ENV, given)
+    with pytest.raises(UserError, match=sentence):
+        plugins.backend_options("sink_window", {"window": 1024, "sink": 4, "free_blocks": False})
+
+
+def test_options_overlay_the_defaults(monkeypatch):
+    monkeypatch.setenv(plugins.OPTIONS_ENV, '{"window": 256}')
+    assert plugins.backend_options("sink_window", {"window": 1024, "sink": 4}) == {
+        "window": 256,
+        "sink": 4,
+    }
