@@ -11,8 +11,9 @@ ROOMS = ("greenbench", *STAGES)
 HOMES = {
     "pandas": ("analysis/",),
     "plotly": ("analysis/",),
-    "gevent": ("loadgen/",),
-    "locust": ("loadgen/",),
+    "gevent": ("loadgen/longctx.py", "loadgen/gevent_loop.py", "loadgen/webtab.py"),
+    "locust": ("loadgen/longctx.py", "loadgen/webtab.py"),
+    "torch": ("servers/plugins/", "servers/model_builder.py", "telemetry/gpu_load.py"),
     "vllm": ("servers/plugins/",),
     "pynvml": ("telemetry/nvml.py", "servers/host.py"),
 }
