@@ -66,28 +66,27 @@ workshop
 """)
 
 THINGS = _words("""
-agreement album apron ballot bench bill blueprint book bottle box brick brush budget cabinet calendar
-camera canvas card carpet catalog chain chair chart chest clock coat coin contract crate cup
-decree desk diagram diary document door drawing engraving envelope essay fence file flag folder
-fragment frame furnace gift globe guide instrument invoice journal key label lamp ledger lens letter
-license list lock machine manual map medal memo meter model motor mug net note notebook novel order
-package painting pamphlet panel paper parcel permit petition photograph pipe plan plate poem portrait
-poster proposal pump puzzle radio receipt recipe record register report rope rug ruler sack sail sample
-scale schedule screen sculpture seal sensor shelf sign sketch stamp statue stool stove
-survey switch table telegram tent ticket tool trophy uniform valve vase vehicle wheel window wire
+agreement album apron ballot bill blueprint book bottle brick budget cabinet calendar camera card
+carpet catalog chain chair chart chest clock coat coin contract crate cup decree desk diagram
+document door drawing engraving envelope essay fence file flag folder fragment frame furnace gift
+globe guide instrument invoice journal key label lamp ledger letter license list lock machine
+manual map medal memo meter model motor mug net note notebook novel order package painting
+pamphlet panel paper parcel permit petition photograph pipe plan plate poem portrait poster
+proposal pump puzzle radio receipt recipe record register report rope rug ruler sack sail sample
+scale schedule screen sculpture seal sensor sign stamp statue stool stove table telegram tent
+ticket tool uniform valve vase vehicle wheel window wire
 """)
 
 ADJECTIVES = _words("""
-ancient annual awkward bitter blank bold brief bright brittle broad broken calm careful cheap clean
-clear clever cold common costly crooked crude curious damaged damp dark deep delicate detailed dim
-distant dry dull dusty early elegant empty excellent faded faint famous fine firm flat fragile fresh
-gentle genuine gray handsome harsh heavy hidden hollow huge humble idle large late light local lonely
-loose loud massive minor modern modest muddy narrow neat noisy old odd official open ordinary plain
-polished poor private proper public quick quiet rare recent remote rich rigid rough round rusty secret
-separate severe shallow sharp shiny short silent simple slow small smooth soft solid spare special
-splendid stale steady steep stiff strange strict strong sturdy sudden tall temporary thick thin tidy
-tiny torn typical uneven unusual upper useful usual vacant vague valuable vast vivid warm weak wet
-wide wild wooden worn
+bitter blank bold brief bright brittle broad broken calm careful cheap clean clear clever cold
+common costly crooked crude curious damaged damp dark deep delicate detailed dim distant dry dull
+dusty faded faint famous fine firm flat fragile fresh gentle genuine gray handsome harsh heavy
+hidden hollow huge humble large late light local lonely loose loud massive minor modern modest
+muddy narrow neat noisy plain polished poor private proper public quick quiet rare recent remote
+rich rigid rough round rusty secret separate severe shallow sharp shiny short silent simple slow
+small smooth soft solid spare special splendid stale steady steep stiff strange strict strong
+sturdy sudden tall temporary thick thin tidy tiny torn typical vacant vague valuable vast vivid
+warm weak wet wide wild wooden worn
 """)
 
 VERBS = _words("""
@@ -109,11 +108,11 @@ year
 """)
 
 GROUPS = _words("""
-apprentices artists auditors bakers builders carpenters clerks climbers committee crew dancers dealers
-doctors drivers engineers farmers fishermen gardeners governors guards guests guild historians
-inspectors judges librarians mechanics merchants miners musicians neighbors nurses officers partners
-pilots planners players poets printers reporters sailors scholars soldiers students surveyors tailors
-teachers tourists traders travelers trustees visitors voters weavers witnesses workers
+apprentices artists auditors bakers builders carpenters clerks climbers dancers dealers doctors
+drivers engineers farmers fishermen gardeners governors guards guests historians inspectors judges
+librarians mechanics merchants miners musicians neighbors nurses officers partners pilots planners
+players poets printers reporters sailors scholars soldiers students surveyors tailors teachers
+tourists traders travelers trustees visitors voters weavers witnesses workers
 """)
 
 MANNERS = _words("""

@@ -10,8 +10,8 @@ from typing import Any
 
 from loadgen.layout import Insert, lay_out
 from loadgen.prompts import Prompt
+from loadgen.records import draw_records, record
 from loadgen.tasks.params import whole
-from loadgen.tasks.records import draw_records, record
 from loadgen.tasks.task import Draft, Grade, Recipe, Task
 from loadgen.text import GeneratedText
 

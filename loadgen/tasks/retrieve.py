@@ -5,22 +5,13 @@ from typing import Any
 
 from loadgen.layout import Insert, lay_out, spread_depth
 from loadgen.prompts import Prompt
+from loadgen.records import NONE, ask_one, draw_records, record
 from loadgen.tasks.params import share, whole
-from loadgen.tasks.records import NONE, draw_records, record
 from loadgen.tasks.task import Draft, Grade, Recipe, Task
 
 STOP = "\n"
 ANSWER = re.compile(rf"\d+|\b{NONE}\b", re.IGNORECASE)
 MOST_DISTRACTORS = 400
-
-
-def ending(subject: str) -> str:
-    """The question, and the answer's first words: the reply starts with the code."""
-    return (
-        f"\n\nQuestion: What is the code of {subject}? "
-        f"If the report gives no code of {subject}, the answer is {NONE}.\n"
-        f"Answer: The code of {subject} is"
-    )
 
 
 def make(recipe: Recipe) -> Draft:
@@ -40,7 +31,7 @@ def make(recipe: Recipe) -> Draft:
         rng,
         recipe.source.sentences(rng),
         inserts,
-        ending(subject),
+        ask_one(subject),
     )
     expected = NONE if absent else code
     return Draft(

@@ -1,30 +1,15 @@
 """Key-fact summary: a long report holds numbered findings; the reply must state them all, in order."""
 
-import random
 from typing import Any
 
-from loadgen import words
 from loadgen.layout import Insert, lay_out
 from loadgen.prompts import Prompt
+from loadgen.records import CODE, CODES, ask_findings, finding
 from loadgen.tasks.params import whole
-from loadgen.tasks.records import CODE, CODES
 from loadgen.tasks.task import Draft, Grade, Recipe, Task
 
 STOP = "\n\n"
 MOST_FACTS = 40
-
-
-def finding(rng: random.Random, number: int, figure: int) -> str:
-    place, verb, thing = map(rng.choice, (words.PLACES, words.VERBS, words.THINGS))
-    return f"Finding {number}: the {place} {verb} {figure} {thing}s."
-
-
-def ending(count: int) -> str:
-    return (
-        f"\n\nTask: The report holds {count} numbered findings, each with a six-digit figure. "
-        "Summarize the report: state every finding in order, one a line, and nothing else.\n"
-        "Summary:\nFinding 1:"
-    )
 
 
 def make(recipe: Recipe) -> Draft:
@@ -40,7 +25,7 @@ def make(recipe: Recipe) -> Draft:
         rng,
         recipe.source.sentences(rng),
         inserts,
-        ending(count),
+        ask_findings(count),
     )
     return Draft(token_ids, {"expected": [str(figure) for figure in figures], "facts": facts})
 
