@@ -1,0 +1,263 @@
+"""`python -m telemetry record`: samples into RUN/telemetry/*.jsonl until SIGTERM.
+
+Everything raw is kept; nothing is averaged, joined or repaired here. What could not be read says why in
+telemetry/sources.json, which is written once the probe is done and again at the end.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from greenbench.clock import Anchor
+from greenbench.rundir import EVENTS, JsonlWriter, write_atomic
+from greenbench.schema import Event
+from greenbench.segments import SegmentedJsonlWriter
+from telemetry import rapl
+from telemetry.capability import Capability, available, unavailable
+from telemetry.host import HostReader, ProcessTree
+from telemetry.nvml import NoGpu, Reader, visible_uuids
+from telemetry.probe import Refresh, measure_refresh
+from telemetry.sampler import (
+    OWNERS_EVERY_S,
+    GpuLoop,
+    HostLoop,
+    OwnerWatch,
+    ScrapeLoop,
+)
+
+logger = logging.getLogger(__name__)
+
+ANCHOR_EVERY_S = 10.0
+GPU_SOURCES = ("counter", "average", "instant", "memory_scope", "gpm")
+
+
+@dataclass
+class RecordRequest:
+    """What to record. ``None`` leaves a source out and says so."""
+
+    run_dir: Path
+    pid: int | None = None
+    base_url: str | None = None
+    period_s: float | None = None
+    scrape_s: float = 0.5
+
+
+@dataclass
+class Recorder:
+    """Owns the loops of one recording. ``open_reader`` raises NoGpu where there is no GPU to read."""
+
+    request: RecordRequest
+    open_reader: Callable[[], Reader]
+    stop: threading.Event = field(default_factory=threading.Event)
+    rapl_root: Path = rapl.POWERCAP
+    watch_s: float = 3.0  # how long the sensors' refresh is watched at start
+
+    def run(self) -> None:
+        """Probe, sample until ``stop`` is set, flush."""
+        folder = self.request.run_dir / "telemetry"
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            self._events = stack.enter_context(JsonlWriter(self.request.run_dir / EVENTS))
+            self._anchor = Anchor.now()
+            self._sources_path = folder / "sources.json"
+            self._tree = ProcessTree(self.request.pid) if self.request.pid else None
+            loops = [
+                *self._gpu_loops(folder, stack),
+                self._host_loop(folder, stack),
+                *self._scrape_loops(folder, stack),
+            ]
+            self._write_sources()
+            self._event("clock_anchor")
+            self._event("recorder_started", pid=os.getpid())
+            threads = [threading.Thread(target=self._guard, args=(loop,)) for loop in loops]
+            for thread in threads:
+                thread.start()
+            self._wait()
+            for thread in threads:
+                thread.join()
+            self._event("clock_anchor")
+            self._event("recorder_stopped")
+            self._write_sources()
+        if self._failure:
+            raise self._failure
+
+    _failure: BaseException | None = None
+    _gpu: GpuLoop | None = None
+    _scrape: ScrapeLoop | None = None
+    _owners: OwnerWatch | None = None
+
+    def _guard(self, loop: Callable[[], None]) -> None:
+        """A loop that breaks (a full disk) ends the recording, and the process says so with its exit code."""
+        try:
+            loop()
+        except BaseException as error:
+            self._failure = error
+            self.stop.set()
+
+    def _gpu_loops(self, folder: Path, stack: contextlib.ExitStack) -> list[Callable[[], None]]:
+        try:
+            reader = self.open_reader()
+        except NoGpu as error:
+            reason = str(error)
+            self._sources: dict[str, Capability] = {
+                name: unavailable(reason) for name in GPU_SOURCES
+            }
+            self._gpu_facts: list[dict[str, Any]] = []
+            return []
+        stack.callback(reader.close)
+        identities = reader.gpus()
+        refreshes = watch_refresh(reader, self.watch_s)
+        self._sources = merge_capabilities(reader, refreshes)
+        self._gpu_facts = [asdict(gpu) for gpu in identities]
+        self._visible = visible_uuids(identities)
+        writer = stack.enter_context(SegmentedJsonlWriter(folder / "gpu.jsonl"))
+        self._gpu = GpuLoop(
+            reader=reader,
+            anchor=self._anchor,
+            asked_period_s=self.request.period_s,
+            refreshes=refreshes,
+            sink=writer.write,
+            stop=self.stop,
+        )
+        self._owners = OwnerWatch(reader, self._own_pids, psutil.pid_exists)
+        return [self._gpu.run]
+
+    def _own_pids(self) -> set[int]:
+        return self._tree.pids() if self._tree else set()
+
+    def _host_loop(self, folder: Path, stack: contextlib.ExitStack) -> Callable[[], None]:
+        zones, capability = rapl.probe(self.rapl_root)
+        self._sources["rapl"] = capability
+        self._sources["process"] = (
+            available(pid=self.request.pid)
+            if self._tree and psutil.pid_exists(self._tree.pid)
+            else unavailable(
+                "no server pid was given"
+                if self._tree is None
+                else f"no process with pid {self.request.pid}"
+            )
+        )
+        writer = stack.enter_context(SegmentedJsonlWriter(folder / "host.jsonl"))
+        reader = HostReader(self._tree, zones, self._anchor)
+        return HostLoop(reader, writer.write, self.stop).run
+
+    def _scrape_loops(self, folder: Path, stack: contextlib.ExitStack) -> list[Callable[[], None]]:
+        if self.request.base_url is None:
+            self._sources["metrics"] = unavailable("no server address was given")
+            return []
+        writer = stack.enter_context(SegmentedJsonlWriter(folder / "server.jsonl"))
+        self._scrape = ScrapeLoop(
+            self.request.base_url, self._anchor, self.request.scrape_s, writer.write, self.stop
+        )
+        self._scrape.scrape()
+        return [self._scrape.run]
+
+    def _wait(self) -> None:
+        """Clock anchors every 10 s and a look at who uses the cards every 5 s, until it is time to stop."""
+        next_anchor_s = time.monotonic() + ANCHOR_EVERY_S
+        if self._owners:
+            self._owners.look()
+        while not self.stop.wait(OWNERS_EVERY_S):
+            if self._owners:
+                self._owners.look()
+            if time.monotonic() >= next_anchor_s:
+                next_anchor_s += ANCHOR_EVERY_S
+                self._event("clock_anchor")
+        if self._owners:
+            self._owners.look()
+
+    def _event(self, name: str, **detail: Any) -> None:
+        now = Anchor.now()
+        self._events.write(Event(now.unix_ns, now.mono_ns, name, detail))
+
+    def _write_sources(self) -> None:
+        sources = {name: capability.as_dict() for name, capability in self._sources.items()}
+        if self._scrape:
+            sources["metrics"] = _metrics_status(self._scrape)
+        owners = self._owners
+        for gpu in self._gpu_facts:
+            uuid = gpu["uuid"]
+            gpu["visible"] = uuid in self._visible
+            if owners:
+                gpu["foreign_pids"] = sorted(owners.foreign.get(uuid, ()))
+                gpu["unknown_pids"] = sorted(owners.unknown.get(uuid, ()))
+                gpu["processes_listed"] = owners.listed.get(uuid)
+        sampler = _sampler_facts(self._gpu) if self._gpu else None
+        sources["facts"] = {"cpu": _cpu_facts(), "gpus": self._gpu_facts, "sampler": sampler}
+        write_atomic(self._sources_path, json.dumps(sources, indent=1) + "\n")
+
+
+def watch_refresh(reader: Reader, watch_s: float) -> dict[str, Refresh]:
+    """UUID → refresh of one card of each name: watching eight equal cards would take half a minute."""
+    one_of_each_name = {gpu.name: gpu for gpu in reversed(reader.gpus())}
+    return {
+        gpu.uuid: measure_refresh(reader, gpu.index, watch_s) for gpu in one_of_each_name.values()
+    }
+
+
+def merge_capabilities(reader: Reader, refreshes: dict[str, Refresh]) -> dict[str, Capability]:
+    """One status a source: available only where every card has it, else it names the cards without."""
+    merged: dict[str, Capability] = {}
+    probed = {gpu.uuid: reader.capabilities(gpu.index) for gpu in reader.gpus()}
+    for source in GPU_SOURCES:
+        lacking = {
+            uuid: caps[source].reason for uuid, caps in probed.items() if not caps[source].ok
+        }
+        refresh = {
+            uuid: r.period_s[source] for uuid, r in refreshes.items() if source in r.period_s
+        }
+        detail = {"reader": reader.name, "refresh_s": refresh}
+        if not lacking:
+            merged[source] = available(**detail)
+        elif len(lacking) == len(probed):
+            merged[source] = unavailable(next(iter(lacking.values())) or "not supported", **detail)
+        else:
+            named = ", ".join(f"{uuid}: {reason}" for uuid, reason in lacking.items())
+            merged[source] = unavailable(
+                f"not on every GPU ({named})", without=list(lacking), **detail
+            )
+    return merged
+
+
+def _metrics_status(loop: ScrapeLoop) -> dict[str, Any]:
+    counts = {"scrapes_good": loop.good, "scrapes_failed": loop.failed, "cost": loop.cost.summary()}
+    if loop.good:
+        return available(period_s=loop.period_s, last_error=loop.last_error, **counts).as_dict()
+    return unavailable(loop.last_error or "not scraped", **counts).as_dict()
+
+
+def _sampler_facts(loop: GpuLoop) -> dict[str, Any]:
+    return {
+        "asked_period_s": loop.asked_period_s,
+        "period_s": loop.ticker.period_s,
+        "missed_ticks": loop.ticker.missed,
+        "lateness": loop.ticker.lateness.summary(),
+        "cost": loop.cost.summary(),
+        "skew": loop.skew.summary(),
+        "errors": loop.errors,
+    }
+
+
+def _cpu_facts() -> dict[str, Any]:
+    """What the power model of a CPU without counters needs."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        name = next(names, name)
+    return {
+        "name": name,
+        "threads": psutil.cpu_count(),
+        "cores": psutil.cpu_count(logical=False),
+        "ram_bytes": psutil.virtual_memory().total,
+    }
