@@ -1,0 +1,62 @@
+"""Command line of the analysis.
+
+python -m analysis check runs/demo
+python -m analysis report runs/demo --out report.html
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from analysis.checks import faults, superseded
+from analysis.load import load_runs
+from greenbench.errors import exit_on_user_error
+
+
+def check(args: argparse.Namespace) -> int:
+    """One line a fault; 1 when there is any. Points measured again later are passed over."""
+    runs = load_runs(args.runs)
+    replaced = superseded(runs)
+    count = 0
+    for run in runs:
+        if run.path in replaced:
+            continue
+        for fault in faults(run):
+            print(f"{run.manifest.run_id}: {fault.code}: {fault.sentence}")
+            count += 1
+    print(f"{len(runs)} runs, {len(replaced)} of them measured again, {count} faults")
+    return 1 if count else 0
+
+
+def report(args: argparse.Namespace) -> int:
+    """summary.json beside the runs, and one self-contained HTML file."""
+    from analysis.report import write_report  # plotly and jinja load slowly; check needs neither
+    from analysis.study import study, write_summary
+
+    def progress(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done}/{total} runs", end="" if done < total else "\n", file=sys.stderr)
+
+    whole = study(args.runs, progress)
+    out = args.out or args.runs / "report.html"
+    write_summary(whole, out.with_name("summary.json"))
+    write_report(whole, out)
+    print(out)
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, action in (("check", check), ("report", report)):
+        command = commands.add_parser(name, help=(action.__doc__ or "").splitlines()[0])
+        command.add_argument("runs", type=Path, help="a run, a sweep, or a folder of sweeps")
+        command.set_defaults(action=action)
+        if name == "report":
+            command.add_argument("--out", type=Path, help="default: report.html in RUNS")
+    args = parser.parse_args()
+    return exit_on_user_error(lambda: args.action(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

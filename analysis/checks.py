@@ -1,0 +1,223 @@
+"""``python -m analysis check``: does a run directory hold what its manifest says, and may it be believed?
+
+A fault makes a point invalid for the report. Nothing is mended and nothing is written here.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.load import Run
+from analysis.tables import row_count
+from greenbench.manifest import INVALID_REASONS
+from greenbench.rundir import file_sha256
+
+CLOCK_STEP_NS = 50_000_000  # wall against monotonic time, between any two events of a run
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``code`` is a key of greenbench.manifest.INVALID_REASONS or one of this module's own."""
+
+    code: str
+    sentence: str
+
+
+def faults(run: Run) -> list[Fault]:
+    """Every fault of one run, in the order of CHECKS; empty when it may be used."""
+    return [fault for check in CHECKS for fault in check(run)]
+
+
+def _status(run: Run) -> Iterator[Fault]:
+    manifest = run.manifest
+    if manifest.status == "running":
+        yield Fault("interrupted", "the point was never finished (its manifest still says running)")
+    if manifest.status == "failed":
+        yield Fault("failed", manifest.failure or "the point failed; its manifest does not say why")
+    for code in manifest.invalid_reasons:
+        yield Fault(code, INVALID_REASONS.get(code, code))
+
+
+def _finished(check: Callable[[Run], Iterator[Fault]]) -> Callable[[Run], Iterator[Fault]]:
+    """Only a finished point has counts and hashes to compare with."""
+
+    def checked(run: Run) -> Iterator[Fault]:
+        if run.manifest.status in ("complete", "invalid"):
+            yield from check(run)
+
+    return checked
+
+
+def _counts(run: Run) -> Iterator[Fault]:
+    counts = run.manifest.counts
+    on_disk = sum(row_count(path) for path in sorted(run.dir.requests_dir.glob("*.jsonl")))
+    if counts.ok + counts.failed != counts.rows or counts.rows != on_disk:
+        yield Fault(
+            "record_count_mismatch",
+            f"the manifest counts {counts.ok} good + {counts.failed} failed of {counts.rows} requests, "
+            f"{on_disk} rows are on disk",
+        )
+        return
+    good = int(run.requests["error_type"].isna().sum())
+    if good != counts.ok:
+        yield Fault(
+            "record_count_mismatch",
+            f"the manifest counts {counts.ok} good requests, {good} rows have no error",
+        )
+
+
+def _files(run: Run) -> Iterator[Fault]:
+    for name, entry in sorted(run.manifest.files.items()):
+        path = run.path / name
+        if not path.is_file():
+            yield Fault("file_missing", f"{name} is listed in the manifest and not there")
+        elif file_sha256(path) != entry.sha256:
+            yield Fault(
+                "file_changed", f"{name} is not the file that was hashed when the point ended"
+            )
+        elif entry.rows is not None and row_count(path) != entry.rows:
+            yield Fault(
+                "file_changed", f"{name} has {row_count(path)} rows, the manifest says {entry.rows}"
+            )
+    listed = set(run.manifest.files)
+    for path in sorted(run.dir.requests_dir.glob("*.jsonl")):
+        name = str(path.relative_to(run.path))
+        if name not in listed:
+            yield Fault("file_unlisted", f"{name} is there and not in the manifest")
+
+
+def _backend(run: Run) -> Iterator[Fault]:
+    server = run.manifest.server
+    wanted = run.point.backend
+    if server.requested_backend not in (wanted.name, wanted.label):
+        yield Fault(
+            "backend_mismatch",
+            f"the config asks for {wanted.label}, the server was started for {server.requested_backend}",
+        )
+    if server.proof == "mismatch" or (server.proof == "proven" and not server.observed_backend):
+        yield Fault(
+            "backend_mismatch",
+            f"{server.requested_backend} was asked for, {server.observed_backend or 'nothing'} was observed",
+        )
+
+
+def _prompts(run: Run) -> Iterator[Fault]:
+    good = run.requests[run.requests["error_type"].isna()]
+    silent = int(good[["prompt_tokens", "output_tokens"]].isna().any(axis=1).sum())
+    if silent:
+        yield Fault("no_usage", f"{silent} good requests carry no token counts of the server")
+    counted = good[good["prompt_tokens"].notna()]
+    wrong = counted[counted["prompt_tokens"] != counted["context_tokens_target"]]
+    if len(wrong):
+        first = wrong.iloc[0]
+        yield Fault(
+            "prompt_length_mismatch",
+            f"{len(wrong)} of {len(counted)} prompts had another length than asked for "
+            f"(first: {int(first['prompt_tokens'])} instead of {int(first['context_tokens_target'])} tokens)",
+        )
+    foreign = int((run.requests["run_id"] != run.manifest.run_id).sum())
+    if foreign:
+        yield Fault("foreign_rows", f"{foreign} request rows belong to another run")
+
+
+def _prefix_cache(run: Run) -> Iterator[Fault]:
+    if run.point.server.prefix_caching:
+        return
+    cached = run.requests["cached_tokens"].fillna(0).astype(float)
+    hits = int((cached > 0).sum())
+    if hits:
+        yield Fault(
+            "prefix_cache_hits",
+            f"{hits} prompts were partly served from the prefix cache ({int(cached.sum())} tokens)",
+        )
+        return
+    gained = counter_gain(run.server, "vllm:prefix_cache_hits_total")
+    if gained:
+        yield Fault("prefix_cache_hits", f"the server counted {gained:.0f} prefix cache hits")
+
+
+def _good_requests(run: Run) -> Iterator[Fault]:
+    measured = run.requests[run.requests["phase"] == "measure"]
+    if not measured["error_type"].isna().any():
+        yield Fault(
+            "no_good_requests",
+            f"none of the {len(measured)} requests of the measured phase succeeded",
+        )
+
+
+def _token_totals(run: Run) -> Iterator[Fault]:
+    """Generated tokens that the server counted against those the clients were told of.
+
+    Comparable only when every request ended well and the scrapes stand around all of them.
+    """
+    rows, server = run.requests, run.server
+    name = "vllm:generation_tokens_total"
+    samples = server[server["metric"] == name]
+    if len(samples) < 2 or rows["error_type"].notna().any() or rows["sent_mono_ns"].isna().any():
+        return
+    ends = (rows["sent_mono_ns"] + rows["end_ns"]).max()
+    if samples["mono_ns"].min() > rows["sent_mono_ns"].min() or samples["mono_ns"].max() < ends:
+        return
+    counted, told = counter_gain(server, name), int(rows["output_tokens"].sum())
+    if counted != told:
+        yield Fault(
+            "token_totals_differ",
+            f"the server counted {counted:.0f} generated tokens, the clients were told of {told}",
+        )
+
+
+def _clock(run: Run) -> Iterator[Fault]:
+    offsets = [event.unix_ns - event.mono_ns for event in run.events]
+    if offsets and max(offsets) - min(offsets) > CLOCK_STEP_NS:
+        step_s = (max(offsets) - min(offsets)) / 1e9
+        yield Fault(
+            "clock_stepped", f"wall and monotonic time parted by {step_s:.3f} s during the run"
+        )
+
+
+def counter_gain(server: pd.DataFrame, metric: str) -> float | None:
+    """Last minus first value of a counter, summed over its label sets; None when it was not scraped."""
+    samples = server[server["metric"] == metric]
+    if len(samples) == 0:
+        return None
+    labels = [name for name in samples.columns if name.startswith("labels.")]
+    groups = (
+        samples.groupby(labels, dropna=False)["value"] if labels else [(None, samples["value"])]
+    )
+    return float(sum(values.iloc[-1] - values.iloc[0] for _, values in groups))
+
+
+CHECKS: tuple[Callable[[Run], Iterator[Fault]], ...] = (
+    _status,
+    *(
+        _finished(check)
+        for check in (
+            _counts,
+            _files,
+            _backend,
+            _good_requests,
+            _prompts,
+            _prefix_cache,
+            _token_totals,
+            _clock,
+        )
+    ),
+)
+
+
+def superseded(runs: list[Run]) -> dict[Path, str]:
+    """Runs whose point was measured again later: path -> run id of the complete run that stands for it.
+
+    Of several complete runs of one point the latest stands.
+    """
+    standing: dict[str, Run] = {}
+    for run in runs:  # oldest first
+        if run.manifest.status == "complete":
+            standing[run.manifest.config_hash] = run
+    return {
+        run.path: standing[run.manifest.config_hash].manifest.run_id
+        for run in runs
+        if run.manifest.config_hash in standing and run is not standing[run.manifest.config_hash]
+    }

@@ -1,0 +1,58 @@
+"""Numbers as a person reads them: three significant digits, a unit, a dash for what is not there."""
+
+from math import floor, log10
+
+DASH = "–"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Plain decimal with so many significant digits and thousands separators."""
+    if value == 0:
+        return "0"
+    places = max(0, digits - 1 - floor(log10(abs(value))))
+    rounded = round(value, digits - 1 - floor(log10(abs(value))))
+    return f"{rounded:,.{places}f}"
+
+
+def seconds(value: float | None) -> str:
+    """µs below a millisecond, ms below a second, s above."""
+    if value is None:
+        return DASH
+    for limit, factor, unit in ((1e-3, 1e6, "µs"), (1, 1e3, "ms")):
+        if abs(value) < limit and value != 0:
+            return f"{significant(value * factor)} {unit}"
+    return f"{significant(value)} s"
+
+
+def rate(value: float | None) -> str:
+    return DASH if value is None else significant(value)
+
+
+def size(value: float | None) -> str:
+    """Bytes in binary units."""
+    if value is None:
+        return DASH
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{significant(value)} {unit}"
+        value /= 1024
+    return f"{significant(value)} TiB"
+
+
+def joules(value: float | None) -> str:
+    if value is None:
+        return DASH
+    return f"{significant(value * 1000)} mJ" if abs(value) < 1 else f"{significant(value)} J"
+
+
+def percent(value: float | None) -> str:
+    return DASH if value is None else f"{significant(value * 100)} %"
+
+
+def count(value: float | None) -> str:
+    return DASH if value is None else f"{value:,.0f}"
+
+
+def times(ratio: float) -> str:
+    """A factor of at least 1 as a person says it: ``3.1×``."""
+    return f"{significant(ratio, 2 if ratio < 10 else 3)}×"

@@ -1,0 +1,226 @@
+"""Figures of the report as plotly JSON. No statistics are worked out here, only laid out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from analysis.cells import Cell
+from analysis.load import Run
+from analysis.points import Point, metric_series
+from analysis.windows import activity, in_flight
+
+# read on light and on dark ground; markers differ too, so colour is never the only sign
+COLOURS = ("#3d85c6", "#e07b39", "#38a169", "#a56cc1", "#d64550", "#17a2b8", "#a3801f", "#7f8c8d")
+MARKERS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star", "hexagon")
+GIB = 1 << 30
+TIMELINE_STEPS = 600  # most points a trace of a timeline may have
+
+
+def styles(backends: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The same colour and marker for a backend in every figure."""
+    return {
+        name: {"colour": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        for i, name in enumerate(sorted(backends))
+    }
+
+
+def _figure(title: str, x: str, y: str, height: int = 300) -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(
+        title={"text": title, "font": {"size": 14}},
+        xaxis={"title": {"text": x}},
+        yaxis={"title": {"text": y}, "rangemode": "tozero"},
+        height=height,
+        **FRAME,
+    )
+    return figure
+
+
+FRAME: dict[str, Any] = {
+    "template": "none",
+    "margin": {"l": 60, "r": 16, "t": 40, "b": 48},
+    "hovermode": "x unified",
+    "legend": {"orientation": "h", "y": -0.25},
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+}
+
+
+def context_axis(contexts: Sequence[int]) -> dict[str, Any]:
+    """Ticks at the measured lengths; logarithmic where they span more than a factor of 16."""
+    axis: dict[str, Any] = {
+        "tickvals": sorted(set(contexts)),
+        "ticktext": [f"{c:,}" for c in sorted(set(contexts))],
+        "title": {"text": "context, tokens"},
+    }
+    if max(contexts) > 16 * min(contexts):
+        axis["type"] = "log"
+    return axis
+
+
+def against_context(
+    cells: Sequence[Cell],
+    group: str,
+    name: str,
+    title: str,
+    unit: str,
+    look: dict[str, dict[str, str]],
+) -> go.Figure | None:
+    """One line a backend: the mean over starts for throughput, the pooled median for latencies."""
+    figure = _figure(title, "context, tokens", unit)
+    contexts: list[int] = []
+    for backend in sorted({cell.backend for cell in cells}):
+        own = [cell for cell in cells if cell.backend == backend]
+        rows = [(cell.context_tokens, *_value(cell, group, name)) for cell in own]
+        rows = [row for row in rows if row[1] is not None]
+        if not rows:
+            continue
+        contexts += [row[0] for row in rows]
+        figure.add_trace(
+            go.Scatter(
+                x=[row[0] for row in rows],
+                y=[row[1] for row in rows],
+                name=backend,
+                mode="lines+markers",
+                line={"color": look[backend]["colour"]},
+                marker={"symbol": look[backend]["marker"], "size": 9},
+                error_y=_error_bars(rows),
+                customdata=[row[4] for row in rows],
+                hovertemplate=f"%{{y:.4g}} {unit} (%{{customdata}})<extra>{backend}</extra>",
+            )
+        )
+    if not contexts:
+        return None
+    figure.update_xaxes(**context_axis(contexts))
+    return figure
+
+
+def _value(
+    cell: Cell, group: str, name: str
+) -> tuple[float | None, float | None, float | None, str]:
+    """Value, low, high, and what stands behind it."""
+    if group == "latency":
+        found = cell.latency[name]
+        return found["p50"], found["p50_low"], found["p50_high"], f"n {found['n']:,}"
+    values = cell.values(group, name)
+    if not values:
+        return None, None, None, ""
+    starts = f"{len(values)} start{'s' if len(values) > 1 else ''}"
+    low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
+    return cell.mean(group, name), low, high, starts
+
+
+def _error_bars(rows: Sequence[tuple[Any, ...]]) -> dict[str, Any] | None:
+    if all(row[2] is None for row in rows):
+        return None
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [(row[3] or row[1]) - row[1] for row in rows],
+        "arrayminus": [row[1] - (row[2] or row[1]) for row in rows],
+        "thickness": 1,
+    }
+
+
+def timeline(run: Run, point: Point) -> go.Figure:
+    """Requests, the server's queue, KV usage, memory and power of one point over its whole run.
+
+    x is seconds from the start of the measured phase; the window that counts is shaded.
+    """
+    lanes = [
+        lane
+        for lane in (_load_lane(run), _kv_lane(run), _memory_lane(run), _power_lane(run))
+        if lane[1]
+    ]
+    zero = run.manifest.phases.get("measure", (run.manifest.created_unix_ns, 0))[0]
+    figure = make_subplots(rows=len(lanes), cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    for row, (title, traces) in enumerate(lanes, start=1):
+        for number, (name, unix_ns, values, step) in enumerate(traces):
+            unix_ns, values = _thin(unix_ns, values)
+            figure.add_trace(
+                go.Scatter(
+                    x=np.round((unix_ns - zero) / 1e9, 3),
+                    y=np.asarray(values, dtype=float).round(4),
+                    name=name,
+                    mode="lines",
+                    line={"shape": "hv" if step else "linear", "width": 1.5}
+                    | {"color": COLOURS[(row * 2 + number) % len(COLOURS)]},
+                ),
+                row=row,
+                col=1,
+            )
+        figure.update_yaxes(title_text=title, rangemode="tozero", row=row, col=1)
+    figure.update_xaxes(title_text="seconds since the measured phase began", row=len(lanes), col=1)
+    if point.window:
+        figure.add_vrect(
+            x0=(point.window["start_unix_ns"] - zero) / 1e9,
+            x1=(point.window["end_unix_ns"] - zero) / 1e9,
+            fillcolor="#38a169",
+            opacity=0.1,
+            line_width=0,
+        )
+    figure.update_layout(height=130 * len(lanes) + 110, **FRAME)
+    figure.update_layout(legend={"orientation": "h", "y": -0.2 / max(1, len(lanes) - 1) - 0.08})
+    return figure
+
+
+Lane = tuple[str, list[tuple[str, np.ndarray, np.ndarray, bool]]]
+
+
+def _load_lane(run: Run) -> Lane:
+    traces: list[tuple[str, np.ndarray, np.ndarray, bool]] = []
+    load = activity(run.requests)
+    if len(load.start_ns):
+        times, levels = in_flight(load)
+        traces.append(("open requests (client)", times, levels, True))
+    for metric, name in (
+        ("vllm:num_requests_running", "running (server)"),
+        ("vllm:num_requests_waiting", "waiting (server)"),
+    ):
+        series = metric_series(run, metric)
+        if series is not None:
+            traces.append((name, series.unix_ns, series.values, True))
+    return "requests", traces
+
+
+def _kv_lane(run: Run) -> Lane:
+    series = metric_series(run, "vllm:kv_cache_usage_perc")
+    traces = [("KV pool used", series.unix_ns, series.values * 100, True)] if series else []
+    return "KV, %", traces
+
+
+def _memory_lane(run: Run) -> Lane:
+    traces: list[tuple[str, np.ndarray, np.ndarray, bool]] = []
+    host = run.host[run.host["server_rss_bytes"].notna()]
+    if len(host):
+        values = host["server_rss_bytes"].to_numpy(dtype=float) / GIB
+        traces.append(("server RSS", host["unix_ns"].to_numpy(), values, False))
+    for uuid, samples in run.gpu[run.gpu["mem_used_bytes"].notna()].groupby("gpu_uuid"):
+        values = samples["mem_used_bytes"].to_numpy(dtype=float) / GIB
+        index = samples["gpu_index"].iloc[0]
+        traces.append((f"GPU {index} memory", samples["unix_ns"].to_numpy(), values, False))
+        del uuid
+    return "memory, GiB", traces
+
+
+def _power_lane(run: Run) -> Lane:
+    traces: list[tuple[str, np.ndarray, np.ndarray, bool]] = []
+    for _, samples in run.gpu[run.gpu["power_avg_w"].notna()].groupby("gpu_uuid"):
+        values = samples["power_avg_w"].to_numpy(dtype=float)
+        index = samples["gpu_index"].iloc[0]
+        traces.append((f"GPU {index} power", samples["unix_ns"].to_numpy(), values, False))
+    return "power, W", traces
+
+
+def _thin(times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most TIMELINE_STEPS points; of each stretch its lowest and highest, so no peak is lost."""
+    if len(times) <= TIMELINE_STEPS:
+        return times, values
+    keep: list[int] = [0, len(times) - 1]
+    for part in np.array_split(np.arange(len(times)), TIMELINE_STEPS // 2):
+        keep += [int(part[np.argmin(values[part])]), int(part[np.argmax(values[part])])]
+    chosen = np.unique(keep)
+    return times[chosen], values[chosen]

@@ -1,0 +1,218 @@
+"""One run directory to one ``Point``: what it measured, in which window, and whether it may be used."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from analysis.checks import faults
+from analysis.load import Run
+from analysis.metrics import (
+    PointRequests,
+    answers,
+    errors,
+    goodput,
+    latency,
+    point_requests,
+    throughput,
+)
+from analysis.windows import Series, Window, activity, ml_energy_window, steady_window
+
+PointStatus = Literal["ok", "invalid", "failed", "interrupted", "superseded"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured point. Metric groups are None when the point may not be used; ``reasons`` say why."""
+
+    run_id: str
+    path: str
+    status: PointStatus
+    reasons: list[str]
+    notes: list[str]
+    model: str
+    weights: str
+    backend: str  # label, with options
+    observed_backend: str | None
+    proof: str
+    task: str
+    context_tokens: int
+    load: str
+    users: int | None
+    rate_per_s: float | None
+    repeat: int
+    arm: int
+    server_id: str
+    created_unix_ns: int
+    counts: dict[str, int]
+    errors: dict[str, int]
+    window: dict[str, Any] | None = None
+    latency: dict[str, dict[str, Any]] | None = None
+    throughput: dict[str, Any] | None = None
+    goodput: dict[str, Any] | None = None
+    answers: dict[str, Any] | None = None
+    memory: dict[str, Any] | None = None
+    energy: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def usable(self) -> bool:
+        return self.status == "ok"
+
+    @property
+    def place(self) -> tuple[str, str, int, str]:
+        """What must agree for two backends to be compared: model, task, context, load."""
+        return self.model, self.task, self.context_tokens, self.load
+
+
+def measured_phase(run: Run) -> tuple[int, int] | None:
+    """The measure phase in unix ns, from the manifest, or from the events where it lacks it."""
+    if "measure" in run.manifest.phases:
+        return run.manifest.phases["measure"]
+    marks = {event.name: event.unix_ns for event in run.events}
+    if "measure_start" in marks and "measure_end" in marks:
+        return marks["measure_start"], marks["measure_end"]
+    return None
+
+
+def choose_window(run: Run) -> Window | None:
+    """The steady window of a run; None when it has no measure phase."""
+    phase = measured_phase(run)
+    if phase is None:
+        return None
+    return steady_window(
+        activity(run.requests),
+        phase,
+        run.point.load.users,
+        metric_series(run, "vllm:kv_cache_usage_perc"),
+        temperature_series(run),
+    )
+
+
+def metric_series(run: Run, metric: str) -> Series | None:
+    """A gauge of the server over time, summed over its label sets; None when it was not scraped."""
+    samples = run.server[run.server["metric"] == metric]
+    if len(samples) == 0:
+        return None
+    summed = samples.groupby("unix_ns", sort=True)["value"].sum()
+    return Series(summed.index.to_numpy(dtype=np.int64), summed.to_numpy(dtype=float))
+
+
+def temperature_series(run: Run) -> Series | None:
+    """The hottest GPU at each tick."""
+    known = run.gpu[run.gpu["temp_c"].notna()]
+    if len(known) == 0:
+        return None
+    hottest = known.groupby("unix_ns", sort=True)["temp_c"].max()
+    return Series(hottest.index.to_numpy(dtype=np.int64), hottest.to_numpy(dtype=float))
+
+
+def analyse(run: Run, replaced_by: str | None = None) -> tuple[Point, dict[str, np.ndarray]]:
+    """Everything the report says of one run, and its latencies as one value a request (ITL: a token)."""
+    found = faults(run)
+    if replaced_by is not None:
+        reason = f"measured again: {replaced_by} stands for it"
+        return _without_metrics(run, "superseded", [reason]), {}
+    status = _status(run, [fault.code for fault in found])
+    if status != "ok":
+        return _without_metrics(run, status, [fault.sentence for fault in found]), {}
+    window = choose_window(run)
+    if window is None:
+        return _without_metrics(run, "invalid", ["it has no measure phase"]), {}
+    if not window.valid:
+        reasons = [f"no steady state: {reason}" for reason in window.reasons]
+        return _without_metrics(run, "invalid", reasons, window), {}
+    measured = point_requests(run, window)
+    counted = measured.frame[measured.frame["in_window"] & measured.frame["ok"]]
+    samples = {name: counted[name].to_numpy(dtype=float) for name in ("ttft_s", "tpot_s", "e2e_s")}
+    return _with_metrics(run, window, measured), samples | {"itl_s": measured.itl_s}
+
+
+def _status(run: Run, codes: list[str]) -> PointStatus:
+    if run.manifest.status == "running":
+        return "interrupted"
+    if run.manifest.status == "failed" or "no_good_requests" in codes:
+        return "failed"
+    return "invalid" if codes else "ok"
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    manifest, point = run.manifest, run.point
+    return {
+        "run_id": manifest.run_id,
+        "path": str(run.path),
+        "model": point.model.name,
+        "weights": manifest.server.weights,
+        "backend": run.label,
+        "observed_backend": manifest.server.observed_backend,
+        "proof": manifest.server.proof,
+        "task": point.task.name,
+        "context_tokens": point.context_tokens,
+        "load": point.load.label,
+        "users": point.load.users,
+        "rate_per_s": point.load.rate_per_s,
+        "repeat": point.repeat,
+        "arm": point.arm,
+        "server_id": manifest.server.server_id,
+        "created_unix_ns": manifest.created_unix_ns,
+        "counts": manifest.counts.model_dump(),
+        "errors": errors(run) if manifest.status != "running" else {},
+    }
+
+
+def _without_metrics(
+    run: Run, status: PointStatus, reasons: list[str], window: Window | None = None
+) -> Point:
+    return Point(
+        **_identity(run),
+        status=status,
+        reasons=reasons,
+        notes=[],
+        window=_window_json(window) if window else None,
+    )
+
+
+def _with_metrics(run: Run, window: Window, measured: PointRequests) -> Point:
+    return Point(
+        **_identity(run),
+        status="ok",
+        reasons=[],
+        notes=_notes(run, measured),
+        window=_window_json(window)
+        | {"ml_energy": _window_json(ml_energy_window(run.requests, _in_flight_limit(run)))},
+        latency=latency(measured),
+        throughput=throughput(measured, window.duration_s),
+        goodput=asdict(goodput(measured.frame, run.point.slo, window.duration_s)),
+        answers=asdict(answers(run)),
+    )
+
+
+def _in_flight_limit(run: Run) -> int:
+    limit = run.point.server.max_num_seqs
+    return min(limit, run.point.load.users or limit)
+
+
+def _window_json(window: Window) -> dict[str, Any]:
+    return {
+        "definition": window.definition,
+        "start_unix_ns": window.start_unix_ns,
+        "end_unix_ns": window.end_unix_ns,
+        "duration_s": window.duration_s,
+        "reasons": list(window.reasons),
+        "evidence": window.evidence,
+    }
+
+
+def _notes(run: Run, measured: PointRequests) -> list[str]:
+    """What does not make a point invalid and a reader should still know."""
+    notes: list[str] = []
+    if run.manifest.server.proof == "unproven":
+        notes.append("which attention class ran is unproven")
+    failed = sum(errors(run).values())
+    if failed:
+        notes.append(f"{failed} measured requests failed")
+    if measured.untimed:
+        notes.append(f"{measured.untimed} requests carry no token counts per chunk: not in ITL")
+    if run.manifest.code.dirty:
+        notes.append("the code had uncommitted changes")
+    return notes

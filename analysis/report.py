@@ -1,0 +1,249 @@
+"""One self-contained HTML file from a Study. Lays out and words; computes no statistics."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from plotly.offline import get_plotlyjs
+
+from analysis import formats, plots
+from analysis.cells import Cell
+from analysis.decisions import Decision
+from analysis.differences import OBJECTIVES
+from analysis.load import Run
+from analysis.metrics import PERCENTILE_NEEDS
+from analysis.points import Point
+from analysis.sentences import load_words, summary_sentences
+from analysis.study import Study
+from greenbench.rundir import write_atomic
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(whole: Study, path: Path) -> None:
+    """Render ``whole`` to ``path``, replaced atomically. The file needs no network."""
+    write_atomic(path, render(whole))
+
+
+def render(whole: Study) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters["code"] = code
+    environment.globals["f"] = formats  # type: ignore[index]
+    figures = Figures()
+    look = plots.styles([point.backend for point in whole.points])
+    page = environment.get_template("report.html.j2")
+    return page.render(
+        title=f"Attention backends: {whole.root.name}",
+        sentences=summary_sentences(whole),
+        provenance=provenance(whole.runs),
+        servers=servers(whole),
+        weights_random=any(p.weights == "random" for p in whole.usable),
+        decisions=decision_rows(whole.decisions),
+        tables=tables(whole.cells),
+        charts=charts(whole.cells, look, figures),
+        points=point_sections(whole, figures),
+        excluded=[p for p in whole.points if not p.usable],
+        needs=PERCENTILE_NEEDS,
+        load_words=load_words,
+        figures=figures.json,
+        plotlyjs=Markup(get_plotlyjs()),
+        css=Markup((TEMPLATES / "report.css").read_text()),
+        script=Markup((TEMPLATES / "report.js").read_text()),
+    )
+
+
+class Figures:
+    """The figures of the page, by element id."""
+
+    def __init__(self) -> None:
+        self._figures: dict[str, go.Figure] = {}
+
+    def add(self, figure: go.Figure) -> str:
+        name = f"figure-{len(self._figures)}"
+        self._figures[name] = figure
+        return name
+
+    @property
+    def json(self) -> list[tuple[str, Markup]]:
+        # "</" would end the script element that holds the JSON
+        return [
+            (name, Markup(figure.to_json().replace("</", "<\\/")))
+            for name, figure in self._figures.items()
+        ]
+
+
+def code(text: str) -> Markup:
+    """`word` in backticks becomes a code element; everything else is escaped."""
+    parts = str(escape(text)).split("`")
+    return Markup("".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(parts)))
+
+
+def provenance(runs: Iterable[Run]) -> list[tuple[str, str]]:
+    """What ran where; several values of one thing are all shown."""
+    facts: dict[str, list[str]] = {}
+    for run in runs:
+        m = run.manifest
+        gpus = ", ".join(f"{gpu.name} ({formats.size(gpu.memory_bytes)})" for gpu in m.host.gpus)
+        dirty = " with uncommitted changes" if m.code.dirty else ""
+        for name, value in (
+            ("Model", f"{m.server.model} (weights: {m.server.weights}, {m.server.dtype})"),
+            (
+                "Processor",
+                f"{m.host.cpu.strip()}, {m.host.cores} cores, {formats.size(m.host.ram_bytes)}",
+            ),
+            ("GPU", gpus or "none"),
+            ("vLLM", m.server.vllm_version or m.code.packages.get("vllm") or "unknown"),
+            ("Execution", f"{m.server.execution}, KV cache {m.server.kv_cache_dtype}"),
+            (
+                "Code",
+                f"{(m.code.git_sha or 'unknown')[:12]}{dirty}, greenbench {m.code.greenbench}",
+            ),
+            ("Host", f"{m.clock.host}, kernel {m.host.kernel}"),
+            ("Sweep", f"{m.sweep}, seed {m.seed}"),
+        ):
+            values = facts.setdefault(name, [])
+            if value not in values:
+                values.append(value)
+    return [(name, "; ".join(values)) for name, values in facts.items()]
+
+
+def servers(whole: Study) -> list[dict[str, Any]]:
+    """One row a server start: what was asked for, what was observed, and the proof's verdict."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for run in whole.runs:
+        server = run.manifest.server
+        rows.setdefault(
+            (str(run.path.parent), server.server_id),
+            {
+                "server_id": server.server_id,
+                "backend": run.label,
+                "observed": server.observed_backend,
+                "proof": server.proof,
+                "ready_s": server.ready_s,
+                "kv_tokens": server.kv_cache_tokens,
+                "weights_bytes": server.weights_bytes,
+                "repeat": run.point.repeat,
+                "argv": " ".join(server.argv),
+            },
+        )
+    return list(rows.values())
+
+
+def decision_rows(made: list[Decision]) -> list[dict[str, Any]]:
+    """One row a place, one entry an objective that anything is known of there."""
+    names = [o for o in OBJECTIVES if any(d.objective == o.name for d in made)]
+    places = list(dict.fromkeys(d.place for d in made))
+    places.sort(key=lambda place: (place[0], place[1], place[3], place[2]))
+    by_key = {(d.place, d.objective): d for d in made}
+    return [
+        {
+            "place": place,
+            "entries": [{"objective": o, "decision": by_key.get((place, o.name))} for o in names],
+        }
+        for place in places
+    ]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The cells of one model and task; ``streamed`` decides which columns make sense."""
+
+    model: str
+    weights: str
+    task: str
+    streamed: bool
+    rows: list[Cell]
+
+
+def tables(cells: list[Cell]) -> list[Table]:
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.model, cell.weights, cell.task), []).append(cell)
+    return [
+        Table(model, weights, task, any(c.latency["ttft_s"]["n"] for c in rows), rows)
+        for (model, weights, task), rows in groups.items()
+    ]
+
+
+CHARTS: tuple[tuple[str, str, str, str], ...] = (
+    ("throughput", "output_tokens_per_s", "Output tokens per second", "tok/s"),
+    ("throughput", "total_tokens_per_s", "Input + output tokens per second", "tok/s"),
+    ("latency", "ttft_s", "Time to first token, median", "s"),
+    ("latency", "itl_s", "Inter-token latency, median", "s"),
+    ("latency", "e2e_s", "Whole request, median", "s"),
+)
+
+
+def charts(
+    cells: list[Cell], look: dict[str, dict[str, str]], figures: Figures
+) -> list[dict[str, Any]]:
+    """Per model, task and load: every metric against context length."""
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.model, cell.task, cell.load), []).append(cell)
+    found: list[dict[str, Any]] = []
+    for (model, task, load), rows in groups.items():
+        drawn = [
+            figure
+            for group, name, title, unit in CHARTS
+            if (figure := plots.against_context(rows, group, name, title, unit, look)) is not None
+        ]
+        if drawn:
+            ids = [figures.add(figure) for figure in drawn]
+            found.append({"model": model, "task": task, "load": load, "figures": ids})
+    return found
+
+
+def point_sections(whole: Study, figures: Figures) -> list[dict[str, Any]]:
+    """One folded section a point, with its timeline."""
+    return [
+        {
+            "point": point,
+            "anchor": f"point-{number}",
+            "figure": figures.add(plots.timeline(whole.run(point), point))
+            if point.status not in ("superseded", "interrupted")
+            else None,
+            "facts": _point_facts(point),
+        }
+        for number, point in enumerate(whole.points)
+    ]
+
+
+def _point_facts(point: Point) -> list[tuple[str, str]]:
+    facts = [
+        ("Run", point.run_id),
+        ("Server start", f"{point.server_id}, block {point.repeat}"),
+        ("Attention class", f"{point.observed_backend or 'unknown'} ({point.proof})"),
+        ("Requests", f"{point.counts['ok']} good, {point.counts['failed']} failed"),
+    ]
+    if point.window:
+        evidence = ", ".join(
+            f"{key.replace('_', ' ')} {value}" for key, value in point.window["evidence"].items()
+        )
+        facts.append(
+            (
+                "Window",
+                f"{point.window['duration_s']:.1f} s, {point.window['definition']}; {evidence}",
+            )
+        )
+    for name, found in (point.latency or {}).items():
+        label = name.removesuffix("_s").upper()
+        refused = f"; refused: {', '.join(found['refused'])}" if found["refused"] else ""
+        facts.append(
+            (
+                label,
+                f"p50 {formats.seconds(found['p50'])}, p90 {formats.seconds(found['p90'])}, "
+                f"p99 {formats.seconds(found['p99'])}, mean {formats.seconds(found['mean'])}, "
+                f"max {formats.seconds(found['maximum'])}, n {found['n']:,}{refused}",
+            )
+        )
+    if point.errors:
+        facts.append(("Errors", ", ".join(f"{k} {v}" for k, v in point.errors.items())))
+    facts += [("Note", note) for note in point.notes]
+    return facts

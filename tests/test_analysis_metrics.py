@@ -1,0 +1,200 @@
+"""Metrics against scripts whose times are known: every expected value is worked out by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.load import ChunkBatch, load_run
+from analysis.metrics import (
+    answers,
+    goodput,
+    latency,
+    point_requests,
+    request_metrics,
+    statistic,
+    throughput,
+    token_gaps,
+    wilson,
+)
+from analysis.points import analyse, choose_window
+from greenbench.config import SloConfig
+from tests.fakes.rundirs import FakeRun, write_run
+
+MS = 1_000_000
+
+
+def batch(chunks: list[tuple[list[int], list[int]]], **columns: list[object]) -> ChunkBatch:
+    """Requests from (chunk times in ms, cumulative tokens); other columns as given."""
+    count = len(chunks)
+    rows = pd.DataFrame(
+        {
+            "sent_unix_ns": [10_000 * MS] * count,
+            "scheduled_unix_ns": [None] * count,
+            "first_token_ns": [times[0] * MS if times else None for times, _ in chunks],
+            "last_token_ns": [times[-1] * MS if times else None for times, _ in chunks],
+            "end_ns": [(times[-1] + 1) * MS if times else 5 * MS for times, _ in chunks],
+            "output_tokens": [counts[-1] if counts else None for _, counts in chunks],
+            "prompt_tokens": [100] * count,
+            "error_type": [None] * count,
+        }
+        | columns
+    )
+    offsets = np.cumsum([0, *(len(times) for times, _ in chunks)])
+    ns = np.array([t * MS for times, _ in chunks for t in times], dtype=np.int64)
+    tokens = np.array([c for _, counts in chunks for c in counts], dtype=np.int32)
+    return ChunkBatch(rows, offsets, ns, tokens)
+
+
+def test_known_chunks_give_ttft_tpot_and_e2e() -> None:
+    # chunks at 100, 105, 115 ms with one token each: TTFT 100, TPOT (115-100)/2 = 7.5, E2E 116
+    found = request_metrics(batch([([100, 105, 115], [1, 2, 3])])).iloc[0]
+    assert found["ttft_s"] == pytest.approx(0.100)
+    assert found["tpot_s"] == pytest.approx(0.0075)
+    assert found["e2e_s"] == pytest.approx(0.116)
+
+
+def test_open_loop_latency_counts_from_the_schedule() -> None:
+    # sent 30 ms late: coordinated omission would hide those 30 ms
+    late = batch([([100, 110], [1, 2])], scheduled_unix_ns=[9_970 * MS])
+    found = request_metrics(late).iloc[0]
+    assert found["ttft_s"] == pytest.approx(0.130)
+    assert found["e2e_s"] == pytest.approx(0.141)
+    assert found["lag_s"] == pytest.approx(0.030)
+
+
+def test_chunks_of_several_tokens_weigh_by_tokens() -> None:
+    # 5 tokens in 3 chunks: 1 at 100, 3 more at 130, 1 more at 140 → gaps 10,10,10,10 ms, not 30 and 10
+    gaps = token_gaps(batch([([100, 130, 140], [1, 4, 5])]), np.array([True]))
+    assert gaps.seconds.tolist() == pytest.approx([0.010, 0.010, 0.010, 0.010])
+
+
+def test_bundled_first_chunk_does_not_shorten_tpot() -> None:
+    # 3 tokens at once, then 2 in 20 ms: 10 ms a token; dividing by output_tokens − 1 would say 5
+    found = request_metrics(batch([([100, 120], [3, 5])])).iloc[0]
+    assert found["tpot_s"] == pytest.approx(0.010)
+
+
+def test_a_chunk_without_new_token_lengthens_the_next_gap() -> None:
+    gaps = token_gaps(batch([([100, 104, 110], [1, 1, 2])]), np.array([True]))
+    assert gaps.seconds.tolist() == pytest.approx([0.010])
+
+
+def test_gaps_never_span_two_requests_and_unwanted_ones_are_left_out() -> None:
+    two = batch([([100, 110], [1, 2]), ([500, 550], [1, 2]), ([900, 907], [1, 2])])
+    gaps = token_gaps(two, np.array([True, False, True]))
+    assert gaps.seconds.tolist() == pytest.approx([0.010, 0.007])
+
+
+def test_chunks_without_token_counts_give_no_itl_and_say_so() -> None:
+    unknown = batch([([100, 110], [-1, -1])], output_tokens=[2])
+    gaps = token_gaps(unknown, np.array([True]))
+    assert (len(gaps.seconds), gaps.untimed) == (0, 1)
+    # TPOT falls back to the server's total: 10 ms over 2 − 1 tokens
+    assert request_metrics(unknown)["tpot_s"].iloc[0] == pytest.approx(0.010)
+
+
+@pytest.mark.parametrize(
+    ("n", "refused"),
+    [(5, {50, 90, 99}), (6, {90, 99}), (99, {90, 99}), (100, {99}), (999, {99}), (1000, set())],
+)
+def test_percentiles_are_refused_below_the_n_they_need(n: int, refused: set[int]) -> None:
+    found = statistic(np.arange(n, dtype=float))
+    assert {p for p in (50, 90, 99) if getattr(found, f"p{p}") is None} == refused
+    assert len(found.refused) == len(refused)
+
+
+def test_median_interval_covers_the_true_median() -> None:
+    # second method: simulate; an order-statistic interval covers in at least 95 % of samples
+    rng = np.random.default_rng(3)
+    hits = 0
+    for _ in range(1000):
+        found = statistic(rng.exponential(size=25))
+        assert found.p50_low is not None and found.p50_high is not None
+        hits += found.p50_low <= np.log(2) <= found.p50_high
+    assert 0.94 <= hits / 1000 <= 0.99
+
+
+def test_wilson_matches_a_published_value() -> None:
+    # 81 of 263: the example of Newcombe (1998), 0.2553 to 0.3662
+    low, high = wilson(81, 263)
+    assert (low, high) == (pytest.approx(0.2553, abs=1e-4), pytest.approx(0.3662, abs=1e-4))
+
+
+@pytest.mark.parametrize(("users", "ttft_s", "itl_s"), [(4, 0.5, 0.05), (2, 0.3, 0.02)])
+def test_closed_loop_point_is_arithmetic(
+    tmp_path: Path, users: int, ttft_s: float, itl_s: float
+) -> None:
+    # 11 tokens: E2E = ttft + 10·itl; U users serve U·11/E2E tokens a second, whatever the window
+    e2e_s = ttft_s + 10 * itl_s
+    run = load_run(write_run(tmp_path, FakeRun(users=users, ttft_s=ttft_s, itl_s=itl_s)).path)
+    window = choose_window(run)
+    assert window is not None and window.valid
+    measured = point_requests(run, window)
+    found, rates = latency(measured), throughput(measured, window.duration_s)
+    assert found["ttft_s"]["n"] > 50
+    assert found["ttft_s"]["p50"] == pytest.approx(ttft_s)
+    assert found["itl_s"]["p50"] == pytest.approx(itl_s, rel=1e-6)
+    assert found["e2e_s"]["p50"] == pytest.approx(e2e_s)
+    per_window = window.duration_s / e2e_s * users
+    assert rates["output_tokens_per_s"] == pytest.approx(users * 11 / e2e_s, rel=1.5 / per_window)
+    assert rates["total_tokens_per_s"] == pytest.approx(
+        users * (11 + 1024) / e2e_s, rel=1.5 * users / per_window
+    )
+
+
+def test_tokens_count_when_they_arrive_not_when_their_request_was_sent(tmp_path: Path) -> None:
+    # requests of 1 s sent in warm-up and ending in the window still bring their late tokens
+    run = load_run(write_run(tmp_path, FakeRun(warmup_s=2.5)).path)
+    window = choose_window(run)
+    assert window is not None
+    measured = point_requests(run, window)
+    # phase starts in the middle of a request: of its 11 tokens at 0.5…1.0 s, all are after 2.5 s
+    assert measured.tokens.output == round(window.duration_s) * 4 * 11
+    assert measured.tokens.completions == round(window.duration_s) * 4
+
+
+def test_goodput_counts_failed_requests_in_the_share(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path, FakeRun(failed_every=4)).path)
+    window = choose_window(run)
+    assert window is not None
+    frame = point_requests(run, window).frame
+    good = goodput(frame, SloConfig(ttft_s=0.6), window.duration_s)
+    assert good.share == pytest.approx(0.75, abs=0.02)
+    assert goodput(frame, SloConfig(ttft_s=0.4), window.duration_s).good == 0
+    assert goodput(frame, SloConfig(), window.duration_s).reason == "the sweep sets no SLO"
+
+
+def test_answers_are_counted_per_prompt(tmp_path: Path) -> None:
+    # prompts 0..3 of 8 are answered right, each many times: n is 8, not the number of requests
+    run = load_run(write_run(tmp_path, FakeRun(correct_share=0.5)).path)
+    found = answers(run)
+    assert (found.correct_share, found.prompts) == (0.5, 8)
+    assert found.graded > 100
+    assert found.low is not None and found.low < 0.25
+
+
+def test_perplexity_is_exp_of_the_mean_nll(tmp_path: Path) -> None:
+    fake = FakeRun(task="perplexity", streaming=False, output_tokens=1, nll_per_token=2.0)
+    point, _ = analyse(load_run(write_run(tmp_path, fake).path))
+    assert point.answers is not None
+    assert point.answers["perplexity"] == pytest.approx(7.389056, rel=1e-6)
+    assert point.latency is not None and point.latency["ttft_s"]["n"] == 0
+
+
+def test_zero_good_requests_is_failed_and_never_zero_tokens(tmp_path: Path) -> None:
+    point, _ = analyse(load_run(write_run(tmp_path, FakeRun(failed_every=1)).path))
+    assert point.status == "failed"
+    assert point.throughput is None and point.latency is None
+    assert "none of the" in point.reasons[0]
+
+
+def test_telemetry_may_be_absent(tmp_path: Path) -> None:
+    run = write_run(tmp_path, FakeRun(kv_usage=None))
+    (run.telemetry_dir / "host.jsonl").unlink()
+    loaded = load_run(run.path)
+    assert loaded.host.empty and loaded.gpu.empty and loaded.server.empty
+    assert "mem_used_bytes" in loaded.gpu.columns
+    window = choose_window(loaded)
+    assert window is not None and window.valid
