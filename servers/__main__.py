@@ -26,6 +26,7 @@ from servers.refusals import Case, refusals
 from servers.table import as_json, as_table
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+INTERRUPTED = 130
 
 
 def surroundings() -> serve.Surroundings:
@@ -99,11 +100,14 @@ def _serve(request: ServerRequest, out: Path) -> int:
     def end(number: int, _: object) -> None:
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_IGN)  # once: the stop itself must not be cut short
-        raise KeyboardInterrupt if number == signal.SIGINT else serve.Terminated
+        raise serve.Stopped(INTERRUPTED if number == signal.SIGINT else 0)
 
     for each in STOP_SIGNALS:
         signal.signal(each, end)
-    return serve.serve(request, out, surroundings(), say)
+    try:
+        return serve.serve(request, out, surroundings(), say)
+    except serve.Stopped as stop:  # before there was a server
+        return stop.exit_code
 
 
 def command_probe(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ _ARGPARSE = re.compile(r"^\S+: error: ")
 _CONSEQUENCES = (
     "Engine core initialization failed",
     "WorkerProc initialization failed",
+    "Worker failed with error",
     "EngineDeadError",
     "EngineCore encountered an issue",
     "Executor failed",

@@ -33,6 +33,7 @@ class HostFacts:
 
     gpu_name: str | None = None
     capability: Capability | None = None  # of the first GPU; None without one
+    vllm_python: str = "the vLLM python"
     vllm_build: Device | None = None  # None: no vLLM in the vLLM python
     vllm_version: str | None = None
     packages: Mapping[str, str] | None = None  # distribution -> version, in the vLLM python
@@ -56,7 +57,7 @@ def this_host(vllm_python: str) -> HostFacts:
     gpu_name, capability = _first_gpu()
     packages = _packages(vllm_python)
     build, version = _vllm_build(packages)
-    return HostFacts(gpu_name, capability, build, version, packages, _cpu_flags())
+    return HostFacts(gpu_name, capability, vllm_python, build, version, packages, _cpu_flags())
 
 
 def _first_gpu() -> tuple[str | None, Capability | None]:

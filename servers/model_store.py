@@ -35,13 +35,21 @@ def is_hub_id(path: str) -> bool:
     return not Path(path).is_absolute() and not Path(path).exists()
 
 
+def missing(model: ModelConfig) -> str | None:
+    """A sentence when a given local folder is no model; None when it is, or is built or on the hub."""
+    if model.path is None or not model.path.startswith(("/", ".")):
+        return None
+    if (Path(model.path) / "config.json").is_file():
+        return None
+    return f"Model '{model.name}': no config.json in {model.path}; give a model folder"
+
+
 def ensure_model(model: ModelConfig, cache: Path, vllm_python: str, env: Mapping[str, str]) -> str:
     """Build the model unless it is there; returns its path. A missing given folder raises UserError."""
     path = model_path(model, cache)
+    if reason := missing(model):
+        raise UserError(reason)
     if model.build is None:
-        looks_local = path.startswith(("/", "."))
-        if looks_local and not (Path(path) / "config.json").is_file():
-            raise UserError(f"Model '{model.name}': no config.json in {path}; give a model folder")
         return path
     folder = Path(path)
     folder.parent.mkdir(parents=True, exist_ok=True)

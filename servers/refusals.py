@@ -28,7 +28,8 @@ def refusals(case: Case) -> list[str]:
 
 def _vllm(case: Case) -> Iterator[str]:
     if case.host.vllm_build is None:
-        yield "vLLM is not installed in the vLLM python; run `make setup` or set VLLM_PYTHON"
+        python = case.host.vllm_python
+        yield f"vLLM is not installed in {python}; run `make setup` or set VLLM_PYTHON"
 
 
 def _device(case: Case) -> Iterator[str]:
@@ -68,7 +69,7 @@ def _packages(case: Case) -> Iterator[str]:
         return
     for package in case.backend.packages:
         if package not in installed:
-            yield f"{case.backend.name} needs the package {package} in the vLLM python"
+            yield f"{case.backend.name} needs the package {package} in {case.host.vllm_python}"
 
 
 def _dtype(case: Case) -> Iterator[str]:

@@ -22,7 +22,7 @@ from servers.backends import resolve
 from servers.command import Plan, child_env, plan, recorded_env
 from servers.facts import HostFacts, model_facts, served_dtype
 from servers.inspect_server import ServerSays
-from servers.model_store import ensure_model, is_hub_id, model_path
+from servers.model_store import ensure_model, is_hub_id, missing, model_path
 from servers.process import ServerDied, ServerProcess, pick_port
 
 SERVER_JSON = "server.json"
@@ -30,12 +30,20 @@ SERVER_LOG = "server.log"
 State = Literal["booting", "ready", "stopped", "failed"]
 BOOT_FAILED = 1
 DIED_SERVING = 3
+TIME_TO_DIE_S = 3.0
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOATS = ("F64", "F32", "BF16", "F16")
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived. Not an Exception: nothing on the way may take it for a failure."""
+class Stopped(BaseException):
+    """A signal told us to end. Not an Exception: nothing on the way may take it for a failure.
+
+    Not KeyboardInterrupt either: one that passes through an ``exec`` of text (a lazy import that makes a
+    dataclass) marks the interpreter as interrupted, and it would end by SIGINT in place of its exit code.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        self.exit_code = exit_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +59,10 @@ class Surroundings:
 def planned(request: ServerRequest, around: Surroundings, port: int | str) -> Plan:
     path = model_path(request.model, around.cache)
     facts = model_facts(request.model)
-    return plan(request, around.host, facts, path, port, around.vllm_python, not is_hub_id(path))
+    found = plan(request, around.host, facts, path, port, around.vllm_python, not is_hub_id(path))
+    if reason := missing(request.model):
+        found.refusals.append(reason)
+    return found
 
 
 def serve(
@@ -77,12 +88,10 @@ def serve(
         )
     except BootFailed as error:
         return _failed(state, str(error), BOOT_FAILED, say)
-    except (Terminated, KeyboardInterrupt) as stop:
+    except Stopped as stop:
         state.write("stopped")
         say("stopped")
-        if isinstance(stop, KeyboardInterrupt):
-            raise
-        return 0
+        return stop.exit_code
 
 
 class BootFailed(Exception):
@@ -142,9 +151,9 @@ def _smoke(
         raise BootFailed(f"The server is up, but {failure}; its log: {cause}") from failure
 
 
-def _give_time_to_die(process: ServerProcess, seconds: float = 3.0) -> None:
+def _give_time_to_die(process: ServerProcess) -> None:
     """An engine that failed takes its API server down a moment later; then the log names the cause."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + TIME_TO_DIE_S
     while time.monotonic() < end:
         process.check_alive("on a smoke request")
         time.sleep(0.1)

@@ -1,0 +1,255 @@
+"""The launcher against a stand-in for vLLM: every way to fail ends in a true server.json and no process."""
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from greenbench.config import BackendChoice, ModelConfig, ServerConfig, ServerRequest
+from greenbench.errors import UserError
+from servers import process as servers_process
+from servers import serve, smoke
+from servers.facts import HostFacts
+from servers.process import ServerDied, ServerProcess, pick_port
+from tests.fakes import vllm_server
+
+
+@pytest.fixture
+def around(tmp_path: Path) -> serve.Surroundings:
+    python = vllm_server.install(tmp_path)
+    host = HostFacts(vllm_build="cpu", vllm_version="0.32.0", packages={}, vllm_python=python)
+    env = {"PATH": os.environ["PATH"], "VLLM_ATTENTION_BACKEND": "stray"}
+    return serve.Surroundings(host, python, tmp_path / "cache", env)
+
+
+def request(
+    tmp_path: Path, mode: str = "good", backend: str = "sdpa", **server: object
+) -> ServerRequest:
+    model = tmp_path / "model"
+    model.mkdir(exist_ok=True)
+    (model / "config.json").write_text('{"num_attention_heads": 4, "head_dim": 64}')
+    extra = ["--fake", mode, "--fake-note", str(tmp_path / "child")]
+    return ServerRequest(
+        model=ModelConfig(name="m", path=str(model), max_model_len=4096, weights="random"),
+        backend=BackendChoice(name=backend),
+        server=ServerConfig(extra_args=extra, **{"boot_timeout_s": 20, **server}),
+    )
+
+
+def state(out: Path) -> dict:
+    return json.loads((out / serve.SERVER_JSON).read_text())
+
+
+def assert_gone(out: Path) -> None:
+    pid = state(out)["server"]["pid"]
+    left = [p for p in psutil.process_iter() if group(p.pid) == pid and p.status() != "zombie"]
+    assert left == []
+
+
+def group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("die_booting", f"ended with code 1 while booting: {vllm_server.ROOT_CAUSE}"),
+        ("killed", "ended with signal SIGKILL while booting"),
+        ("die_on_request", "IndexError: index 8 is out"),
+        ("error_on_request", "got HTTP 500"),
+        ("short_answer", "asked for 8 tokens; the server counted 16 in, 7 out"),
+        ("mismatch", "sdpa builds SdpaImpl, and the server built CPUAttentionBackendImpl"),
+    ],
+)
+def test_boot_faults_fail_with_a_sentence(
+    mode: str, words: str, tmp_path: Path, around: serve.Surroundings, monkeypatch
+):
+    monkeypatch.setattr(serve, "TIME_TO_DIE_S", 0.2)
+    out = tmp_path / "out"
+    assert serve.serve(request(tmp_path, mode), out, around, lambda _: None) == 1
+    found = state(out)
+    assert found["state"] == "failed" and words in found["error"]
+    assert "\n" not in found["error"]
+    if mode == "mismatch":
+        assert found["server"]["proof"] == "mismatch"
+    assert_gone(out)
+
+
+def test_never_healthy_ends_at_the_time_limit(tmp_path: Path, around: serve.Surroundings):
+    out = tmp_path / "out"
+    asked = request(tmp_path, "never_healthy", boot_timeout_s=1.0)
+    assert serve.serve(asked, out, around, lambda _: None) == 1
+    assert "did not become healthy within the boot time limit" in state(out)["error"]
+    assert_gone(out)
+
+
+def test_a_server_that_dies_later(tmp_path: Path, around: serve.Surroundings):
+    out = tmp_path / "out"
+    assert serve.serve(request(tmp_path, "die_later"), out, around, lambda _: None) == 3
+    found = state(out)
+    assert found["state"] == "failed"
+    assert "code 7 while serving: torch.OutOfMemoryError: CUDA out of memory" in found["error"]
+    assert found["server"]["proof"] == "proven" and found["server"]["ready_s"] > 0
+
+
+def launch(tmp_path: Path, mode: str, backend: str = "sdpa") -> tuple[subprocess.Popen, Path]:
+    out = tmp_path / "out"
+    out.mkdir()
+    file = tmp_path / "request.json"
+    file.write_text(request(tmp_path, mode, backend).model_dump_json())
+    env = {
+        **os.environ,
+        "VLLM_PYTHON": vllm_server.install(tmp_path),
+        "VLLM_ATTENTION_BACKEND": "stray",
+    }
+    command = [sys.executable, "-m", "servers", "start", "--request", str(file), "--out", str(out)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True), out
+
+
+def wait_for(out: Path, wanted: str, timeout_s: float = 20) -> dict:
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if (out / serve.SERVER_JSON).exists() and state(out).get("state") == wanted:
+            return state(out)
+        time.sleep(0.05)
+    raise AssertionError(f"never {wanted}: {(out / serve.SERVER_JSON).read_text()}")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, number: int, code: int):
+    launcher, out = launch(tmp_path, "good")
+    server = wait_for(out, "ready")["server"]
+    assert server["proof"] == "proven" and server["observed_backend"] == "SdpaImpl x4"
+    assert server["kv_cache_tokens"] == 524288 and server["kv_cache_bytes"] == 2**30
+    assert server["dtype"] == "bfloat16"
+    assert server["pid_created_s"] == pytest.approx(psutil.Process(server["pid"]).create_time())
+    assert server["proof_detail"]["log_offset_ready"] > 0
+    assert (out / "model_inspection.txt").read_text().count("SdpaImpl") == 1
+    assert json.loads((out / "server_info.json").read_text())
+    log = (out / "server.log").read_text()
+    assert "stray" not in log and "--attention-backend', 'CUSTOM'" in log
+    launcher.send_signal(number)
+    assert launcher.wait(30) == code
+    assert state(out)["state"] == "stopped" and state(out)["error"] is None
+    assert_gone(out)
+
+
+def test_a_worker_that_ignores_term_is_killed(
+    tmp_path: Path, around: serve.Surroundings, monkeypatch
+):
+    """A hung worker in a session of its own would hold the GPU's memory for good."""
+    monkeypatch.setattr(servers_process, "TERM_GRACE_S", 0.3)
+    port, note = pick_port(None), tmp_path / "child"
+    argv = [around.vllm_python, "-m", "x", "--port", str(port), "--fake", "stubborn"]
+    with ServerProcess([*argv, "--fake-note", str(note)], around.env, tmp_path / "log") as process:
+        process.wait_healthy(f"http://127.0.0.1:{port}", time.monotonic() + 20)
+        child = psutil.Process(int(note.read_text()))
+        assert child.is_running()
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_stopping_while_it_boots_leaves_nothing(tmp_path: Path):
+    launcher, out = launch(tmp_path, "slow_boot")
+    assert wait_for(out, "booting")["server"]["argv"]
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(30) == 130
+    assert state(out)["state"] == "stopped"
+    assert_gone(out)
+
+
+def test_bad_input_starts_nothing(tmp_path: Path, around: serve.Surroundings):
+    out = tmp_path / "out"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"Port {port} is in use"):
+            serve.serve(request(tmp_path, port=port), out, around, print)
+    asked = request(tmp_path)
+    (tmp_path / "model" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"no config\.json in"):
+        serve.serve(asked, out, around, print)
+    none = serve.Surroundings(HostFacts(vllm_python="py"), "py", tmp_path, {})
+    with pytest.raises(UserError, match="vLLM is not installed in py"):
+        serve.serve(request(tmp_path), out, none, print)
+    with pytest.raises(UserError, match="max_model_len 9000 is longer"):
+        long = request(tmp_path, max_model_len=9000)
+        (tmp_path / "model" / "config.json").write_text('{"max_position_embeddings": 4096}')
+        serve.serve(long, out, around, print)
+    assert not out.exists()
+
+
+def test_an_unwritable_folder_is_said_before_a_start(tmp_path: Path, around: serve.Surroundings):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        serve.serve(request(tmp_path), blocked / "out", around, print)
+
+
+def test_a_running_server_is_described(tmp_path: Path, around: serve.Surroundings):
+    port = pick_port(None)
+    argv = [around.vllm_python, "-m", "x", "--port", str(port), "--attention-backend", "CUSTOM"]
+    for mode, verdict in (("good", "proven"), ("no_inspection", "unproven")):
+        log = tmp_path / f"{mode}.log"
+        with ServerProcess(
+            [*argv, "--served-model-name", "m", "--fake", mode], around.env, log
+        ) as process:
+            url = f"http://127.0.0.1:{port}"
+            process.wait_healthy(url, time.monotonic() + 20)
+            asked = request(tmp_path, base_url=f"{url}/v1")
+            server = serve.probe(asked, tmp_path / mode)
+            with pytest.raises(UserError, match="serves m, not 'other'"):
+                serve.probe(request(tmp_path, base_url=url, served_model="other"), tmp_path / "no")
+        assert (server.proof, server.served_model, server.pid) == (verdict, "m", None)
+        assert (server.max_model_len, server.kv_cache_tokens) == (4096, 524288)
+        assert state(tmp_path / mode)["state"] == "ready"
+    with pytest.raises(ServerDied, match="No vLLM server answers"):
+        serve.probe(asked, tmp_path / "dead")
+
+
+def test_smoke_prompts_share_no_prefix_and_have_exact_lengths():
+    tokens = list(range(50))
+    prompts = [smoke._prompt(tokens, 130, shift) for shift in range(6)]
+    assert {len(prompt) for prompt in prompts} == {130}
+    assert len({prompt[0] for prompt in prompts}) == 6
+    assert smoke.prompt_lengths(8192, 2048) == [16, 130, 700, 2112]
+    assert smoke.prompt_lengths(512, 2048) == [16, 130, 504]
+
+
+def test_weights_are_counted_in_the_served_dtype(tmp_path: Path):
+    header = {
+        "__metadata__": {"format": "pt"},
+        "a": {"dtype": "F32", "shape": [10], "data_offsets": [0, 40]},
+        "b": {"dtype": "BF16", "shape": [10], "data_offsets": [40, 60]},
+    }
+    text = json.dumps(header).encode()
+    (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 60)
+    assert serve.weights_bytes(tmp_path, "bfloat16") == 20 * 2
+    assert serve.weights_bytes(tmp_path, "float32") == 20 * 4
+    assert serve.weights_bytes(tmp_path / "none", "float32") is None
+
+
+def test_plan_command_lists_argv_and_refusals(tmp_path: Path):
+    requests = [
+        request(tmp_path, backend=name).model_dump(mode="json") for name in ("sdpa", "triton")
+    ]
+    env = {**os.environ, "VLLM_PYTHON": vllm_server.install(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "servers", "plan"],
+        input=json.dumps(requests), env=env, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    first, second = json.loads(done.stdout)
+    assert first["label"] == "sdpa" and first["refusals"] == []
+    assert first["env"]["GREENBENCH_ATTENTION_CLASS"].endswith("SdpaBackend")
+    assert "TRITON_ATTN" in second["argv"] and "GPU" in second["refusals"][0]

@@ -1,0 +1,116 @@
+"""The proof: layers counted from a model tree, and the verdicts that follow."""
+
+import pytest
+
+from servers import bootlog
+from servers.backends import BACKENDS
+from servers.proof import count_layers, judge
+from tests.fakes.vllm_server import BOOT_DEATH_LOG, ROOT_CAUSE, TREE
+
+HYBRID = """\
+FalconH1ForCausalLM()(
+  (model): FalconH1Model()(
+    (layers): ModuleList()(
+      (0, 2-3): 3 x FalconH1ParallelHybrid()(
+        (self_attn): Outer()(
+          (attn): Attention(head_size=64, num_heads=4, backend=SdpaImpl)
+        )
+        (mamba): FalconH1SSMDecoderLayer()(
+          (mamba): MambaMixer2()(
+            (norm): Mixer2RMSNormGated()
+          )
+        )
+      )
+      (1): FalconH1ParallelHybrid()(
+        (attn): Attention(head_size=64, backend=CPUAttentionBackendImpl)
+      )
+    )
+  )
+)"""
+STATE_SPACE = """\
+Mamba2ForCausalLM()(
+  (layers): ModuleList()(
+    (0-5): 6 x Mamba2DecoderLayer()(
+      (mixer): MambaMixer2()(
+        (conv1d): ColumnParallelLinear(in_features=4)
+      )
+    )
+  )
+)"""
+
+
+def tree(impl: str) -> str:
+    return TREE.replace("IMPL", impl)
+
+
+def test_collapsed_layers_count_as_many_as_they_stand_for():
+    found = count_layers(HYBRID)
+    assert found.attention == {"SdpaImpl": 3, "CPUAttentionBackendImpl": 1}
+    assert found.mixers == {"MambaMixer2": 3}
+
+
+def test_the_class_asked_for_is_proven():
+    proof = judge(BACKENDS["sdpa"], [tree("SdpaImpl")], None)
+    assert (proof.verdict, proof.observed_backend) == ("proven", "SdpaImpl x4")
+    assert proof.detail["attention_layers"] == {"SdpaImpl": 4}
+
+
+@pytest.mark.parametrize("trees", [[HYBRID], [tree("SdpaImpl"), tree("CPUAttentionBackendImpl")]])
+def test_one_wrong_layer_or_worker_is_a_mismatch(trees: list[str]):
+    """A silent fallback in one layer would make the arm a mix."""
+    assert judge(BACKENDS["sdpa"], trees, None).verdict == "mismatch"
+
+
+def test_no_inspection_is_unproven():
+    assert judge(BACKENDS["sdpa"], None, None).verdict == "unproven"
+    assert judge(BACKENDS["sdpa"], ["Model()(\n)"], None).verdict == "unproven"
+
+
+def test_a_model_without_attention_says_what_it_has():
+    proof = judge(BACKENDS["cpu_attn"], [STATE_SPACE], None)
+    assert (proof.verdict, proof.observed_backend) == ("proven", "MambaMixer2 x6")
+    assert "no attention layer" in proof.sentence
+    assert proof.detail["attention_layers"] == {}
+
+
+def test_flash_attention_version_is_recorded():
+    log = "INFO 11-23 [flash_attn.py:1118] Using FlashAttention version 3\n"
+    version = bootlog.flash_attention_version(log)
+    proof = judge(BACKENDS["flash_attn"], [tree("FlashAttentionImpl")], version)
+    assert proof.observed_backend == "FlashAttentionImpl x4 (FlashAttention 3)"
+    assert proof.detail["flash_attn_version"] == 3
+
+
+def test_the_root_cause_is_found_below_its_echoes():
+    assert bootlog.last_error(BOOT_DEATH_LOG) == ROOT_CAUSE
+
+
+@pytest.mark.parametrize(
+    ("log", "cause"),
+    [
+        ("usage\napi_server.py: error: unrecognized: --x\n", "api_server.py: error: unrecognized: --x"),
+        ("Killed\n\n", "Killed"),
+        ("", None),
+        (
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig\n"
+            "  Value error, Unknown vLLM environment variable detected: VLLM_X [type=value_error]\n",
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig: "
+            "Unknown vLLM environment variable detected: VLLM_X [type=value_error]",
+        ),
+        (
+            "\x1b[31m(EngineCore pid=1) ERROR 11-23 18:58:56 [core.py:9] KeyError: 'q'\x1b[0m\nbye\n",
+            "KeyError: 'q'",
+        ),
+    ],
+)  # fmt: skip
+def test_causes(log: str, cause: str | None):
+    assert bootlog.last_error(log) == cause
+
+
+def test_memory_lines():
+    cpu = "INFO [cpu_worker.py:260] Explicitly set (1.5/10.21) GiB for KV cache on node 0."
+    gpu = "Available KV cache memory: 70.5 GiB\nModel loading took 2.25 GiB memory and 1.5 seconds"
+    assert bootlog.kv_memory_bytes(cpu) == 3 * 2**29
+    assert bootlog.kv_memory_bytes(gpu) == 141 * 2**29
+    assert bootlog.weights_bytes(gpu) == 9 * 2**28
+    assert bootlog.weights_bytes(cpu) is None
