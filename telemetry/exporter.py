@@ -115,7 +115,7 @@ class GreenbenchCollector(Collector):
             labels=["uuid", "scope", "source"],
         )
         resets = CounterMetricFamily(
-            "greenbench_gpu_energy_counter_resets",
+            "greenbench_gpu_energy_resets",
             "Times that the energy counter fell.",
             labels=["uuid"],
         )

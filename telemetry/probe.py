@@ -33,13 +33,19 @@ class Refresh:
 
 
 def change_period_s(stamps_ns: list[int], values: list[float | int | None]) -> float | None:
-    """Median time between changes of a polled value. A repeat of the same value is no change."""
+    """Time between changes of a polled value: the mean of the gaps that are near their median.
+
+    A sensor that gives the same value twice makes a gap of two periods, which the mean leaves out; polling
+    makes each gap a whole number of polls, which the mean, unlike the median, evens out.
+    """
     seen = [(at, value) for at, value in zip(stamps_ns, values, strict=True) if value is not None]
     changes = [at for (_, before), (at, value) in pairwise(seen) if value != before]
     gaps = sorted(b - a for a, b in pairwise(changes))
     if len(changes) < FEWEST_CHANGES:
         return None
-    return gaps[len(gaps) // 2] / 1e9
+    median = gaps[len(gaps) // 2]
+    near = [gap for gap in gaps if median / 1.5 < gap < median * 1.5]
+    return sum(near) / len(near) / 1e9
 
 
 def measure_refresh(
@@ -55,7 +61,7 @@ def measure_refresh(
     costs: list[int] = []
     readings: list[GpuReading] = []
     end_ns = clock() + round(watch_s * 1e9)
-    while (before := clock()) < end_ns:
+    while (before := clock()) < end_ns or not costs:
         reading = reader.read(index)
         stamps.append(before)
         costs.append(clock() - before)

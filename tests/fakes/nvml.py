@@ -149,7 +149,7 @@ class FakeGpu:
 
 @dataclass
 class FakeReader:
-    """A telemetry Reader over fake cards. ``clock_ns`` is the time they live in; each read takes ``read_ns``."""
+    """A telemetry Reader over fake cards. Each read takes ``read_ns`` of their clock."""
 
     cards: list[FakeGpu]
     clock_ns: Callable[[], int]
