@@ -30,6 +30,12 @@ class Encoder:
             for e in encoded
         ]
 
+    def token_id(self, token: str) -> int:
+        found = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise ValueError(f"no token {token!r}")
+        return found
+
     def decode(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids)
 
