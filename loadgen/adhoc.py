@@ -1,0 +1,92 @@
+"""A run of the locustfile by itself: ask the server what it serves, make prompts, name a directory.
+
+The directory has the shape of a sweep's point (config.yaml, requests/, outputs/, events.jsonl) but no
+manifest: it proves nothing about the server, and no report is made of it.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from greenbench.config import (
+    BackendChoice,
+    LivePoint,
+    LoadConfig,
+    ModelConfig,
+    PhaseConfig,
+    PointConfig,
+    PromptRequest,
+    ServerConfig,
+    SloConfig,
+    TaskConfig,
+    TelemetryConfig,
+    dump_yaml,
+)
+from greenbench.errors import UserError
+from greenbench.rundir import write_atomic
+from loadgen.making import make_files
+
+DEFAULT_URL = "http://127.0.0.1:8000"  # where `make serve` listens
+DAY_S = 86_400.0  # measure until a person stops
+
+
+def prepare(host: str | None, options: argparse.Namespace) -> Path:
+    """Make prompts and a directory for one run; its path. What is wrong raises UserError."""
+    base_url = (host or DEFAULT_URL).rstrip("/")
+    served, root, window = served_model(base_url)
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    run_path = Path(options.out) / f"{stamp}-{options.task}-{options.context_tokens}"
+    task = TaskConfig(name=options.task)
+    request = PromptRequest(
+        model_path=options.model_path or root,
+        task=task,
+        context_tokens=options.context_tokens,
+        count=options.prompts,
+        seed=options.seed,
+    )
+    prompts_path = run_path / "prompts.jsonl"
+    make_files([(request, prompts_path)])
+    point = PointConfig(
+        sweep="adhoc",
+        seed=options.seed,
+        repeat=0,
+        model=ModelConfig(name=served, path=root, max_model_len=window),
+        backend=BackendChoice(name="unknown"),
+        server=ServerConfig(base_url=base_url),
+        task=task,
+        context_tokens=options.context_tokens,
+        load=LoadConfig(kind="closed", users=options.num_users or 1),
+        phases=PhaseConfig(warmup_s=0, measure_s=DAY_S),
+        slo=SloConfig(),
+        telemetry=TelemetryConfig(),
+        prompts_per_point=options.prompts,
+    )
+    head = json.loads(prompts_path.open().readline())
+    live = LivePoint(
+        point=point,
+        run_id=run_path.name,
+        base_url=base_url,
+        served_model=served,
+        prompts_path=str(prompts_path.resolve()),
+        prompts_sha256=head["sha256"],
+    )
+    write_atomic(run_path / "config.yaml", dump_yaml(live))
+    return run_path
+
+
+def served_model(base_url: str) -> tuple[str, str, int]:
+    """(name to ask for, path of its files, window in tokens) of the first model that is served."""
+    try:
+        reply = httpx.get(f"{base_url}/v1/models", timeout=10, trust_env=False)
+        reply.raise_for_status()
+        first: dict[str, Any] = reply.json()["data"][0]
+    except (httpx.HTTPError, ValueError, LookupError) as error:
+        raise UserError(
+            f"no model server answers at {base_url} ({error}); start one with `make serve`, "
+            "or give its address with -H http://host:port"
+        ) from error
+    return first["id"], first.get("root") or first["id"], first.get("max_model_len") or 1 << 20

@@ -1,0 +1,327 @@
+"""One request and what came of it, the same for every client.
+
+`Outgoing` is a request ready to be written. `Reply` gathers what each read brought and when; it keeps
+parsing for later, so that the callback of a read stays short. `Exchange` is the outcome: offsets from
+the moment of sending, counts, or the error. No sockets here; times are handed in.
+"""
+
+import struct
+from dataclasses import dataclass, field
+from typing import Final
+
+from loadgen.http1 import Http1Error, ResponseParser
+from loadgen.stream import (
+    MAX_BODY_BYTES,
+    Facts,
+    SseError,
+    StreamReader,
+    error_text,
+    read_whole,
+)
+
+DRAIN_BYTES: Final = 256 * 1024  # parse ahead of the end from here on, so that memory stays bounded
+DRAIN_READS: Final = 1024
+MAX_STREAM_BYTES: Final = 64 * 2**20  # of one streamed reply, beside 16 KiB a token
+# Slewing moves the clock by at most 500 ppm; a larger disagreement of the two clocks is a step.
+STEP_NS: Final = 1_000_000
+STEP_SHARE: Final = 0.001
+# Every eighth chunk is enough for percentiles of the delay from kernel to program.
+DELAY_STRIDE: Final = 8
+
+_unpack_timespec = struct.Struct("qq").unpack
+Ancillary = list[tuple[int, int, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A request ready to be written: ``head`` (ends with the empty line) and ``body``, encoded once."""
+
+    request_id: str
+    head: bytes
+    body: bytes
+    streaming: bool
+    context_tokens: int
+    output_tokens: int
+    prompt_at: int = 0  # place in the prompt list
+    scheduled_mono_ns: int | None = None
+
+    @property
+    def event_limit(self) -> int:
+        """Events after which a stream is called endless."""
+        return 4 * self.output_tokens + 1024
+
+
+@dataclass(slots=True)
+class Exchange:
+    """The outcome of one request. Offsets ``*_ns`` count from ``sent_mono_ns``. None: not known."""
+
+    sent_unix_ns: int | None = None
+    sent_mono_ns: int | None = None
+    connect_ns: int | None = None
+    send_ns: int | None = None
+    headers_ns: int | None = None
+    end_ns: int | None = None
+    chunk_ns: list[int] | None = None
+    kernel_times: bool = False
+    http_status: int | None = None
+    facts: Facts = field(default_factory=Facts)
+    body: bytes | None = None  # of a reply that is not streamed
+    delays_ns: list[int] = field(default_factory=list[int])  # kernel to program, a sample of chunks
+    shared_reads: int = 0  # chunks whose read brought an earlier chunk too
+    clock_stepped: bool = False
+    send_waits: int = 0  # times the kernel's send buffer was full
+
+    @property
+    def text(self) -> str | None:
+        return "".join(self.facts.texts) if self.facts.texts else None
+
+
+def failed(error_type: str, message: str, connect_ns: int | None = None) -> Exchange:
+    """An exchange that never got as far as a reply."""
+    exchange = Exchange(connect_ns=connect_ns)
+    exchange.facts.fail(error_type, message)
+    return exchange
+
+
+class Reply:
+    """A reply in the making. `add` is the hot path; `result` parses and is called once, at the end."""
+
+    __slots__ = (
+        "_base",
+        "_chunk_stamps",
+        "_headers_stamp",
+        "_kernel",
+        "_reader",
+        "_stamps",
+        "_streamed_bytes",
+        "connect_ns",
+        "deadline_ns",
+        "_last_stamp",
+        "ended_mono_ns",
+        "error",
+        "outgoing",
+        "parser",
+        "send_ns",
+        "send_waits",
+        "sent_mono_ns",
+        "sent_unix_ns",
+    )
+
+    def __init__(self, outgoing: Outgoing, deadline_ns: int, connect_ns: int | None = None) -> None:
+        self.outgoing = outgoing
+        self.deadline_ns = deadline_ns
+        self.connect_ns = connect_ns
+        self.parser = ResponseParser()
+        self.sent_unix_ns: int | None = None
+        self.sent_mono_ns: int | None = None
+        self.send_ns: int | None = None
+        self.send_waits = 0
+        self.ended_mono_ns: int | None = None
+        self.error: tuple[str, str] | None = None
+        self._reader: StreamReader | None = None
+        self._streamed_bytes = 0
+        self._base = 0  # reads whose stamps were let go
+        self._stamps: list[int] = []  # one a read, monotonic
+        self._kernel: list[Ancillary] = []
+        self._headers_stamp: tuple[int, int | None] | None = None
+        self._last_stamp: tuple[int, int | None] | None = None
+        self._chunk_stamps: list[tuple[int, int | None]] = []  # (program's, kernel's or None)
+
+    def add(self, data: bytes, mono_ns: int, ancillary: Ancillary) -> bool:
+        """Take what one read brought. True when the reply is complete or cannot go on."""
+        self._stamps.append(mono_ns)
+        self._kernel.append(ancillary)
+        parser = self.parser
+        try:
+            parser.feed(data)
+            if parser.held_bytes > DRAIN_BYTES or len(self._stamps) >= DRAIN_READS:
+                self._bounded_drain()
+        except Http1Error as error:
+            self.error = ("bad_http", str(error))
+        except SseError as error:
+            self.error = ("bad_sse", str(error))
+        return parser.complete or self.error is not None
+
+    def stamp_head(self, mono_ns: int) -> None:
+        """For a client that is handed the head decoded: a read without body bytes."""
+        self._stamps.append(mono_ns)
+        self._kernel.append([])
+
+    def closed_by_peer(self, reason: str = "the server closed the connection") -> None:
+        """The connection ended. That is a cut unless the body's end was to be the closing itself."""
+        self.parser.end_of_stream()
+        if not self.parser.complete and self.error is None:
+            where = "in mid-reply" if self.parser.started else "before any byte of the reply"
+            self.error = ("cut_in_stream", f"{reason} {where}")
+
+    @property
+    def _is_stream(self) -> bool:
+        if self.parser.status != 200 or not self.outgoing.streaming:
+            return False
+        return (
+            self.parser.headers.get(b"content-type", b"").lower().startswith(b"text/event-stream")
+        )
+
+    def _bounded_drain(self) -> None:
+        held = self.parser.held_bytes
+        if self._is_stream:
+            self._streamed_bytes += held
+            if self._streamed_bytes > MAX_STREAM_BYTES + 16384 * self.outgoing.output_tokens:
+                raise SseError(f"a stream of over {self._streamed_bytes} bytes")
+            self._drain()
+        elif held > MAX_BODY_BYTES:
+            raise Http1Error(f"a body of over {MAX_BODY_BYTES} bytes")
+        else:
+            self._forget_stamps()
+
+    def _drain(self) -> None:
+        """Parse what has come of a stream, and look up when its chunks came."""
+        if self._reader is None:
+            self._reader = StreamReader(self.outgoing.event_limit)
+        marks = self._reader.facts.chunk_marks
+        known = len(marks)
+        try:
+            self._reader.feed(*self.parser.take())
+        finally:
+            base, stamps, kernel = self._base + 1, self._stamps, self._kernel
+            self._chunk_stamps += [
+                (stamps[mark - base], _kernel_unix_ns(kernel[mark - base]))
+                for mark in marks[known:]
+            ]
+            self._forget_stamps()
+
+    def _forget_stamps(self) -> None:
+        head_at = self.parser.head_read - self._base - 1
+        if self._headers_stamp is None and 0 <= head_at < len(self._stamps):
+            self._headers_stamp = self._stamps[head_at], _kernel_unix_ns(self._kernel[head_at])
+        if self._stamps:
+            self._last_stamp = self._stamps[-1], _kernel_unix_ns(self._kernel[-1])
+        self._base += len(self._stamps)
+        self._stamps, self._kernel = [], []
+
+    def result(self, now_mono_ns: int, now_unix_ns: int) -> Exchange:
+        """Parse what is left and work out the outcome. The two clocks are read by the caller, now."""
+        facts, body = self._facts()
+        exchange = Exchange(
+            sent_unix_ns=self.sent_unix_ns,
+            sent_mono_ns=self.sent_mono_ns,
+            connect_ns=self.connect_ns,
+            send_ns=self.send_ns,
+            http_status=self.parser.status,
+            facts=facts,
+            body=body,
+            send_waits=self.send_waits,
+        )
+        if self.sent_mono_ns is not None and self.sent_unix_ns is not None:
+            self._times(exchange, now_mono_ns, now_unix_ns)
+        return exchange
+
+    def _facts(self) -> tuple[Facts, bytes | None]:
+        parser = self.parser
+        facts, body = Facts(), None
+        if self._is_stream:
+            try:
+                self._drain()
+            except SseError as error:
+                self.error = self.error or ("bad_sse", str(error))
+            assert self._reader is not None
+            facts = self._reader.facts
+        else:
+            self._forget_stamps()
+            body = b"".join(parser.take()[0])
+        if self.error is not None:
+            facts.fail(*self.error)
+        if facts.error_type is not None:
+            return facts, None
+        if parser.status != 200:
+            facts.fail(*_status_fault(parser, body or b""))
+        elif body is not None:
+            facts, body = self._whole(body)
+        elif not facts.done:
+            facts.fail("cut_in_stream", "the stream ended without [DONE]")
+        if facts.error_type is None:
+            _check_counts(facts, self.outgoing)
+        return facts, body
+
+    def _whole(self, body: bytes) -> tuple[Facts, bytes | None]:
+        kind = self.parser.headers.get(b"content-type", b"none")
+        wanted = b"text/event-stream" if self.outgoing.streaming else b"application/json"
+        if not kind.lower().startswith(wanted):
+            facts = Facts()
+            fault = "bad_sse" if self.outgoing.streaming else "bad_http"
+            facts.fail(fault, f"content type {kind[:60]!r}, {wanted.decode()} was asked for")
+            return facts, None
+        return read_whole(body), body
+
+    def _times(self, exchange: Exchange, now_mono_ns: int, now_unix_ns: int) -> None:
+        """Offsets from the sending: the kernel's where it stamped every read that matters."""
+        assert self.sent_mono_ns is not None and self.sent_unix_ns is not None
+        sent = self.sent_mono_ns
+        mono_span, unix_span = now_mono_ns - sent, now_unix_ns - self.sent_unix_ns
+        drift = unix_span - mono_span
+        exchange.clock_stepped = abs(drift) > STEP_NS + STEP_SHARE * mono_span
+        edges = [stamp for stamp in (self._headers_stamp, self._last_stamp) if stamp is not None]
+        stamps = [*self._chunk_stamps, *edges]
+        kernel = bool(stamps) and not exchange.clock_stepped and all(s[1] for s in stamps)
+        exchange.kernel_times = kernel
+        if kernel:
+            base = self.sent_unix_ns
+            slope = mono_span / unix_span if abs(drift) > 1000 and unix_span > 0 else 1
+
+            def offset(stamp: tuple[int, int | None]) -> int:
+                span = stamp[1] - base  # type: ignore[operator]
+                return span if slope == 1 else round(span * slope)
+        else:
+
+            def offset(stamp: tuple[int, int | None]) -> int:
+                return stamp[0] - sent
+
+        if self._headers_stamp is not None:
+            exchange.headers_ns = offset(self._headers_stamp)
+        if self.parser.complete and self._last_stamp is not None:
+            exchange.end_ns = offset(self._last_stamp)
+        elif self.ended_mono_ns is not None:  # cut or given up: no byte marks the end
+            exchange.end_ns = self.ended_mono_ns - sent
+        if self._chunk_stamps:
+            exchange.chunk_ns = [offset(stamp) for stamp in self._chunk_stamps]
+            marks = exchange.facts.chunk_marks
+            exchange.shared_reads = len(marks) - len(set(marks))
+            if kernel:
+                exchange.delays_ns = [
+                    stamp[0] - sent - offset(stamp) for stamp in self._chunk_stamps[::DELAY_STRIDE]
+                ]
+
+
+def _kernel_unix_ns(ancillary: Ancillary) -> int | None:
+    """The kernel's arrival time of a read (SCM_TIMESTAMPNS), or None."""
+    if not ancillary:
+        return None
+    seconds, nanoseconds = _unpack_timespec(ancillary[0][2])
+    return seconds * 1_000_000_000 + nanoseconds
+
+
+def _status_fault(parser: ResponseParser, body: bytes) -> tuple[str, str]:
+    status = parser.status or 0
+    kind = {4: "http_4xx", 5: "http_5xx"}.get(status // 100, "http_other")
+    hints = [
+        f"{name.decode()}: {parser.headers[name][:80].decode('latin-1')}"
+        for name in (b"retry-after", b"location")
+        if name in parser.headers
+    ]
+    return kind, "; ".join([f"HTTP {status}", *hints, error_text(body)])
+
+
+def _check_counts(facts: Facts, outgoing: Outgoing) -> None:
+    """A reply that came whole is still bad when its lengths are unknown or not those asked for."""
+    if facts.prompt_tokens is None or facts.output_tokens is None:
+        facts.fail("no_usage", "the server reported no token usage")
+    elif facts.prompt_tokens != outgoing.context_tokens:
+        facts.fail(
+            "length_mismatch",
+            f"prompt of {facts.prompt_tokens} tokens, {outgoing.context_tokens} were sent",
+        )
+    elif facts.output_tokens != outgoing.output_tokens:
+        facts.fail(
+            "length_mismatch",
+            f"{facts.output_tokens} output tokens, {outgoing.output_tokens} were asked for",
+        )

@@ -1,0 +1,232 @@
+"""HTTP/1.1 responses from raw bytes: no socket, no clock.
+
+`ResponseParser` takes what each read brought and keeps the body as segments, each marked with the
+number of the read that brought it, so that a caller can look up when it arrived. It decodes framing
+only (chunked, content-length, until close; 1xx skipped, trailers dropped). What RFC 9112 does not
+allow raises `Http1Error`; it never guesses where a message ends.
+"""
+
+import re
+from typing import Final
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_LINE_BYTES: Final = 16 * 1024  # a chunk-size line or one trailer
+# Sizes as servers write them. A hit is exact; a miss (upper case, extensions) is parsed at length.
+CHUNK_SIZES: Final = {b"%x" % size: size for size in range(1, 8192)}
+
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n]*)?")
+_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00\r\n]*?)[ \t]*")
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
+
+HEAD, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILERS, LENGTH, UNTIL_CLOSE, DONE = range(8)
+
+
+class Http1Error(ValueError):
+    """The bytes are not an HTTP/1.1 response. The text says what was found."""
+
+
+class ResponseParser:
+    """One response. ``feed`` each read; ``end_of_stream`` when the peer closes.
+
+    ``segments[i]`` are body bytes that read number ``marks[i]`` (from 1) brought; the caller may
+    take them away at any time (``take``). ``complete``: the body ended as its framing says.
+    ``reusable``: another request may follow on the same connection.
+    """
+
+    __slots__ = (
+        "_rest",
+        "_state",
+        "_wanted",
+        "complete",
+        "head_read",
+        "headers",
+        "held_bytes",
+        "marks",
+        "reads",
+        "reusable",
+        "segments",
+        "status",
+    )
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        self.headers: dict[bytes, bytes] = {}
+        self.head_read = 0
+        self.reads = 0
+        self.complete = False
+        self.reusable = False
+        self.segments: list[bytes] = []
+        self.marks: list[int] = []
+        self.held_bytes = 0
+        self._rest = b""
+        self._state = HEAD
+        self._wanted = 0  # bytes still to come of the chunk or body
+
+    def take(self) -> tuple[list[bytes], list[int]]:
+        """Hand over the segments and marks gathered so far and forget them."""
+        taken = self.segments, self.marks
+        self.segments, self.marks, self.held_bytes = [], [], 0
+        return taken
+
+    def feed(self, data: bytes) -> None:
+        self.reads += 1
+        if self._state == CHUNK_SIZE and not self._rest:
+            # the usual read: exactly one whole chunk
+            line_end = data.find(b"\r\n", 0, 8)
+            size = CHUNK_SIZES.get(data[:line_end]) if line_end > 0 else None
+            if size and line_end + 4 + size == len(data) and data.endswith(b"\r\n"):
+                self.segments.append(data[line_end + 2 : -2])
+                self.marks.append(self.reads)
+                self.held_bytes += size
+                return
+        buffer = self._rest + data if self._rest else data
+        self._rest = buffer[self._consume(buffer) :]
+
+    def end_of_stream(self) -> None:
+        """The peer closed. Ends a body that has no other end; otherwise it stays incomplete."""
+        if self._state == UNTIL_CLOSE:
+            self._finish(reusable=False)
+
+    @property
+    def started(self) -> bool:
+        """Whether any byte of a response has come."""
+        return self.reads > 0
+
+    def _consume(self, buffer: bytes) -> int:
+        """Parse as far as ``buffer`` goes; the number of bytes used up."""
+        at, end = 0, len(buffer)
+        while at < end:
+            state = self._state
+            if state in (CHUNK_DATA, LENGTH):
+                at = self._consume_counted(buffer, at)
+            elif state == UNTIL_CLOSE:
+                self._keep(buffer[at:])
+                at = end
+            elif state == DONE:  # bytes after the reply belong to no request: never reuse
+                self.reusable = False
+                at = end
+            else:
+                used = self._consume_line(buffer, at, state)
+                if used == at:
+                    break
+                at = used
+        return at
+
+    def _consume_counted(self, buffer: bytes, at: int) -> int:
+        piece = buffer[at : at + self._wanted] if at else buffer[: self._wanted]
+        self._keep(piece)
+        self._wanted -= len(piece)
+        if self._wanted == 0:
+            if self._state == LENGTH:
+                self._finish(self.reusable)
+            else:
+                self._state = CHUNK_END
+        return at + len(piece)
+
+    def _keep(self, piece: bytes) -> None:
+        self.segments.append(piece)
+        self.marks.append(self.reads)
+        self.held_bytes += len(piece)
+
+    def _finish(self, reusable: bool) -> None:
+        self._state = DONE
+        self.complete = True
+        self.reusable = reusable
+
+    def _consume_line(self, buffer: bytes, at: int, state: int) -> int:
+        """Use up one head, chunk-size line, chunk end or trailer line; ``at`` when it is cut."""
+        if state == HEAD:
+            return self._consume_head(buffer, at)
+        line_end = buffer.find(b"\n", at)
+        if line_end < 0:
+            if len(buffer) - at > MAX_LINE_BYTES:
+                raise Http1Error(f"a chunk-size or trailer line of over {MAX_LINE_BYTES} bytes")
+            return at
+        line = buffer[at:line_end]
+        if not line.endswith(b"\r"):
+            raise Http1Error(f"a chunk line that ends without CR: {line[:40]!r}")
+        line = line[:-1]
+        if state == CHUNK_SIZE:
+            self._chunk_size(line)
+        elif state == CHUNK_END:
+            if line:
+                raise Http1Error(f"a chunk longer than its size: {line[:40]!r}")
+            self._state = CHUNK_SIZE
+        elif not line:  # TRAILERS: the empty line ends the message
+            self._finish(self.reusable)
+        elif not _HEADER.fullmatch(line):
+            raise Http1Error(f"a malformed trailer: {line[:40]!r}")
+        return line_end + 1
+
+    def _chunk_size(self, line: bytes) -> None:
+        match = _CHUNK_LINE.fullmatch(line)
+        if match is None:
+            raise Http1Error(f"a malformed chunk size: {line[:40]!r}")
+        self._wanted = int(match[1], 16)
+        self._state = CHUNK_DATA if self._wanted else TRAILERS
+
+    def _consume_head(self, buffer: bytes, at: int) -> int:
+        match = _HEAD_END.search(buffer, at)
+        if match is None or match.end() - at > MAX_HEAD_BYTES:
+            if len(buffer) - at > MAX_HEAD_BYTES:
+                raise Http1Error(f"a response head of over {MAX_HEAD_BYTES} bytes")
+            if not b"HTTP/1.".startswith(buffer[at : at + 7]):
+                raise Http1Error(f"not an HTTP/1 response: {buffer[at : at + 40]!r}")
+            return at
+        lines = re.split(rb"\r?\n", buffer[at : match.start()])
+        status_line = _STATUS_LINE.fullmatch(lines[0])
+        if status_line is None:
+            raise Http1Error(f"not an HTTP/1 status line: {lines[0][:40]!r}")
+        status = int(status_line[2])
+        if status == 101:
+            raise Http1Error("101 Switching Protocols, which was not asked for")
+        if status >= 200:
+            self.status = status
+            self.head_read = self.reads
+            self.headers = _headers(lines[1:])
+            self._framing(minor=int(status_line[1]))
+        return match.end()
+
+    def _framing(self, minor: int) -> None:
+        """How the body ends (RFC 9112, section 6.3), and whether the connection stays open."""
+        headers = self.headers
+        options = {word.strip() for word in headers.get(b"connection", b"").lower().split(b",")}
+        self.reusable = b"close" not in options and (minor == 1 or b"keep-alive" in options)
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise Http1Error(
+                f"content-encoding {headers[b'content-encoding'][:40]!r}, not asked for"
+            )
+        coding = headers.get(b"transfer-encoding")
+        length = headers.get(b"content-length")
+        if self.status in (204, 304):
+            self._finish(self.reusable)
+        elif coding is not None:
+            if coding.lower() != b"chunked" or minor == 0:
+                raise Http1Error(f"transfer-encoding {coding[:40]!r} in HTTP/1.{minor}")
+            self.reusable = self.reusable and length is None
+            self._state = CHUNK_SIZE
+        elif length is not None:
+            if not re.fullmatch(rb"[0-9]{1,15}", length):
+                raise Http1Error(f"content-length {length[:40]!r}")
+            self._wanted = int(length)
+            self._state = LENGTH
+            if not self._wanted:
+                self._finish(self.reusable)
+        else:
+            self._state = UNTIL_CLOSE
+
+
+def _headers(lines: list[bytes]) -> dict[bytes, bytes]:
+    """Header lines to a dict by lower-case name; repeated ones joined, equal lengths counted once."""
+    headers: dict[bytes, bytes] = {}
+    for line in lines:
+        match = _HEADER.fullmatch(line)
+        if match is None:
+            raise Http1Error(f"a malformed header line: {line[:40]!r}")
+        name, value = match[1].lower(), match[2]
+        if name not in headers or (name == b"content-length" and headers[name] == value):
+            headers[name] = value
+        else:
+            headers[name] += b", " + value
+    return headers

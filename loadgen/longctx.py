@@ -1,0 +1,215 @@
+"""The locustfile: long-context requests to an OpenAI-compatible completions server.
+
+Of a sweep:    locust -f loadgen/longctx.py --headless --run-dir runs/demo/<run_id>
+By itself:     locust -f loadgen/longctx.py --headless -u 4 -t 20s          (against `make serve`)
+With the page: locust -f loadgen/longctx.py
+
+Locust gives users, the web page, headless mode and workers; the requests themselves go through
+`loadgen.fast`, and every one is a row in the run directory. TTFT and E2E are separate rows of
+Locust's table. Only absolute imports and one concrete User: Locust loads this file by path and spawns
+every User class it finds in it.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import gevent
+from gevent import GreenletExit
+from locust import User, events, task
+from locust.argument_parser import LocustArgumentParser
+from locust.env import Environment
+from locust.runners import MasterRunner
+
+from greenbench.config import load_live_point
+from greenbench.errors import UserError
+from greenbench.schema import RequestRecord
+from loadgen import adhoc
+from loadgen.client import HttpxClient
+from loadgen.exchange import Exchange, Outgoing
+from loadgen.fast import outcome
+from loadgen.gevent_loop import GeventLoop, Sent
+from loadgen.openloop import raise_file_limit
+from loadgen.pool import Pool
+from loadgen.session import TICK_S, Session, pause_after
+from loadgen.tasks import TASKS
+
+logger = logging.getLogger(__name__)
+
+
+@events.init_command_line_parser.add_listener
+def add_arguments(parser: LocustArgumentParser) -> None:
+    group = parser.add_argument_group("greenbench")
+    group.add_argument("--run-dir", type=str, default="", help="a point's run directory (headless)")
+    group.add_argument("--client", choices=("fast", "httpx"), default="fast")
+    group.add_argument("--task", choices=sorted(TASKS), default="retrieve")
+    group.add_argument("--context-tokens", type=int, default=1024)
+    group.add_argument("--prompts", type=int, default=32, help="different prompts to make")
+    group.add_argument("--seed", type=int, default=7)
+    group.add_argument("--model-path", type=str, default="", help="tokenizer; default: as served")
+    group.add_argument("--out", type=str, default="runs/adhoc", help="where stand-alone runs go")
+
+
+class Drive:
+    """One test run of this process: its session, its connections, and its clockwork."""
+
+    def __init__(self, environment: Environment, session: Session) -> None:
+        self.environment = environment
+        self.session = session
+        self.options = environment.parsed_options
+        self.pool = Pool(session.target, GeventLoop(), session.timeout_s)
+        self.ticker = gevent.spawn(self._tick)
+
+    def _tick(self) -> None:
+        """Marks, time limits, and the end of a run that has phases."""
+        while not self.session.tick(time.monotonic_ns()):
+            self.pool.expire()
+            gevent.sleep(TICK_S)
+        self.pool.cut("still open when the drain ended")
+        runner = self.environment.runner
+        assert runner is not None
+        gevent.spawn(runner.quit if self._of_a_sweep else runner.stop)
+
+    @property
+    def _of_a_sweep(self) -> bool:
+        return bool(self.options and self.options.run_dir)
+
+    def close(self) -> None:
+        self.ticker.kill()
+        self.session.phases.stop(time.monotonic_ns())
+        self.pool.close()
+        self.session.close()
+        logger.info("records in %s", self.session.run.path)
+
+    def show(self, record: RequestRecord) -> None:
+        """Feed Locust's own table: TTFT and E2E as rows of their own, failures with their type."""
+        fire = self.environment.events.request.fire
+        error = None
+        if record.error_type is not None:
+            error = f"{record.error_type}: {record.error_message}"
+        elif record.first_token_ns is not None:
+            fire(
+                request_type=record.task,
+                name="TTFT",
+                response_time=record.first_token_ns / 1e6,
+                response_length=0,
+                exception=None,
+                context={},
+            )
+        fire(
+            request_type=record.task,
+            name="E2E",
+            response_time=None if record.end_ns is None else record.end_ns / 1e6,
+            response_length=record.output_tokens or 0,
+            exception=error,
+            context={},
+        )
+
+
+class LongContextUser(User):
+    """One closed loop: the next request goes out when the reply to the last is over."""
+
+    @task
+    def converse(self) -> None:
+        drive: Drive = self.environment.drive  # type: ignore[attr-defined]
+        if drive.options and drive.options.client == "httpx":
+            _loop_httpx(drive)
+        else:
+            _loop_fast(drive)
+        gevent.sleep(3600)  # sending is over: wait to be stopped, or Locust would begin anew
+
+
+def _loop_fast(drive: Drive) -> None:
+    """Send, then record the previous outcome while the server works, then wait."""
+    session = drive.session
+    connection = drive.pool.connection()
+    previous: tuple[Outgoing, Any, int] | None = None
+    while (outgoing := session.next(time.monotonic_ns())) is not None:
+        in_flight = session.depart()
+        sent = Sent(connection, outgoing, session.timeout_s)
+        if previous is not None:
+            _record(drive, *previous)
+        try:
+            reply = sent.wait()
+        except GreenletExit:
+            connection.abort("cut_at_drain", "the user was stopped")
+            session.arrived()
+            _record(drive, outgoing, sent.wait(), in_flight)
+            raise
+        session.arrived()
+        previous = (outgoing, reply, in_flight)
+        if reply.error is not None or reply.parser.status != 200:
+            pause_s = pause_after(_record(drive, *previous))
+            previous = None
+            gevent.sleep(pause_s)
+    if previous is not None:
+        _record(drive, *previous)
+
+
+def _record(drive: Drive, outgoing: Outgoing, reply: Any, in_flight: int) -> RequestRecord:
+    return _finish(drive, outgoing, outcome(reply), in_flight)
+
+
+def _finish(drive: Drive, outgoing: Outgoing, exchange: Exchange, in_flight: int) -> RequestRecord:
+    record = drive.session.finish(outgoing, exchange, in_flight)
+    drive.show(record)
+    return record
+
+
+def _loop_httpx(drive: Drive) -> None:
+    session = drive.session
+    client = HttpxClient(session.live.base_url)
+    while (outgoing := session.next(time.monotonic_ns())) is not None:
+        in_flight = session.depart()
+        exchange = client.exchange(outgoing, session.timeout_s)
+        session.arrived()
+        gevent.sleep(pause_after(_finish(drive, outgoing, exchange, in_flight)))
+    client.close()
+
+
+@events.init.add_listener
+def on_init(environment: Environment, **_: Any) -> None:
+    """Of a sweep: the users come from the point's config. A bad run directory ends Locust with 2."""
+    options = environment.parsed_options
+    raise_file_limit()
+    if options and options.run_dir:
+        try:
+            load = load_live_point(Path(options.run_dir)).point.load
+            if load.kind != "closed":
+                raise UserError("an open load runs with python -m loadgen.openloop")
+        except UserError as error:
+            print(f"error: {error}")
+            raise SystemExit(2) from error
+        options.num_users = load.users
+        options.spawn_rate = load.users
+        environment.process_exit_code = 0  # failed requests are rows, not a failed run
+
+
+@events.test_start.add_listener
+def on_test_start(environment: Environment, **_: Any) -> None:
+    if isinstance(environment.runner, MasterRunner):
+        return
+    options = environment.parsed_options
+    assert options is not None
+    try:
+        run_path = (
+            Path(options.run_dir) if options.run_dir else adhoc.prepare(environment.host, options)
+        )
+        session = Session(run_path, load_live_point(run_path), "locust")
+    except UserError as error:
+        print(f"error: {error}")
+        raise SystemExit(2) from error
+    environment.drive = Drive(environment, session)  # type: ignore[attr-defined]
+
+
+@events.test_stop.add_listener
+def on_test_stop(environment: Environment, **_: Any) -> None:
+    drive: Drive | None = getattr(environment, "drive", None)
+    if drive is not None:
+        environment.drive = None  # type: ignore[attr-defined]
+        try:
+            drive.close()
+        except BaseException:  # Locust would log it and end with 0
+            environment.process_exit_code = 1
+            raise

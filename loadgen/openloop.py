@@ -1,0 +1,247 @@
+"""Open-loop load: requests go out when the schedule says, whether or not earlier ones are answered.
+
+Latency counts from the scheduled moment (``scheduled_unix_ns`` of each row); what could not be sent
+is a row too (`not_sent`). One process, one asyncio loop, no Locust. Example:
+
+    python -m loadgen.openloop --run-dir runs/demo/20261123T074812Z-sdpa-retrieve-2048-open2-3f9a1c2e
+"""
+
+import argparse
+import asyncio
+import logging
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Protocol
+
+from greenbench.config import load_live_point
+from greenbench.errors import UserError, exit_on_user_error
+from loadgen.arrivals import arrivals, shard
+from loadgen.client import AsyncHttpxClient
+from loadgen.exchange import Exchange, Outgoing, Reply
+from loadgen.fast import outcome
+from loadgen.loops import Alarm, AsyncioLoop
+from loadgen.pool import Pool
+from loadgen.session import TICK_S, Session
+
+logger = logging.getLogger(__name__)
+
+OPEN_AHEAD_S: Final = 0.25  # idle connections cover this many seconds of arrivals …
+OPEN_AHEAD_MAX: Final = 64  # … but no more than this
+SETTLE_NS: Final = 2_000_000  # parse for so long at a time …
+GUARD_NS: Final = 300_000  # … and not in the last moments before a send
+LATE_NS: Final = 1_000_000_000  # later than this is not the schedule any more: `not_sent`
+
+
+class Sender(Protocol):
+    """How a dispatcher sends: now, without waiting for the answer."""
+
+    def send(self, outgoing: Outgoing) -> None: ...
+
+
+class Dispatcher:
+    """Sends what is due and sets the alarm for what is next. The same on asyncio and in Locust."""
+
+    def __init__(self, session: Session, offsets: Iterator[float], sender: Sender) -> None:
+        self._session = session
+        self._offsets = offsets
+        self._sender = sender
+        self._due_ns = 0
+        self._over = False
+
+    @property
+    def due_ns(self) -> int | None:
+        """When the next request is due; None when the schedule has ended."""
+        return None if self._over else self._due_ns
+
+    def begin(self, start_ns: int) -> int:
+        """Start the schedule at ``start_ns``; the moment of the first request."""
+        self._start_ns = start_ns
+        self._session.phases.begin(start_ns)
+        self._advance()
+        return self._due_ns
+
+    def send_due(self) -> int | None:
+        """Send all that is due by now; the next moment, or None when the schedule has ended."""
+        while not self._over and self._due_ns <= (now := time.monotonic_ns()):
+            outgoing = self._session.scheduled(self._due_ns)
+            if outgoing is None:
+                self._over = True
+            elif now - self._due_ns > LATE_NS:
+                late_s = (now - self._due_ns) / 1e9
+                self._session.not_sent(
+                    outgoing, f"the client was {late_s:.1f} s behind its schedule"
+                )
+            else:
+                self._sender.send(outgoing)
+            self._advance()
+        return self.due_ns
+
+    def _advance(self) -> None:
+        offset = next(self._offsets, None)
+        if offset is None:
+            self._over = True
+        else:
+            self._due_ns = self._start_ns + round(offset * 1e9)
+
+
+class FastSender:
+    """Sends on pooled connections; replies are parsed after the sends that are due."""
+
+    def __init__(self, session: Session, pool: Pool, ahead: int) -> None:
+        self._session = session
+        self._pool = pool
+        self._ahead = ahead
+        self.finished: list[tuple[Outgoing, Reply, int]] = []
+
+    def send(self, outgoing: Outgoing) -> None:
+        in_flight = self._session.depart()
+
+        def over(reply: Reply) -> None:
+            self._session.arrived()
+            self.finished.append((outgoing, reply, in_flight))
+
+        self._pool.start(outgoing, over)
+
+    def settle(self, until_ns: int | None = None) -> None:
+        """Parse and record what is over, as far as the time before ``until_ns`` allows."""
+        self._pool.open_ahead(self._ahead)
+        while self.finished and (until_ns is None or time.monotonic_ns() < until_ns):
+            outgoing, reply, in_flight = self.finished.pop(0)
+            self._session.finish(outgoing, outcome(reply), in_flight)
+
+
+class HttpxSender:
+    """The portable client: a task a request."""
+
+    def __init__(self, session: Session, base_url: str) -> None:
+        self._session = session
+        self._client = AsyncHttpxClient(base_url)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def send(self, outgoing: Outgoing) -> None:
+        task = asyncio.get_running_loop().create_task(self._one(outgoing, self._session.depart()))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _one(self, outgoing: Outgoing, in_flight: int) -> None:
+        exchange: Exchange = await self._client.exchange(outgoing, self._session.timeout_s)
+        self._session.arrived()
+        self._session.finish(outgoing, exchange, in_flight)
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._client.close()
+
+
+async def drive(session: Session, offsets: Iterator[float], client: str) -> None:
+    """Run the whole point; returns when the last request is over or cut."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    if client == "httpx":
+        await _drive_httpx(session, offsets, stop)
+    else:
+        await _drive_fast(session, offsets, stop)
+
+
+async def _drive_fast(session: Session, offsets: Iterator[float], stop: asyncio.Event) -> None:
+    watcher = AsyncioLoop(asyncio.get_running_loop())
+    pool = Pool(session.target, watcher, session.timeout_s)
+    rate = session.live.point.load.rate_per_s or 1
+    ahead = min(OPEN_AHEAD_MAX, 2 + round(rate * OPEN_AHEAD_S))
+    sender = FastSender(session, pool, ahead)
+    dispatcher = Dispatcher(session, offsets, sender)
+
+    def ring() -> None:
+        due_ns = dispatcher.send_due()
+        if due_ns is not None:
+            alarm.set(due_ns)
+        settle()
+
+    def settle() -> None:
+        due_ns = dispatcher.due_ns
+        until_ns = time.monotonic_ns() + SETTLE_NS
+        sender.settle(until_ns if due_ns is None else min(until_ns, due_ns - GUARD_NS))
+
+    alarm = Alarm(watcher, ring)
+    pool.open_ahead(ahead)
+    await asyncio.sleep(TICK_S)  # the connections stand before the first send
+    alarm.set(dispatcher.begin(time.monotonic_ns()))
+    while not session.tick(time.monotonic_ns()) and not stop.is_set():
+        pool.expire()
+        settle()
+        await asyncio.sleep(TICK_S)
+    alarm.close()
+    session.phases.stop(time.monotonic_ns())
+    pool.cut("still open when the drain ended")
+    sender.settle()
+    pool.close()
+
+
+async def _drive_httpx(session: Session, offsets: Iterator[float], stop: asyncio.Event) -> None:
+    sender = HttpxSender(session, session.live.base_url)
+    dispatcher = Dispatcher(session, offsets, sender)
+    watcher = AsyncioLoop(asyncio.get_running_loop())
+
+    def ring() -> None:
+        due_ns = dispatcher.send_due()
+        if due_ns is not None:
+            alarm.set(due_ns)
+
+    alarm = Alarm(watcher, ring)
+    alarm.set(dispatcher.begin(time.monotonic_ns()))
+    while not session.tick(time.monotonic_ns()) and not stop.is_set():  # noqa: ASYNC110
+        await asyncio.sleep(TICK_S)
+    alarm.close()
+    session.phases.stop(time.monotonic_ns())
+    await sender.close()
+
+
+def raise_file_limit() -> None:
+    """Every connection is a descriptor: take as many as the host allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m loadgen.openloop", description=__doc__)
+    parser.add_argument("--run-dir", type=Path, required=True, help="a point's run directory")
+    parser.add_argument("--client", choices=("fast", "httpx"), default="fast")
+    parser.add_argument(
+        "--shard", default="0/1", help="this process's part of the schedule, INDEX/COUNT"
+    )
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    return exit_on_user_error(lambda: _run(options.run_dir, options.client, options.shard))
+
+
+def _run(run_path: Path, client: str, part: str) -> None:
+    live = load_live_point(run_path)
+    load = live.point.load
+    if load.kind != "open":
+        raise UserError(
+            f"{run_path}/config.yaml: load.kind is '{load.kind}', this runner needs 'open'; "
+            "use locust -f loadgen/longctx.py"
+        )
+    index, _, count = part.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise UserError(f"--shard '{part}': give INDEX/COUNT with INDEX < COUNT, e.g. 0/2")
+    place = (int(index), int(count))
+    raise_file_limit()
+    session = Session(run_path, live, f"openloop{place[0]}", place)
+    try:
+        asyncio.run(drive(session, shard(arrivals(load, live.point.seed), *place), client))
+    finally:
+        session.close()
+    logger.info("%d sent, %d good, %d failed", session.sent, session.ok, session.failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,271 @@
+"""One client process's part of one measured point: which request is next, when to stop, what is kept.
+
+Knows the run directory, the prompts and the phases; knows no socket and no event loop. The drivers
+(`longctx.py` in Locust, `openloop.py` on asyncio) ask it for requests, hand it outcomes, and call
+`tick` about every `TICK_S`.
+"""
+
+import gc
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from greenbench.config import LivePoint
+from greenbench.errors import UserError, nearest
+from greenbench.rundir import RunDir, write_atomic
+from greenbench.schema import Phase, RequestRecord
+from loadgen.audit import Audit
+from loadgen.exchange import Exchange, Outgoing, failed
+from loadgen.fast import Target
+from loadgen.grading import grade_reply
+from loadgen.phases import PhaseClock
+from loadgen.prompts import Prompt, read_prompts
+from loadgen.tasks import TASKS
+from loadgen.writer import EventWriter, Replies, RowWriter
+
+logger = logging.getLogger(__name__)
+
+TICK_S: Final = 0.02
+COMPLETIONS_PATH: Final = "/v1/completions"
+FAILURE_PAUSE_S: Final = 0.1  # a closed loop would otherwise hammer a failing server
+RETRY_AFTER_MAX_S: Final = 5.0
+
+
+class Session:
+    """``shard`` is (index, count): of the run's sequence this process sends index, index + count, …"""
+
+    def __init__(
+        self, run_path: Path, live: LivePoint, client_id: str, shard: tuple[int, int] = (0, 1)
+    ) -> None:
+        point = live.point
+        if point.task.name not in TASKS:
+            raise UserError(f"unknown task '{point.task.name}'; {nearest(point.task.name, TASKS)}")
+        self.live = live
+        self.client_id = client_id
+        self.run = RunDir(run_path)
+        self.target = Target.from_url(live.base_url)
+        self.timeout_s = point.phases.request_timeout_s
+        self.phases = PhaseClock(point.phases)
+        self.audit = Audit()
+        self.in_flight = 0  # sent, and the reply not over
+        self.unfinished = 0  # sent, and no row written
+        self.sent = self.ok = self.failed = 0
+        self.shard = shard
+        self.leads = shard[0] == 0  # writes the phase marks
+        self._task = TASKS[point.task.name]
+        self._prompts = read_prompts(Path(live.prompts_path))
+        if not self._prompts:
+            raise UserError(f"{live.prompts_path}: holds no prompt; make it anew")
+        self._bodies = [self._encode(prompt) for prompt in self._prompts]
+        self._sequence = shard[0]
+        self._token = os.urandom(4).hex()  # keeps request ids of two runs apart in one server's log
+        self._records = RowWriter(self.run.requests_dir / f"{client_id}.jsonl")
+        self._events = EventWriter(self.run.events_path)
+        self._replies = Replies()
+        self._marked: set[str] = set()
+        self._next_tick_ns: int | None = None
+        self._closed = False
+        gc.collect()
+        gc.freeze()  # prompts and modules are never garbage: do not walk them between two reads
+        gc.set_threshold(100_000, 50, 1000)
+
+    def _encode(self, prompt: Prompt) -> bytes:
+        """The request's body, encoded once: a 128k-token prompt takes milliseconds."""
+        return json.dumps(
+            self._task.body(self.live.served_model, prompt), separators=(",", ":")
+        ).encode()
+
+    # --- sending ------------------------------------------------------------------------------
+
+    def next(self, now_ns: int) -> Outgoing | None:
+        """The next request of a closed loop, or None when sending has ended."""
+        if not self.phases.admit(now_ns):
+            return None
+        return self._outgoing(None)
+
+    def scheduled(self, moment_ns: int) -> Outgoing | None:
+        """The request that is due at ``moment_ns`` of an open loop, or None past the end."""
+        if not self.phases.admit(moment_ns):
+            return None
+        return self._outgoing(moment_ns)
+
+    def _outgoing(self, scheduled_mono_ns: int | None) -> Outgoing:
+        sequence = self._sequence
+        self._sequence += self.shard[1]
+        prompt_at = sequence % len(self._prompts)
+        prompt, body = self._prompts[prompt_at], self._bodies[prompt_at]
+        request_id = f"{self._token}-{self.client_id}-{sequence:06d}"
+        accept = "text/event-stream" if self._task.streaming else "application/json"
+        return Outgoing(
+            request_id=request_id,
+            head=self.target.head(COMPLETIONS_PATH, request_id, len(body), accept),
+            body=body,
+            streaming=self._task.streaming,
+            context_tokens=prompt.context_tokens,
+            output_tokens=prompt.output_tokens if self._task.streaming else 1,
+            prompt_at=prompt_at,
+            scheduled_mono_ns=scheduled_mono_ns,
+        )
+
+    # --- outcomes -----------------------------------------------------------------------------
+
+    def depart(self) -> int:
+        """A request goes out now; the number of this client's other open ones."""
+        others = self.in_flight
+        self.in_flight += 1
+        self.unfinished += 1
+        self.sent += 1
+        return others
+
+    def arrived(self) -> None:
+        """A reply is over; its row is written later, by `finish`."""
+        self.in_flight -= 1
+
+    def finish(self, outgoing: Outgoing, exchange: Exchange, in_flight: int) -> RequestRecord:
+        """Write the row of a request that departed and is over, whatever came of it."""
+        self.unfinished -= 1
+        return self._keep(outgoing, exchange, in_flight)
+
+    def not_sent(self, outgoing: Outgoing, why: str) -> RequestRecord:
+        """A request that was due and could not be sent is a row as well."""
+        return self._keep(outgoing, failed("not_sent", why), self.in_flight)
+
+    def _keep(self, outgoing: Outgoing, exchange: Exchange, in_flight: int) -> RequestRecord:
+        record = self._record(outgoing, exchange, in_flight)
+        self._records.write(record)
+        self.audit.add(outgoing, exchange)
+        if record.error_type is None:
+            self.ok += 1
+            self._replies.keep(
+                outgoing.request_id, outgoing.prompt_at, exchange.text, exchange.body
+            )
+        else:
+            self.failed += 1
+        return record
+
+    def _record(self, outgoing: Outgoing, exchange: Exchange, in_flight: int) -> RequestRecord:
+        prompt = self._prompts[outgoing.prompt_at]
+        facts = exchange.facts
+        chunk_ns = exchange.chunk_ns
+        scheduled = outgoing.scheduled_mono_ns
+        counted = scheduled if scheduled is not None else exchange.sent_mono_ns
+        return RequestRecord(
+            run_id=self.live.run_id,
+            client_id=self.client_id,
+            request_id=outgoing.request_id,
+            phase=self._phase(counted),
+            task=prompt.task,
+            prompt_index=prompt.prompt_index,
+            prompt_sha256=prompt.sha256,
+            context_tokens_target=prompt.context_tokens,
+            max_output_tokens=outgoing.output_tokens,
+            in_flight_at_send=in_flight,
+            time_source="kernel" if exchange.kernel_times else "user",
+            prompt_tokens=facts.prompt_tokens,
+            cached_tokens=facts.cached_tokens,
+            output_tokens=facts.output_tokens,
+            scheduled_unix_ns=None if scheduled is None else _unix_ns(scheduled),
+            sent_unix_ns=exchange.sent_unix_ns,
+            sent_mono_ns=exchange.sent_mono_ns,
+            connect_ns=exchange.connect_ns,
+            send_ns=exchange.send_ns,
+            headers_ns=exchange.headers_ns,
+            first_token_ns=chunk_ns[0] if chunk_ns else None,
+            last_token_ns=chunk_ns[-1] if chunk_ns else None,
+            end_ns=exchange.end_ns,
+            chunk_ns=chunk_ns,
+            chunk_tokens=facts.chunk_tokens if chunk_ns else None,
+            http_status=exchange.http_status,
+            finish_reason=facts.finish_reason,
+            server_metrics=facts.server_metrics,
+            error_type=facts.error_type,
+            error_message=facts.error_message,
+        )
+
+    def _phase(self, moment_ns: int | None) -> Phase:
+        return self.phases.phase_of(time.monotonic_ns() if moment_ns is None else moment_ns)
+
+    # --- phases -------------------------------------------------------------------------------
+
+    def tick(self, now_ns: int) -> bool:
+        """Write the marks that are due. True when the point is over: nothing open, or drained."""
+        if self._next_tick_ns is not None:
+            self.audit.loop_lag.add(now_ns - self._next_tick_ns)
+        self._next_tick_ns = now_ns + round(TICK_S * 1e9)
+        phases = self.phases
+        for name, moment in (
+            ("warmup_start", phases.warmup_start),
+            ("measure_start", phases.measure_start),
+            ("measure_end", phases.measure_end),
+        ):
+            if moment is not None and moment <= now_ns:
+                self._mark(name, moment)
+        if "measure_end" not in self._marked:
+            return False
+        deadline = phases.drain_deadline
+        assert deadline is not None
+        return self.unfinished == 0 or now_ns >= deadline
+
+    def _mark(self, name: str, moment_ns: int) -> None:
+        if name in self._marked:
+            return
+        self._marked.add(name)
+        if name == "measure_start":
+            self.audit.window_starts()
+        elif name == "measure_end":
+            self.audit.window_ends()
+        if self.leads:
+            self._events.mark(name, moment_ns)
+
+    def close(self) -> None:
+        """After the last request: the last marks, the grading, the audit. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        now = time.monotonic_ns()
+        self.phases.stop(now)
+        self.tick(now)
+        self._mark("drain_end", now)
+        self._events.close()
+        self._records.close()
+        path = self.run.path / "client_audit" / f"{self.client_id}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, json.dumps(self.report(), indent=1) + "\n")
+        self._grade()
+
+    def report(self) -> dict[str, Any]:
+        counts = {
+            "sent": self.sent,
+            "ok": self.ok,
+            "failed": self.failed,
+            "rows": self._records.rows,
+        }
+        return {"client": self.client_id, "counts": counts} | self.audit.report()
+
+    def _grade(self) -> None:
+        outputs = RowWriter(self.run.outputs_dir / f"{self.client_id}.jsonl")
+        for request_id, prompt_at, text, raw in self._replies:
+            body: Any = msgspec.json.decode(raw) if raw else None
+            outputs.write(grade_reply(self._prompts[prompt_at], request_id, text, body))
+        outputs.close()
+        self._replies.close()
+
+
+def pause_after(record: RequestRecord) -> float:
+    """Seconds a closed-loop user waits before its next request: 0 after a success."""
+    if record.error_type is None:
+        return 0.0
+    _, found, rest = (record.error_message or "").partition("retry-after: ")
+    seconds = rest.partition(";")[0]
+    if found and seconds.isdigit():
+        return min(float(seconds), RETRY_AFTER_MAX_S)
+    return FAILURE_PAUSE_S
+
+
+def _unix_ns(mono_ns: int) -> int:
+    return time.time_ns() - (time.monotonic_ns() - mono_ns)
