@@ -2,9 +2,9 @@
 
 import re
 
-# "(EngineCore pid=12) ERROR 11-23 18:00:00 [core.py:100] ValueError: ..." -> "ValueError: ..."
+# "1795.5 (EngineCore pid=12) ERROR 11-23 18:00:00 [core.py:100] ValueError: ..." -> "ValueError: ..."
 _PREFIX = re.compile(
-    r"^(\([^)]*pid=\d+\)\s*)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]+\]\s?)?"
+    r"^([\d.]+ )?(\([^)]*pid=\d+\)\s*)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]+\]\s?)?"
 )
 _ERROR = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b(?:: |$)")
 _ARGPARSE = re.compile(r"^\S+: error: ")

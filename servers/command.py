@@ -163,6 +163,10 @@ def _env(
         "VLLM_PLUGINS": "greenbench,greenbench_cpu" if backend.is_ours else "none",
         "VLLM_SERVER_DEV_MODE": "1",  # model inspection and /server_info, the proof; loopback only
         "VLLM_NO_USAGE_STATS": "1",
+        # a logging format, put before vLLM's own: its date has whole seconds and no year, and the
+        # duration of an engine step is placed in time by this epoch
+        "VLLM_LOGGING_PREFIX": "%(created).6f ",
+        "VLLM_LOGGING_COLOR": "0",
         "PYTHONUNBUFFERED": "1",
     }
     if backend.class_path is not None:

@@ -31,9 +31,8 @@ def test_a_real_server_is_proven_and_leaves_nothing(backend: str, tmp_path: Path
         server = body["server"]
         assert (body["state"], server["proof"]) == ("ready", "proven")
         assert server["observed_backend"] == OBSERVED[backend]
-        assert (
-            server["kv_cache_tokens"] == 524288
-        )  # 1 GiB / (4 layers x 2 heads x 64 x K,V x 2 bytes)
+        # 1 GiB over 4 layers x 2 heads x 64 values x K and V x 2 bytes
+        assert server["kv_cache_tokens"] == 2**30 // (4 * 2 * 64 * 2 * 2)
         assert server["vllm_version"] == "0.32.0"
         tree = psutil.Process(server["pid"]).children(recursive=True)
         assert len(tree) >= 2  # engine core and worker
@@ -52,4 +51,9 @@ def test_a_real_server_is_proven_and_leaves_nothing(backend: str, tmp_path: Path
         launcher.send_signal(signal.SIGTERM)
         assert launcher.wait(60) == 0
     assert json.loads((tmp_path / "server.json").read_text())["state"] == "stopped"
-    assert not any(process.is_running() for process in tree)
+    assert not any(running(process) for process in tree)
+
+
+def running(process: psutil.Process) -> bool:
+    """A dead worker that a container's first process has not reaped yet does not run."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

@@ -98,7 +98,7 @@ def test_the_root_cause_is_found_below_its_echoes():
             "Unknown vLLM environment variable detected: VLLM_X [type=value_error]",
         ),
         (
-            "\x1b[31m(EngineCore pid=1) ERROR 11-23 18:58:56 [core.py:9] KeyError: 'q'\x1b[0m\nbye\n",
+            "\x1b[31m1795460205.123456 (EngineCore pid=1) ERROR 11-23 18:58:56 [c.py:9] KeyError: 'q'\x1b[0m\n\n",
             "KeyError: 'q'",
         ),
     ],
