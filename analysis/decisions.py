@@ -40,7 +40,9 @@ def decisions(
 
     ``barred`` maps (model, task, context) to backends whose answers are worse there, with the reason.
     """
-    by_pair = {(d.model, d.task, d.context_tokens, d.load, d.objective, d.a, d.b): d for d in found}
+    by_pair: dict[tuple[object, ...], Difference] = {
+        (d.model, d.task, d.context_tokens, d.load, d.objective, d.a, d.b): d for d in found
+    }
     made: list[Decision] = []
     for place in dict.fromkeys(point.place for point in points if point.usable):
         here = [point for point in points if point.usable and point.place == place]
@@ -78,7 +80,7 @@ def _decide(
         starts=len(values[best]),
         tied=[name for name in others if verdicts[name] != "better"],
         beaten=[name for name in others if verdicts[name] == "better"],
-        tested=all(verdict not in ("untested", None) for verdict in verdicts.values()),
+        tested=bool(others) and all(v not in ("untested", None) for v in verdicts.values()),
         barred=barred,
     )
 

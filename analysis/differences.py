@@ -17,7 +17,9 @@ from scipy.stats import bootstrap, t
 from analysis.points import Point
 
 LEVEL = 0.95
-MANY_BLOCKS = 8  # from here BCa; below it under-covers and the t interval is used
+# From here BCa. Simulated equal arms (docs/method.md): at 8 blocks a 95 % BCa interval excludes 1 in 11 % of
+# cases, at 30 in 6 to 8 %, the t interval in 4 to 6 % at every n and for skewed and heavy-tailed noise.
+MANY_BLOCKS = 50
 RESAMPLES = 9_999
 MIN_BLOCKS = 2  # fewer give no interval at all
 

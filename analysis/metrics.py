@@ -123,13 +123,15 @@ def point_requests(run: Run, window: Window) -> PointRequests:
         frame,
         np.concatenate([part.itl_s for part in parts]),
         sum(part.untimed for part in parts),
-        Tokens(
-            output=sum(part.output for part in parts),
-            input=sum(part.input for part in parts),
-            completions=sum(part.completions for part in parts),
-        ),
+        _total(parts),
         gained / chunks if chunks else None,
     )
+
+
+def count_tokens(run: Run, start_unix_ns: int, end_unix_ns: int) -> Tokens:
+    """Work that arrived between two moments; for joules, which are counted over an interval of their own."""
+    window = Window("interval", start_unix_ns, end_unix_ns)
+    return _total([_batch(batch, window) for batch in run.chunk_batches()])
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,14 @@ class _Part:
     completions: int
     chunks: int
     gained: int
+
+
+def _total(parts: list[_Part]) -> Tokens:
+    return Tokens(
+        output=sum(part.output for part in parts),
+        input=sum(part.input for part in parts),
+        completions=sum(part.completions for part in parts),
+    )
 
 
 def _batch(batch: ChunkBatch, window: Window) -> _Part:

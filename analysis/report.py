@@ -73,7 +73,7 @@ class Figures:
     def json(self) -> list[tuple[str, Markup]]:
         # "</" would end the script element that holds the JSON
         return [
-            (name, Markup(figure.to_json().replace("</", "<\\/")))
+            (name, Markup(str(figure.to_json()).replace("</", "<\\/")))
             for name, figure in self._figures.items()
         ]
 

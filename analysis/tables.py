@@ -113,7 +113,12 @@ def _convert(row: type[Row], sources: list[Path], target: Path, stamp: bytes) ->
     scratch = target.with_suffix(".tmp")
     schema = _full_schema(row, sources).with_metadata({b"greenbench_sources": stamp})
     plain = [field.name for field in schema if pa.types.is_string(field.type)]
-    with pq.ParquetWriter(scratch, schema, compression="lz4", use_dictionary=plain) as writer:
+    with pq.ParquetWriter(
+        scratch,
+        schema,
+        compression="lz4",
+        use_dictionary=plain,  # type: ignore[arg-type]
+    ) as writer:
         for path in sources:
             for batch in _batches(path, schema):
                 writer.write_table(pa.Table.from_batches([batch]).select(schema.names).cast(schema))

@@ -21,15 +21,18 @@ class WindowRule:
     """Limits of ``steady_window``. Shares are relative; every one of them is named in docs/method.md."""
 
     running_share: float = 0.95  # of the closed loop's users: in flight from here to there
-    mean_running_share: float = 0.90  # of the users, time-weighted over the window
-    hole_share: float = 0.10  # longest stretch below running_share, of the window (or 1 s)
+    mean_running_share: float = 0.95  # of the users, time-weighted over the window
+    hole_share: float = 0.03  # longest stretch below running_share, of the window (or 1 s)
     kv_drift_share: float = 0.10  # second half against first half, of the mean …
     kv_drift_pool: float = 0.05  # … or of the whole pool, whichever is larger
-    rate_drift: float = 0.10  # completions of the second half against the first
+    rate_drift: float = (
+        0.10  # completions, and the mean request time, of the second half to the first
+    )
     temperature_c_per_min: float = 0.5  # judged on windows of 60 s and more
     min_residences: float = 3.0  # window length over the mean time in the server
     min_completions: int = 10
-    steps: int = 10  # the search trims by tenths
+    steps: int = 10  # the search trims by tenths …
+    kept_share: float = 0.5  # … and keeps at least so much, or it would find calm by chance
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def steady_window(
     first, last = bounds
     full: tuple[str, ...] = ()
     step = (last - first) / rule.steps
-    cuts = [(a, b) for a in range(rule.steps) for b in range(rule.steps) if a + b < rule.steps]
+    most = round(rule.steps * (1 - rule.kept_share))
+    cuts = [(a, b) for a in range(most + 1) for b in range(most + 1 - a)]
     for head, tail in sorted(cuts, key=lambda cut: (sum(cut), cut[1])):
         start, end = first + head * step, last - tail * step
         reasons, evidence = _judge(
@@ -185,7 +189,9 @@ def _judge(
     middle = (start + end) / 2
     length_s = (end - start) / NS
     residence_s = load.mean_residence_s
-    done = load.end_ns[(load.end_ns >= start) & (load.end_ns < end)]
+    ended = (load.end_ns >= start) & (load.end_ns < end)
+    done = load.end_ns[ended]
+    took_s = (done - load.start_ns[ended]) / NS
     halves = (int(np.sum(done < middle)), int(np.sum(done >= middle)))
     level = mean_level(times, levels, start, end) if end > start else 0.0
     evidence: dict[str, Any] = {
@@ -202,6 +208,7 @@ def _judge(
     if len(done) < rule.min_completions:
         reasons.append(f"only {len(done)} requests ended in it, {rule.min_completions} are needed")
     reasons += _rate_drift(halves, rule)
+    reasons += _pace_drift(took_s[done < middle], took_s[done >= middle], rule)
     reasons += (
         _closed_level(times, levels, span, level, users, rule)
         if users is not None
@@ -226,6 +233,19 @@ def _rate_drift(halves: tuple[int, int], rule: WindowRule) -> list[str]:
     return [
         f"the completion rate drifted: {halves[0]} requests ended in its first half, {halves[1]} after"
     ]
+
+
+def _pace_drift(before_s: np.ndarray, after_s: np.ndarray, rule: WindowRule) -> list[str]:
+    """Mean request time of each half: beyond the limit, and beyond two standard errors (Welch)."""
+    if len(before_s) < 3 or len(after_s) < 3:
+        return []
+    first, second = float(np.mean(before_s)), float(np.mean(after_s))
+    error = math.sqrt(
+        np.var(before_s, ddof=1) / len(before_s) + np.var(after_s, ddof=1) / len(after_s)
+    )
+    if abs(second - first) <= max(rule.rate_drift * first, 2 * error):
+        return []
+    return [f"the mean request time drifted from {first:.3g} s in its first half to {second:.3g} s"]
 
 
 def _closed_level(
@@ -262,7 +282,10 @@ def _open_level(
     level: float,
     residence_s: float,
 ) -> list[str]:
-    """Open requests must not grow: the sd of a half's mean is about sqrt(2·level·residence/half)."""
+    """Open requests must not trend. Noise allowed for, in standard deviations of a steady M/G/∞ server:
+    2 of the difference of the halves' means, each about sqrt(2·level·residence/half), and 2 of the
+    difference between end and start, sqrt(2·level).
+    """
     start, end = span
     middle = (start + end) / 2
     before, after = (
@@ -271,11 +294,18 @@ def _open_level(
     )
     half_s = (end - start) / 2 / NS
     noise = math.sqrt(2 * max(level, 0.1) * residence_s / half_s)
-    if abs(after - before) <= max(0.1 * level, 2 * math.sqrt(2) * noise):
+    grown = _level_at(times, levels, end) - _level_at(times, levels, start)
+    calm = abs(after - before) <= max(0.1 * level, 2 * math.sqrt(2) * noise)
+    if calm and abs(grown) <= max(2.0, 2 * math.sqrt(2 * level)):
         return []
     trend = "grew" if after > before else "fell"
     hint = ": more arrives than the server can serve" if after > before else ""
     return [f"open requests {trend} from {before:.1f} to {after:.1f}{hint}"]
+
+
+def _level_at(times: np.ndarray, levels: np.ndarray, at_ns: float) -> int:
+    index = int(np.searchsorted(times, at_ns, side="right")) - 1
+    return int(levels[index]) if index >= 0 else 0
 
 
 def _kv_drift(kv_usage: Series, span: tuple[float, float], rule: WindowRule) -> list[str]:
