@@ -16,6 +16,9 @@ HALF = ("bfloat16", "float16")
 ALL_DTYPES = (*HALF, "float32")
 FP8 = ("fp8", "fp8_e4m3", "fp8_e5m2")
 GRAPHS = ("eager", "piecewise", "full")
+OURS = ("eager", "piecewise")  # our metadata is Python of one step; a whole graph cannot replay it
+_FA3_FEATURES = ("soft_cap", "sliding_window", "learned_sinks")
+_FA4_PACKAGES = ("nvidia-cutlass-dsl",)
 ANY_HEAD_SIZE = range(1, 100_000)
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
@@ -50,6 +53,7 @@ class Backend:
     block_sizes: Mapping[Device, int] = field(default_factory=lambda: {"cpu": 128, "cuda": 16})
     flash_attn_version: int | None = None  # pinned through attention-config
     executions: tuple[str, ...] = GRAPHS  # CUDA graph modes it can be captured in
+    exact: bool = True  # False: by design not the model's own attention
     options: Mapping[str, Option] = field(default_factory=dict[str, Option])
 
     @property
@@ -81,6 +85,28 @@ _ROWS = (
         kv_dtypes=("auto", *HALF, "fp8", "fp8_e4m3"),
         fp8_capability_majors=(9, 10),
         features=frozenset({"alibi", "soft_cap", "sliding_window", "learned_sinks"}),
+    ),
+    *(
+        Backend(
+            f"flash_attn{version}",
+            vllm_name="FLASH_ATTN",
+            describe=f"FlashAttention, pinned to version {version}",
+            devices=("cuda",),
+            impls=("FlashAttentionImpl",),
+            capability_min=least,
+            capability_max=most,
+            head_sizes=range(8, 257, 8),
+            kv_dtypes=kv_dtypes,
+            fp8_capability_majors=fp8_majors,
+            features=frozenset(features),
+            packages=packages,
+            flash_attn_version=version,
+        )
+        for version, least, most, kv_dtypes, fp8_majors, features, packages in (
+            (2, (8, 0), None, ("auto", *HALF), None, ("alibi", "soft_cap", "sliding_window"), ()),
+            (3, (9, 0), (9, 0), ("auto", *HALF, *FP8[:2]), (9,), _FA3_FEATURES, ()),
+            (4, (9, 0), (11, 0), ("auto", *HALF, *FP8[:2]), (10,), _FA3_FEATURES, _FA4_PACKAGES),
+        )
     ),
     Backend(
         "flashinfer",
@@ -121,14 +147,60 @@ _ROWS = (
     Backend(
         "sdpa",
         vllm_name="CUSTOM",
-        describe="ours: PyTorch's scaled_dot_product_attention over the paged cache",
+        describe="ours: PyTorch's scaled_dot_product_attention over the paged cache, no copies",
         devices=("cpu", "cuda"),
         impls=("SdpaImpl",),
         class_path="servers.plugins.sdpa.SdpaBackend",
         capability_min=(7, 0),
         dtypes=ALL_DTYPES,
+        kv_dtypes=("auto", *HALF),
         features=frozenset({"sliding_window"}),
-        executions=("eager", "piecewise"),
+        executions=OURS,
+    ),
+    Backend(
+        "sdpa_gather",
+        vllm_name="CUSTOM",
+        describe="ours: the same over gathered pages, the portable reference",
+        devices=("cpu", "cuda"),
+        impls=("SdpaGatherImpl",),
+        class_path="servers.plugins.sdpa_gather.SdpaGatherBackend",
+        capability_min=(7, 0),
+        dtypes=ALL_DTYPES,
+        kv_dtypes=("auto", *HALF),
+        features=frozenset({"sliding_window"}),
+        executions=OURS,
+    ),
+    Backend(
+        "xformers",
+        vllm_name="CUSTOM",
+        describe="ours: xFormers, block-diagonal prefill and split-K decode over the paged cache",
+        devices=("cuda",),
+        impls=("XformersImpl",),
+        class_path="servers.plugins.xformers_attn.XformersBackend",
+        capability_min=(8, 0),
+        head_sizes=range(16, 257, 8),
+        kv_dtypes=("auto", *HALF),
+        packages=("xformers",),
+        block_sizes={"cuda": 64},  # its paged kernel reads pages of a multiple of 64 tokens
+        executions=OURS,
+    ),
+    Backend(
+        "sink_window",
+        vllm_name="CUSTOM",
+        describe="ours, approximate: sees the first sink and the last window tokens, reads no others",
+        devices=("cpu", "cuda"),
+        impls=("SinkWindowImpl",),
+        class_path="servers.plugins.sink_window.SinkWindowBackend",
+        capability_min=(7, 0),
+        dtypes=ALL_DTYPES,
+        kv_dtypes=("auto", *HALF),
+        executions=OURS,
+        exact=False,
+        options={
+            "sink": Option(4, "first tokens that stay visible", minimum=0),
+            "window": Option(1024, "last tokens that are visible", minimum=1),
+            "free_blocks": Option(False, "give KV blocks outside back, so that more requests fit"),
+        },
     ),
 )
 

@@ -71,3 +71,9 @@ def weights_bytes(log: str) -> int | None:
     """GPU only: vLLM says there how much memory loading the model took."""
     found = re.search(r"Model loading took ([\d.]+) GiB", log)
     return round(float(found.group(1)) * 1024**3) if found else None
+
+
+def operators(log: str) -> list[str]:
+    """What backends of ours say computes their attention, e.g. ``SdpaImpl: flash kernel``; in order."""
+    found = re.findall(r"greenbench: (\w+) computes with ([^\n]+)", log)
+    return list(dict.fromkeys(f"{impl}: {operator.strip()}" for impl, operator in found))

@@ -26,9 +26,10 @@ PASSED_ON = frozenset((
     "NVIDIA_DRIVER_CAPABILITIES", "NCCL_DEBUG", "NCCL_P2P_DISABLE", "NCCL_NVLS_ENABLE",
     "OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU",
     "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR",
-    "FLASHINFER_WORKSPACE_BASE", "PYTHONPATH", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN",
-    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "http_proxy",
-    "https_proxy", "no_proxy",
+    "FLASHINFER_WORKSPACE_BASE", "FLASHINFER_CUDA_ARCH_LIST", "TORCH_CUDA_ARCH_LIST",
+    "MAX_JOBS", "PYTHONPATH", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HTTP_PROXY",
+    "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "http_proxy", "https_proxy",
+    "no_proxy",
 ))  # fmt: skip
 RECORDED = frozenset((
     "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND",
@@ -53,6 +54,7 @@ class Plan:
     refusals: list[str]
     model_path: str
     max_model_len: int
+    device: Device
 
 
 def plan(
@@ -85,7 +87,7 @@ def plan(
         env=_env(backend, options, model_is_local),
     )
     reasons = [*refusals(case), *_window_reasons(max_model_len, facts), *_flag_conflicts(request)]
-    return Plan(backend, options, command, reasons, model_path, max_model_len)
+    return Plan(backend, options, command, reasons, model_path, max_model_len, device)
 
 
 def child_env(base: Mapping[str, str], pinned: Mapping[str, str]) -> dict[str, str]:
@@ -134,7 +136,9 @@ def _memory_flags(request: ServerRequest, device: Device) -> list[str]:
     if device == "cpu":
         # not VLLM_CPU_KVCACHE_SPACE: that takes whole GiB only
         return [*pool, "--kv-cache-memory-bytes", str(int(server.kv_cache_gib * GIB))]
-    return [*pool, "--gpu-memory-utilization", str(server.gpu_memory_utilization)]
+    # autotuning picks sampling and MoE kernels by timing them at boot: minutes, and another pick each time
+    share = ["--gpu-memory-utilization", str(server.gpu_memory_utilization)]
+    return [*pool, *share, "--no-enable-flashinfer-autotune"]
 
 
 def _execution_flags(execution: str) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from greenbench.config import ROOT
 from greenbench.errors import UserError
 from servers.bootlog import last_error
 
@@ -38,6 +39,7 @@ class ServerProcess:
             self._process = subprocess.Popen(
                 self._argv,
                 env=self._env,
+                cwd=ROOT,  # so that the server can import our plugins however the project is installed
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -65,7 +65,7 @@ def _dotted(capability: tuple[int, int]) -> str:
 
 def _packages(case: Case) -> Iterator[str]:
     installed = case.host.packages
-    if installed is None or case.host.vllm_build is None:
+    if installed is None or case.host.device not in case.backend.devices:
         return
     for package in case.backend.packages:
         if package not in installed:

@@ -125,9 +125,14 @@ def _run(
     ready = time.monotonic()
     ready_s = ready - started
     stages = {"healthy": healthy - started, "smoke": smoked - healthy, "proof": ready - smoked}
-    detail = {**found.detail, "log_offset_ready": process.log_path.stat().st_size}
+    detail = {
+        **found.detail,
+        "operators": bootlog.operators(log),
+        "log_offset_ready": process.log_path.stat().st_size,
+    }
     state.write("ready", **{**facts, "proof_detail": detail}, ready_s=ready_s, boot_stages_s=stages)
-    say(f"ready at {base_url} in {ready_s:.1f} s; {found.verdict}: {found.sentence}")
+    with_operators = "; ".join([found.sentence, *detail["operators"]])
+    say(f"ready at {base_url} in {ready_s:.1f} s; {found.verdict}: {with_operators}")
     process.wait_ended()
     raise AssertionError("wait_ended returns by raising only")
 
@@ -140,8 +145,9 @@ def _smoke(
         smoke.run(
             base_url,
             request.model.name,
-            plan.max_model_len,
-            request.server.max_num_batched_tokens,
+            smoke.prompt_lengths(
+                plan.max_model_len, request.server.max_num_batched_tokens, plan.device
+            ),
             left_s,
         )
     except smoke.SmokeFailure as failure:

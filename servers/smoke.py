@@ -10,8 +10,11 @@ from typing import Any
 
 import httpx
 
+from servers.facts import Device
+
 OUTPUT_TOKENS = 8
 CONCURRENT = 4
+LONG_TOKENS = 32_000
 _SEED_TEXT = (
     "A clerk counted 1234 crates in the river port before the evening bell and wrote it down. "
 )
@@ -21,18 +24,20 @@ class SmokeFailure(Exception):
     """A request failed; the text says which and how."""
 
 
-def prompt_lengths(max_model_len: int, max_num_batched_tokens: int) -> list[int]:
-    """Lengths in tokens: one block and less, several blocks, and one longer than a scheduler step."""
+def prompt_lengths(max_model_len: int, max_num_batched_tokens: int, device: Device) -> list[int]:
+    """Lengths in tokens: one block and less, several blocks, and one longer than a scheduler step.
+
+    On a GPU, where it costs a second, also a long one: kernels split the context by its length.
+    """
     longest = max_model_len - OUTPUT_TOKENS
-    wanted = (16, 130, 700, max_num_batched_tokens + 64)
+    wanted = [16, 130, 700, max_num_batched_tokens + 64]
+    if device == "cuda":
+        wanted.append(LONG_TOKENS)
     return sorted({min(length, longest) for length in wanted})
 
 
-def run(
-    base_url: str, model: str, max_model_len: int, max_num_batched_tokens: int, timeout_s: float
-) -> int:
+def run(base_url: str, model: str, lengths: list[int], timeout_s: float) -> int:
     """Send all; returns how many were answered. The first wrong answer raises SmokeFailure."""
-    lengths = prompt_lengths(max_model_len, max_num_batched_tokens)
     return asyncio.run(_run(base_url, model, lengths, timeout_s))
 
 

