@@ -189,6 +189,7 @@ class Recorder:
             uuid = gpu["uuid"]
             gpu["visible"] = uuid in self._visible
             if owners:
+                gpu["own_pids"] = sorted(owners.own.get(uuid, ()))
                 gpu["foreign_pids"] = sorted(owners.foreign.get(uuid, ()))
                 gpu["unknown_pids"] = sorted(owners.unknown.get(uuid, ()))
                 gpu["processes_listed"] = owners.listed.get(uuid)

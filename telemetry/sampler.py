@@ -118,6 +118,7 @@ class OwnerWatch:
     reader: Reader
     known: Callable[[], set[int]]
     alive: Callable[[int], bool]
+    own: dict[str, set[int]] = field(default_factory=dict[str, set[int]])
     foreign: dict[str, set[int]] = field(default_factory=dict[str, set[int]])
     unknown: dict[str, set[int]] = field(default_factory=dict[str, set[int]])
     listed: dict[str, bool] = field(default_factory=dict[str, bool])
@@ -127,8 +128,9 @@ class OwnerWatch:
         for gpu in self.reader.gpus():
             pids = self.reader.pids(gpu.index)
             self.listed[gpu.uuid] = pids is not None
-            for pid in set(pids or []) - ours:
-                kind = self.foreign if self.alive(pid) else self.unknown
+            for pid in pids or []:
+                stranger = self.foreign if self.alive(pid) else self.unknown
+                kind = self.own if pid in ours else stranger
                 kind.setdefault(gpu.uuid, set()).add(pid)
 
 

@@ -1,0 +1,79 @@
+"""Joules with their origin. What was measured and what was estimated are two types that do not add up.
+
+Measured.from_millijoules(9_000_000, "gpu", "nvml_counter") + Estimated(…)   # TypeError
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Scope = Literal["gpu", "module", "memory", "cpu_package", "dram"]
+Provenance = Literal["nvml_counter", "nvml_average_integrated", "rapl"]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Energy that a sensor counted. ``joules`` is finite; scopes and provenances never mix in a sum."""
+
+    joules: float
+    scope: Scope
+    provenance: Provenance
+
+    @classmethod
+    def from_millijoules(cls, mj: float, scope: Scope, provenance: Provenance) -> "Measured":
+        return cls(_number(mj) / 1e3, scope, provenance)
+
+    @classmethod
+    def from_microjoules(cls, uj: float, scope: Scope, provenance: Provenance) -> "Measured":
+        return cls(_number(uj) / 1e6, scope, provenance)
+
+    def __add__(self, other: "Measured") -> "Measured":
+        if not isinstance(other, Measured):
+            raise TypeError(f"only measured energy adds to measured energy, not {_kind(other)}")
+        if (self.scope, self.provenance) != (other.scope, other.provenance):
+            raise TypeError(
+                f"{self.scope} by {self.provenance} and {other.scope} by {other.provenance} do not add up"
+            )
+        return Measured(self.joules + other.joules, self.scope, self.provenance)
+
+    def __sub__(self, other: "Measured") -> "Measured":
+        if not isinstance(other, Measured):
+            raise TypeError(
+                f"only measured energy is taken from measured energy, not {_kind(other)}"
+            )
+        return self + Measured(-other.joules, other.scope, other.provenance)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimated:
+    """Energy that a model thinks was used: an interval, and the model's name. It adds to nothing measured."""
+
+    low_j: float
+    high_j: float
+    model: str
+
+    def __add__(self, other: "Estimated") -> "Estimated":
+        if not isinstance(other, Estimated):
+            raise TypeError(f"an estimate adds to no {_kind(other)}")
+        if self.model != other.model:
+            raise TypeError(f"estimates of {self.model} and {other.model} do not add up")
+        return Estimated(self.low_j + other.low_j, self.high_j + other.high_j, self.model)
+
+
+def total(parts: Iterable[Measured]) -> Measured:
+    """Sum of at least one measured energy; anything else in it raises TypeError."""
+    first, *rest = parts
+    for part in rest:
+        first = first + part
+    return first
+
+
+def _number(value: float) -> float:
+    """Refuses a quantity where a bare number in the named unit is wanted."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"a number is wanted, found {_kind(value)}")
+    return float(value)
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
