@@ -40,7 +40,14 @@ class Sent:
 
     def __init__(self, connection: Connection, outgoing: Outgoing, timeout_s: float) -> None:
         self._waiter: Waiter[Reply] = Waiter()
-        connection.start(outgoing, timeout_s, self._waiter.switch)
+        connection.start(outgoing, timeout_s, self._over)
+
+    def _over(self, reply: Reply) -> None:
+        hub = gevent.get_hub()
+        if gevent.getcurrent() is hub:
+            self._waiter.switch(reply)
+        else:  # ended by a greenlet (time limit, drain), and only the hub may switch to the waiter
+            hub.loop.run_callback(self._waiter.switch, reply)
 
     def wait(self) -> Reply:
         return self._waiter.get()

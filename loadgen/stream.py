@@ -106,7 +106,7 @@ class CompletionEvent(msgspec.Struct):
     choices: list[Choice] = []
     usage: Usage | None = None
     metrics: dict[str, float | None] | None = None
-    error: msgspec.Raw | None = None
+    error: object = None
     object: str | None = None
     message: str | None = None
 

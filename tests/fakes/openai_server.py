@@ -184,7 +184,7 @@ class GoldenServer:
     async def _serve(self) -> None:
         self._stop = asyncio.Event()
         server = await asyncio.start_server(
-            self._connection, "127.0.0.1", self._port, ssl=self._tls, backlog=1024, limit=2**24
+            self._connection, "127.0.0.1", self._port, ssl=self._tls, backlog=1024
         )
         self._port = server.sockets[0].getsockname()[1]
         self._ready.set()

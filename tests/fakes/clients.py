@@ -1,0 +1,78 @@
+"""Both clients driven the same way against the golden server, one request after another."""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+
+from loadgen.client import AsyncHttpxClient
+from loadgen.exchange import Exchange, Outgoing, Reply
+from loadgen.fast import Target, outcome
+from loadgen.loops import AsyncioLoop
+from loadgen.pool import Pool
+
+PROMPT = [11, 12, 13, 14, 15, 16, 17, 18, 19]
+
+
+def outgoing(
+    target: Target,
+    output_tokens: int,
+    *,
+    streaming: bool = True,
+    prompt: list[int] | None = None,
+    path: str = "/v1/completions",
+    number: int = 0,
+) -> Outgoing:
+    ids = prompt or PROMPT
+    body = (
+        f'{{"model":"golden","prompt":{ids},"max_tokens":{output_tokens},'
+        f'"stream":{"true" if streaming else "false"}}}'
+    ).encode()
+    accept = "text/event-stream" if streaming else "application/json"
+    head = target.head(path, f"r-{number}", len(body), accept)
+    return Outgoing(f"r-{number}", head, body, streaming, len(ids), output_tokens)
+
+
+Make = Callable[[Target, int], Outgoing]
+
+
+def fast(
+    url: str, makes: list[Make], timeout_s: float = 5.0, tls: ssl.SSLContext | None = None
+) -> list[Exchange]:
+    """The fast client on asyncio; requests one after another over one pool."""
+
+    async def run() -> list[Exchange]:
+        target = Target.from_url(url, tls)
+        pool = Pool(target, AsyncioLoop(asyncio.get_running_loop()), timeout_s)
+        results: list[Exchange] = []
+        for number, make in enumerate(makes):
+            over: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+            pool.start(make(target, number), over.set_result)
+            while not over.done():
+                await asyncio.wait([over], timeout=0.02)
+                pool.expire(time.monotonic_ns())
+            results.append(outcome(over.result()))
+            await asyncio.sleep(0.01)  # a close that follows the reply is seen before the next send
+        pool.close()
+        return results
+
+    return asyncio.run(run())
+
+
+def portable(url: str, makes: list[Make], timeout_s: float = 5.0) -> list[Exchange]:
+    """httpx on asyncio."""
+
+    async def run() -> list[Exchange]:
+        target = Target.from_url(url)
+        client = AsyncHttpxClient(url)
+        results = [
+            await client.exchange(make(target, number), timeout_s)
+            for number, make in enumerate(makes)
+        ]
+        await client.close()
+        return results
+
+    return asyncio.run(run())
+
+
+CLIENTS = {"fast": fast, "httpx": portable}

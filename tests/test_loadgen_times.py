@@ -1,0 +1,127 @@
+"""Times: what the client records against what the golden server sent, and clocks that misbehave."""
+
+import struct
+from statistics import median
+
+import pytest
+
+from loadgen.exchange import Outgoing, Reply
+from tests.fakes.clients import CLIENTS, PROMPT, outgoing
+from tests.fakes.openai_server import (
+    END_CHUNK,
+    OK_STREAM,
+    GoldenServer,
+    chunked,
+    completion_events,
+    sse,
+    stream_script,
+)
+
+SECOND = 10**9
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize(("ttft_s", "gap_s"), [(0.03, 0.004), (0.006, 0.015)])
+def test_ttft_and_gaps_are_those_of_the_script(client: str, ttft_s: float, gap_s: float) -> None:
+    """Two contrasting scripts, so that a wrong scale cannot hide."""
+    events = completion_events(len(PROMPT), [1] * 12)
+    with GoldenServer(lambda seen: stream_script(events, ttft_s, gap_s)) as server:
+        (got,) = CLIENTS[client](server.url, [lambda t, n: outgoing(t, 12)])
+        seen = server.seen[0]
+    assert got.sent_mono_ns and got.chunk_ns and len(got.chunk_ns) == 12
+    true_ttft = seen.sent_ns[0] - seen.received_ns
+    assert true_ttft >= ttft_s * SECOND
+    assert abs(got.chunk_ns[0] - true_ttft) < 8e6
+    # each chunk's arrival on the common clock, against the moment of its write
+    errors = [
+        got.sent_mono_ns + at - sent for at, sent in zip(got.chunk_ns, seen.sent_ns, strict=False)
+    ]
+    assert min(errors) > -0.3e6  # never before it was sent
+    assert median(errors) < 2e6
+    true_gaps = [b - a for a, b in zip(seen.sent_ns, seen.sent_ns[1:12], strict=False)]
+    gaps = [b - a for a, b in zip(got.chunk_ns, got.chunk_ns[1:], strict=False)]
+    assert median(gaps) == pytest.approx(median(true_gaps), abs=1e6)
+    assert median(gaps) >= gap_s * SECOND * 0.9
+
+
+def ancillary(unix_ns: int) -> list[tuple[int, int, bytes]]:
+    return [(1, 35, struct.pack("qq", unix_ns // SECOND, unix_ns % SECOND))]
+
+
+SENT_UNIX, SENT_MONO = 1_795_000_000 * SECOND + 5, 700 * SECOND
+OUT = Outgoing("r", b"", b"", True, 9, 2)
+EVENTS = completion_events(9, [1, 1])
+READS = [
+    OK_STREAM + chunked(sse(EVENTS[0])),
+    chunked(sse(EVENTS[1])),
+    chunked(sse(EVENTS[2])) + chunked(sse(EVENTS[3])) + END_CHUNK,
+]
+
+
+def reply(kernel_at: list[int | None], user_at: list[int]) -> Reply:
+    """A reply whose reads came at these offsets, by the kernel's clock and by the program's."""
+    made = Reply(OUT, 0)
+    made.sent_unix_ns, made.sent_mono_ns = SENT_UNIX, SENT_MONO
+    for data, kernel, user in zip(READS, kernel_at, user_at, strict=True):
+        made.add(data, SENT_MONO + user, [] if kernel is None else ancillary(SENT_UNIX + kernel))
+    return made
+
+
+def test_the_kernels_time_wins_over_a_late_program() -> None:
+    """Python read all three 30 ms late: the record holds the true times, the audit the delay."""
+    made = reply([50_000_000, 70_000_000, 71_000_000], [80_000_000, 100_000_000, 101_000_000])
+    got = made.result(SENT_MONO + 102_000_000, SENT_UNIX + 102_000_000)
+    assert got.chunk_ns == [50_000_000, 70_000_000]
+    assert (got.headers_ns, got.end_ns, got.kernel_times) == (50_000_000, 71_000_000, True)
+    assert got.delays_ns == [30_000_000]
+    assert not got.clock_stepped
+
+
+def test_without_a_kernel_time_for_every_chunk_the_programs_are_used() -> None:
+    made = reply([50_000_000, None, 71_000_000], [51_000_000, 71_000_000, 72_000_000])
+    got = made.result(SENT_MONO + 72_000_000, SENT_UNIX + 72_000_000)
+    assert (got.chunk_ns, got.kernel_times) == ([51_000_000, 71_000_000], False)
+    assert got.delays_ns == []
+
+
+@pytest.mark.parametrize("step_ns", [2 * SECOND, -2 * SECOND, 5_000_000])
+def test_a_step_of_the_wall_clock_is_seen_and_moves_no_number(step_ns: int) -> None:
+    made = reply(
+        [50_000_000, 70_000_000 + step_ns, 71_000_000 + step_ns],
+        [50_100_000, 70_100_000, 71_100_000],
+    )
+    got = made.result(SENT_MONO + 72_000_000, SENT_UNIX + 72_000_000 + step_ns)
+    assert got.clock_stepped
+    assert (got.chunk_ns, got.kernel_times) == ([50_100_000, 70_100_000], False)
+
+
+def test_a_slewed_clock_is_straightened() -> None:
+    """NTP slews by up to 500 ppm: 20 s of wall clock were 20.01 s."""
+    at = [10 * SECOND, 19 * SECOND, 20 * SECOND]
+    made = reply([round(x * 1.0005) for x in at], [x + 100 for x in at])
+    got = made.result(SENT_MONO + 20 * SECOND, SENT_UNIX + 20 * SECOND + SECOND // 100)
+    assert not got.clock_stepped
+    assert got.chunk_ns == pytest.approx(at[:2], abs=1000)
+
+
+def test_chunks_of_one_read_are_counted_as_sharing_its_time() -> None:
+    made = Reply(OUT, 0)
+    made.sent_unix_ns, made.sent_mono_ns = SENT_UNIX, SENT_MONO
+    made.add(b"".join(READS), SENT_MONO + 5_000, ancillary(SENT_UNIX + 4_000))
+    got = made.result(SENT_MONO + 6_000, SENT_UNIX + 6_000)
+    assert (got.chunk_ns, got.shared_reads, got.facts.error_type) == ([4_000, 4_000], 1, None)
+
+
+def test_a_long_stream_parsed_in_parts_keeps_each_chunks_own_time() -> None:
+    """Parsing ahead of the end (bounded memory) must not shift marks against times."""
+    count = 5000
+    events = completion_events(9, [1] * count)
+    made = Reply(Outgoing("r", b"", b"", True, 9, count), 0)
+    made.sent_unix_ns, made.sent_mono_ns = SENT_UNIX, SENT_MONO
+    made.add(OK_STREAM, SENT_MONO + 1, ancillary(SENT_UNIX + 1))
+    for i, data in enumerate(events):
+        made.add(chunked(sse(data)), SENT_MONO + 10 * i, ancillary(SENT_UNIX + 10 * i))
+    made.add(END_CHUNK, SENT_MONO + 10 * count, ancillary(SENT_UNIX + 10 * count))
+    got = made.result(SENT_MONO + 60_000, SENT_UNIX + 60_000)
+    assert got.chunk_ns == [10 * i for i in range(count)]
+    assert (got.headers_ns, got.facts.error_type) == (1, None)
