@@ -50,12 +50,12 @@ def model_path(tmp_path_factory) -> str:
 
 def request_of(model_path: str, **changes) -> PromptRequest:
     task = {"name": "retrieve"} | changes.pop("task", {})
-    plain = {"context_tokens": 700, "count": 3, "seed": 7}
+    plain = {"context_tokens": 1500, "count": 3, "seed": 7}
     return PromptRequest.model_validate({"model_path": model_path, "task": task} | plain | changes)
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("context_tokens", [512, 513, 4000])
+@pytest.mark.parametrize("context_tokens", [1500, 1501, 4000])
 def test_every_task_makes_the_exact_length(model_path, task, context_tokens):
     request = request_of(model_path, task={"name": task}, context_tokens=context_tokens)
     prompts = make_prompts(request, load_encoder(model_path))

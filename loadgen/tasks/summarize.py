@@ -5,6 +5,7 @@ from typing import Any
 from loadgen.layout import Insert, lay_out
 from loadgen.prompts import Prompt
 from loadgen.records import CODE, CODES, ask_findings, finding
+from loadgen.tasks.listed import grade_listed
 from loadgen.tasks.params import whole
 from loadgen.tasks.task import Draft, Grade, Recipe, Task
 
@@ -31,22 +32,8 @@ def make(recipe: Recipe) -> Draft:
 
 
 def grade(prompt: Prompt, text: str | None, body: dict[str, Any] | None) -> Grade:
-    """Score: share of the findings' figures stated. Right: all, in order, none invented.
-
-    Only the first ``facts`` figures count: decoding is made to run on past the reply's own end.
-    """
-    expected: list[str] = prompt.answer["expected"]
-    stated = CODE.findall((text or "").split(STOP, 1)[0])[: len(expected)]
-    found = [figure for figure in expected if figure in stated]
-    invented = [figure for figure in stated if figure not in expected]
-    detail = {
-        "expected": expected,
-        "stated": stated,
-        "found": found,
-        "invented": invented,
-        "in_order": [figure for figure in stated if figure in expected] == found,
-    }
-    return Grade(correct=stated == expected, score=len(found) / len(expected), detail=detail)
+    """Score: share of the findings' figures stated. Right: all, in order, none invented."""
+    return grade_listed(text or "", prompt.answer["expected"], STOP, CODE.findall, ordered=True)
 
 
 TASK = Task(

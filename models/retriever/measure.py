@@ -1,0 +1,199 @@
+"""Measure the retriever on a real vLLM CPU server and rewrite the tables of its model card.
+
+``python -m models.retriever.measure`` starts the server, sends fresh prompts (greedy decoding), grades
+them exactly and updates ``measured.json`` and ``README.md``. Cells already measured with these weights are
+kept, so it may be stopped and started again; ``--again`` measures everything anew.
+"""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from greenbench.config import ROOT, PromptRequest, TaskConfig
+from greenbench.rundir import file_sha256, write_atomic
+from loadgen.encoder import load_encoder
+from loadgen.grading import grade_reply
+from loadgen.making import make_prompts
+from loadgen.prompts import Prompt
+from loadgen.tasks import TASKS
+
+HERE = Path(__file__).parent
+FOLDER = HERE / "model"
+MEASURED = HERE / "measured.json"
+CARD = HERE / "README.md"
+OPENING, CLOSING = "<!-- measured by measure.py -->", "<!-- end of measured -->"
+SEED = 20_261_123  # no training sequence is made from it
+AT_ONCE = 4
+LENGTHS = (512, 2048, 6144)
+TENTHS = [round(0.05 + i / 10, 2) for i in range(10)]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One number of the card: ``count`` prompts of one task at one length."""
+
+    task: str
+    context_tokens: int
+    params: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def key(self) -> str:
+        return f"{self.task}/{self.context_tokens}/{json.dumps(self.params, sort_keys=True)}"
+
+
+SPREAD = [Cell("retrieve", n) for n in LENGTHS]
+MULTI = [Cell("multi_key", n) for n in LENGTHS[1:]]
+ABSENT = [Cell("retrieve", n, {"absent_share": 1.0}) for n in LENGTHS]
+SUMMARY = [Cell("summarize", n) for n in LENGTHS]
+BY_DEPTH = [Cell("retrieve", n, {"depth": depth}) for n in LENGTHS for depth in TENTHS]
+LONG = [Cell("retrieve", 8000), Cell("multi_key", 8000)]
+CELLS = [*SPREAD, *MULTI, *ABSENT, *SUMMARY, *LONG, *BY_DEPTH]
+
+
+@contextmanager
+def server() -> Iterator[dict[str, Any]]:
+    """A real server of this model; yields the ``server`` part of its server.json."""
+    with tempfile.TemporaryDirectory() as out:
+        argv = [sys.executable, "-m", "servers", "--backend", "cpu_attn", "--model", "retriever"]
+        process = subprocess.Popen(
+            [*argv, "--out", out], cwd=ROOT, stdout=sys.stderr, start_new_session=True
+        )
+        try:
+            yield wait_ready(Path(out) / "server.json", process)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+def wait_ready(path: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    while process.poll() is None:
+        if path.is_file():
+            found = json.loads(path.read_text())
+            if found["state"] == "ready":
+                return found["server"]
+        time.sleep(0.5)
+    raise SystemExit("the server did not start; its messages stand above")
+
+
+def measure(cell: Cell, count: int, client: httpx.Client, served_model: str) -> dict[str, Any]:
+    request = PromptRequest(
+        model_path=str(FOLDER),
+        task=TaskConfig(name=cell.task, params=cell.params),
+        context_tokens=cell.context_tokens,
+        count=count,
+        seed=SEED,
+    )
+    prompts = make_prompts(request, load_encoder(str(FOLDER)))
+
+    def right(prompt: Prompt) -> bool:
+        body = TASKS[cell.task].body(served_model, prompt) | {"stream": False}
+        body.pop("stream_options")
+        reply = client.post("/v1/completions", json=body).raise_for_status().json()
+        assert reply["usage"]["prompt_tokens"] == cell.context_tokens
+        graded = grade_reply(prompt, "measure", reply["choices"][0]["text"], None)
+        return bool(graded.correct)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        results = list(pool.map(right, prompts))
+    wrong = [i for i, result in enumerate(results) if not result]
+    return {"right": sum(results), "count": len(results), "wrong": wrong}
+
+
+def table(measured: dict[str, Any]) -> str:
+    """The card's tables, in Markdown. A cell not measured yet says so."""
+    cells = measured["cells"]
+
+    def share(cell: Cell) -> str:
+        found = cells.get(cell.key)
+        if found is None:
+            return "not measured"
+        return f"{100 * found['right'] / found['count']:.1f} % of {found['count']}"
+
+    rows = ["| task | context | right |", "|---|---|---|"]
+    names = (
+        (SPREAD, "single needle, 8 distractors, depths spread"),
+        (MULTI, "4 keys among 64 distractor keys, all four right and in order"),
+        (ABSENT, "key absent, `none` is right"),
+        (SUMMARY, "4 findings, all stated, in order, none invented"),
+        (LONG, "near the window"),
+    )
+    rows += [
+        f"| {name} (`{c.task}`) | {c.context_tokens} | {share(c)} |"
+        for group, name in names
+        for c in group
+    ]
+    rows += ["", "Single needle by depth:", "", f"| depth | {' | '.join(map(str, LENGTHS))} |"]
+    rows.append("|---" * (len(LENGTHS) + 1) + "|")
+    for depth in TENTHS:
+        row = [share(Cell("retrieve", n, {"depth": depth})) for n in LENGTHS]
+        rows.append(f"| {depth:.2f} | {' | '.join(row)} |")
+    where = measured["where"]
+    rows += [
+        "",
+        f"vLLM {where['vllm']}, {where['backend']}, {where['dtype']}, weights sha256 `{measured['weights'][:16]}…`, prompt seed {SEED}.",
+    ]
+    return "\n".join(rows)
+
+
+def write_card(measured: dict[str, Any]) -> None:
+    before, _, rest = CARD.read_text().partition(OPENING)
+    _, _, after = rest.partition(CLOSING)
+    write_atomic(CARD, f"{before}{OPENING}\n{table(measured)}\n{CLOSING}{after}")
+
+
+def load_measured(again: bool) -> dict[str, Any]:
+    weights = file_sha256(FOLDER / "model.safetensors")
+    if MEASURED.is_file() and not again:
+        kept = json.loads(MEASURED.read_text())
+        if kept["weights"] == weights:
+            return kept
+    return {"weights": weights, "where": {}, "cells": {}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=200, help="prompts a cell")
+    parser.add_argument("--again", action="store_true", help="keep nothing measured before")
+    parser.add_argument(
+        "--limit-s", type=float, default=float("inf"), help="start no cell after this"
+    )
+    args = parser.parse_args()
+    measured = load_measured(args.again)
+    left = [
+        cell for cell in CELLS if measured["cells"].get(cell.key, {}).get("count", 0) < args.count
+    ]
+    started = time.monotonic()
+    if left:
+        with server() as found, httpx.Client(base_url=found["base_url"], timeout=300) as client:
+            measured["where"] = {
+                "vllm": found["vllm_version"],
+                "backend": found["observed_backend"],
+                "dtype": found["dtype"],
+            }
+            for cell in left:
+                if time.monotonic() - started > args.limit_s:
+                    break
+                result = measure(cell, args.count, client, found["served_model"])
+                measured["cells"][cell.key] = result
+                write_atomic(MEASURED, json.dumps(measured, indent=1) + "\n")
+                print(
+                    f"{time.monotonic() - started:6.0f} s {cell.key}: {result['right']}/{result['count']}",
+                    flush=True,
+                )
+    write_card(measured)
+
+
+if __name__ == "__main__":
+    main()
