@@ -14,12 +14,11 @@ from telemetry.capability import Capability, available, unavailable
 PowerScope = Literal["gpu", "module", "memory"]
 SCOPE_ID: dict[PowerScope, int] = {"gpu": 0, "module": 1, "memory": 2}
 
-THERMAL_OR_HW_SLOWDOWN = 0x08 | 0x20 | 0x40 | 0x80  # NVML clocks-event bits that spoil a window
-SW_POWER_CAP = 0x04
+# NVML's clocks-event bits
 CLOCK_EVENTS: dict[str, int] = {
     "gpu_idle": 0x01,
     "applications_clocks_setting": 0x02,
-    "sw_power_cap": SW_POWER_CAP,
+    "sw_power_cap": 0x04,
     "hw_slowdown": 0x08,
     "sync_boost": 0x10,
     "sw_thermal_slowdown": 0x20,
