@@ -58,7 +58,10 @@ def parse_steps(lines: Iterable[str]) -> pd.DataFrame:
                 float(found["kv_percent"]) / 100,
             )
         )
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+    columns = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
+    # column by column: a frame of rows would make floats of integers with a null among them
+    named = zip(COLUMNS.items(), columns, strict=True)
+    return pd.DataFrame({name: pd.array(list(v), dtype=kind) for (name, kind), v in named})  # type: ignore[call-overload]
 
 
 def read_steps(run: HasDir) -> pd.DataFrame:
