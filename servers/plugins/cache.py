@@ -8,35 +8,25 @@ from dataclasses import dataclass
 import torch
 
 
+def cache_write(slots: torch.Tensor, block_size: int) -> "ScatterWrite | KernelWrite":
+    """How to store a step's tokens, from vLLM's slot mapping [tokens]; -1 marks padding to leave out."""
+    if slots.is_cuda:
+        return KernelWrite(slots, torch.ones((), device=slots.device))
+    slots = slots.long()
+    rows = None
+    if (slots < 0).any():
+        rows = (slots >= 0).nonzero().squeeze(1)
+        slots = slots[rows]
+    return ScatterWrite(slots // block_size, slots % block_size, rows)
+
+
 @dataclass(frozen=True, slots=True)
-class CacheWrite:
+class ScatterWrite:
     """Where a step's tokens go, worked out once for all layers."""
 
     blocks: torch.Tensor  # int64 [written tokens]
     offsets: torch.Tensor  # int64 [written tokens]
     rows: torch.Tensor | None  # of the key tensor, when some of its rows are padding
-
-    @classmethod
-    def of(cls, slots: torch.Tensor, block_size: int) -> "CacheWrite":
-        """From vLLM's slot mapping [tokens], in which -1 marks padding that must not be written."""
-        slots = slots.long()
-        rows = None
-        if slots.device.type == "cpu":
-            if (slots < 0).any():
-                rows = (slots >= 0).nonzero().squeeze(1)
-                slots = slots[rows]
-        else:
-            # How many are padding is not known on the host. Each padding row repeats the step's first
-            # write; where all are padding (a dummy run) that is a finite token in vLLM's null block.
-            first = torch.zeros_like(slots)
-            first += (slots >= 0).int().argmax()
-            rows = torch.where(slots >= 0, torch.arange(len(slots), device=slots.device), first)
-            slots = slots[rows].clamp_(min=0)
-        return cls(
-            blocks=torch.div(slots, block_size, rounding_mode="floor"),
-            offsets=slots % block_size,
-            rows=rows,
-        )
 
     def __call__(self, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor) -> None:
         """Store key and value [tokens, kv_heads, D] into ``cache``."""
@@ -44,6 +34,22 @@ class CacheWrite:
         if self.rows is not None:
             fresh = fresh[self.rows]
         cache[self.blocks, :, self.offsets] = fresh
+
+
+@dataclass(frozen=True, slots=True)
+class KernelWrite:
+    """vLLM's own CUDA kernel, which leaves padding out without the host knowing how much there is."""
+
+    slots: torch.Tensor
+    unit_scale: torch.Tensor  # the kernel wants scales; an unquantised cache does not use them
+
+    def __call__(self, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor) -> None:
+        from vllm._custom_ops import reshape_and_cache_flash
+
+        keys, values = split_kv(cache.transpose(1, 2))
+        reshape_and_cache_flash(
+            key, value, keys, values, self.slots, "auto", self.unit_scale, self.unit_scale
+        )
 
 
 def split_kv(pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,7 +24,7 @@ from vllm.v1.attention.backend import (
 from vllm.v1.kv_cache_interface import AttentionSpec
 
 from greenbench.errors import UserError
-from servers.plugins.cache import CacheWrite
+from servers.plugins.cache import KernelWrite, ScatterWrite, cache_write
 from servers.plugins.limits import refuse
 from servers.plugins.visibility import Visibility
 
@@ -42,6 +42,8 @@ class Batch:
         torch.Tensor
     )  # int32 [requests, blocks], on the device; entries past a length are garbage
     block_size: int
+    starts_on_device: torch.Tensor  # query_starts as int32
+    lengths_on_device: torch.Tensor  # lengths as int32
 
     @classmethod
     def of(cls, common: CommonAttentionMetadata, block_size: int) -> "Batch":
@@ -55,6 +57,8 @@ class Batch:
             lengths=lengths[: common.num_reqs].tolist(),
             table=common.block_table_tensor[: common.num_reqs],
             block_size=block_size,
+            starts_on_device=common.query_start_loc[: common.num_reqs + 1],
+            lengths_on_device=common.seq_lens[: common.num_reqs],
         )
 
     @property
@@ -69,7 +73,7 @@ Planner = Callable[[Batch, Visibility, torch.device], Attend]
 @dataclass(frozen=True, slots=True)
 class StepMetadata:
     num_tokens: int
-    write: CacheWrite
+    write: ScatterWrite | KernelWrite
     attend: dict[Visibility, Attend]  # what to do in a layer, by what its queries see
 
 
@@ -110,7 +114,7 @@ class StepBuilder(AttentionMetadataBuilder[StepMetadata]):
         planner = type(self).planner
         return StepMetadata(
             num_tokens=common.num_actual_tokens,
-            write=CacheWrite.of(common.slot_mapping[: common.num_actual_tokens], self.block_size),
+            write=cache_write(common.slot_mapping[: common.num_actual_tokens], self.block_size),
             attend={seen: planner(batch, seen, self.device) for seen in self.visibilities},
         )
 

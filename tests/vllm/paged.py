@@ -1,15 +1,19 @@
 """Random paged caches and a dense float64 reference, for the tests of our attention classes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from servers.plugins.cache import CacheWrite
+from servers.plugins.cache import cache_write
 from servers.plugins.step import Batch, StepImpl, StepMetadata
 from servers.plugins.visibility import Visibility
 
 NAN = float("nan")
+
+torch.set_num_threads(
+    1
+)  # the cases are tiny: threads waiting for each other cost more than they do
 
 
 @dataclass
@@ -131,24 +135,44 @@ def make_case(
     )
 
 
+def to_device(case: Case, device: str) -> Case:
+    """The same case with the tensors where a server on ``device`` has them; host copies stay."""
+    common = case.common.replace(
+        query_start_loc=case.common.query_start_loc.to(device),
+        seq_lens=case.common.seq_lens.to(device),
+        block_table_tensor=case.common.block_table_tensor.to(device),
+        slot_mapping=case.common.slot_mapping.to(device),
+    )
+    strides = case.cache.stride()
+    cache = torch.empty_strided(case.cache.shape, strides, dtype=case.cache.dtype, device=device)
+    return replace(
+        case,
+        query=case.query.to(device),
+        key=case.key.to(device),
+        value=case.value.to(device),
+        cache=cache.copy_(case.cache),
+        common=common,
+    )
+
+
 def make_impl(cls: type[StepImpl], case: Case, **arguments: object) -> StepImpl:
     heads, head_size = case.query.shape[1:]
     return cls(heads, head_size, case.scale, case.key.shape[1], **arguments)
 
 
 def run(impl: StepImpl, planner: object, case: Case) -> torch.Tensor:
-    """One layer's output [tokens, heads, D], through the same calls as vLLM makes."""
-    block_size = case.cache.shape[2]
+    """One layer's output [tokens, heads, D] on the host, through the same calls as vLLM makes."""
+    block_size, device = case.cache.shape[2], case.query.device
     batch = Batch.of(case.common, block_size)
     metadata = StepMetadata(
         num_tokens=case.tokens,
-        write=CacheWrite.of(case.common.slot_mapping[: case.tokens], block_size),
-        attend={impl.visibility: planner(batch, impl.visibility, torch.device("cpu"))},
+        write=cache_write(case.common.slot_mapping[: case.tokens], block_size),
+        attend={impl.visibility: planner(batch, impl.visibility, device)},
     )
     output = torch.full_like(case.query, 7.0)
     impl.forward(None, case.query, case.key, case.value, case.cache, metadata, output)
     assert (output[case.tokens :] == 7.0).all(), "rows of padding were written"
-    return output[: case.tokens]
+    return output[: case.tokens].cpu()
 
 
 def dense_reference(case: Case, visibility: Visibility) -> torch.Tensor:
@@ -165,7 +189,7 @@ def dense_reference(case: Case, visibility: Visibility) -> torch.Tensor:
                 for k in range(at + 1)
                 if visibility.window is None or at - k < visibility.window or k < visibility.sink
             ]
-            query = case.query[row].double()
+            query = case.query[row].double().cpu()
             scores = torch.einsum("hd,khd->hk", query, keys[seen]) * case.scale
             outputs.append(torch.einsum("hk,khd->hd", scores.softmax(-1), values[seen]))
             row += 1

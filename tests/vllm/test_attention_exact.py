@@ -1,7 +1,13 @@
-"""Each of our attention classes against dense float64 attention over random paged caches."""
+"""Each of our attention classes against dense float64 attention over random paged caches.
 
+On the GPU the same property holds for the CUDA paths: ``pytest -m gpu tests/vllm``.
+"""
+
+import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,45 +15,140 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from paged import dense_reference, make_case, make_impl, run
+from emulation import emulated_xformers
+from paged import dense_reference, make_case, make_impl, run, to_device
 
+from servers.plugins import OPTIONS_ENV
 from servers.plugins.page_views import plan_page_views
 from servers.plugins.sdpa import SdpaImpl
 from servers.plugins.sdpa_gather import SdpaGatherImpl
+from servers.plugins.sink_window import SinkWindowImpl
 from servers.plugins.tiles import plan_gather
+from servers.plugins.varlen import plan_varlen
+from servers.plugins.visibility import Visibility
+from servers.plugins.xformers_attn import XformersImpl, plan_xformers
 
-BOUND = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-CLASSES = {"sdpa": (SdpaImpl, plan_page_views), "sdpa_gather": (SdpaGatherImpl, plan_gather)}
+# each example costs about 10 ms; GREENBENCH_EXAMPLES=1000 looks longer
+EXAMPLES = int(os.environ.get("GREENBENCH_EXAMPLES", "50"))
+BOUND = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+HALF = (torch.bfloat16, torch.float16)
+NO_XFORMERS = "xformers is not installed (pip install --no-deps xformers==0.0.35)"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A class, its planner, and the cases it says it serves."""
+
+    impl: type
+    planner: object
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
+    block_sizes: tuple[int, ...] = (16, 32)
+    layouts: tuple[str, ...] = ("HND", "NHD")
+    head_sizes: tuple[int, ...] = (32, 64, 80, 128)
+    window: str = "sliding"  # sliding: the layer's own; option: ours; none
+
+
+CPU = {
+    "sdpa": Subject(SdpaImpl, plan_page_views),
+    "sdpa_gather": Subject(SdpaGatherImpl, plan_gather),
+    "sink_window": Subject(SinkWindowImpl, plan_page_views, window="option"),
+    "sink_window, gathered": Subject(SinkWindowImpl, plan_gather, window="option"),
+}
+XFORMERS = Subject(
+    XformersImpl,
+    plan_xformers,
+    block_sizes=(64,),
+    layouts=("NHD",),
+    head_sizes=(32, 64, 128),
+    window="none",
+)
+CUDA = {
+    "sdpa": Subject(SdpaImpl, plan_varlen, dtypes=HALF, block_sizes=(256,)),
+    "sdpa_gather": Subject(SdpaGatherImpl, plan_gather, dtypes=(torch.float32, *HALF)),
+    "sink_window": Subject(
+        SinkWindowImpl, plan_gather, dtypes=(torch.float32, *HALF), window="option"
+    ),
+    "xformers": Subject(
+        XformersImpl,
+        plan_xformers,
+        dtypes=HALF,
+        block_sizes=(64,),
+        layouts=("NHD",),
+        head_sizes=(32, 64, 128),
+        window="none",
+    ),
+}
 
 request_shapes = st.one_of(
     st.tuples(st.integers(0, 130), st.just(1)),  # decode
     st.tuples(st.just(0), st.integers(2, 70)),  # whole prompt
     st.tuples(st.integers(1, 100), st.integers(2, 40)),  # chunk of a prompt
 )
-cases = st.fixed_dictionaries(
-    {
-        "requests": st.lists(request_shapes, min_size=1, max_size=6),
-        "seed": st.integers(0, 2**31),
-        "dtype": st.sampled_from(list(BOUND)),
-        "kv_heads": st.sampled_from([1, 2, 3]),
-        "group": st.sampled_from([1, 2, 4]),
-        "head_size": st.sampled_from([32, 64, 80, 128]),
-        "block_size": st.sampled_from([16, 32]),
-        "layout": st.sampled_from(["HND", "NHD"]),
-        "padding": st.integers(0, 3),
-        "contiguous": st.booleans(),
-        "shared_blocks": st.integers(0, 3),
+
+
+@st.composite
+def checks(draw, subject: Subject):
+    """Arguments of make_case, and what queries see."""
+    arguments = {
+        "requests": draw(st.lists(request_shapes, min_size=1, max_size=6)),
+        "seed": draw(st.integers(0, 2**31)),
+        "dtype": draw(st.sampled_from(subject.dtypes)),
+        "kv_heads": draw(st.sampled_from([1, 2, 3])),
+        "group": draw(st.sampled_from([1, 2, 4])),
+        "head_size": draw(st.sampled_from(subject.head_sizes)),
+        "block_size": draw(st.sampled_from(subject.block_sizes)),
+        "layout": draw(st.sampled_from(subject.layouts)),
+        "padding": draw(st.integers(0, 3)),
+        "contiguous": draw(st.booleans()),
+        "shared_blocks": draw(st.integers(0, 3)),
     }
-)
+    window, sink = None, 0
+    if subject.window != "none":
+        window = draw(st.one_of(st.none(), st.integers(1, 90)))
+    if subject.window == "option":
+        window = window or 10_000
+        sink = draw(st.integers(0, 40))
+    return arguments, Visibility(window=window, sink=sink)
 
 
-@pytest.mark.parametrize("name", CLASSES)
-@settings(max_examples=120, deadline=None)
-@given(arguments=cases, sliding_window=st.one_of(st.none(), st.integers(1, 90)))
-def test_equals_dense_attention(name, arguments, sliding_window):
-    """Guards the whole arithmetic: a wrong mask, page, head, joining weight, or a leaking stale NaN."""
+def worst_error(subject: Subject, arguments: dict, seen: Visibility, device: str) -> float:
     case = make_case(**arguments)
-    cls, planner = CLASSES[name]
-    impl = make_impl(cls, case, sliding_window=sliding_window)
-    error = (run(impl, planner, case).double() - dense_reference(case, impl.visibility)).abs().max()
-    assert error < BOUND[arguments["dtype"]]
+    expected = dense_reference(case, seen)
+    case = to_device(case, device)
+    own = subject.window == "option"
+    options = f'{{"window": {seen.window}, "sink": {seen.sink}}}' if own else "{}"
+    with patch.dict(os.environ, {OPTIONS_ENV: options}):
+        impl = make_impl(subject.impl, case, sliding_window=None if own else seen.window)
+    assert impl.visibility == seen
+    return (run(impl, subject.planner, case).double() - expected).abs().max().item()
+
+
+@pytest.mark.parametrize("name", CPU)
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(data=st.data())
+def test_equals_dense_attention(name, data):
+    """Guards the whole arithmetic: a wrong mask, page, head, joining weight, or a leaking stale NaN."""
+    arguments, seen = data.draw(checks(CPU[name]))
+    assert worst_error(CPU[name], arguments, seen, "cpu") < BOUND[arguments["dtype"]]
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(check=checks(XFORMERS))
+def test_xformers_metadata_equals_dense_attention(check):
+    """Guards xFormers' masks, key slots and page tables, with its operators replaced by arithmetic."""
+    pytest.importorskip("xformers", reason=NO_XFORMERS)
+    arguments, seen = check
+    with emulated_xformers():
+        assert worst_error(XFORMERS, arguments, seen, "cpu") < BOUND[arguments["dtype"]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", CUDA)
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(data=st.data())
+def test_equals_dense_attention_on_cuda(name, data):
+    if name == "xformers":
+        pytest.importorskip("xformers", reason=NO_XFORMERS)
+    arguments, seen = data.draw(checks(CUDA[name]))
+    assert worst_error(CUDA[name], arguments, seen, "cuda") < BOUND[arguments["dtype"]]

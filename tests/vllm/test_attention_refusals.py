@@ -51,7 +51,10 @@ CONFIGURATION = {
         ({"use_mla": True}, "MLA not supported"),
         ({"has_sink": True}, "attention sinks not supported"),
         ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype not supported"),
-        ({"attn_type": AttentionType.ENCODER_ONLY}, "attention type encoder_only not supported"),
+        (
+            {"attn_type": AttentionType.ENCODER_ONLY},
+            f"attention type {AttentionType.ENCODER_ONLY} not supported",
+        ),
         ({"use_dcp": True}, "DCP not supported"),
         ({"use_non_causal": True}, "non-causal attention not supported"),
     ],
