@@ -9,16 +9,17 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from greenbench.config import ROOT, BackendChoice, ServerConfig, ServerRequest, load_model, parse
+from greenbench.config import ROOT, ServerConfig, ServerRequest, load_model, parse
 from greenbench.errors import UserError, exit_on_user_error
-from greenbench.rundir import run_id
-from servers import serve
-from servers.backends import BACKENDS
+from greenbench.rundir import slug
+from servers import serve, verify_run
+from servers.backends import ALL_DTYPES, BACKENDS
+from servers.choices import parse_choice, parse_choices
 from servers.facts import other_host, this_host
 from servers.model_store import ensure_model
 from servers.process import ServerDied
@@ -55,27 +56,18 @@ def _read_json(path: str) -> Any:
 
 def command_direct(args: argparse.Namespace) -> int:
     request = ServerRequest(
-        model=load_model(args.model), backend=_choice(args), server=_server_config(args)
+        model=load_model(args.model),
+        backend=parse_choice(args.backend),
+        server=_server_config(args),
     )
-    stamp = run_id(time.time_ns(), request.backend.label, request.model.name, "")
-    out = Path(args.out) if args.out else ROOT / "runs" / "serve" / stamp.rstrip("-")
-    return _serve(request, out)
+    return _serve(request, _folder(args.out, "serve", request.backend.label, request.model.name))
 
 
-def _choice(args: argparse.Namespace) -> BackendChoice:
-    pairs = [option.partition("=") for option in args.option]
-    for name, equals, _ in pairs:
-        if not equals:
-            raise UserError(f"--option wants name=value, found '{name}'")
-    options = {name: _value(text) for name, _, text in pairs}
-    return parse(BackendChoice, {"name": args.backend, "options": options}, "--option")
-
-
-def _value(text: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+def _folder(given: str | None, kind: str, *names: str) -> Path:
+    if given:
+        return Path(given)
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    return ROOT / "runs" / kind / "-".join([stamp, *(slug(name) for name in names)])
 
 
 def _server_config(args: argparse.Namespace) -> ServerConfig:
@@ -97,16 +89,22 @@ def command_start(args: argparse.Namespace) -> int:
 
 
 def _serve(request: ServerRequest, out: Path) -> int:
+    return _until_stopped(lambda: serve.serve(request, out, surroundings(), say))
+
+
+def _until_stopped(run: Callable[[], int]) -> int:
+    """Run with signals that stop servers in order, once; a second one does not cut the stop short."""
+
     def end(number: int, _: object) -> None:
         for each in STOP_SIGNALS:
-            signal.signal(each, signal.SIG_IGN)  # once: the stop itself must not be cut short
+            signal.signal(each, signal.SIG_IGN)
         raise serve.Stopped(INTERRUPTED if number == signal.SIGINT else 0)
 
     for each in STOP_SIGNALS:
         signal.signal(each, end)
     try:
-        return serve.serve(request, out, surroundings(), say)
-    except serve.Stopped as stop:  # before there was a server
+        return run()
+    except serve.Stopped as stop:
         return stop.exit_code
 
 
@@ -158,6 +156,32 @@ def command_backends(args: argparse.Namespace) -> int:
     return 0
 
 
+def command_verify(args: argparse.Namespace) -> int:
+    order = verify_run.Order(
+        model=load_model(args.model),
+        backends=parse_choices(args.backends),
+        reference=parse_choice(args.reference),
+        dtype=args.dtype,
+        reference_dtype=args.reference_dtype or args.dtype,
+        execution=args.execution or "eager",
+        kv_cache_gib=args.kv_cache_gib or 1.0,
+        parallel=args.parallel,
+        tolerance_nats=args.tolerance,
+    )
+    out = _folder(args.out, "verify", order.model.name)
+    return _until_stopped(lambda: _verify(order, out))
+
+
+def _verify(order: verify_run.Order, out: Path) -> int:
+    try:
+        verdicts = verify_run.run(order, out, surroundings(), say)
+    except ServerDied as error:
+        say(f"failed: {error}")
+        return serve.BOOT_FAILED
+    say(f"written below {out / verify_run.VERIFY_DIR}")
+    return int(any(verdict["verdict"] == "fail" for verdict in verdicts))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m servers", description=__doc__)
     parser.set_defaults(run=command_direct)
@@ -184,13 +208,27 @@ def _parser() -> argparse.ArgumentParser:
     backends = add("backends", command_backends, "every backend, and whether this host can run it")
     backends.add_argument("--json", action="store_true")
     backends.add_argument("--for", dest="gpu", metavar="GPU", help="judge another host by its card")
+    _verify_arguments(add("verify", command_verify, "compare backends with an exact reference"))
     return parser
 
 
+def _verify_arguments(verify: argparse.ArgumentParser) -> None:
+    verify.add_argument("--backends", required=True, help="comma-separated, options in parentheses")
+    verify.add_argument("--reference", default="cpu_attn", help="an exact backend")
+    verify.add_argument("--model", default="tiny-llama", help="name, YAML file or folder")
+    verify.add_argument("--dtype", default="float32", choices=ALL_DTYPES)
+    verify.add_argument("--reference-dtype", choices=ALL_DTYPES, help="default: that of --dtype")
+    verify.add_argument("--execution", choices=("eager", "piecewise", "full"))
+    verify.add_argument("--kv-cache-gib", type=float, help="KV pool of each server")
+    verify.add_argument("--parallel", action="store_true", help="all servers at once")
+    verify.add_argument("--tolerance", type=float, help="nats; default 0.001 in float32, else 0.1")
+    verify.add_argument("--out", help="folder; verdicts land in verify/<backend>/verify.json below")
+
+
 def _direct_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", default="cpu_attn", help=f"one of {', '.join(BACKENDS)}")
+    known = f"one of {', '.join(BACKENDS)}; options in parentheses, e.g. sink_window(window=2048)"
+    parser.add_argument("--backend", default="cpu_attn", help=known)
     parser.add_argument("--model", default="tiny-llama", help="name, YAML file or folder")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--port", type=int)
     parser.add_argument("--dtype")
     parser.add_argument("--execution")

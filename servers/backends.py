@@ -230,9 +230,9 @@ def resolve(choice: BackendChoice) -> tuple[Backend, dict[str, Any]]:
 
 def _check_value(backend: str, name: str, option: Option, value: int | float | str | bool) -> None:
     wanted = type(option.default)
-    too_small = option.minimum is not None and wanted is int and value < option.minimum  # type: ignore[operator]
-    if type(value) is not wanted or too_small:
-        least = f" of at least {option.minimum}" if option.minimum is not None else ""
+    least = f" of at least {option.minimum}" if option.minimum is not None else ""
+    wrong_type = type(value) is not wanted
+    if wrong_type or (option.minimum is not None and float(value) < option.minimum):
         raise UserError(
             f"Backend '{backend}': option '{name}' wants {wanted.__name__}{least}, found {value!r}"
         )

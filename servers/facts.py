@@ -115,6 +115,7 @@ class ModelFacts:
     layers: int | None = None
     window_tokens: int | None = None  # longest position the model has
     sliding_window: int | None = None
+    vocab_size: int | None = None
     stored_dtype: str | None = None
     features: frozenset[str] = field(default_factory=frozenset[str])  # FEATURES found in the config
 
@@ -131,7 +132,8 @@ FEATURES = {
 def model_facts(model: ModelConfig) -> ModelFacts:
     """Facts from the config of the build, or from the folder's config.json; a hub id gives the name only."""
     if model.build is not None:
-        return facts_of_config(model.name, model.build.config)
+        config = {**model.build.config, "vocab_size": model.build.vocab_size}
+        return facts_of_config(model.name, config)
     path = Path(model.path or "") / "config.json"
     if not path.is_file():
         return ModelFacts(model.name)
@@ -161,6 +163,7 @@ def facts_of_config(name: str, config: Mapping[str, Any]) -> ModelFacts:
         layers=text.get("num_hidden_layers"),
         window_tokens=None if state_space_only else text.get("max_position_embeddings"),
         sliding_window=sliding,
+        vocab_size=text.get("vocab_size"),
         stored_dtype=text.get("dtype") or text.get("torch_dtype"),
         features=frozenset(feature for feature, there in found.items() if there),
     )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import httpx
 
@@ -65,76 +65,120 @@ def planned(request: ServerRequest, around: Surroundings, port: int | str) -> Pl
     return found
 
 
+class BootFailed(Exception):
+    """The server ended while booting, or runs and may not be used. One sentence."""
+
+
 def serve(
     request: ServerRequest, out: Path, around: Surroundings, say: Callable[[str], None]
 ) -> int:
     """Run one server until it is told to end. Returns the exit code; bad input raises UserError."""
-    port = pick_port(request.server.port)
-    plan = planned(request, around, port)
-    if plan.refusals:
-        raise UserError("; ".join(plan.refusals))
-    ensure_model(request.model, around.cache, around.vllm_python, child_env(around.env, {}))
-    _make_folder(out)
-    state = StateFile(out, _described(request, plan, out, port, around))
-    process = ServerProcess(
-        plan.command.argv, child_env(around.env, plan.command.env), out / SERVER_LOG
-    )
+    launch = Launch(request, out, around, say)
     try:
-        with process:
-            return _run(request, plan, process, state, say)
-    except ServerDied as error:
-        return _failed(
-            state, str(error), BOOT_FAILED if state.state == "booting" else DIED_SERVING, say
-        )
-    except BootFailed as error:
-        return _failed(state, str(error), BOOT_FAILED, say)
+        with launch:
+            launch.boot()
+            launch.process.wait_ended()
+    except BootFailed:
+        return BOOT_FAILED
+    except ServerDied:
+        return DIED_SERVING
     except Stopped as stop:
-        state.write("stopped")
-        say("stopped")
         return stop.exit_code
-
-
-class BootFailed(Exception):
-    """The server runs, and may not be used: a smoke request failed or another backend was built."""
-
-
-def _run(
-    request: ServerRequest,
-    plan: Plan,
-    process: ServerProcess,
-    state: "StateFile",
-    say: Callable[[str], None],
-) -> int:
-    started = time.monotonic()
-    deadline = started + request.server.boot_timeout_s
-    state.write("booting", pid=process.pid, pid_created_s=process.created_s)
-    say(f"booting {plan.backend.name} with {request.model.name}, log {process.log_path}")
-    base_url = state.server.base_url
-    process.wait_healthy(base_url, deadline)
-    healthy = time.monotonic()
-    _smoke(request, plan, process, base_url, deadline)
-    smoked = time.monotonic()
-    says = inspect_server.ask(base_url)
-    says.save(state.folder)
-    log = process.log()
-    found = proof.judge(plan.backend, says.trees, bootlog.flash_attention_version(log))
-    facts = _observed(request, plan, says, log, found)
-    if found.verdict == "mismatch":
-        state.describe(**facts)
-        raise BootFailed(f"Another attention backend runs than was asked for: {found.sentence}")
-    ready = time.monotonic()
-    ready_s = ready - started
-    stages = {"healthy": healthy - started, "smoke": smoked - healthy, "proof": ready - smoked}
-    detail = {
-        **found.detail,
-        "operators": bootlog.operators(log),
-        "log_offset_ready": process.log_path.stat().st_size,
-    }
-    state.write("ready", **{**facts, "proof_detail": detail}, ready_s=ready_s, boot_stages_s=stages)
-    with_operators = "; ".join([found.sentence, *detail["operators"]])
-    say(f"ready at {base_url} in {ready_s:.1f} s; {found.verdict}: {with_operators}")
-    process.wait_ended()
     raise AssertionError("wait_ended returns by raising only")
+
+
+class Launch:
+    """One server: checked when made, started on entering, proven by ``boot``, stopped on leaving.
+
+    Start and boot are apart so that several servers can boot at the same time. Making it raises UserError
+    before anything was started; ``boot`` raises BootFailed.
+    """
+
+    def __init__(
+        self, request: ServerRequest, out: Path, around: Surroundings, say: Callable[[str], None]
+    ) -> None:
+        self._request = request
+        self._say = say
+        port = pick_port(request.server.port)
+        self.plan = planned(request, around, port)
+        if self.plan.refusals:
+            raise UserError("; ".join(self.plan.refusals))
+        ensure_model(request.model, around.cache, around.vllm_python, child_env(around.env, {}))
+        _make_folder(out)
+        self.state = StateFile(out, _described(request, self.plan, out, port, around))
+        command = self.plan.command
+        env = child_env(around.env, command.env)
+        self.process = ServerProcess(command.argv, env, out / SERVER_LOG)
+        self._started_s = 0.0
+
+    def __enter__(self) -> Self:
+        self._started_s = time.monotonic()
+        self.process.__enter__()
+        self.state.write("booting", pid=self.process.pid, pid_created_s=self.process.created_s)
+        name, log = self.plan.backend.name, self.process.log_path
+        self._say(f"booting {name} with {self._request.model.name}, log {log}")
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self.process.stop()
+        if isinstance(error, ServerDied):
+            self._fail(error)
+        elif self.state.state != "failed":
+            self.state.write("stopped")
+            self._say("stopped")
+
+    def _fail(self, error: Exception) -> None:
+        self.state.write("failed", error=str(error))
+        self._say(f"failed: {error}")
+
+    def boot(self) -> Server:
+        """Wait until it answers, smoke-test it, prove the backend; returns what server.json then holds.
+
+        A server that fails is stopped at once.
+        """
+        try:
+            return self._boot()
+        except (ServerDied, BootFailed) as error:
+            self.process.stop()
+            self._fail(error)
+            raise BootFailed(str(error)) from error
+
+    def _boot(self) -> Server:
+        request, plan, process = self._request, self.plan, self.process
+        deadline = self._started_s + request.server.boot_timeout_s
+        base_url = self.state.server.base_url
+        process.wait_healthy(base_url, deadline)
+        healthy_s = time.monotonic()
+        _smoke(request, plan, process, base_url, deadline)
+        smoked_s = time.monotonic()
+        says = inspect_server.ask(base_url)
+        says.save(self.state.folder)
+        log = process.log()
+        found = proof.judge(plan.backend, says.trees, bootlog.flash_attention_version(log))
+        facts = _observed(request, plan, says, log, found)
+        self.state.describe(**facts)
+        if found.verdict == "mismatch":
+            raise BootFailed(f"Another attention backend runs than was asked for: {found.sentence}")
+        ready_s = time.monotonic()
+        detail = {
+            **found.detail,
+            "operators": bootlog.operators(log),
+            "log_offset_ready": process.log_path.stat().st_size,
+        }
+        self.state.write(
+            "ready",
+            proof_detail=detail,
+            ready_s=ready_s - self._started_s,
+            boot_stages_s={
+                "healthy": healthy_s - self._started_s,
+                "smoke": smoked_s - healthy_s,
+                "proof": ready_s - smoked_s,
+            },
+        )
+        seconds = f"{ready_s - self._started_s:.1f} s"
+        proven = "; ".join([found.sentence, *detail["operators"]])
+        self._say(f"ready at {base_url} in {seconds}; {found.verdict}: {proven}")
+        return self.state.server
 
 
 def _smoke(
@@ -180,12 +224,6 @@ def _observed(
         "kv_cache_bytes": None if fixed_pool else bootlog.kv_memory_bytes(log),
         "weights_bytes": bootlog.weights_bytes(log) or weights_bytes(Path(plan.model_path), dtype),
     }
-
-
-def _failed(state: "StateFile", sentence: str, code: int, say: Callable[[str], None]) -> int:
-    state.write("failed", error=sentence)
-    say(f"failed: {sentence}")
-    return code
 
 
 def probe(request: ServerRequest, out: Path) -> Server:

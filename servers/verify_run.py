@@ -1,0 +1,226 @@
+"""Run the comparison of ``servers.verify`` on real servers: the reference first, then each backend.
+
+Writes OUT/verify/<backend>/verify.json beside that server's own files. Servers run one after another, or
+all at once where the device has room (``parallel``).
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from greenbench import SCHEMA_VERSION
+from greenbench.config import BackendChoice, ModelConfig, ServerConfig, ServerRequest
+from greenbench.errors import UserError
+from greenbench.manifest import Server
+from greenbench.rundir import slug, write_atomic
+from servers import verify
+from servers.backends import resolve
+from servers.command import GIB
+from servers.facts import model_facts
+from servers.process import ServerDied
+from servers.serve import BootFailed, Launch, Surroundings
+from servers.verify import Answer, Ask, Tolerance
+
+VERIFY_JSON = "verify.json"
+VERIFY_DIR = "verify"
+LONGEST_TOKENS = 4096  # window asked of the servers; the longest request needs 2048
+STEP_TOKENS = 512  # scheduler step: longer prompts are prefilled in chunks
+REQUEST_TIMEOUT_S = 600.0
+UNKNOWN_VOCAB = 1000  # ids below exist in every vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to compare. ``tolerance_nats`` None: by the dtypes."""
+
+    model: ModelConfig
+    backends: list[BackendChoice]
+    reference: BackendChoice
+    dtype: str
+    reference_dtype: str
+    execution: str = "eager"
+    kv_cache_gib: float = 1.0
+    parallel: bool = False
+    tolerance_nats: float | None = None
+
+    @property
+    def tolerance(self) -> Tolerance:
+        usual = Tolerance.of(self.dtype, self.reference_dtype)
+        if self.tolerance_nats is None:
+            return usual
+        return Tolerance(usual.same_tokens, self.tolerance_nats)
+
+
+@dataclass(slots=True)
+class Arm:
+    choice: BackendChoice
+    dtype: str
+    folder: Path
+    launch: Launch
+    server: Server | None = None
+    answers: dict[str, Answer] | None = None
+    error: str | None = None
+
+
+def run(
+    order: Order, out: Path, around: Surroundings, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """All verdicts, in the order asked. Bad input raises UserError before a server starts."""
+    if not resolve(order.reference)[0].exact:
+        raise UserError(
+            f"'{order.reference.name}' is approximate by design; take an exact reference"
+        )
+    asks = verify.requests(model_facts(order.model).vocab_size or UNKNOWN_VOCAB)
+    reference = _arm(order, order.reference, order.reference_dtype, "reference-", out, around, say)
+    arms = [_arm(order, choice, order.dtype, "", out, around, say) for choice in order.backends]
+    groups = [[reference, *arms]] if order.parallel else [[reference], *([arm] for arm in arms)]
+    for group in groups:
+        _answer(group, asks)
+        if reference.answers is None:
+            raise ServerDied(
+                f"The reference {order.reference.label} gave no answers: {reference.error}"
+            )
+    return [_verdict(order, arm, reference, asks, say) for arm in arms]
+
+
+def _arm(
+    order: Order,
+    choice: BackendChoice,
+    dtype: str,
+    prefix: str,
+    out: Path,
+    around: Surroundings,
+    say: Callable[[str], None],
+) -> Arm:
+    folder = out / VERIFY_DIR / f"{prefix}{slug(choice.label)}"
+    caching = "--no-enable-prefix-caching" not in order.model.server_args
+    servers = len(order.backends) + 1 if order.parallel else 1
+    on_gpu = around.host.device == "cuda"
+    config = ServerConfig.model_validate(
+        {
+            "dtype": dtype,
+            "execution": order.execution,
+            "max_model_len": min(order.model.max_model_len, LONGEST_TOKENS),
+            "max_num_batched_tokens": STEP_TOKENS,
+            "max_num_seqs": 16,
+            "prefix_caching": caching,
+            "kv_cache_gib": order.kv_cache_gib,
+            "gpu_memory_utilization": 0.85 / servers,
+            # a share of the GPU is measured at boot, which servers booting together would disturb
+            "extra_args": ["--kv-cache-memory-bytes", str(int(order.kv_cache_gib * GIB))]
+            if on_gpu
+            else [],
+        }
+    )
+    request = ServerRequest(model=order.model, backend=choice, server=config)
+    return Arm(choice, dtype, folder, Launch(request, folder, around, say))
+
+
+def _answer(arms: Iterable[Arm], asks: list[Ask]) -> None:
+    """Start all, then boot and ask each in turn; an arm that fails keeps its sentence."""
+    with ExitStack() as servers:
+        arms = list(arms)
+        for arm in arms:
+            servers.enter_context(arm.launch)
+        for arm in arms:
+            try:
+                arm.server = arm.launch.boot()
+                arm.answers = asyncio.run(
+                    ask_all(arm.server.base_url, arm.server.served_model, asks)
+                )
+            except (BootFailed, httpx.HTTPError, KeyError) as error:
+                arm.error = str(error) or type(error).__name__
+
+
+async def ask_all(base_url: str, model: str, asks: list[Ask]) -> dict[str, Answer]:
+    """Group after group, the requests of a group at their delays. A failed request raises HTTPError."""
+    answers: dict[str, Answer] = {}
+    async with httpx.AsyncClient(
+        base_url=base_url, timeout=REQUEST_TIMEOUT_S, limits=httpx.Limits(), trust_env=False
+    ) as client:
+        for group in dict.fromkeys(ask.group for ask in asks):
+            members = [ask for ask in asks if ask.group == group]
+            found = await asyncio.gather(*(_ask(client, model, ask) for ask in members))
+            answers |= {ask.name: answer for ask, answer in zip(members, found, strict=True)}
+    return answers
+
+
+async def _ask(client: httpx.AsyncClient, model: str, ask: Ask) -> Answer:
+    await asyncio.sleep(ask.delay_s)
+    body = {
+        "model": model,
+        "prompt": list(ask.prompt),
+        "max_tokens": verify.OUTPUT_TOKENS,
+        "temperature": 0,
+        "ignore_eos": True,
+        "logprobs": verify.TOP_LOGPROBS,
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+    }
+    response = await client.post("/v1/completions", json=body)
+    return read_answer(response.raise_for_status().json())
+
+
+def read_answer(body: dict[str, Any]) -> Answer:
+    """An answer from the response of /v1/completions with tokens named ``token_id:N``."""
+    choice = body["choices"][0]
+    details = body["usage"].get("prompt_tokens_details") or {}
+    top = choice["logprobs"]["top_logprobs"]
+    return Answer(
+        tokens=tuple(choice["token_ids"]),
+        top=tuple(
+            {int(name.partition(":")[2]): value for name, value in step.items()} for step in top
+        ),
+        cached_tokens=details.get("cached_tokens"),
+    )
+
+
+def _verdict(
+    order: Order, arm: Arm, reference: Arm, asks: list[Ask], say: Callable[[str], None]
+) -> dict[str, Any]:
+    backend, options = resolve(arm.choice)
+    window = None if backend.exact else int(options["window"])
+    assert reference.answers is not None
+    if arm.answers is None:
+        judged: dict[str, Any] = {"verdict": "fail", "reasons": [arm.error or "it gave no answers"]}
+    else:
+        judged = verify.judge(asks, arm.answers, reference.answers, order.tolerance, window)
+    body = {
+        "schema_version": SCHEMA_VERSION,
+        "backend": arm.choice.name,
+        "label": arm.choice.label,
+        "model": order.model.name,
+        "weights": order.model.weights,
+        "dtype": arm.dtype,
+        "execution": order.execution,
+        "observed_backend": arm.server.observed_backend if arm.server else None,
+        "proof": arm.server.proof if arm.server else "unproven",
+        "reference": order.reference.label,
+        "reference_dtype": order.reference_dtype,
+        **judged,
+    }
+    write_atomic(arm.folder / VERIFY_JSON, json.dumps(body, indent=1) + "\n")
+    say(summary(body))
+    return body
+
+
+def summary(body: dict[str, Any]) -> str:
+    """One line a person reads; the first reason below it where there is one."""
+    line = f"{body['label']}: {body['verdict']}"
+    if "compared" in body:
+        gap = body["worst_gap_nats"]
+        line += (
+            f", {body['identical']} of {body['compared']} requests identical, "
+            f"{body['tokens_agreeing']} of {body['tokens']} tokens before any difference"
+        )
+        if gap is not None:
+            line += f", worst log-probability gap {gap:.2g} nats at position {body['worst_gap_position']}"
+        if body["not_comparable"]:
+            line += f"; {body['not_comparable']} requests reach beyond its window"
+    return "\n  ".join([line, *body["reasons"]])
