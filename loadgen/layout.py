@@ -8,6 +8,7 @@ from itertools import accumulate, islice
 
 from greenbench.errors import UserError
 from loadgen.encoder import Encoder
+from loadgen.records import Question
 
 BATCH = 512  # sentences tokenised at a time
 GOLDEN = 0.6180339887498949  # its multiples modulo 1 spread evenly for any count
@@ -15,10 +16,10 @@ GOLDEN = 0.6180339887498949  # its multiples modulo 1 spread evenly for any coun
 
 @dataclass(frozen=True, slots=True)
 class Insert:
-    """A sentence that must stand whole at ``depth`` (0 = first, 1 = last) of the filler."""
+    """Text that must stand whole at ``depth`` (0 = first, 1 = last) of the filler."""
 
     depth: float
-    text: str
+    text: str  # with the space or line break before it
 
 
 def spread_depth(index: int, offset: float = 0.0) -> float:
@@ -32,17 +33,18 @@ def lay_out(
     rng: random.Random,
     filler: Iterator[str],
     inserts: list[Insert],
-    ending: str,
+    question: Question | None,
 ) -> list[int]:
     """Exactly ``context_tokens`` token ids; only filler is trimmed. Too short a context: UserError.
 
     The opening is a numbered title, so that two prompts differ from their first words on.
     """
     title = f"Report {rng.randrange(1, 1000)} {rng.randrange(1, 1000)} {rng.randrange(1, 1000)}."
-    opening, ending_ids = encoder.encode([title, ending])
+    opening = [*encoder.opening, *encoder.encode([title])[0]]
+    ending = encoder.ending(question) if question else []
     inserts = sorted(inserts, key=lambda insert: insert.depth)
-    inserted = encoder.encode([" " + insert.text for insert in inserts])
-    fixed = len(encoder.prefix) + len(opening) + len(ending_ids) + sum(map(len, inserted))
+    inserted = encoder.encode([insert.text for insert in inserts])
+    fixed = len(opening) + len(ending) + sum(map(len, inserted))
     room = context_tokens - fixed
     if room < 0:
         raise UserError(
@@ -61,7 +63,7 @@ def lay_out(
         body += ids
     for sentence in sentences[done:]:
         body += sentence
-    return [*encoder.prefix, *opening, *body, *ending_ids]
+    return [*opening, *body, *ending]
 
 
 def _fill(encoder: Encoder, filler: Iterator[str], room: int) -> list[list[int]]:

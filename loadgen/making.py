@@ -5,6 +5,7 @@ from pathlib import Path
 
 from greenbench.config import PromptRequest
 from greenbench.errors import UserError, nearest
+from loadgen.chat import load_chat_encoder
 from loadgen.encoder import Encoder, load_encoder
 from loadgen.prompts import Prompt, holds_request, token_sha256, write_prompts
 from loadgen.tasks import TASKS
@@ -24,12 +25,11 @@ def make_prompts(request: PromptRequest, encoder: Encoder) -> list[Prompt]:
             draft = task.make(Recipe(rng, index, source, encoder, request.context_tokens, params))
         except UserError as error:
             raise UserError(f"task '{task.name}': {error}") from error
-        assert len(draft.token_ids) == request.context_tokens
         prompts.append(
             Prompt(
                 prompt_index=index,
                 task=task.name,
-                context_tokens=request.context_tokens,
+                context_tokens=len(draft.token_ids),
                 token_ids=draft.token_ids,
                 sha256=token_sha256(draft.token_ids),
                 output_tokens=output_tokens,
@@ -53,6 +53,14 @@ def resolve_task(request: PromptRequest) -> tuple[Task, Params]:
     return task, task.params | request.task.params
 
 
+def open_encoder(request: PromptRequest) -> Encoder:
+    """The model's tokenizer, with its chat template around the prompt when the task asks for it."""
+    chat = request.task.params.get("chat", False)
+    if not isinstance(chat, bool):
+        raise UserError(f"task parameter 'chat' must be true or false, found {chat!r}")
+    return load_chat_encoder(request.model_path) if chat else load_encoder(request.model_path)
+
+
 def make_files(orders: list[tuple[PromptRequest, Path]]) -> list[Path]:
     """Write each prompt file that does not hold its request yet; returns those written.
 
@@ -60,14 +68,15 @@ def make_files(orders: list[tuple[PromptRequest, Path]]) -> list[Path]:
     """
     for request, _ in orders:
         resolve_task(request)
-    encoders: dict[str, Encoder] = {}
+    encoders: dict[tuple[str, bool], Encoder] = {}
     written: list[Path] = []
     for request, path in orders:
         if holds_request(path, request):
             continue
-        if request.model_path not in encoders:
-            encoders[request.model_path] = load_encoder(request.model_path)
-        write_prompts(path, request, make_prompts(request, encoders[request.model_path]))
+        key = (request.model_path, bool(request.task.params.get("chat")))
+        if key not in encoders:
+            encoders[key] = open_encoder(request)
+        write_prompts(path, request, make_prompts(request, encoders[key]))
         written.append(path)
     return written
 

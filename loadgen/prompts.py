@@ -11,7 +11,7 @@ from typing import Any
 
 from greenbench.config import PromptRequest
 from greenbench.errors import UserError
-from greenbench.rundir import write_atomic
+from greenbench.rundir import file_sha256, write_atomic
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +32,39 @@ def token_sha256(token_ids: list[int]) -> str:
 
 
 def write_prompts(path: Path, request: PromptRequest, prompts: list[Prompt]) -> str:
-    """Write the file in one step; returns the sha256 of its prompt lines (kept in the first line)."""
+    """Write the file in one step; returns the sha256 of its prompt lines (kept in the first line).
+
+    The first line also keeps the sha256 of each file the prompts were made from.
+    """
     lines = "".join(json.dumps(asdict(p), separators=(",", ":")) + "\n" for p in prompts)
     digest = hashlib.sha256(lines.encode()).hexdigest()
-    head = {"request": request.model_dump(mode="json"), "sha256": digest}
+    head = {
+        "request": request.model_dump(mode="json"),
+        "sha256": digest,
+        "inputs": input_sha256(request),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(head, separators=(",", ":")) + "\n" + lines)
     return digest
 
 
 def holds_request(path: Path, request: PromptRequest) -> bool:
-    """True when ``path`` is a whole prompt file made for exactly this request."""
+    """True when ``path`` is a whole prompt file made for this request from the same files."""
     if not path.is_file():
         return False
     try:
         head, lines = _split(path)
     except UserError:
         return False
-    return head["request"] == request.model_dump(mode="json") and _intact(head, lines)
+    same = head["request"] == request.model_dump(mode="json")
+    return same and head.get("inputs") == input_sha256(request) and _intact(head, lines)
+
+
+def input_sha256(request: PromptRequest) -> dict[str, str]:
+    """sha256 of each local file that a request reads: tokenizer, own text, own questions."""
+    paths = [Path(request.model_path) / "tokenizer.json"]
+    paths += [Path(str(p)) for p in (request.text_file, request.task.params.get("path")) if p]
+    return {str(path): file_sha256(path) for path in paths if path.is_file()}
 
 
 def read_prompts(path: Path) -> list[Prompt]:

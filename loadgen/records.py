@@ -5,6 +5,7 @@ The training data of ``models/retriever`` is made from these very functions.
 
 import random
 import re
+from dataclasses import dataclass
 
 from loadgen import words
 
@@ -26,21 +27,41 @@ def draw_records(rng: random.Random, count: int) -> list[tuple[str, str]]:
     ]
 
 
-def ask_one(subject: str) -> str:
-    """The question, and the answer's first words: the reply starts with the code."""
-    return (
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What stands after the report: the question, and the first words of the answer.
+
+    With a chat template the answer's words open the assistant's turn and the label falls away.
+    """
+
+    text: str
+    label: str
+    answer_start: str
+
+    @property
+    def plain(self) -> str:
+        return self.text + self.label + self.answer_start
+
+
+ANSWER = "\nAnswer:"
+
+
+def ask_one(subject: str) -> Question:
+    return Question(
         f"\n\nQuestion: What is the code of {subject}? "
-        f"If the report gives no code of {subject}, the answer is {NONE}.\n"
-        f"Answer: The code of {subject} is"
+        f"If the report gives no code of {subject}, the answer is {NONE}.",
+        ANSWER,
+        f" The code of {subject} is",
     )
 
 
-def ask_many(subjects: list[str]) -> str:
+def ask_many(subjects: list[str]) -> Question:
     """Several codes at once; the reply goes on with a sentence for each."""
-    return (
+    return Question(
         f"\n\nQuestion: What are the codes of {', '.join(subjects)}? "
-        "State each in a sentence of its own, in this order.\n"
-        f"Answer: The code of {subjects[0]} is"
+        "State each in a sentence of its own, in this order.",
+        ANSWER,
+        f" The code of {subjects[0]} is",
     )
 
 
@@ -49,9 +70,10 @@ def finding(rng: random.Random, number: int, figure: int) -> str:
     return f"Finding {number}: the {place} {verb} {figure} {thing}s."
 
 
-def ask_findings(count: int) -> str:
-    return (
+def ask_findings(count: int) -> Question:
+    return Question(
         f"\n\nTask: The report holds {count} numbered findings, each with a six-digit figure. "
-        "Summarize the report: state every finding in order, one a line, and nothing else.\n"
-        "Summary:\nFinding 1:"
+        "Summarize the report: state every finding in order, one a line, and nothing else.",
+        "\nSummary:\n",
+        "Finding 1:",
     )

@@ -16,7 +16,7 @@ def make(recipe: Recipe) -> Draft:
     rng = recipe.rng
     keys = whole(recipe.params, "keys", 1, 20)
     known = draw_records(rng, keys + whole(recipe.params, "distractors", 0, 380))
-    inserts = [Insert(rng.random(), record(*pair)) for pair in known]
+    inserts = [Insert(rng.random(), " " + record(*pair)) for pair in known]
     subjects = [subject for subject, _ in known[:keys]]
     token_ids = lay_out(
         recipe.encoder,
@@ -40,7 +40,7 @@ TASK = Task(
     name="multi_key",
     describe="state the codes of several subjects among many distractor records",
     output_tokens=64,
-    params={"keys": 4, "distractors": 64},
+    params={"keys": 4, "distractors": 64, "chat": False},
     make=make,
     grade=grade,
 )

@@ -25,7 +25,7 @@ def make(recipe: Recipe) -> Draft:
     if not isinstance(recipe.source, GeneratedText):
         recalls = 0
     inserts = [
-        Insert(rng.random(), record(*pair))
+        Insert(rng.random(), " " + record(*pair))
         for pair in draw_records(rng, min(recalls, MOST_RECALLS))
         for _ in range(2)
     ]
@@ -35,7 +35,7 @@ def make(recipe: Recipe) -> Draft:
         rng,
         recipe.source.sentences(rng),
         inserts,
-        ending="",
+        question=None,
     )
     return Draft(token_ids, {"buckets": buckets})
 

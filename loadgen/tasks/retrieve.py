@@ -22,9 +22,9 @@ def make(recipe: Recipe) -> Draft:
     depth = spread_depth(recipe.index)
     if recipe.params["depth"] != "spread":
         depth = share(recipe.params, "depth")
-    inserts = [Insert(rng.random(), record(*other)) for other in others]
+    inserts = [Insert(rng.random(), " " + record(*other)) for other in others]
     if not absent:
-        inserts.append(Insert(depth, record(subject, code)))
+        inserts.append(Insert(depth, " " + record(subject, code)))
     token_ids = lay_out(
         recipe.encoder,
         recipe.context_tokens,
@@ -54,7 +54,7 @@ TASK = Task(
     name="retrieve",
     describe="find the code of one subject among distractor records in a long report",
     output_tokens=16,
-    params={"depth": "spread", "distractors": 8, "absent_share": 0.0},
+    params={"depth": "spread", "distractors": 8, "absent_share": 0.0, "chat": False},
     make=make,
     grade=grade,
 )

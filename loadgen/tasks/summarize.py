@@ -19,7 +19,7 @@ def make(recipe: Recipe) -> Draft:
     figures = rng.sample(CODES, count)
     facts = [finding(rng, number, figure) for number, figure in enumerate(figures, start=1)]
     # one in each equal part of the report, so that every depth is asked for
-    inserts = [Insert((i + rng.random()) / count, fact) for i, fact in enumerate(facts)]
+    inserts = [Insert((i + rng.random()) / count, " " + fact) for i, fact in enumerate(facts)]
     token_ids = lay_out(
         recipe.encoder,
         recipe.context_tokens,
@@ -40,7 +40,7 @@ TASK = Task(
     name="summarize",
     describe="state the numbered findings of a long report in order, inventing none",
     output_tokens=96,
-    params={"facts": 4},
+    params={"facts": 4, "chat": False},
     make=make,
     grade=grade,
 )

@@ -54,7 +54,7 @@ class Maker:
         title = (
             f"Report {rng.randrange(1, 1000)} {rng.randrange(1, 1000)} {rng.randrange(1, 1000)}."
         )
-        body.add([*self.encoder.prefix, *self.encoder.encode([title])[0]], 0)
+        body.add([*self.encoder.opening, *self.encoder.encode([title])[0]], 0)
         self._document(
             body, known, findings, room=length - len(tail.token_ids) - len(body.token_ids)
         )
@@ -124,8 +124,8 @@ class Maker:
                 self._add(tail, question, answer[len(f"The code of {subjects[0]} is") :])
         return tail
 
-    def _add(self, tail: Sequence, question: str, answer: str) -> None:
-        asked, answered = self.encoder.encode([question, answer])
+    def _add(self, tail: Sequence, question: records.Question, answer: str) -> None:
+        asked, answered = self.encoder.encode([question.plain, answer])
         tail.add(asked, 0)
         tail.add([*answered, self.eos], 1)
 

@@ -142,7 +142,8 @@ def table(measured: dict[str, Any]) -> str:
     where = measured["where"]
     rows += [
         "",
-        f"vLLM {where['vllm']}, {where['backend']}, {where['dtype']}, weights sha256 `{measured['weights'][:16]}…`, prompt seed {SEED}.",
+        f"vLLM {where['vllm']}, {where['backend']}, {where['dtype']}, "
+        f"weights sha256 `{measured['weights'][:16]}…`, prompt seed {SEED}.",
     ]
     return "\n".join(rows)
 
@@ -170,6 +171,7 @@ def main() -> None:
         "--limit-s", type=float, default=float("inf"), help="start no cell after this"
     )
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped too
     measured = load_measured(args.again)
     left = [
         cell for cell in CELLS if measured["cells"].get(cell.key, {}).get("count", 0) < args.count

@@ -88,7 +88,7 @@ def train(args: argparse.Namespace) -> None:
     encoder = Maker(str(FOLDER), "ids").encoder
     vocab = json.loads((FOLDER / "tokenizer.json").read_text())["model"]["vocab"]
     shape = Shape(vocab_size=len(vocab))
-    net = construct(shape, args.seed, encoder.token_id(","), encoder.prefix[0])
+    net = construct(shape, args.seed, encoder.token_id(","), encoder.opening[0])
     if args.start:
         net.load_state_dict({k: v.float() for k, v in load_file(args.start).items()})
     net.to(device)

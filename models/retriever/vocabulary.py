@@ -27,12 +27,12 @@ def sample_texts() -> Iterator[str]:
     rng = random.Random("vocabulary")
     yield from (" " + s for s in islice(GeneratedText().sentences(rng), SAMPLE_SENTENCES))
     for subject in words.SUBJECTS:
-        yield records.ask_one(subject)
-        yield records.ask_many([subject, subject])
+        yield records.ask_one(subject).plain
+        yield records.ask_many([subject, subject]).plain
     for place in words.PLACES:
         for thing in words.THINGS:
             yield f" the {place} {rng.choice(words.VERBS)} 123456 {thing}s."
-    yield from (" " + records.finding(rng, 1, 123456), records.ask_findings(3))
+    yield from (" " + records.finding(rng, 1, 123456), records.ask_findings(3).plain)
     yield f"Report 1. {records.NONE}"
 
 
