@@ -10,7 +10,7 @@ from pathlib import Path
 
 from analysis.checks import faults, superseded
 from analysis.load import load_runs
-from greenbench.errors import exit_on_user_error
+from greenbench.errors import UserError, exit_on_user_error
 
 
 def check(args: argparse.Namespace) -> int:
@@ -37,8 +37,14 @@ def report(args: argparse.Namespace) -> int:
         if sys.stderr.isatty():
             print(f"\r{done}/{total} runs", end="" if done < total else "\n", file=sys.stderr)
 
-    whole = study(args.runs, progress)
     out = args.out or args.runs / "report.html"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{out.parent}: cannot be made ({error.strerror}); choose another --out"
+        ) from error
+    whole = study(args.runs, progress)
     write_summary(whole, out.with_name("summary.json"))
     write_report(whole, out)
     print(out)

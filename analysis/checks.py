@@ -37,7 +37,15 @@ def _status(run: Run) -> Iterator[Fault]:
     if manifest.status == "failed":
         yield Fault("failed", manifest.failure or "the point failed; its manifest does not say why")
     for code in manifest.invalid_reasons:
-        yield Fault(code, INVALID_REASONS.get(code, code))
+        detail = f" ({_audit_reasons(run)})" if code == "client_bound" else ""
+        yield Fault(code, INVALID_REASONS.get(code, code) + detail)
+
+
+def _audit_reasons(run: Run) -> str:
+    """What the load generator said of itself."""
+    audits = run.manifest.client_audit.values()
+    said = [str(r) for audit in audits if isinstance(audit, dict) for r in audit.get("reasons", [])]
+    return "; ".join(said) or "it does not say which"
 
 
 def _finished(check: Callable[[Run], Iterator[Fault]]) -> Callable[[Run], Iterator[Fault]]:

@@ -397,13 +397,17 @@ def latency(measured: PointRequests) -> dict[str, dict[str, Any]]:
 
 
 def throughput(measured: PointRequests, duration_s: float) -> dict[str, float | int | None]:
-    """Tokens and requests a second: what arrived in the window over its length."""
+    """Tokens and requests a second: what arrived in the window over its length.
+
+    A task that is not streamed (scoring) has no rate of output tokens: it asks for one it does not use.
+    """
     tokens = measured.tokens
+    streamed = bool(measured.frame["first_token_ns"].notna().any())
     return {
         "output_tokens": tokens.output,
         "input_tokens": tokens.input,
         "completions": tokens.completions,
-        "output_tokens_per_s": tokens.output / duration_s,
+        "output_tokens_per_s": tokens.output / duration_s if streamed else None,
         "total_tokens_per_s": (tokens.output + tokens.input) / duration_s,
         "requests_per_s": tokens.completions / duration_s,
         "tokens_per_chunk": measured.tokens_per_chunk,

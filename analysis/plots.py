@@ -9,7 +9,8 @@ from plotly.subplots import make_subplots
 
 from analysis.cells import Cell
 from analysis.load import Run
-from analysis.points import Point, metric_series
+from analysis.points import Point
+from analysis.resources import metric_series
 from analysis.windows import activity, in_flight
 
 # read on light and on dark ground; markers differ too, so colour is never the only sign
@@ -30,7 +31,7 @@ def styles(backends: Sequence[str]) -> dict[str, dict[str, str]]:
 def _figure(title: str, x: str, y: str, height: int = 300) -> go.Figure:
     figure = go.Figure()
     figure.update_layout(
-        title={"text": title, "font": {"size": 14}},
+        title={"text": title, "font": {"size": 14}, "y": 0.97, "x": 0.02, "xanchor": "left"},
         xaxis={"title": {"text": x}},
         yaxis={"title": {"text": y}, "rangemode": "tozero"},
         height=height,
@@ -41,9 +42,9 @@ def _figure(title: str, x: str, y: str, height: int = 300) -> go.Figure:
 
 FRAME: dict[str, Any] = {
     "template": "none",
-    "margin": {"l": 60, "r": 16, "t": 40, "b": 48},
+    "margin": {"l": 60, "r": 16, "t": 64, "b": 48},
     "hovermode": "x unified",
-    "legend": {"orientation": "h", "y": -0.25},
+    "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
 }
@@ -163,7 +164,6 @@ def timeline(run: Run, point: Point) -> go.Figure:
             line_width=0,
         )
     figure.update_layout(height=130 * len(lanes) + 110, **FRAME)
-    figure.update_layout(legend={"orientation": "h", "y": -0.2 / max(1, len(lanes) - 1) - 0.08})
     return figure
 
 
@@ -198,11 +198,10 @@ def _memory_lane(run: Run) -> Lane:
     if len(host):
         values = host["server_rss_bytes"].to_numpy(dtype=float) / GIB
         traces.append(("server RSS", host["unix_ns"].to_numpy(), values, False))
-    for uuid, samples in run.gpu[run.gpu["mem_used_bytes"].notna()].groupby("gpu_uuid"):
+    for _, samples in run.gpu[run.gpu["mem_used_bytes"].notna()].groupby("gpu_uuid"):
         values = samples["mem_used_bytes"].to_numpy(dtype=float) / GIB
         index = samples["gpu_index"].iloc[0]
         traces.append((f"GPU {index} memory", samples["unix_ns"].to_numpy(), values, False))
-        del uuid
     return "memory, GiB", traces
 
 

@@ -16,7 +16,14 @@ from analysis.metrics import (
     point_requests,
     throughput,
 )
-from analysis.windows import Series, Window, activity, ml_energy_window, steady_window
+from analysis.resources import (
+    energy,
+    kv_share_per_sequence,
+    memory,
+    metric_series,
+    temperature_series,
+)
+from analysis.windows import Window, activity, ml_energy_window, steady_window
 
 PointStatus = Literal["ok", "invalid", "failed", "interrupted", "superseded"]
 
@@ -87,24 +94,6 @@ def choose_window(run: Run) -> Window | None:
         metric_series(run, "vllm:kv_cache_usage_perc"),
         temperature_series(run),
     )
-
-
-def metric_series(run: Run, metric: str) -> Series | None:
-    """A gauge of the server over time, summed over its label sets; None when it was not scraped."""
-    samples = run.server[run.server["metric"] == metric]
-    if len(samples) == 0:
-        return None
-    summed = samples.groupby("unix_ns", sort=True)["value"].sum()
-    return Series(summed.index.to_numpy(dtype=np.int64), summed.to_numpy(dtype=float))
-
-
-def temperature_series(run: Run) -> Series | None:
-    """The hottest GPU at each tick."""
-    known = run.gpu[run.gpu["temp_c"].notna()]
-    if len(known) == 0:
-        return None
-    hottest = known.groupby("unix_ns", sort=True)["temp_c"].max()
-    return Series(hottest.index.to_numpy(dtype=np.int64), hottest.to_numpy(dtype=float))
 
 
 def analyse(run: Run, replaced_by: str | None = None) -> tuple[Point, dict[str, np.ndarray]]:
@@ -184,7 +173,20 @@ def _with_metrics(run: Run, window: Window, measured: PointRequests) -> Point:
         throughput=throughput(measured, window.duration_s),
         goodput=asdict(goodput(measured.frame, run.point.slo, window.duration_s)),
         answers=asdict(answers(run)),
+        memory=memory(run, window),
+        energy=energy(run, window, window.evidence["mean_residence_s"]),
+        extra=_extra(run, window, measured),
     )
+
+
+def _extra(run: Run, window: Window, measured: PointRequests) -> dict[str, Any]:
+    """Figures that other parts need: output tokens of a request, share of the KV pool a sequence takes."""
+    counted = measured.frame[measured.frame["in_window"] & measured.frame["ok"]]
+    lengths = counted["output_tokens"].dropna().unique()
+    return {
+        "output_tokens_per_request": int(lengths[0]) if len(lengths) == 1 else None,
+        "kv_share_per_sequence": kv_share_per_sequence(run, window),
+    }
 
 
 def _in_flight_limit(run: Run) -> int:

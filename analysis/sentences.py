@@ -171,7 +171,7 @@ def _answers(points: list[Point]) -> list[str]:
 def _energy(usable: list[Point]) -> list[str]:
     if not usable or any((p.energy or {}).get("status") == "measured" for p in usable):
         return []
-    reasons = sorted({reason for p in usable for reason in (p.energy or {}).get("reasons", [])})
+    reasons = sorted({why for p in usable for why in (p.energy or {}).get("explain", [])})
     return [f"No joules: {'; '.join(reasons) or 'no energy source was recorded'}."]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from analysis.cells import Cell, Samples, cells
 from analysis.checks import superseded
+from analysis.crossings import Crossing, crossings
 from analysis.decisions import Decision, decisions
 from analysis.differences import Difference, differences
 from analysis.load import Run, load_runs
@@ -28,6 +29,7 @@ class Study:
     cells: list[Cell]
     differences: list[Difference]
     decisions: list[Decision]
+    crossings: list[Crossing]
 
     def run(self, point: Point) -> Run:
         return next(run for run in self.runs if str(run.path) == point.path)
@@ -49,14 +51,16 @@ def study(root: Path, progress: Callable[[int, int], None] = lambda done, total:
         samples[point.run_id] = values
         progress(number, len(runs))
     found = differences(points)
+    table = cells(points, samples)
     return Study(
         root=root,
         runs=runs,
         points=points,
         samples=samples,
-        cells=cells(points, samples),
+        cells=table,
         differences=found,
         decisions=decisions(points, found),
+        crossings=crossings(table, points, samples),
     )
 
 
@@ -80,6 +84,7 @@ def summary(whole: Study) -> dict[str, Any]:
             for cell in whole.cells
         ],
         "differences": [asdict(difference) for difference in whole.differences],
+        "crossings": [asdict(crossing) for crossing in whole.crossings],
         "decisions": [
             asdict(decision) | {"winner": decision.winner} for decision in whole.decisions
         ],

@@ -30,7 +30,7 @@ class WindowRule:
     )
     temperature_c_per_min: float = 0.5  # judged on windows of 60 s and more
     min_residences: float = 3.0  # window length over the mean time in the server
-    min_completions: int = 10
+    min_completions: int = 6  # the fewest for which a median has a 95 % interval
     steps: int = 10  # the search trims by tenths …
     kept_share: float = 0.5  # … and keeps at least so much, or it would find calm by chance
 

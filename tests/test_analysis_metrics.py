@@ -181,6 +181,7 @@ def test_perplexity_is_exp_of_the_mean_nll(tmp_path: Path) -> None:
     assert point.answers is not None
     assert point.answers["perplexity"] == pytest.approx(7.389056, rel=1e-6)
     assert point.latency is not None and point.latency["ttft_s"]["n"] == 0
+    assert point.throughput is not None and point.throughput["output_tokens_per_s"] is None
 
 
 def test_zero_good_requests_is_failed_and_never_zero_tokens(tmp_path: Path) -> None:

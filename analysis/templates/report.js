@@ -28,7 +28,7 @@ function draw(element) {
   drawn.add(element);
   const source = document.querySelector(`script[data-figure="${element.id}"]`);
   const figure = JSON.parse(source.textContent);
-  Plotly.newPlot(element, figure.data, figure.layout, { responsive: true, displaylogo: false })
+  Plotly.newPlot(element, figure.data, figure.layout, { responsive: true, displayModeBar: false })
     .then(() => Plotly.relayout(element, themed(element.layout)))
     .then(() => { element.dataset.drawn = "yes"; });
 }

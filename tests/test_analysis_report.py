@@ -1,0 +1,153 @@
+"""The report says what the runs hold: nothing hidden, nothing invented, nothing fetched."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from analysis.report import render
+from analysis.study import Study, study, summary
+from tests.fakes.rundirs import FakeRun, write_run
+
+
+def sweep(root: Path, **changes: object) -> None:
+    """Two backends, three contexts, three blocks; beta is twice as slow, and slower with context."""
+    for repeat in range(3):
+        for backend, factor in (("alpha", 1.0), ("beta", 2.0)):
+            for number, context in enumerate((512, 2048, 6144)):
+                write_run(
+                    root,
+                    FakeRun(
+                        backend=backend,
+                        context_tokens=context,
+                        ttft_s=(0.05 + context * 5e-5) * factor,
+                        itl_s=(0.01 + context * 1e-6) * factor,
+                        repeat=repeat,
+                        start_factor=1 + 0.01 * ((repeat * 5 + number + len(backend)) % 3 - 1),
+                        measure_s=15,
+                        started_s=repeat * 1000 + number * 100 + factor,
+                        **changes,  # type: ignore[arg-type]
+                    ),
+                )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    root = tmp_path_factory.mktemp("runs")
+    sweep(root)
+    failed = FakeRun(backend="gamma", status="failed", failure="the server died: out of memory")
+    write_run(root, failed)
+    write_run(root, FakeRun(backend="delta", failed_every=1, started_s=7))
+    return study(root)
+
+
+@pytest.fixture(scope="module")
+def page(whole: Study) -> str:
+    return render(whole)
+
+
+def words(page: str) -> str:
+    """Text of the page without scripts, styles and tags."""
+    bare = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.S)
+    return " ".join(re.sub(r"<[^>]+>", " ", bare).split())
+
+
+def test_summary_names_the_winner_with_its_interval(page: str) -> None:
+    text = words(page)
+    assert re.search(
+        r"At 6,144 tokens of context \(retrieve, 4 users\): alpha serves 2(\.0)?× \[1\.9\d?, 2\.\d+\]",
+        text,
+    ), text[:3000]
+
+
+def test_random_weights_and_failed_grading_are_not_hidden(page: str) -> None:
+    text = words(page)
+    assert "weights: random" in text
+    assert "The model fails its task with every backend" in text
+
+
+def test_failed_points_show_their_reason_and_no_number(whole: Study, page: str) -> None:
+    text = words(page)
+    assert "the server died: out of memory" in text
+    assert "none of the" in text and "requests of the measured phase succeeded" in text
+    dead = [point for point in whole.points if point.backend in ("gamma", "delta")]
+    assert [point.status for point in dead] == ["failed", "failed"]
+    assert all(point.throughput is None for point in dead)
+
+
+def test_nothing_is_fetched(page: str) -> None:
+    body = re.sub(r"<script>.*?</script>", "", page, flags=re.S)  # plotly's own source names sites
+    assert not re.search(r"""(src|href)=["'](https?:)?//""", body)
+    assert "@import" not in body and "url(" not in body
+
+
+def test_every_table_number_has_its_n(page: str) -> None:
+    for row in re.findall(r"<tr class=\".*?</tr>", page, flags=re.S):
+        for cell in re.findall(r'<td class="num"><span class="main">.*?</td>', row, flags=re.S):
+            assert re.search(r"\bn \d|start|prompts|RSS|device|tokens", cell), cell
+
+
+def test_no_energy_says_why(page: str) -> None:
+    assert "no telemetry was recorded" in words(page) or "no GPU energy" in words(page)
+
+
+def test_numbers_of_the_summary_file_equal_arithmetic(whole: Study) -> None:
+    found = json.loads(json.dumps(summary(whole), allow_nan=False))
+    assert len(found["points"]) == 20
+    point = next(
+        p for p in found["points"] if p["backend"] == "beta" and p["context_tokens"] == 2048
+    )
+    factor = 2.0 * (point["latency"]["ttft_s"]["p50"] / (2 * (0.05 + 2048 * 5e-5)))
+    e2e_s = factor * ((0.05 + 2048 * 5e-5) + 10 * (0.01 + 2048e-6))
+    assert point["latency"]["e2e_s"]["p50"] == pytest.approx(e2e_s, rel=1e-6)
+    assert point["throughput"]["output_tokens_per_s"] == pytest.approx(4 * 11 / e2e_s, rel=0.02)
+    assert "/" not in point["path"]
+
+
+def test_crossings_are_answered_for_every_cost(whole: Study) -> None:
+    found = {(c.cost.name, c.found.verdict) for c in whole.crossings}
+    assert {("ttft", "none"), ("itl", "none"), ("e2e", "none")} <= found
+    assert ("sequence", "within noise") in found
+
+
+def test_only_unusable_points_still_make_a_report(tmp_path: Path) -> None:
+    write_run(tmp_path, FakeRun(status="failed", failure="it broke"))
+    text = words(render(study(tmp_path)))
+    assert "None of the 1 points can be used" in text
+    assert "it broke" in text
+
+
+def test_one_start_claims_nothing(tmp_path: Path) -> None:
+    write_run(tmp_path, FakeRun(backend="alpha"))
+    write_run(tmp_path, FakeRun(backend="beta", start_factor=3, started_s=1))
+    text = words(render(study(tmp_path)))
+    assert "untested" in text
+    assert "[" not in text.split("Which backend")[1].split("Numbers")[0]
+
+
+def test_text_from_runs_is_escaped(tmp_path: Path) -> None:
+    write_run(tmp_path, FakeRun(status="failed", failure="<script>alert(1)</script>"))
+    page = render(study(tmp_path))
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_command_writes_both_files(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", FakeRun())
+    out = tmp_path / "deep" / "page.html"
+    command = [
+        sys.executable,
+        "-m",
+        "analysis",
+        "report",
+        str(tmp_path / "runs"),
+        "--out",
+        str(out),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, str(out)), done.stderr
+    assert out.read_text().startswith("<!doctype html>")
+    assert json.loads((out.parent / "summary.json").read_text())["schema_version"] == "1.0"
