@@ -2,7 +2,7 @@
 
 ``python -m models.retriever.measure`` starts the server, sends fresh prompts (greedy decoding), grades
 them exactly and updates ``measured.json`` and ``README.md``. Cells already measured with these weights are
-kept, so it may be stopped and started again; ``--again`` measures everything anew.
+kept, so it may be stopped and started again at any time; ``--again`` measures everything anew.
 """
 
 import argparse
@@ -36,6 +36,8 @@ CARD = HERE / "README.md"
 OPENING, CLOSING = "<!-- measured by measure.py -->", "<!-- end of measured -->"
 SEED = 20_261_123  # no training sequence is made from it
 AT_ONCE = 4
+PART = 50  # prompts between two writes of measured.json
+NOTHING: dict[str, Any] = {"right": 0, "count": 0, "wrong": []}
 LENGTHS = (512, 2048, 6144)
 TENTHS = [round(0.05 + i / 10, 2) for i in range(10)]
 
@@ -87,7 +89,10 @@ def wait_ready(path: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
     raise SystemExit("the server did not start; its messages stand above")
 
 
-def measure(cell: Cell, count: int, client: httpx.Client, served_model: str) -> dict[str, Any]:
+def measure(
+    cell: Cell, done: dict[str, Any], count: int, client: httpx.Client, served_model: str
+) -> dict[str, Any]:
+    """Prompts number done["count"] to ``count``, added to what was measured before."""
     request = PromptRequest(
         model_path=str(FOLDER),
         task=TaskConfig(name=cell.task, params=cell.params),
@@ -106,9 +111,20 @@ def measure(cell: Cell, count: int, client: httpx.Client, served_model: str) -> 
         return bool(graded.correct)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        results = list(pool.map(right, prompts))
-    wrong = [i for i, result in enumerate(results) if not result]
-    return {"right": sum(results), "count": len(results), "wrong": wrong}
+        results = list(pool.map(right, prompts[done["count"] :]))
+    wrong = [i for i, result in enumerate(results, start=done["count"]) if not result]
+    return {
+        "right": done["right"] + sum(results),
+        "count": count,
+        "wrong": done["wrong"] + wrong,
+    }
+
+
+def parts(cells: list[Cell], count: int) -> Iterator[tuple[Cell, int]]:
+    """Each cell in steps of PART prompts, so that little is lost when stopped."""
+    for cell in cells:
+        for until in range(PART, count + PART, PART):
+            yield cell, min(until, count)
 
 
 def table(measured: dict[str, Any]) -> str:
@@ -184,14 +200,18 @@ def main() -> None:
                 "backend": found["observed_backend"],
                 "dtype": found["dtype"],
             }
-            for cell in left:
+            for cell, until in parts(left, args.count):
                 if time.monotonic() - started > args.limit_s:
                     break
-                result = measure(cell, args.count, client, found["served_model"])
+                done = measured["cells"].get(cell.key, NOTHING)
+                if done["count"] >= until:
+                    continue
+                result = measure(cell, done, until, client, found["served_model"])
                 measured["cells"][cell.key] = result
                 write_atomic(MEASURED, json.dumps(measured, indent=1) + "\n")
                 print(
-                    f"{time.monotonic() - started:6.0f} s {cell.key}: {result['right']}/{result['count']}",
+                    f"{time.monotonic() - started:6.0f} s {cell.key}: "
+                    f"{result['right']}/{result['count']}",
                     flush=True,
                 )
     write_card(measured)
