@@ -12,11 +12,14 @@ every User class it finds in it.
 
 import logging
 import time
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import gevent
 from gevent import GreenletExit
+from gevent.event import Event
 from locust import User, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
@@ -27,7 +30,7 @@ from greenbench.errors import UserError
 from greenbench.schema import RequestRecord
 from loadgen import adhoc
 from loadgen.client import HttpxClient
-from loadgen.exchange import Exchange, Outgoing
+from loadgen.exchange import Exchange, Outgoing, Reply
 from loadgen.fast import outcome
 from loadgen.gevent_loop import GeventLoop, Sent
 from loadgen.openloop import raise_file_limit
@@ -36,6 +39,9 @@ from loadgen.session import TICK_S, Session, pause_after
 from loadgen.tasks import TASKS
 
 logger = logging.getLogger(__name__)
+
+# A timer and not sleep(0): gevent runs its callbacks for up to 5 ms before it looks at the sockets.
+LOOK_AT_SOCKETS_S: Final = 1e-6
 
 
 @events.init_command_line_parser.add_listener
@@ -59,7 +65,9 @@ class Drive:
         self.session = session
         self.options = environment.parsed_options
         self.pool = Pool(session.target, GeventLoop(), session.timeout_s)
-        self.ticker = gevent.spawn(self._tick)
+        self._aside: deque[Over] = deque()
+        self._some_aside = Event()
+        self._greenlets = [gevent.spawn(self._tick), gevent.spawn(self._settle_aside)]
 
     def _tick(self) -> None:
         """Marks, time limits, and the end of a run that has phases."""
@@ -76,11 +84,35 @@ class Drive:
         return bool(self.options and self.options.run_dir)
 
     def close(self) -> None:
-        self.ticker.kill()
+        gevent.killall(self._greenlets)
         self.session.phases.stop(time.monotonic_ns())
         self.pool.close()
         self.session.close()
         logger.info("records in %s", self.session.run.path)
+
+    def set_aside(self, over: "Over") -> None:
+        """Parse it when there is time, one reply between two looks at the sockets."""
+        self._aside.append(over)
+        self._some_aside.set()
+
+    def _settle_aside(self) -> None:
+        while True:
+            self._some_aside.wait()
+            while self._aside:
+                self.settle(self._aside.popleft())
+                gevent.sleep(LOOK_AT_SOCKETS_S)
+            self._some_aside.clear()
+
+    def settle(self, over: "Over") -> RequestRecord:
+        """Parse and record a reply that is over, once."""
+        if over.record is None:
+            over.record = self.record(over.outgoing, outcome(over.reply), over.in_flight)
+        return over.record
+
+    def record(self, outgoing: Outgoing, exchange: Exchange, in_flight: int) -> RequestRecord:
+        record = self.session.finish(outgoing, exchange, in_flight)
+        self.show(record)
+        return record
 
     def show(self, record: RequestRecord) -> None:
         """Feed Locust's own table: TTFT and E2E as rows of their own, failures with their type."""
@@ -107,6 +139,16 @@ class Drive:
         )
 
 
+@dataclass(slots=True)
+class Over:
+    """A request whose reply is over; ``record`` once it has been parsed and written."""
+
+    outgoing: Outgoing
+    reply: Reply
+    in_flight: int
+    record: RequestRecord | None = None
+
+
 class LongContextUser(User):
     """One closed loop: the next request goes out when the reply to the last is over."""
 
@@ -121,40 +163,30 @@ class LongContextUser(User):
 
 
 def _loop_fast(drive: Drive) -> None:
-    """Send, then record the previous outcome while the server works, then wait."""
+    """Send, wait, send the next; outcomes are parsed aside, at the latest before the one after."""
     session = drive.session
     connection = drive.pool.connection()
-    previous: tuple[Outgoing, Any, int] | None = None
+    previous: Over | None = None
     while (outgoing := session.next(time.monotonic_ns())) is not None:
         in_flight = session.depart()
         sent = Sent(connection, outgoing, session.timeout_s)
-        if previous is not None:
-            _record(drive, *previous)
         try:
             reply = sent.wait()
         except GreenletExit:
             connection.abort("cut_at_drain", "the user was stopped")
             session.arrived()
-            _record(drive, outgoing, sent.wait(), in_flight)
+            drive.settle(Over(outgoing, sent.wait(), in_flight))
             raise
         session.arrived()
-        previous = (outgoing, reply, in_flight)
+        if previous is not None:
+            drive.settle(previous)
+        previous = Over(outgoing, reply, in_flight)
         if reply.error is not None or reply.parser.status != 200:
-            pause_s = pause_after(_record(drive, *previous))
-            previous = None
-            gevent.sleep(pause_s)
+            gevent.sleep(pause_after(drive.settle(previous)))
+        else:
+            drive.set_aside(previous)
     if previous is not None:
-        _record(drive, *previous)
-
-
-def _record(drive: Drive, outgoing: Outgoing, reply: Any, in_flight: int) -> RequestRecord:
-    return _finish(drive, outgoing, outcome(reply), in_flight)
-
-
-def _finish(drive: Drive, outgoing: Outgoing, exchange: Exchange, in_flight: int) -> RequestRecord:
-    record = drive.session.finish(outgoing, exchange, in_flight)
-    drive.show(record)
-    return record
+        drive.settle(previous)
 
 
 def _loop_httpx(drive: Drive) -> None:
@@ -164,7 +196,7 @@ def _loop_httpx(drive: Drive) -> None:
         in_flight = session.depart()
         exchange = client.exchange(outgoing, session.timeout_s)
         session.arrived()
-        gevent.sleep(pause_after(_finish(drive, outgoing, exchange, in_flight)))
+        gevent.sleep(pause_after(drive.record(outgoing, exchange, in_flight)))
     client.close()
 
 
