@@ -82,5 +82,8 @@ def _fill(encoder: Encoder, filler: Iterator[str], room: int) -> list[list[int]]
 
 
 def _sentence_at(starts: list[int], token: float) -> int:
-    """Index of the first sentence boundary at or after a token position (the last one at the end)."""
-    return min(bisect_left(starts, token), len(starts) - 1)
+    """Index of the first sentence that starts at or after a token position.
+
+    At the end it is the last sentence: that one is cut, and nothing may follow a cut sentence.
+    """
+    return min(bisect_left(starts, token), max(0, len(starts) - 2))

@@ -215,6 +215,15 @@ def test_long_prompts_are_made_in_bulk(model_path):
     assert time.process_time() - start < 10
 
 
+def test_nothing_follows_the_cut_sentence(model_path):
+    encoder = load_encoder(model_path)
+    request = request_of(model_path, count=5, task={"params": {"depth": 1.0, "distractors": 0}})
+    for prompt in make_prompts(request, encoder):
+        report = encoder.decode(prompt.token_ids).partition("\n\nQuestion")[0]
+        before = report.partition(" The code of")[0]
+        assert before.endswith(".")
+
+
 def test_needle_stands_at_its_depth(model_path):
     encoder = load_encoder(model_path)
     request = request_of(model_path, count=10, context_tokens=4000)
