@@ -7,6 +7,7 @@ since those are what a user waits for. The ratio is the median over turns of (ba
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import statistics
@@ -16,6 +17,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from greenbench.rundir import write_atomic
+from servers.plugins.bench_layer import bench_layers
 
 REFERENCE = "cpu_attn"
 ARMS: dict[str, str | None] = {
@@ -193,16 +197,9 @@ def table(results: dict[Point, dict[str, list[float]]], names: list[str]) -> str
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m servers.plugins.bench", description=__doc__)
-    parser.add_argument("--model", required=True, help="folder of a model")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--block-size", type=int, default=128)
-    parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--backends", default=",".join(ARMS))
-    parser.add_argument("--points", help="only points whose label holds this text")
-    arguments = parser.parse_args()
-    names = arguments.backends.split(",")
+def bench_steps(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Whole engine steps on the CPU: all figures, JSON-able; the table is printed."""
+    names = arguments.backends or list(ARMS)
     engine = {
         "model": str(Path(arguments.model).resolve()),
         "dtype": arguments.dtype,
@@ -211,14 +208,39 @@ def main() -> None:
     arms = [Arm(name, "{}", engine) for name in names]
     results: dict[Point, dict[str, list[float]]] = {}
     for point in POINTS:
-        if arguments.points and arguments.points not in point.label:
-            continue
         results[point] = measure(arms, point, arguments.turns)
         shown = {n: f"{1e3 * statistics.median(s):.1f} ms" for n, s in results[point].items()}
         print(point.label, shown, file=sys.stderr, flush=True)
     for arm in arms:
         arm.close()
     print(table(results, names))
+    return {
+        "level": "step",
+        "device": "cpu",
+        **engine,
+        "results": {point.label: seconds for point, seconds in results.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m servers.plugins.bench", description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--layer", action="store_true", help="one layer alone (always so on cuda)")
+    parser.add_argument("--backends", type=lambda text: text.split(","), help="default: all")
+    parser.add_argument("--out", type=Path, help="write all figures as JSON")
+    parser.add_argument("--model", help="folder of a model (whole steps)")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--block-size", type=int, default=128)
+    parser.add_argument("--turns", type=int, default=9)
+    arguments = parser.parse_args()
+    if arguments.layer or arguments.device == "cuda":
+        figures = bench_layers(arguments.device, arguments.backends)
+    elif arguments.model:
+        figures = bench_steps(arguments)
+    else:
+        parser.error("whole steps need --model FOLDER")
+    if arguments.out:
+        write_atomic(arguments.out, json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
