@@ -10,6 +10,7 @@ from pathlib import Path
 from greenbench.errors import UserError, exit_on_user_error
 from telemetry.nvml import NvmlReader
 from telemetry.recorder import Recorder, RecordRequest
+from telemetry.selftest import Lengths, selftest
 from telemetry.serve import Exporter
 
 
@@ -44,6 +45,14 @@ def _parser() -> argparse.ArgumentParser:
         "--dcgm-names", action="store_true", help="also serve the names of dcgm-exporter"
     )
     serve.set_defaults(run=_serve)
+    test = commands.add_parser(
+        "selftest", help="check the GPU's energy sensors against known loads"
+    )
+    test.add_argument("--out", type=Path, required=True, help="new folder for the recording")
+    test.add_argument("--quick", action="store_true", help="about 4 minutes instead of 9")
+    test.set_defaults(
+        run=lambda args: selftest(args.out, Lengths.quick() if args.quick else Lengths())
+    )
     return parser
 
 

@@ -275,6 +275,39 @@ class NvmlReader:
         found, _ = self._call(lambda: self._nvml.nvmlDeviceGetComputeRunningProcesses(handle))
         return None if found is None else [int(process.pid) for process in found]
 
+    def gpm_sample(self, index: int) -> Any:
+        """A snapshot of the hardware counters, for ``gpm_dram_share``; None without GPM."""
+        if not self._cards[index].probed["gpm"].ok:
+            return None
+        handle = self._cards[index].handle
+        return self._call(
+            lambda: self._nvml.nvmlGpmSampleGet(handle, self._nvml.nvmlGpmSampleAlloc())
+        )[0]
+
+    def gpm_dram_share(self, first: Any, second: Any) -> float | None:
+        """Share (0..1) of the memory's peak bandwidth that was used between two snapshots."""
+        if first is None or second is None:
+            return None
+        nvml = self._nvml
+        wanted = nvml.c_nvmlGpmMetricsGet_t()
+        wanted.version = nvml.NVML_GPM_METRICS_GET_VERSION
+        wanted.numMetrics = 1
+        wanted.sample1, wanted.sample2 = first, second
+        wanted.metrics[0].metricId = nvml.NVML_GPM_METRIC_DRAM_BW_UTIL
+        found = self._call(lambda: nvml.nvmlGpmMetricsGet(wanted))[0]
+        if found is None or found.metrics[0].nvmlReturn != nvml.NVML_SUCCESS:
+            return None
+        return float(found.metrics[0].value) / 100
+
+    def peak_memory_bytes_per_s(self, index: int) -> float | None:
+        """Highest memory clock times bus width, two transfers a clock."""
+        nvml, handle = self._nvml, self._cards[index].handle
+        clock_mhz = self._call(lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM))[
+            0
+        ]
+        width_bits = self._call(lambda: nvml.nvmlDeviceGetMemoryBusWidth(handle))[0]
+        return clock_mhz * 1e6 * 2 * width_bits / 8 if clock_mhz and width_bits else None
+
     def close(self) -> None:
         self._call(self._nvml.nvmlShutdown)
 
