@@ -68,6 +68,30 @@ def backends(context: typer.Context) -> None:
     raise typer.Exit(passthrough(python_module("servers", "backends", *context.args)))
 
 
+@app.command(context_settings=PASS)
+def verify(context: typer.Context) -> None:
+    """Compare backends' answers with an exact reference on real servers: verify --backends a,b."""
+    raise typer.Exit(passthrough(python_module("servers", "verify", *context.args)))
+
+
+@app.command("import", context_settings=PASS)
+def import_(context: typer.Context) -> None:
+    """Read other tools' results into run directories: import FILE… --out RUNS."""
+    raise typer.Exit(passthrough(python_module("analysis", "import", *context.args)))
+
+
+@app.command(context_settings=PASS)
+def ceilings(context: typer.Context) -> None:
+    """Measure what this host can reach (matrix product, copy): ceilings [--out FILE]."""
+    raise typer.Exit(passthrough(python_module("analysis", "ceilings", *context.args)))
+
+
+@app.command("energy-selftest", context_settings=PASS)
+def energy_selftest(context: typer.Context) -> None:
+    """Test the GPU's energy sensors against known loads: energy-selftest --out DIR [--quick]."""
+    raise typer.Exit(passthrough(python_module("telemetry", "selftest", *context.args)))
+
+
 @app.command()
 def doctor() -> None:
     """Say what is installed and what is missing, with the mend; 1 when something is missing."""
