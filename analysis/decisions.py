@@ -34,11 +34,11 @@ class Decision:
 def decisions(
     points: Sequence[Point],
     found: Iterable[Difference],
-    barred: Mapping[tuple[str, str, int], Mapping[str, str]] | None = None,
+    barred: Mapping[tuple[str, int], Mapping[str, str]] | None = None,
 ) -> list[Decision]:
     """One per place × objective that at least one backend has a value for.
 
-    ``barred`` maps (model, task, context) to backends whose answers are worse there, with the reason.
+    ``barred`` maps (model, context) to backends that may not win at that length, with the reason.
     """
     by_pair: dict[tuple[object, ...], Difference] = {
         (d.model, d.task, d.context_tokens, d.load, d.objective, d.a, d.b): d for d in found
@@ -46,7 +46,7 @@ def decisions(
     made: list[Decision] = []
     for place in dict.fromkeys(point.place for point in points if point.usable):
         here = [point for point in points if point.usable and point.place == place]
-        out = dict((barred or {}).get(place[:3], {}))
+        out = dict((barred or {}).get((place[0], place[2]), {}))
         for objective in OBJECTIVES:
             decision = _decide(place, objective, here, by_pair, out)
             if decision is not None:

@@ -12,6 +12,7 @@ from analysis.checks import superseded
 from analysis.crossings import Crossing, crossings
 from analysis.decisions import Decision, decisions
 from analysis.differences import Difference, differences
+from analysis.gates import Barred, Gate, barred, gates
 from analysis.load import Run, load_runs
 from analysis.points import Point, analyse
 from greenbench import SCHEMA_VERSION
@@ -30,6 +31,8 @@ class Study:
     differences: list[Difference]
     decisions: list[Decision]
     crossings: list[Crossing]
+    gates: list[Gate]
+    barred: Barred
 
     def run(self, point: Point) -> Run:
         return next(run for run in self.runs if str(run.path) == point.path)
@@ -52,6 +55,9 @@ def study(root: Path, progress: Callable[[int, int], None] = lambda done, total:
         progress(number, len(runs))
     found = differences(points)
     table = cells(points, samples)
+    usable = {point.path for point in points if point.usable}
+    judged = gates([run for run in runs if str(run.path) in usable])
+    out = barred(judged, root, runs)
     return Study(
         root=root,
         runs=runs,
@@ -59,8 +65,10 @@ def study(root: Path, progress: Callable[[int, int], None] = lambda done, total:
         samples=samples,
         cells=table,
         differences=found,
-        decisions=decisions(points, found),
+        decisions=decisions(points, found, out),
         crossings=crossings(table, points, samples),
+        gates=judged,
+        barred=out,
     )
 
 
@@ -84,6 +92,11 @@ def summary(whole: Study) -> dict[str, Any]:
             for cell in whole.cells
         ],
         "differences": [asdict(difference) for difference in whole.differences],
+        "gates": [asdict(gate) for gate in whole.gates],
+        "barred": [
+            {"model": model, "context_tokens": context, "backends": backends}
+            for (model, context), backends in whole.barred.items()
+        ],
         "crossings": [asdict(crossing) for crossing in whole.crossings],
         "decisions": [
             asdict(decision) | {"winner": decision.winner} for decision in whole.decisions

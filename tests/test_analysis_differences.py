@@ -112,8 +112,8 @@ def test_one_start_each_claims_nothing(tmp_path: Path) -> None:
 
 def test_a_barred_backend_cannot_win(tmp_path: Path) -> None:
     points = points_of(tmp_path, {"fast": [1.0, 1.01, 1.02], "exact": [2.0, 2.01, 2.02]})
-    place = points[0].place[:3]
-    made = decisions(points, differences(points), {place: {"fast": "worse answers"}})
+    where = (points[0].model, points[0].context_tokens)
+    made = decisions(points, differences(points), {where: {"fast": "worse answers"}})
     assert {d.best for d in made} == {"exact"}
     assert all(d.barred == {"fast": "worse answers"} for d in made)
 

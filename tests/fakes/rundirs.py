@@ -80,6 +80,9 @@ class FakeRun:
     tokens_per_chunk: int = 1
     correct_share: float | None = 0.0  # None: no outputs file
     nll_per_token: float | None = None
+    logprob_shift: float = (
+        0.0  # nats by which this backend's log-probabilities are off, alternating
+    )
     failed_every: int | None = None  # each n-th request fails
     status: str = "complete"
     invalid_reasons: tuple[str, ...] = ()
@@ -94,6 +97,7 @@ class FakeRun:
     kv_cache_tokens: int = 65_536
     max_num_seqs: int = 64
     slo_ttft_s: float | None = 1.0
+    prompts: int = 8
     started_s: float = 0.0  # after T0
     sweep: str = "fake"
     config: dict[str, Any] = field(default_factory=lambda: dict(TINY_LLAMA))
@@ -124,7 +128,7 @@ def point_config(fake: FakeRun) -> PointConfig:
         phases=PhaseConfig(warmup_s=fake.warmup_s, measure_s=fake.measure_s),
         slo=SloConfig(ttft_s=fake.slo_ttft_s),
         telemetry=TelemetryConfig(),
-        prompts_per_point=8,
+        prompts_per_point=fake.prompts,
     )
 
 
@@ -291,8 +295,8 @@ def _request(
         request_id=f"{name}-{number}",
         phase=phase,
         task=fake.task,
-        prompt_index=number % 8,
-        prompt_sha256=hashlib.sha256(f"{fake.task}/{number % 8}".encode()).hexdigest(),
+        prompt_index=number % fake.prompts,
+        prompt_sha256=hashlib.sha256(f"{fake.task}/{number % fake.prompts}".encode()).hexdigest(),
         context_tokens_target=fake.context_tokens,
         max_output_tokens=fake.output_tokens,
         in_flight_at_send=others,
@@ -320,7 +324,7 @@ def _outputs(fake: FakeRun, records: list[RequestRecord]) -> list[OutputRecord]:
     good = [r for r in records if r.error_type is None]
     rows: list[OutputRecord] = []
     for record in good:
-        right = record.prompt_index < (fake.correct_share or 0) * 8
+        right = record.prompt_index < (fake.correct_share or 0) * fake.prompts
         scored = fake.nll_per_token is not None
         rows.append(
             OutputRecord(
@@ -330,12 +334,23 @@ def _outputs(fake: FakeRun, records: list[RequestRecord]) -> list[OutputRecord]:
                 text=None if scored else ("right" if right else "wrong"),
                 correct=None if scored else right,
                 score=None if scored else float(right),
-                grade={} if scored else {"expected": "right"},
+                grade={"logprobs": _logprobs(fake, record.prompt_index)}
+                if scored
+                else {"expected": "right"},
                 nll_sum=(fake.nll_per_token or 0) * 100 if scored else None,
                 nll_tokens=100 if scored else None,
             )
         )
     return rows
+
+
+def _logprobs(fake: FakeRun, prompt_index: int) -> list[float]:
+    """The same for every backend but for its shift, whose sign alternates from token to token."""
+    rng = random.Random(f"logprobs/{prompt_index}")
+    return [
+        round(-rng.expovariate(1.0) + fake.logprob_shift * (-1) ** i, 5)
+        for i in range(min(fake.context_tokens, 256) - 1)
+    ]
 
 
 def _telemetry(run: RunDir, fake: FakeRun, start_ns: int, end_ns: int) -> None:

@@ -1,0 +1,160 @@
+"""A fast backend with wrong answers must not win; an equal one must not be barred."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from analysis.gates import (
+    answers_by_prompt,
+    bootstrap_mean,
+    gates,
+    judge_answers,
+    loss_interval,
+    mcnemar,
+)
+from analysis.load import load_runs
+from analysis.study import study
+from tests.fakes.rundirs import FakeRun, write_run
+
+
+def test_mcnemar_by_hand() -> None:
+    # 1 against 9 discordant: 2·(C(10,0) + C(10,1)) / 2¹⁰ = 22 / 1024
+    assert mcnemar(9, 1) == pytest.approx(22 / 1024)
+    assert mcnemar(1, 9) == pytest.approx(22 / 1024)
+    assert mcnemar(0, 0) == 1.0
+
+
+def test_published_case_is_worse() -> None:
+    # 91 of 100 against 13 of 100: the FP8 attention of the published case
+    reference = {i: i < 91 for i in range(100)}
+    verdict, share, low, high, p = judge_answers(reference, {i: i < 13 for i in range(100)})
+    assert verdict == "worse"
+    assert share == pytest.approx(0.78)
+    assert low > 0.6 and high < 0.9 and p < 1e-15
+    # the mended one: 89 of 100 right, 2 lost
+    assert judge_answers(reference, {i: i < 89 for i in range(100)})[0] == "equal"
+
+
+def test_few_prompts_cannot_tell() -> None:
+    same = {i: True for i in range(8)}
+    assert judge_answers(same, same)[0] == "not enough prompts"
+    # identical answers are "equal" from 27 prompts on: the interval is ± 1.96·√2 / (n + 2)
+    assert loss_interval(0, 0, 26)[1] == pytest.approx(1.959964 * 2**0.5 / 28)
+    many = {i: True for i in range(27)}
+    assert judge_answers(many, many)[0] == "equal"
+
+
+def test_loss_interval_covers_the_truth() -> None:
+    # second method: 60 prompts, 10 % truly lost and 4 % truly gained, drawn many times
+    rng = np.random.default_rng(2)
+    counts = rng.multinomial(60, [0.10, 0.04, 0.86], size=2000)
+    hits = [low <= 0.06 <= high for low, high in (loss_interval(a, b, 60) for a, b, _ in counts)]
+    assert 0.93 <= np.mean(hits) <= 0.98
+
+
+def test_equal_backends_are_seldom_called_worse() -> None:
+    rng = np.random.default_rng(3)
+    called = 0
+    for _ in range(400):
+        right = rng.random(60) < 0.7
+        flips = rng.random((2, 60)) < 0.05  # each arm errs on its own
+        a, b = (dict(enumerate(right ^ flip)) for flip in flips)
+        called += judge_answers(a, b)[0] == "worse"
+    assert called <= binom.ppf(0.999, 400, 0.05)
+
+
+def test_bootstrap_mean_matches_the_normal_interval() -> None:
+    values = np.random.default_rng(1).normal(1.0, 0.2, 200)
+    low, high = bootstrap_mean(values)
+    half = 1.96 * values.std() / np.sqrt(200)
+    assert (low, high) == (
+        pytest.approx(values.mean() - half, abs=0.003),
+        pytest.approx(values.mean() + half, abs=0.003),
+    )
+
+
+def write_pair(root: Path, **odd: object) -> None:
+    """cpu_attn answers all of 40 prompts; another backend, twice as fast, does as ``odd`` says."""
+    common = {"prompts": 40, "measure_s": 20, "users": 4, "kv_usage": None}
+    for repeat in range(3):
+        write_run(
+            root,
+            FakeRun(backend="cpu_attn", correct_share=1.0, repeat=repeat, **common),  # type: ignore[arg-type]
+        )
+        write_run(
+            root,
+            FakeRun(
+                backend="sink_window",
+                start_factor=0.5 + 0.001 * repeat,
+                repeat=repeat,
+                started_s=1,
+                **common | odd,  # type: ignore[arg-type]
+            ),
+        )
+
+
+def test_fast_and_wrong_is_barred_and_shown(tmp_path: Path) -> None:
+    write_pair(tmp_path, correct_share=0.4)
+    whole = study(tmp_path)
+    (gate,) = whole.gates
+    assert (gate.verdict, gate.barred, gate.reference) == ("worse", True, "cpu_attn")
+    assert (gate.backend_right, gate.reference_right, gate.prompts) == (16, 40, 40)
+    assert len(gate.examples) == 3
+    assert (gate.examples[0].expected, gate.examples[0].reference_text) == ("right", "right")
+    assert gate.examples[0].backend_text == "wrong"
+    assert {d.best for d in whole.decisions} == {"cpu_attn"}
+    assert all("sink_window" in d.barred for d in whole.decisions)
+
+
+def test_fast_and_right_wins(tmp_path: Path) -> None:
+    write_pair(tmp_path, correct_share=1.0)
+    whole = study(tmp_path)
+    assert [gate.verdict for gate in whole.gates] == ["equal"]
+    assert whole.barred == {}
+    output = next(d for d in whole.decisions if d.objective == "output")
+    assert output.winner == "sink_window"
+
+
+def test_failed_verification_bars_everywhere(tmp_path: Path) -> None:
+    write_pair(tmp_path, correct_share=1.0)
+    folder = tmp_path / "fake" / "verify" / "sink_window"
+    folder.mkdir(parents=True)
+    verdict = {
+        "verdict": "fail",
+        "model": "tiny",
+        "label": "sink_window",
+        "reference": "cpu_attn",
+        "reasons": ["alone-640: token 3 differs"],
+    }
+    (folder / "verify.json").write_text(json.dumps(verdict))
+    whole = study(tmp_path)
+    assert whole.barred[("tiny", 1024)] == {
+        "sink_window": "it fails verification against cpu_attn: alone-640: token 3 differs"
+    }
+    assert {d.best for d in whole.decisions} == {"cpu_attn"}
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.0, "equal"), (0.05, "equal"), (0.5, "worse")])
+def test_log_probability_drift(tmp_path: Path, shift: float, verdict: str) -> None:
+    common = {"task": "perplexity", "streaming": False, "output_tokens": 1, "nll_per_token": 2.0}
+    write_run(tmp_path, FakeRun(backend="cpu_attn", **common))  # type: ignore[arg-type]
+    write_run(tmp_path, FakeRun(backend="sdpa", logprob_shift=shift, **common))  # type: ignore[arg-type]
+    (gate,) = gates(load_runs(tmp_path))
+    assert (gate.kind, gate.verdict, gate.barred) == (
+        "log-probabilities",
+        verdict,
+        verdict == "worse",
+    )
+    assert gate.worse_by == pytest.approx(shift, abs=1e-4)
+    assert gate.drift[0].start == 1
+    assert gate.drift[-1].end == 256
+    assert all(bucket.absolute == pytest.approx(shift, abs=1e-4) for bucket in gate.drift)
+
+
+def test_the_same_prompt_is_paired_by_its_hash(tmp_path: Path) -> None:
+    write_run(tmp_path, FakeRun(backend="cpu_attn", correct_share=1.0))
+    found = answers_by_prompt(load_runs(tmp_path))
+    assert len(found) == 8 and all(answer.right for answer in found.values())
