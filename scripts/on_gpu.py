@@ -121,7 +121,18 @@ def table() -> dict[str, Stage]:
     return {
         "facts": Stage(command("nvidia-smi", "-q"), 5),
         "doctor": Stage(command(sys.executable, "-m", "servers", "backends"), 10),
-        "tests": Stage(command(PYTHON, "-m", "pytest", "-m", "gpu", "tests/vllm"), 40),
+        "tests": Stage(
+            command(
+                PYTHON,
+                "-m",
+                "pytest",
+                "-m",
+                "gpu",
+                "--durations=8",
+                "tests/vllm/test_attention_exact.py",
+            ),
+            40,
+        ),
         "layers": Stage(
             command(
                 PYTHON,
@@ -150,8 +161,9 @@ def table() -> dict[str, Stage]:
                 "bfloat16",
                 "--model",
                 "llama-3.2-1b",
+                "--parallel",
             ),
-            200,
+            150,
         ),
         "energy": Stage(
             command(sys.executable, "-m", "telemetry", "selftest", "--quick", "--out", "{out}"), 240
