@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -221,15 +222,14 @@ class LayerRig:
                 for turn in range(repeats):
                     calls[turn % len(calls)]()
                     marks.append(time.perf_counter())
-                return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+                return [b - a for a, b in pairwise(marks)]
             events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
             events[0].record()
             for turn in range(repeats):
                 calls[turn % len(calls)]()
                 events[turn + 1].record()
             self.wait()
-            pairs = zip(events, events[1:], strict=False)
-            return [a.elapsed_time(b) / 1e3 for a, b in pairs]
+            return [a.elapsed_time(b) / 1e3 for a, b in pairwise(events)]
 
 
 def model_config(shape: Shape) -> dict[str, Any]:

@@ -47,7 +47,13 @@ class SinkWindowImpl(StepImpl):
                 "sink_window replaces full attention; this model's layer has a sliding window of "
                 f"{sliding_window} of its own"
             )
-        return sink_window_options()[0]
+        seen, free_blocks = sink_window_options()
+        if free_blocks:
+            # heavy, and bound to one vLLM series: imported only when asked for
+            from servers.plugins.sink_window_blocks import free_unseen_blocks
+
+            free_unseen_blocks(seen)
+        return seen
 
 
 class SinkWindowBackend(StepBackend):
