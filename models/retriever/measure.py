@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Cell:
     task: str
     context_tokens: int
     params: dict[str, Any] = field(default_factory=dict[str, Any])
+    count: int = 200
 
     @property
     def key(self) -> str:
@@ -58,10 +60,17 @@ class Cell:
 SPREAD = [Cell("retrieve", n) for n in LENGTHS]
 MULTI = [Cell("multi_key", n) for n in LENGTHS[1:]]
 ABSENT = [Cell("retrieve", n, {"absent_share": 1.0}) for n in LENGTHS]
-SUMMARY = [Cell("summarize", n) for n in LENGTHS]
-BY_DEPTH = [Cell("retrieve", n, {"depth": depth}) for n in LENGTHS for depth in TENTHS]
-LONG = [Cell("retrieve", 8000), Cell("multi_key", 8000)]
-CELLS = [*SPREAD, *MULTI, *ABSENT, *SUMMARY, *LONG, *BY_DEPTH]
+SUMMARY = [Cell("summarize", n, count=50) for n in LENGTHS]
+LONG = [Cell(task, 8000, count=50) for task in ("retrieve", "multi_key")]
+UNTAUGHT = [
+    Cell(task, 2048, count=50)
+    for task in ("multi_value", "variables", "frequent_word", "documents")
+]
+BY_DEPTH = {
+    n: [Cell("retrieve", n, {"depth": depth}, count) for depth in TENTHS]
+    for n, count in zip(LENGTHS, (200, 200, 50), strict=True)
+}
+CELLS = [*SPREAD, *MULTI, *ABSENT, *SUMMARY, *UNTAUGHT, *chain(*BY_DEPTH.values()), *LONG]
 
 
 @contextmanager
@@ -120,11 +129,11 @@ def measure(
     }
 
 
-def parts(cells: list[Cell], count: int) -> Iterator[tuple[Cell, int]]:
+def parts(cells: list[Cell]) -> Iterator[tuple[Cell, int]]:
     """Each cell in steps of PART prompts, so that little is lost when stopped."""
     for cell in cells:
-        for until in range(PART, count + PART, PART):
-            yield cell, min(until, count)
+        for until in range(PART, cell.count + 1, PART):
+            yield cell, until
 
 
 def table(measured: dict[str, Any]) -> str:
@@ -144,6 +153,7 @@ def table(measured: dict[str, Any]) -> str:
         (ABSENT, "key absent, `none` is right"),
         (SUMMARY, "4 findings, all stated, in order, none invented"),
         (LONG, "near the window"),
+        (UNTAUGHT, "never trained on"),
     )
     rows += [
         f"| {name} (`{c.task}`) | {c.context_tokens} | {share(c)} |"
@@ -152,9 +162,8 @@ def table(measured: dict[str, Any]) -> str:
     ]
     rows += ["", "Single needle by depth:", "", f"| depth | {' | '.join(map(str, LENGTHS))} |"]
     rows.append("|---" * (len(LENGTHS) + 1) + "|")
-    for depth in TENTHS:
-        row = [share(Cell("retrieve", n, {"depth": depth})) for n in LENGTHS]
-        rows.append(f"| {depth:.2f} | {' | '.join(row)} |")
+    for depth, *row in zip(TENTHS, *BY_DEPTH.values(), strict=True):
+        rows.append(f"| {depth:.2f} | {' | '.join(map(share, row))} |")
     where = measured["where"]
     rows += [
         "",
@@ -181,7 +190,6 @@ def load_measured(again: bool) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=200, help="prompts a cell")
     parser.add_argument("--again", action="store_true", help="keep nothing measured before")
     parser.add_argument(
         "--limit-s", type=float, default=float("inf"), help="start no cell after this"
@@ -189,9 +197,7 @@ def main() -> None:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped too
     measured = load_measured(args.again)
-    left = [
-        cell for cell in CELLS if measured["cells"].get(cell.key, {}).get("count", 0) < args.count
-    ]
+    left = [c for c in CELLS if measured["cells"].get(c.key, NOTHING)["count"] < c.count]
     started = time.monotonic()
     if left:
         with server() as found, httpx.Client(base_url=found["base_url"], timeout=300) as client:
@@ -200,7 +206,7 @@ def main() -> None:
                 "backend": found["observed_backend"],
                 "dtype": found["dtype"],
             }
-            for cell, until in parts(left, args.count):
+            for cell, until in parts(left):
                 if time.monotonic() - started > args.limit_s:
                     break
                 done = measured["cells"].get(cell.key, NOTHING)
