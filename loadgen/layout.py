@@ -22,9 +22,9 @@ class Insert:
     text: str  # with the space or line break before it
 
 
-def spread_depth(index: int, offset: float = 0.0) -> float:
+def spread_depth(index: int) -> float:
     """Depths in [0, 1) that fill every tenth evenly as ``index`` grows."""
-    return (offset + index * GOLDEN) % 1.0
+    return index * GOLDEN % 1.0
 
 
 def lay_out(
@@ -70,10 +70,8 @@ def _fill(encoder: Encoder, filler: Iterator[str], room: int) -> list[list[int]]
     """Sentences of ``room`` tokens together; the last one is cut."""
     sentences: list[list[int]] = []
     while room > 0:
-        batch = list(islice(filler, min(BATCH, room // 8 + 1)))
-        if not batch:
-            raise ValueError("filler ended")
-        for ids in encoder.encode([" " + sentence for sentence in batch]):
+        batch = [" " + sentence for sentence in islice(filler, min(BATCH, room // 8 + 1))]
+        for ids in encoder.encode(batch):
             if room <= 0:
                 break
             sentences.append(ids[:room])

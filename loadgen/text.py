@@ -61,7 +61,7 @@ class Source(Protocol):
 
 
 class GeneratedText:
-    """Plain invented sentences: about 10^12 different ones, so prompts share no long stretch."""
+    """Plain invented sentences: more than 10^12 different ones, so prompts share no long stretch."""
 
     def sentences(self, rng: random.Random) -> Iterator[str]:
         while True:
