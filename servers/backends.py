@@ -5,7 +5,7 @@ say was read from vLLM 0.32's backend classes (``vllm/v1/attention/backends``).
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from greenbench.config import BackendChoice
@@ -55,6 +55,11 @@ class Backend:
     executions: tuple[str, ...] = GRAPHS  # CUDA graph modes it can be captured in
     exact: bool = True  # False: by design not the model's own attention
     options: Mapping[str, Option] = field(default_factory=dict[str, Option])
+    on_cuda: Mapping[str, Any] = field(default_factory=dict[str, Any])  # fields that differ there
+
+    def on(self, device: Device) -> "Backend":
+        """The row as it holds on that device."""
+        return replace(self, **self.on_cuda) if device == "cuda" else self
 
     @property
     def is_ours(self) -> bool:
@@ -151,11 +156,13 @@ _ROWS = (
         devices=("cpu", "cuda"),
         impls=("SdpaImpl",),
         class_path="servers.plugins.sdpa.SdpaBackend",
-        capability_min=(7, 0),
         dtypes=ALL_DTYPES,
         kv_dtypes=("auto", *HALF),
         features=frozenset({"sliding_window"}),
         executions=OURS,
+        # there PyTorch reads the pages itself, by a FlashAttention 2 that wants pages of 256 tokens
+        block_sizes={"cpu": 128, "cuda": 256},
+        on_cuda={"dtypes": HALF, "head_sizes": range(8, 257, 8), "capability_min": (8, 0)},
     ),
     Backend(
         "sdpa_gather",

@@ -143,7 +143,7 @@ def model_facts(model: ModelConfig) -> ModelFacts:
 def facts_of_config(name: str, config: Mapping[str, Any]) -> ModelFacts:
     text: Mapping[str, Any] = config.get("text_config") or config
     heads = text.get("num_attention_heads")
-    head_size = text.get("head_dim")
+    head_size = text.get("attention_head_dim") or text.get("head_dim")
     if head_size is None and heads and text.get("hidden_size"):
         head_size = text["hidden_size"] // heads
     sliding = text.get("sliding_window") if text.get("use_sliding_window", True) else None

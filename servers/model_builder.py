@@ -27,6 +27,7 @@ from servers.tokenizer import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS, train_toke
 # Queries and keys of this gain give scores with a standard deviation of about gain**2.
 QK_GAIN = 1.5
 LOGIT_STD = 3.0  # clear winners: greedy tokens agree between exact kernels
+TIME_STEPS = (0.001, 0.1)
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
@@ -57,6 +58,8 @@ def write_weights(config: dict[str, Any], seed: int, vocab_size: int, folder: Pa
             std = weight_std(name, tuple(parameter.shape))
             if std is not None:
                 fill_normal(parameter, f"{seed}/{name}", std)
+            elif name.endswith("dt_bias"):
+                fill_time_steps(parameter, f"{seed}/{name}")
     model.save_pretrained(folder, max_shard_size="100GB")
     (folder / "generation_config.json").unlink(missing_ok=True)  # it would change sampling defaults
 
@@ -64,9 +67,9 @@ def write_weights(config: dict[str, Any], seed: int, vocab_size: int, folder: Pa
 def weight_std(name: str, shape: tuple[int, ...]) -> float | None:
     """Standard deviation of a weight matrix, or None where the architecture's own initial value stays.
 
-    Matrices: 1/sqrt(fan_in), queries and keys QK_GAIN times that. Embeddings and output matrix:
-    LOGIT_STD/sqrt(hidden), since the last norm has unit variance. Norms, biases, convolutions and state
-    parameters keep what the architecture sets.
+    Matrices and (depthwise) convolutions: 1/sqrt(fan_in), queries and keys QK_GAIN times that. Embeddings
+    and output matrix: LOGIT_STD/sqrt(hidden), since the last norm has unit variance. Norms, biases and
+    decay parameters keep what the architecture sets.
     """
     fan_in = shape[-1] if shape else 0
     if (
@@ -87,6 +90,17 @@ def fill_normal(parameter: torch.Tensor, key: str, std: float) -> None:
     generator = torch.Generator().manual_seed(stable_seed(key))
     values = torch.empty(parameter.shape, dtype=torch.float32)
     parameter.copy_(values.normal_(0.0, std, generator=generator))
+
+
+def fill_time_steps(parameter: torch.Tensor, key: str) -> None:
+    """Bias of a state's time step: softplus of it is log-uniform in TIME_STEPS, as Mamba2 starts out.
+
+    Some architectures start at 1.0, where a state forgets within a few tokens.
+    """
+    generator = torch.Generator().manual_seed(stable_seed(key))
+    low, high = (math.log(step) for step in TIME_STEPS)
+    steps = torch.empty(parameter.shape).uniform_(low, high, generator=generator).exp()
+    parameter.copy_(steps + torch.log(-torch.expm1(-steps)))  # inverse of softplus
 
 
 def stable_seed(key: str) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from greenbench.config import ROOT, BuiltModel, ModelConfig
 from greenbench.errors import UserError
 
-BUILDER_VERSION = 1  # raise when model_builder makes other bytes from the same config and seed
+BUILDER_VERSION = 2  # raise when model_builder makes other bytes from the same config and seed
 
 
 def build_hash(build: BuiltModel) -> str:

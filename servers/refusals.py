@@ -4,7 +4,7 @@ An empty list means: nothing known speaks against it. vLLM still validates on it
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from greenbench.config import ServerConfig
 from servers.backends import FP8, Backend
@@ -23,6 +23,7 @@ class Case:
 
 
 def refusals(case: Case) -> list[str]:
+    case = replace(case, backend=case.backend.on(case.host.device))
     return [reason for check in CHECKS for reason in check(case)]
 
 

@@ -18,6 +18,7 @@ def _row(backend: Backend, reasons: list[str]) -> dict[str, Any]:
         "name": backend.name,
         "describe": backend.describe,
         "ours": backend.is_ours,
+        "exact": backend.exact,
         "vllm_name": backend.vllm_name,
         "class_path": backend.class_path,
         "devices": list(backend.devices),

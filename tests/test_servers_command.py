@@ -123,7 +123,8 @@ def test_kv_pool_on_cpu_is_bytes_and_on_gpu_a_share():
 
 def test_block_size_is_the_tables_unless_given():
     assert flags(planned("sdpa").command.argv)["--block-size"] == "128"
-    assert flags(planned("sdpa", H200).command.argv)["--block-size"] == "16"
+    assert flags(planned("sdpa", H200).command.argv)["--block-size"] == "256"
+    assert flags(planned("triton", H200).command.argv)["--block-size"] == "16"
     assert flags(planned("sdpa", block_size=64).command.argv)["--block-size"] == "64"
 
 

@@ -83,6 +83,14 @@ def test_dtype_and_head_size():
     assert reason.startswith("cpu_attn has head sizes 32, 64,") and reason.endswith("odd has 48")
 
 
+def test_limits_that_hold_on_cuda_only():
+    assert reasons("sdpa", CPU, dtype="float32") == []
+    assert reasons("sdpa", GPU, dtype="float32") == [
+        "sdpa computes in bfloat16 or float16, not in float32"
+    ]
+    assert reasons("sdpa_gather", GPU, dtype="float32") == []
+
+
 def test_kv_dtype():
     assert reasons("sdpa", kv_cache_dtype="fp8") == [
         "sdpa reads a KV cache of auto, bfloat16 or float16, not of fp8"
