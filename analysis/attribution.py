@@ -118,11 +118,11 @@ class _Spans:
 
 
 def _spans(requests: pd.DataFrame) -> _Spans:
-    seen = requests[
-        requests["first_token_ns"].notna()
-        & requests["prompt_tokens"].notna()
-        & requests["sent_mono_ns"].notna()
-    ]
+    # a request that was not streamed has its one answer at its end
+    first_token_ns = requests["first_token_ns"].fillna(requests["end_ns"])
+    seen = requests.assign(first_token_ns=first_token_ns).dropna(
+        subset=["first_token_ns", "prompt_tokens", "sent_mono_ns"]
+    )
     sent = _ints(seen["sent_mono_ns"])
     first = sent + _ints(seen["first_token_ns"])
     last = sent + _ints(seen["last_token_ns"].fillna(seen["first_token_ns"]))

@@ -5,13 +5,18 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from datetime import UTC
 from pathlib import Path
 
 from greenbench.errors import UserError, exit_on_user_error
-from telemetry.nvml import NvmlReader
+from telemetry.dcgm_reader import DcgmReader
+from telemetry.nvml import NvmlReader, Reader
 from telemetry.recorder import Recorder, RecordRequest
 from telemetry.selftest import Lengths, selftest
 from telemetry.serve import Exporter
+from telemetry.smi_reader import import_smi
+from telemetry.zeus_reader import ZeusReader
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         "--period-s", type=float, help="between GPU samples; default: half the refresh"
     )
     record.add_argument("--scrape-s", type=float, help="between scrapes of /metrics; default 0.5")
+    _add_source(record)
     record.set_defaults(run=_record)
     serve = commands.add_parser("serve", help="Prometheus metrics until SIGTERM")
     serve.add_argument("--port", type=int, default=9400, help="default 9400; 0 takes a free one")
@@ -44,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--dcgm-names", action="store_true", help="also serve the names of dcgm-exporter"
     )
+    _add_source(serve)
     serve.set_defaults(run=_serve)
     test = commands.add_parser(
         "selftest", help="check the GPU's energy sensors against known loads"
@@ -53,7 +60,38 @@ def _parser() -> argparse.ArgumentParser:
     test.set_defaults(
         run=lambda args: selftest(args.out, Lengths.quick() if args.quick else Lengths())
     )
+    smi = commands.add_parser(
+        "import-smi", help="a CSV recording of nvidia-smi, into a run directory"
+    )
+    smi.add_argument("file", type=Path)
+    smi.add_argument("--run-dir", type=Path, required=True)
+    smi.add_argument(
+        "--utc", action="store_true", help="its stamps are UTC; default: this host's zone"
+    )
+    smi.set_defaults(run=_import_smi)
     return parser
+
+
+def _add_source(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--gpu-source",
+        type=reader_opener,
+        default="nvml",
+        help="nvml (default), zeus, or dcgm=http://HOST:PORT",
+    )
+
+
+def reader_opener(text: str) -> Callable[[], Reader]:
+    """'nvml', 'zeus' or 'dcgm=URL' to what opens that reader."""
+    kind, _, address = text.partition("=")
+    openers: dict[str, Callable[[], Reader]] = {
+        "nvml": NvmlReader,
+        "zeus": ZeusReader,
+        "dcgm": lambda: DcgmReader(address),
+    }
+    if kind not in openers or bool(address) != (kind == "dcgm"):
+        raise argparse.ArgumentTypeError(f"{text!r}: give nvml, zeus or dcgm=http://HOST:PORT")
+    return openers[kind]
 
 
 def _stop_on_signal() -> threading.Event:
@@ -67,16 +105,22 @@ def _record(args: argparse.Namespace) -> int:
     stop = _stop_on_signal()
     request = record_request(args)
     try:
-        Recorder(request, NvmlReader, stop).run()
+        Recorder(request, args.gpu_source, stop).run()
     except OSError as error:
         print(f"error: the recording ended: {error}", file=sys.stderr)
         return 1
     return 0
 
 
+def _import_smi(args: argparse.Namespace) -> int:
+    rows = import_smi(args.file, args.run_dir, UTC if args.utc else None)
+    print(f"{rows} samples written to {args.run_dir / 'telemetry'}")
+    return 0
+
+
 def _serve(args: argparse.Namespace) -> int:
     Exporter(
-        open_reader=NvmlReader,
+        open_reader=args.gpu_source,
         host=args.host,
         port=args.port,
         pid=args.pid,

@@ -111,6 +111,7 @@ def trace(
         "sent_mono_ns": ns(sent_s),
         "first_token_ns": ns(first_s - sent_s),
         "last_token_ns": ns(last_s - sent_s),
+        "end_ns": ns(last_s - sent_s),
         "prompt_tokens": prompt,
         "output_tokens": output,
     }
@@ -150,6 +151,14 @@ def test_pairs_and_context_of_a_schedule_worked_out_by_hand() -> None:
         [0, 0, 100 + 4 * 0.55 / 2, 100 + 4 * 0.5 + 60 + 2 * 0.4 / 1.4]
     )
     assert work["start_ns"].tolist()[0] == pytest.approx(ns(0.1), abs=1000)
+
+
+def test_a_request_that_was_not_streamed_counts_with_its_end() -> None:
+    requests = pd.DataFrame([trace(0.0, 100, 0.7, 0.7, 1)]).assign(
+        first_token_ns=None, last_token_ns=None
+    )
+    work = step_work(steps_table([(0.6, 0.5, 100, 0)]), requests, CLOCK)
+    assert work["prefill_pairs"].tolist() == [100 * 101 / 2]
 
 
 def test_a_clock_that_stepped_gives_no_times() -> None:
