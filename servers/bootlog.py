@@ -59,6 +59,12 @@ def flash_attention_version(log: str) -> int | None:
     return int(found[-1]) if found else None
 
 
+def changed_cudagraph_mode(log: str) -> str | None:
+    """The CUDA graph mode vLLM took in place of the one asked for, with no more than a warning."""
+    found = re.findall(r"setting cudagraph_mode=(\w+)", log)
+    return found[-1] if found else None
+
+
 def kv_memory_bytes(log: str) -> int | None:
     """Size of the KV pool: said for the CPU as what was set, for a GPU as what was left."""
     cpu = re.search(r"set \(([\d.]+)/[\d.]+\) GiB for KV cache", log)

@@ -19,7 +19,7 @@ from greenbench.manifest import Server
 from greenbench.rundir import write_atomic
 from servers import bootlog, inspect_server, proof, smoke
 from servers.backends import resolve
-from servers.command import Plan, child_env, plan, recorded_env
+from servers.command import CUDAGRAPH_MODES, Plan, child_env, plan, recorded_env
 from servers.facts import HostFacts, model_facts, served_dtype
 from servers.inspect_server import ServerSays
 from servers.model_store import ensure_model, is_hub_id, missing, model_path
@@ -159,6 +159,7 @@ class Launch:
         self.state.describe(**facts)
         if found.verdict == "mismatch":
             raise BootFailed(f"Another attention backend runs than was asked for: {found.sentence}")
+        _check_execution(request.server.execution, bootlog.changed_cudagraph_mode(log))
         ready_s = time.monotonic()
         detail = {
             **found.detail,
@@ -179,6 +180,15 @@ class Launch:
         proven = "; ".join([found.sentence, *detail["operators"]])
         self._say(f"ready at {base_url} in {seconds}; {found.verdict}: {proven}")
         return self.state.server
+
+
+def _check_execution(execution: str, changed_to: str | None) -> None:
+    wanted = CUDAGRAPH_MODES.get(execution)
+    if changed_to is not None and changed_to != wanted:
+        raise BootFailed(
+            f"execution '{execution}' was asked for, and vLLM changed it to {changed_to}; "
+            "ask for one that all arms can run"
+        )
 
 
 def _smoke(
@@ -220,7 +230,8 @@ def _observed(
         "proof_detail": found.detail,
         "dtype": dtype,
         "vllm_version": says.version,
-        "kv_cache_tokens": says.kv_cache_tokens,
+        # without attention a request's state has one size at any length: tokens say nothing then
+        "kv_cache_tokens": says.kv_cache_tokens if found.detail["attention_layers"] != {} else None,
         "kv_cache_bytes": None if fixed_pool else bootlog.kv_memory_bytes(log),
         "weights_bytes": bootlog.weights_bytes(log) or weights_bytes(Path(plan.model_path), dtype),
     }

@@ -69,6 +69,7 @@ def group(pid: int) -> int | None:
         ("die_on_request", "IndexError: index 8 is out"),
         ("error_on_request", "got HTTP 500"),
         ("short_answer", "asked for 8 tokens; the server counted 16 in, 7 out"),
+        ("other_graphs", "execution 'eager' was asked for, and vLLM changed it to PIECEWISE"),
         ("mismatch", "sdpa builds SdpaImpl, and the server built CPUAttentionBackendImpl"),
     ],
 )

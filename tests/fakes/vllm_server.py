@@ -161,6 +161,10 @@ def main() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if ARGS.fake == "stubborn":
         spawn_stubborn_child(ARGS.fake_note)
+    if ARGS.fake == "other_graphs":
+        print(
+            "WARNING CUDAGraphMode.FULL is not supported with X; setting cudagraph_mode=PIECEWISE"
+        )
     if ARGS.fake == "slow_boot":
         time.sleep(600)
     print(f"argv: {sys.argv[1:]}\nenv: {json.dumps(dict(os.environ))}", flush=True)

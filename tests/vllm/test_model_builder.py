@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from servers.model_builder import build
+from greenbench.config import load_model
+from servers.model_builder import TIME_STEPS, build, fill_time_steps
 from servers.tokenizer import LEARNED_VOCAB, train_tokenizer
 
 CONFIG = {
@@ -103,3 +104,40 @@ def test_a_large_vocabulary_is_filled_to_its_exact_size():
     ids = tokenizer.encode(text).ids
     assert tokenizer.decode(ids) == text and max(ids) < LEARNED_VOCAB
     assert tokenizer.decode([size - 1]) == f" <{size - 1}>"
+
+
+def test_a_states_time_steps_remember_thousands_of_tokens():
+    """A bias of 1, as some architectures start, forgets within a few tokens at any context length."""
+    bias = torch.empty(4000)
+    fill_time_steps(bias, "k")
+    steps = torch.nn.functional.softplus(bias)
+    assert TIME_STEPS[0] * 0.99 < steps.min() < 0.0012 and 0.09 < steps.max() < TIME_STEPS[1] * 1.01
+    assert steps.log().median().exp().item() == pytest.approx(0.01, rel=0.1)  # log-uniform
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("llama-3.2-1b", 1.2, 1.3),
+        ("llama-3.2-3b", 3.1, 3.3),
+        ("qwen2.5-1.5b", 1.5, 1.6),
+        ("qwen3-1.7b", 1.7, 1.8),
+        ("mamba2-1.3b", 1.3, 1.4),
+        ("mamba2-2.7b", 2.6, 2.8),
+        ("falcon-h1-1.5b", 1.5, 1.6),
+        ("falcon-h1-3b", 3.1, 3.2),
+        ("granite-4.0-h-1b", 1.4, 1.5),
+        ("granite-4.0-h-micro", 3.1, 3.3),
+        ("qwen3-next-small", 2.0, 2.2),
+        ("lfm2-1.2b", 1.1, 1.2),
+        ("zamba2-1.2b", 1.1, 1.3),
+        ("nemotron-h-small", 1.6, 1.8),
+    ],
+)
+def test_shapes_have_the_size_their_names_say(name: str, low: float, high: float):
+    model = load_model(name)
+    assert model.build is not None
+    config = AutoConfig.for_model(**{**model.build.config, "vocab_size": model.build.vocab_size})
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(config)
+    assert low * 1e9 < sum(p.numel() for p in built.parameters()) < high * 1e9
