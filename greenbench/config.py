@@ -78,7 +78,9 @@ class ServerConfig(StrictModel):
     max_num_batched_tokens: int = Field(default=2048, gt=0)
     block_size: int | None = Field(default=None, gt=0)  # None: the table's value for the backend
     num_gpu_blocks: int | None = Field(default=None, gt=0)  # same KV pool for all arms
-    kv_cache_gib: float = Field(default=1.0, gt=0)  # CPU only: size of the KV pool
+    kv_cache_gib: float | None = Field(
+        default=None, gt=0
+    )  # KV pool; None: 1 on CPU, a share on GPU
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     prefix_caching: bool = False
     tensor_parallel: int = Field(default=1, ge=1)

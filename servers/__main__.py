@@ -18,7 +18,7 @@ from greenbench.config import ROOT, ServerConfig, ServerRequest, load_model, par
 from greenbench.errors import UserError, exit_on_user_error
 from greenbench.rundir import slug
 from servers import serve, verify_run
-from servers.backends import ALL_DTYPES, BACKENDS
+from servers.backends import ALL_DTYPES, BACKENDS, GRAPHS, MODULES
 from servers.choices import parse_choice, parse_choices
 from servers.facts import other_host, this_host
 from servers.model_store import ensure_model
@@ -33,7 +33,7 @@ INTERRUPTED = 130
 def surroundings() -> serve.Surroundings:
     python = os.environ.get("VLLM_PYTHON") or str(ROOT / ".venv-vllm" / "bin" / "python")
     cache = Path(os.environ.get("GREENBENCH_CACHE") or ROOT / ".cache").resolve()
-    return serve.Surroundings(this_host(python), python, cache, dict(os.environ))
+    return serve.Surroundings(this_host(python, MODULES), python, cache, dict(os.environ))
 
 
 def say(line: str) -> None:
@@ -163,8 +163,8 @@ def command_verify(args: argparse.Namespace) -> int:
         reference=parse_choice(args.reference),
         dtype=args.dtype,
         reference_dtype=args.reference_dtype or args.dtype,
-        execution=args.execution or "eager",
-        kv_cache_gib=args.kv_cache_gib or 1.0,
+        execution=args.execution,
+        kv_cache_gib=args.kv_cache_gib,
         parallel=args.parallel,
         tolerance_nats=args.tolerance,
     )
@@ -218,8 +218,8 @@ def _verify_arguments(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("--model", default="tiny-llama", help="name, YAML file or folder")
     verify.add_argument("--dtype", default="float32", choices=ALL_DTYPES)
     verify.add_argument("--reference-dtype", choices=ALL_DTYPES, help="default: that of --dtype")
-    verify.add_argument("--execution", choices=("eager", "piecewise", "full"))
-    verify.add_argument("--kv-cache-gib", type=float, help="KV pool of each server")
+    verify.add_argument("--execution", default="eager", choices=GRAPHS)
+    verify.add_argument("--kv-cache-gib", type=float, default=1.0, help="KV pool of each server")
     verify.add_argument("--parallel", action="store_true", help="all servers at once")
     verify.add_argument("--tolerance", type=float, help="nats; default 0.001 in float32, else 0.1")
     verify.add_argument("--out", help="folder; verdicts land in verify/<backend>/verify.json below")

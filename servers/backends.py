@@ -18,7 +18,7 @@ FP8 = ("fp8", "fp8_e4m3", "fp8_e5m2")
 GRAPHS = ("eager", "piecewise", "full")
 OURS = ("eager", "piecewise")  # our metadata is Python of one step; a whole graph cannot replay it
 _FA3_FEATURES = ("soft_cap", "sliding_window", "learned_sinks")
-_FA4_PACKAGES = ("nvidia-cutlass-dsl",)
+_FA4_MODULES = {"cutlass": "nvidia-cutlass-dsl"}
 ANY_HEAD_SIZE = range(1, 100_000)
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
@@ -49,7 +49,9 @@ class Backend:
     kv_dtypes: tuple[str, ...] = ("auto",)
     fp8_capability_majors: tuple[int, ...] | None = None  # None: wherever the backend runs
     features: frozenset[str] = frozenset()  # of facts.FEATURES, those it can serve
-    packages: tuple[str, ...] = ()  # distributions beside vLLM
+    modules: Mapping[str, str] = field(
+        default_factory=dict[str, str]
+    )  # beside vLLM -> package with it
     block_sizes: Mapping[Device, int] = field(default_factory=lambda: {"cpu": 128, "cuda": 16})
     flash_attn_version: int | None = None  # pinned through attention-config
     executions: tuple[str, ...] = GRAPHS  # CUDA graph modes it can be captured in
@@ -104,13 +106,13 @@ _ROWS = (
             kv_dtypes=kv_dtypes,
             fp8_capability_majors=fp8_majors,
             features=frozenset(features),
-            packages=packages,
+            modules=modules,
             flash_attn_version=version,
         )
-        for version, least, most, kv_dtypes, fp8_majors, features, packages in (
-            (2, (8, 0), None, ("auto", *HALF), None, ("alibi", "soft_cap", "sliding_window"), ()),
-            (3, (9, 0), (9, 0), ("auto", *HALF, *FP8[:2]), (9,), _FA3_FEATURES, ()),
-            (4, (9, 0), (11, 0), ("auto", *HALF, *FP8[:2]), (10,), _FA3_FEATURES, _FA4_PACKAGES),
+        for version, least, most, kv_dtypes, fp8_majors, features, modules in (
+            (2, (8, 0), None, ("auto", *HALF), None, ("alibi", "soft_cap", "sliding_window"), {}),
+            (3, (9, 0), (9, 0), ("auto", *HALF, *FP8[:2]), (9,), _FA3_FEATURES, {}),
+            (4, (9, 0), (11, 0), ("auto", *HALF, *FP8[:2]), (10,), _FA3_FEATURES, _FA4_MODULES),
         )
     ),
     Backend(
@@ -124,7 +126,7 @@ _ROWS = (
         head_sizes=(64, 128, 256, 512),
         kv_dtypes=("auto", *HALF, *FP8),
         features=frozenset({"soft_cap", "sliding_window", "learned_sinks"}),
-        packages=("flashinfer-python",),
+        modules={"flashinfer": "flashinfer-python"},
     ),
     Backend(
         "triton",
@@ -187,7 +189,7 @@ _ROWS = (
         capability_min=(8, 0),
         head_sizes=range(16, 257, 8),
         kv_dtypes=("auto", *HALF),
-        packages=("xformers",),
+        modules={"xformers": "xformers"},
         block_sizes={"cuda": 64},  # its paged kernel reads pages of a multiple of 64 tokens
         executions=OURS,
     ),
@@ -212,6 +214,7 @@ _ROWS = (
 )
 
 BACKENDS: dict[str, Backend] = {row.name: row for row in _ROWS}
+MODULES = sorted({module for row in _ROWS for module in row.modules})
 
 
 def find(name: str) -> Backend:

@@ -66,17 +66,18 @@ def changed_cudagraph_mode(log: str) -> str | None:
 
 
 def kv_memory_bytes(log: str) -> int | None:
-    """Size of the KV pool: said for the CPU as what was set, for a GPU as what was left."""
-    cpu = re.search(r"set \(([\d.]+)/[\d.]+\) GiB for KV cache", log)
-    gpu = re.search(r"Available KV cache memory: ([\d.]+) GiB", log)
-    found = cpu or gpu
-    return round(float(found.group(1)) * 1024**3) if found else None
+    """GPU only: what the share of its memory left for the KV pool."""
+    return _gib(r"Available KV cache memory: ([\d.]+) GiB", log)
 
 
 def weights_bytes(log: str) -> int | None:
     """GPU only: vLLM says there how much memory loading the model took."""
-    found = re.search(r"Model loading took ([\d.]+) GiB", log)
-    return round(float(found.group(1)) * 1024**3) if found else None
+    return _gib(r"Model loading took ([\d.]+) GiB", log)
+
+
+def _gib(pattern: str, log: str) -> int | None:
+    found = re.search(pattern, log)
+    return round(float(found[1]) * 1024**3) if found else None
 
 
 def operators(log: str) -> list[str]:

@@ -14,6 +14,7 @@ from servers.facts import Device, HostFacts, ModelFacts, served_dtype
 from servers.refusals import Case, refusals
 
 GIB = 1024**3
+CPU_KV_POOL_GIB = 1.0
 # Works from vLLM 0.26 to 0.32 and without the `vllm` command, which the CPU build's package lacks.
 ENTRY_POINT = ("-m", "vllm.entrypoints.openai.api_server")
 
@@ -133,12 +134,20 @@ def _memory_flags(request: ServerRequest, device: Device) -> list[str]:
         pool = ["--num-gpu-blocks-override", str(server.num_gpu_blocks)]
     else:
         pool = []
+    pool_bytes = kv_pool_bytes(request, device)
+    if pool_bytes is not None:  # not VLLM_CPU_KVCACHE_SPACE: that takes whole GiB, and the CPU only
+        pool += ["--kv-cache-memory-bytes", str(pool_bytes)]
     if device == "cpu":
-        # not VLLM_CPU_KVCACHE_SPACE: that takes whole GiB only
-        return [*pool, "--kv-cache-memory-bytes", str(int(server.kv_cache_gib * GIB))]
+        return pool
     # autotuning picks sampling and MoE kernels by timing them at boot: minutes, and another pick each time
     share = ["--gpu-memory-utilization", str(server.gpu_memory_utilization)]
     return [*pool, *share, "--no-enable-flashinfer-autotune"]
+
+
+def kv_pool_bytes(request: ServerRequest, device: Device) -> int | None:
+    """What the KV pool is told to take; None: a GPU's share, measured by vLLM at boot."""
+    gib = request.server.kv_cache_gib or (CPU_KV_POOL_GIB if device == "cpu" else None)
+    return None if gib is None else int(gib * GIB)
 
 
 def _execution_flags(execution: str) -> list[str]:

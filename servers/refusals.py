@@ -64,13 +64,14 @@ def _dotted(capability: tuple[int, int]) -> str:
     return f"{capability[0]}.{capability[1]}"
 
 
-def _packages(case: Case) -> Iterator[str]:
-    installed = case.host.packages
-    if installed is None or case.host.device not in case.backend.devices:
+def _modules(case: Case) -> Iterator[str]:
+    there = case.host.modules
+    if there is None or case.host.device not in case.backend.devices:
         return
-    for package in case.backend.packages:
-        if package not in installed:
-            yield f"{case.backend.name} needs the package {package} in {case.host.vllm_python}"
+    for module, package in case.backend.modules.items():
+        if module not in there:
+            python = case.host.vllm_python
+            yield f"{case.backend.name} needs the module {module} (package {package}) in {python}"
 
 
 def _dtype(case: Case) -> Iterator[str]:
@@ -131,7 +132,7 @@ CHECKS: tuple[Callable[[Case], Iterator[str]], ...] = (
     _vllm,
     _device,
     _capability,
-    _packages,
+    _modules,
     _dtype,
     _kv_dtype,
     _head_size,

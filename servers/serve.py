@@ -19,7 +19,14 @@ from greenbench.manifest import Server
 from greenbench.rundir import write_atomic
 from servers import bootlog, inspect_server, proof, smoke
 from servers.backends import resolve
-from servers.command import CUDAGRAPH_MODES, Plan, child_env, plan, recorded_env
+from servers.command import (
+    CUDAGRAPH_MODES,
+    Plan,
+    child_env,
+    kv_pool_bytes,
+    plan,
+    recorded_env,
+)
 from servers.facts import HostFacts, model_facts, served_dtype
 from servers.inspect_server import ServerSays
 from servers.model_store import ensure_model, is_hub_id, missing, model_path
@@ -224,6 +231,7 @@ def _observed(
 ) -> dict[str, Any]:
     dtype = says.dtype or served_dtype(request.model, request.server)
     fixed_pool = request.server.num_gpu_blocks is not None
+    pool_bytes = kv_pool_bytes(request, plan.device)
     return {
         "observed_backend": found.observed_backend,
         "proof": found.verdict,
@@ -232,7 +240,7 @@ def _observed(
         "vllm_version": says.version,
         # without attention a request's state has one size at any length: tokens say nothing then
         "kv_cache_tokens": says.kv_cache_tokens if found.detail["attention_layers"] != {} else None,
-        "kv_cache_bytes": None if fixed_pool else bootlog.kv_memory_bytes(log),
+        "kv_cache_bytes": None if fixed_pool else pool_bytes or bootlog.kv_memory_bytes(log),
         "weights_bytes": bootlog.weights_bytes(log) or weights_bytes(Path(plan.model_path), dtype),
     }
 

@@ -21,7 +21,6 @@ from greenbench.manifest import Server
 from greenbench.rundir import slug, write_atomic
 from servers import verify
 from servers.backends import resolve
-from servers.command import GIB
 from servers.facts import model_facts
 from servers.process import ServerDied
 from servers.serve import BootFailed, Launch, Surroundings
@@ -101,7 +100,6 @@ def _arm(
     folder = out / VERIFY_DIR / f"{prefix}{slug(choice.label)}"
     caching = "--no-enable-prefix-caching" not in order.model.server_args
     servers = len(order.backends) + 1 if order.parallel else 1
-    on_gpu = around.host.device == "cuda"
     config = ServerConfig.model_validate(
         {
             "dtype": dtype,
@@ -110,12 +108,8 @@ def _arm(
             "max_num_batched_tokens": STEP_TOKENS,
             "max_num_seqs": 16,
             "prefix_caching": caching,
-            "kv_cache_gib": order.kv_cache_gib,
+            "kv_cache_gib": order.kv_cache_gib,  # not a share: servers that boot together disturb it
             "gpu_memory_utilization": 0.85 / servers,
-            # a share of the GPU is measured at boot, which servers booting together would disturb
-            "extra_args": ["--kv-cache-memory-bytes", str(int(order.kv_cache_gib * GIB))]
-            if on_gpu
-            else [],
         }
     )
     request = ServerRequest(model=order.model, backend=choice, server=config)

