@@ -31,12 +31,10 @@ class DecodedResponse(ResponseParser):
     def begin(self, response: httpx.Response) -> None:
         self.status = response.status_code
         self.headers = {name.lower(): value for name, value in response.headers.raw}
-        self.reads += 1
-        self.head_read = self.reads
+        self.started = True
 
     def feed(self, data: bytes) -> None:
-        self.reads += 1
-        self._keep(data)
+        self.segments.append(data)
 
     def end_of_stream(self) -> None:
         """A close means a cut here: a body that ends by closing is ended by `whole`."""

@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Final
 
-from loadgen.http1 import Http1Error, ResponseParser
+from loadgen.http1 import CHUNK_SIZES, Http1Error, ResponseParser
 from loadgen.stream import (
     MAX_BODY_BYTES,
     Facts,
@@ -30,6 +30,7 @@ DELAY_STRIDE: Final = 8
 
 _unpack_timespec = struct.Struct("qq").unpack
 Ancillary = list[tuple[int, int, bytes]]
+Stamp = tuple[int, Ancillary]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +85,19 @@ def failed(error_type: str, message: str, connect_ns: int | None = None) -> Exch
 
 
 class Reply:
-    """A reply in the making. `add` is the hot path; `result` parses and is called once, at the end."""
+    """A reply in the making. `add` is the hot path; `result` parses and is called once, at the end.
+
+    A stamp is (monotonic ns of the program, ancillary data of the read that holds the kernel's time).
+    """
 
     __slots__ = (
-        "_base",
-        "_chunk_stamps",
+        "_held_bytes",
         "_headers_stamp",
-        "_kernel",
         "_last_stamp",
         "_reader",
-        "_stamps",
+        "_segments",
         "_streamed_bytes",
+        "_take_whole_chunks",
         "connect_ns",
         "deadline_ns",
         "ended_mono_ns",
@@ -118,34 +121,45 @@ class Reply:
         self.send_waits = 0
         self.ended_mono_ns: int | None = None
         self.error: tuple[str, str] | None = None
+        self._segments: list[tuple[bytes, Stamp]] = []  # body bytes not yet parsed
+        self._take_whole_chunks = False
         self._reader: StreamReader | None = None
+        self._held_bytes = 0
         self._streamed_bytes = 0
-        self._base = 0  # reads whose stamps were let go
-        self._stamps: list[int] = []  # one a read, monotonic
-        self._kernel: list[Ancillary] = []
-        self._headers_stamp: tuple[int, int | None] | None = None
-        self._last_stamp: tuple[int, int | None] | None = None
-        self._chunk_stamps: list[tuple[int, int | None]] = []  # (program's, kernel's or None)
+        self._headers_stamp: Stamp | None = None
+        self._last_stamp: Stamp | None = None
 
     def add(self, data: bytes, mono_ns: int, ancillary: Ancillary) -> bool:
         """Take what one read brought. True when the reply is complete or cannot go on."""
-        self._stamps.append(mono_ns)
-        self._kernel.append(ancillary)
+        if self._take_whole_chunks:
+            # the usual read is exactly one whole chunk: its size line says so, nothing is looked into
+            line_end = data.find(b"\r\n", 0, 8)
+            size = CHUNK_SIZES.get(data[:line_end])
+            if size == len(data) - line_end - 4 and data.endswith(b"\r\n"):
+                self._segments.append((data[line_end + 2 : -2], (mono_ns, ancillary)))
+                return len(self._segments) >= DRAIN_READS and self._bounded()
+        return self._add_at_length(data, (mono_ns, ancillary))
+
+    def _add_at_length(self, data: bytes, stamp: Stamp) -> bool:
         parser = self.parser
+        self._last_stamp = stamp
         try:
             parser.feed(data)
-            if parser.held_bytes > DRAIN_BYTES or len(self._stamps) >= DRAIN_READS:
-                self._bounded_drain()
         except Http1Error as error:
             self.error = ("bad_http", str(error))
-        except SseError as error:
-            self.error = ("bad_sse", str(error))
+        if self._headers_stamp is None and parser.status is not None:
+            self._headers_stamp = stamp
+        for segment in parser.take():
+            self._held_bytes += len(segment)
+            self._segments.append((segment, stamp))
+        self._take_whole_chunks = parser.at_chunk and self._is_stream
+        if self._held_bytes > DRAIN_BYTES and self._bounded():
+            return True
         return parser.complete or self.error is not None
 
     def stamp_head(self, mono_ns: int) -> None:
-        """For a client that is handed the head decoded: a read without body bytes."""
-        self._stamps.append(mono_ns)
-        self._kernel.append([])
+        """For a client that is handed the head decoded."""
+        self._headers_stamp = (mono_ns, [])
 
     def closed_by_peer(self, reason: str = "the server closed the connection") -> None:
         """The connection ended. That is a cut unless the body's end was to be the closing itself."""
@@ -162,42 +176,29 @@ class Reply:
             self.parser.headers.get(b"content-type", b"").lower().startswith(b"text/event-stream")
         )
 
-    def _bounded_drain(self) -> None:
-        held = self.parser.held_bytes
-        if self._is_stream:
-            self._streamed_bytes += held
-            if self._streamed_bytes > MAX_STREAM_BYTES + 16384 * self.outgoing.output_tokens:
-                raise SseError(f"a stream of over {self._streamed_bytes} bytes")
-            self._drain()
-        elif held > MAX_BODY_BYTES:
-            raise Http1Error(f"a body of over {MAX_BODY_BYTES} bytes")
-        else:
-            self._forget_stamps()
+    def _bounded(self) -> bool:
+        """Parse ahead, so that memory stays bounded; True when the reply is too large to go on."""
+        try:
+            if self._is_stream:
+                self._streamed_bytes += sum(len(segment) for segment, _ in self._segments)
+                if self._streamed_bytes > MAX_STREAM_BYTES + 16384 * self.outgoing.output_tokens:
+                    raise SseError(f"a stream of over {self._streamed_bytes} bytes")
+                self._held_bytes = 0
+                self._drain()
+            elif self._held_bytes > MAX_BODY_BYTES:
+                self._segments = []
+                raise Http1Error(f"a body of over {MAX_BODY_BYTES} bytes")
+        except (SseError, Http1Error) as error:
+            self.error = ("bad_sse" if isinstance(error, SseError) else "bad_http", str(error))
+            return True
+        return False
 
     def _drain(self) -> None:
-        """Parse what has come of a stream, and look up when its chunks came."""
+        """Parse what has come of a stream."""
         if self._reader is None:
             self._reader = StreamReader(self.outgoing.event_limit)
-        marks = self._reader.facts.chunk_marks
-        known = len(marks)
-        try:
-            self._reader.feed(*self.parser.take())
-        finally:
-            base, stamps, kernel = self._base + 1, self._stamps, self._kernel
-            self._chunk_stamps += [
-                (stamps[mark - base], _kernel_unix_ns(kernel[mark - base]))
-                for mark in marks[known:]
-            ]
-            self._forget_stamps()
-
-    def _forget_stamps(self) -> None:
-        head_at = self.parser.head_read - self._base - 1
-        if self._headers_stamp is None and 0 <= head_at < len(self._stamps):
-            self._headers_stamp = self._stamps[head_at], _kernel_unix_ns(self._kernel[head_at])
-        if self._stamps:
-            self._last_stamp = self._stamps[-1], _kernel_unix_ns(self._kernel[-1])
-        self._base += len(self._stamps)
-        self._stamps, self._kernel = [], []
+        segments, self._segments = self._segments, []
+        self._reader.feed(segments)
 
     def result(self, now_mono_ns: int, now_unix_ns: int) -> Exchange:
         """Parse what is left and work out the outcome. The two clocks are read by the caller, now."""
@@ -227,8 +228,8 @@ class Reply:
             assert self._reader is not None
             facts = self._reader.facts
         else:
-            self._forget_stamps()
-            body = b"".join(parser.take()[0])
+            body = b"".join(segment for segment, _ in self._segments)
+            self._segments = []
         if self.error is not None:
             facts.fail(*self.error)
         if facts.error_type is not None:
@@ -260,44 +261,38 @@ class Reply:
         mono_span, unix_span = now_mono_ns - sent, now_unix_ns - self.sent_unix_ns
         drift = unix_span - mono_span
         exchange.clock_stepped = abs(drift) > STEP_NS + STEP_SHARE * mono_span
+        chunks: list[Stamp] = exchange.facts.chunk_stamps
         edges = [stamp for stamp in (self._headers_stamp, self._last_stamp) if stamp is not None]
-        stamps = [*self._chunk_stamps, *edges]
-        kernel = bool(stamps) and not exchange.clock_stepped and all(s[1] for s in stamps)
-        exchange.kernel_times = kernel
-        if kernel:
-            base = self.sent_unix_ns
-            slope = mono_span / unix_span if abs(drift) > 1000 and unix_span > 0 else 1
-
-            def offset(stamp: tuple[int, int | None]) -> int:
-                span = stamp[1] - base  # type: ignore[operator]
-                return span if slope == 1 else round(span * slope)
-        else:
-
-            def offset(stamp: tuple[int, int | None]) -> int:
-                return stamp[0] - sent
-
+        user = [stamp[0] - sent for stamp in (*chunks, *edges)]
+        offsets = None
+        if not exchange.clock_stepped:
+            offsets = _kernel_offsets([*chunks, *edges], self.sent_unix_ns)
+        exchange.kernel_times = offsets is not None
+        if offsets is None:
+            offsets = user
+        elif abs(drift) > 1000 and unix_span > 0:  # the wall clock was slewed meanwhile
+            offsets = [round(offset * mono_span / unix_span) for offset in offsets]
         if self._headers_stamp is not None:
-            exchange.headers_ns = offset(self._headers_stamp)
+            exchange.headers_ns = offsets[len(chunks)]
         if self.parser.complete and self._last_stamp is not None:
-            exchange.end_ns = offset(self._last_stamp)
+            exchange.end_ns = offsets[-1]
         elif self.ended_mono_ns is not None:  # cut or given up: no byte marks the end
             exchange.end_ns = self.ended_mono_ns - sent
-        if self._chunk_stamps:
-            exchange.chunk_ns = [offset(stamp) for stamp in self._chunk_stamps]
-            marks = exchange.facts.chunk_marks
-            exchange.shared_reads = len(marks) - len(set(marks))
-            if kernel:
-                exchange.delays_ns = [
-                    stamp[0] - sent - offset(stamp) for stamp in self._chunk_stamps[::DELAY_STRIDE]
-                ]
+        if chunks:
+            exchange.chunk_ns = offsets[: len(chunks)]
+            exchange.shared_reads = len(chunks) - len(set(map(id, chunks)))
+            if exchange.kernel_times:
+                sample = range(0, len(chunks), DELAY_STRIDE)
+                exchange.delays_ns = [user[i] - offsets[i] for i in sample]
 
 
-def _kernel_unix_ns(ancillary: Ancillary) -> int | None:
-    """The kernel's arrival time of a read (SCM_TIMESTAMPNS), or None."""
-    if not ancillary:
+def _kernel_offsets(stamps: list[Stamp], sent_unix_ns: int) -> list[int] | None:
+    """Nanoseconds from ``sent_unix_ns`` by the kernel's clock; None unless it stamped every read."""
+    try:
+        times = [_unpack_timespec(ancillary[0][2]) for _, ancillary in stamps]
+    except IndexError:  # a read without a time
         return None
-    seconds, nanoseconds = _unpack_timespec(ancillary[0][2])
-    return seconds * 1_000_000_000 + nanoseconds
+    return [seconds * 1_000_000_000 + ns - sent_unix_ns for seconds, ns in times] or None
 
 
 def _status_fault(parser: ResponseParser, body: bytes) -> tuple[str, str]:

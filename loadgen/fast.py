@@ -78,13 +78,17 @@ class Target:
             server_name=parts.hostname,
         )
 
-    def head(self, path: str, request_id: str, body_bytes: int, accept: str) -> bytes:
-        """The head of a POST, up to and with its empty line."""
+    def head(self, path: str, body_bytes: int, accept: str) -> bytes:
+        """The head of a POST up to the request's id, which `whole_head` adds."""
         return (
             f"POST {self.path}{path} HTTP/1.1\r\nHost: {self.host}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {body_bytes}\r\n"
-            f"Accept: {accept}\r\nAccept-Encoding: identity\r\nX-Request-Id: {request_id}\r\n\r\n"
+            f"Accept: {accept}\r\nAccept-Encoding: identity\r\nX-Request-Id: "
         ).encode("ascii")
+
+
+def whole_head(head: bytes, request_id: str) -> bytes:
+    return b"%b%b\r\n\r\n" % (head, request_id.encode("ascii"))
 
 
 Done = Callable[[Reply], object]

@@ -1,11 +1,11 @@
 """HTTP/1.1 responses from raw bytes: no socket, no clock.
 
-`ResponseParser` takes what each read brought and keeps the body as segments, each marked with the
-number of the read that brought it, so that a caller can look up when it arrived. It decodes framing
+`ResponseParser` takes what each read brought and gives the body back in segments. It decodes framing
 only (chunked, content-length, until close; 1xx skipped, trailers dropped). What RFC 9112 does not
 allow raises `Http1Error`; it never guesses where a message ends.
 """
 
+import functools
 import re
 from typing import Final
 
@@ -29,9 +29,8 @@ class Http1Error(ValueError):
 class ResponseParser:
     """One response. ``feed`` each read; ``end_of_stream`` when the peer closes.
 
-    ``segments[i]`` are body bytes that read number ``marks[i]`` (from 1) brought; the caller may
-    take them away at any time (``take``). ``complete``: the body ended as its framing says.
-    ``reusable``: another request may follow on the same connection.
+    ``segments`` are the body bytes not yet taken (``take``). ``complete``: the body ended as its
+    framing says. ``reusable``: another request may follow on the same connection.
     """
 
     __slots__ = (
@@ -39,47 +38,36 @@ class ResponseParser:
         "_state",
         "_wanted",
         "complete",
-        "head_read",
         "headers",
-        "held_bytes",
-        "marks",
-        "reads",
         "reusable",
         "segments",
+        "started",
         "status",
     )
 
     def __init__(self) -> None:
         self.status: int | None = None
         self.headers: dict[bytes, bytes] = {}
-        self.head_read = 0
-        self.reads = 0
+        self.started = False  # any byte of a response has come
         self.complete = False
         self.reusable = False
         self.segments: list[bytes] = []
-        self.marks: list[int] = []
-        self.held_bytes = 0
         self._rest = b""
         self._state = HEAD
         self._wanted = 0  # bytes still to come of the chunk or body
 
-    def take(self) -> tuple[list[bytes], list[int]]:
-        """Hand over the segments and marks gathered so far and forget them."""
-        taken = self.segments, self.marks
-        self.segments, self.marks, self.held_bytes = [], [], 0
+    @property
+    def at_chunk(self) -> bool:
+        """The next byte begins a chunk, so that `whole_chunk` may look at it."""
+        return self._state == CHUNK_SIZE and not self._rest
+
+    def take(self) -> list[bytes]:
+        """Hand over the segments gathered so far and forget them."""
+        taken, self.segments = self.segments, []
         return taken
 
     def feed(self, data: bytes) -> None:
-        self.reads += 1
-        if self._state == CHUNK_SIZE and not self._rest:
-            # the usual read: exactly one whole chunk
-            line_end = data.find(b"\r\n", 0, 8)
-            size = CHUNK_SIZES.get(data[:line_end]) if line_end > 0 else None
-            if size and line_end + 4 + size == len(data) and data.endswith(b"\r\n"):
-                self.segments.append(data[line_end + 2 : -2])
-                self.marks.append(self.reads)
-                self.held_bytes += size
-                return
+        self.started = True
         buffer = self._rest + data if self._rest else data
         self._rest = buffer[self._consume(buffer) :]
 
@@ -88,20 +76,17 @@ class ResponseParser:
         if self._state == UNTIL_CLOSE:
             self._finish(reusable=False)
 
-    @property
-    def started(self) -> bool:
-        """Whether any byte of a response has come."""
-        return self.reads > 0
-
     def _consume(self, buffer: bytes) -> int:
         """Parse as far as ``buffer`` goes; the number of bytes used up."""
         at, end = 0, len(buffer)
         while at < end:
             state = self._state
-            if state in (CHUNK_DATA, LENGTH):
+            if state == CHUNK_SIZE and (used := self._consume_whole_chunk(buffer, at)) > at:
+                at = used
+            elif state in (CHUNK_DATA, LENGTH):
                 at = self._consume_counted(buffer, at)
             elif state == UNTIL_CLOSE:
-                self._keep(buffer[at:])
+                self.segments.append(buffer[at:])
                 at = end
             elif state == DONE:  # bytes after the reply belong to no request: never reuse
                 self.reusable = False
@@ -113,9 +98,18 @@ class ResponseParser:
                 at = used
         return at
 
+    def _consume_whole_chunk(self, buffer: bytes, at: int) -> int:
+        """Use up a chunk that lies whole in ``buffer``, its size written as servers do; or nothing."""
+        line_end = buffer.find(b"\r\n", at, at + 8)
+        size = CHUNK_SIZES.get(buffer[at:line_end]) if line_end > 0 else None
+        if size is None or buffer[line_end + 2 + size : line_end + 4 + size] != b"\r\n":
+            return at
+        self.segments.append(buffer[line_end + 2 : line_end + 2 + size])
+        return line_end + 4 + size
+
     def _consume_counted(self, buffer: bytes, at: int) -> int:
         piece = buffer[at : at + self._wanted] if at else buffer[: self._wanted]
-        self._keep(piece)
+        self.segments.append(piece)
         self._wanted -= len(piece)
         if self._wanted == 0:
             if self._state == LENGTH:
@@ -123,11 +117,6 @@ class ResponseParser:
             else:
                 self._state = CHUNK_END
         return at + len(piece)
-
-    def _keep(self, piece: bytes) -> None:
-        self.segments.append(piece)
-        self.marks.append(self.reads)
-        self.held_bytes += len(piece)
 
     def _finish(self, reusable: bool) -> None:
         self._state = DONE
@@ -174,18 +163,13 @@ class ResponseParser:
             if not b"HTTP/1.".startswith(buffer[at : at + 7]):
                 raise Http1Error(f"not an HTTP/1 response: {buffer[at : at + 40]!r}")
             return at
-        lines = re.split(rb"\r?\n", buffer[at : match.start()])
-        status_line = _STATUS_LINE.fullmatch(lines[0])
-        if status_line is None:
-            raise Http1Error(f"not an HTTP/1 status line: {lines[0][:40]!r}")
-        status = int(status_line[2])
+        minor, status, headers = _head(buffer[at : match.start()])
         if status == 101:
             raise Http1Error("101 Switching Protocols, which was not asked for")
         if status >= 200:
             self.status = status
-            self.head_read = self.reads
-            self.headers = _headers(lines[1:])
-            self._framing(minor=int(status_line[1]))
+            self.headers = headers
+            self._framing(minor)
         return match.end()
 
     def _framing(self, minor: int) -> None:
@@ -215,6 +199,16 @@ class ResponseParser:
                 self._finish(self.reusable)
         else:
             self._state = UNTIL_CLOSE
+
+
+@functools.lru_cache(maxsize=256)  # a server's heads differ by the second, if at all
+def _head(head: bytes) -> tuple[int, int, dict[bytes, bytes]]:
+    """(minor version, status, headers by lower-case name) of a head without its empty line."""
+    first, *lines = re.split(rb"\r?\n", head)
+    status_line = _STATUS_LINE.fullmatch(first)
+    if status_line is None:
+        raise Http1Error(f"not an HTTP/1 status line: {first[:40]!r}")
+    return int(status_line[1]), int(status_line[2]), _headers(lines)
 
 
 def _headers(lines: list[bytes]) -> dict[bytes, bytes]:

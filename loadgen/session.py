@@ -21,7 +21,7 @@ from greenbench.rundir import RunDir, write_atomic
 from greenbench.schema import Phase, RequestRecord
 from loadgen.audit import Audit
 from loadgen.exchange import Exchange, Outgoing, failed
-from loadgen.fast import Target
+from loadgen.fast import Target, whole_head
 from loadgen.grading import grade_reply
 from loadgen.phases import PhaseClock
 from loadgen.prompts import Prompt, read_prompts
@@ -62,6 +62,8 @@ class Session:
         if not self._prompts:
             raise UserError(f"{live.prompts_path}: holds no prompt; make it anew")
         self._bodies = [self._encode(prompt) for prompt in self._prompts]
+        accept = "text/event-stream" if self._task.streaming else "application/json"
+        self._heads = [self.target.head(COMPLETIONS_PATH, len(b), accept) for b in self._bodies]
         self._sequence = shard[0]
         self._token = os.urandom(4).hex()  # keeps request ids of two runs apart in one server's log
         self._records = RowWriter(self.run.requests_dir / f"{client_id}.jsonl")
@@ -98,13 +100,12 @@ class Session:
         sequence = self._sequence
         self._sequence += self.shard[1]
         prompt_at = sequence % len(self._prompts)
-        prompt, body = self._prompts[prompt_at], self._bodies[prompt_at]
+        prompt = self._prompts[prompt_at]
         request_id = f"{self._token}-{self.client_id}-{sequence:06d}"
-        accept = "text/event-stream" if self._task.streaming else "application/json"
         return Outgoing(
             request_id=request_id,
-            head=self.target.head(COMPLETIONS_PATH, request_id, len(body), accept),
-            body=body,
+            head=whole_head(self._heads[prompt_at], request_id),
+            body=self._bodies[prompt_at],
             streaming=self._task.streaming,
             context_tokens=prompt.context_tokens,
             output_tokens=prompt.output_tokens if self._task.streaming else 1,

@@ -10,8 +10,9 @@ with nothing else: U+2028 is text), an empty line ends an event, `data` lines ar
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -34,18 +35,15 @@ class SseError(ValueError):
 class SseSplitter:
     """Body bytes to the `data` of complete events, however they are cut."""
 
-    __slots__ = ("_carry", "_carry_bytes", "_data", "_skip_lf", "_start")
+    __slots__ = ("_carry", "_carry_bytes", "_data", "_skip_lf", "at_start", "between_events")
 
     def __init__(self) -> None:
         self._carry: list[bytes] = []  # pieces of a line whose end has not come
         self._carry_bytes = 0  # of the whole unfinished event
         self._data: list[bytes] = []  # data lines of an event whose empty line has not come
         self._skip_lf = False  # the last byte was CR: an LF that follows belongs to it
-        self._start = True  # only the first bytes may be a byte-order mark
-
-    @property
-    def between_events(self) -> bool:
-        return not (self._carry or self._data or self._skip_lf or self._start)
+        self.at_start = True  # only the first bytes may be a byte-order mark
+        self.between_events = True  # nothing carried: the next byte begins a line of a new event
 
     def feed(self, segment: bytes) -> list[bytes]:
         """The `data` of every event that this segment completes, in order."""
@@ -59,14 +57,15 @@ class SseSplitter:
         if b"\n" not in segment and b"\r" not in segment:
             if segment:
                 self._carry.append(segment)
+                self.between_events = False
             return []
         self._skip_lf = segment.endswith(b"\r")
         lines = _LINE_END.split(b"".join([*self._carry, segment]))
         rest = lines.pop()
         self._carry = [rest] if rest else []
-        if self._start:
+        if self.at_start:
             lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
-            self._start = False
+            self.at_start = False
         return self._dispatch(lines, rest)
 
     def _dispatch(self, lines: list[bytes], rest: bytes) -> list[bytes]:
@@ -82,25 +81,26 @@ class SseSplitter:
                 self._data.append(b"")
             # comments (":…") and the fields event, id and retry mean nothing to a benchmark
         self._carry_bytes = len(rest) + sum(map(len, self._data))
+        self.between_events = not (rest or self._data or self._skip_lf)
         return events
 
 
-class PromptDetails(msgspec.Struct):
+class PromptDetails(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
 
 
-class Usage(msgspec.Struct):
+class Usage(msgspec.Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: PromptDetails | None = None
 
 
-class Choice(msgspec.Struct):
+class Choice(msgspec.Struct, gc=False):
     text: str | None = None
     finish_reason: str | None = None
 
 
-class CompletionEvent(msgspec.Struct):
+class CompletionEvent(msgspec.Struct, gc=False):
     """The fields that are read of one streamed event, or of a whole reply. Others are left aside."""
 
     choices: list[Choice] = []
@@ -116,9 +116,9 @@ _decode_event = msgspec.json.Decoder(CompletionEvent).decode
 
 @dataclass(slots=True)
 class Facts:
-    """What the reply said. ``chunk_marks`` name the read that brought each chunk."""
+    """What the reply said. ``chunk_stamps``: the stamp of the segment that completed each chunk."""
 
-    chunk_marks: list[int] = field(default_factory=list[int])
+    chunk_stamps: list[Any] = field(default_factory=list[Any])
     chunk_tokens: list[int] | None = field(
         default_factory=list[int]
     )  # None once a chunk lacks usage
@@ -160,10 +160,10 @@ class StreamReader:
         self._event_limit = event_limit
         self._splitter = SseSplitter()
 
-    def feed(self, segments: list[bytes], marks: list[int]) -> None:
-        """Read all segments. A malformed event raises `SseError`; what came before it is kept."""
+    def feed(self, segments: Iterable[tuple[bytes, Any]]) -> None:
+        """Read (segment, stamp) pairs. A malformed event raises `SseError`; what came before is kept."""
         splitter = self._splitter
-        for segment, mark in zip(segments, marks, strict=True):
+        for segment, stamp in segments:
             # the usual segment: one event on one line; anything else is split at length
             if (
                 segment.startswith(b"data: ")
@@ -172,12 +172,13 @@ class StreamReader:
                 and b"\r" not in segment
                 and splitter.between_events
             ):
-                self._event(segment[6:-2], mark)
+                splitter.at_start = False
+                self._event(segment[6:-2], stamp)
             else:
                 for data in splitter.feed(segment):
-                    self._event(data, mark)
+                    self._event(data, stamp)
 
-    def _event(self, data: bytes, mark: int) -> None:
+    def _event(self, data: bytes, stamp: Any) -> None:
         facts = self.facts
         if data == b"[DONE]":
             facts.done = True
@@ -192,30 +193,28 @@ class StreamReader:
         if event.error is not None or event.object == "error":
             facts.fail("server_error_event", error_text(data))
             return
-        self._completion(event, mark)
-
-    def _completion(self, event: CompletionEvent, mark: int) -> None:
-        facts = self.facts
-        before = facts.output_tokens or 0
-        usage = event.usage
-        if usage is not None:
-            facts.add_usage(usage)
         if event.metrics:
             facts.server_metrics = _numbers(event.metrics)
-        if not event.choices:
-            return
-        choice = event.choices[0]
+        before = facts.output_tokens or 0
+        running = None
+        if event.usage is not None:
+            running = event.usage.completion_tokens
+            facts.add_usage(event.usage)
+        if event.choices:
+            self._choice(event.choices[0], running, before, stamp)
+
+    def _choice(self, choice: Choice, running: int | None, before: int, stamp: Any) -> None:
+        facts = self.facts
         if choice.finish_reason is not None:
             facts.finish_reason = choice.finish_reason
         if choice.text:
             facts.texts.append(choice.text)
-        running = usage.completion_tokens if usage is not None else None
         if running is None:
             if choice.text:
-                facts.chunk_marks.append(mark)
+                facts.chunk_stamps.append(stamp)
                 facts.chunk_tokens = None
         elif running > before:
-            facts.chunk_marks.append(mark)
+            facts.chunk_stamps.append(stamp)
             if facts.chunk_tokens is not None:
                 facts.chunk_tokens.append(running)
 

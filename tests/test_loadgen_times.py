@@ -1,5 +1,6 @@
 """Times: what the client records against what the golden server sent, and clocks that misbehave."""
 
+import itertools
 import struct
 from statistics import median
 
@@ -29,19 +30,17 @@ def test_ttft_and_gaps_are_those_of_the_script(client: str, ttft_s: float, gap_s
         (got,) = CLIENTS[client](server.url, [lambda t, n: outgoing(t, 12)])
         seen = server.seen[0]
     assert got.sent_mono_ns and got.chunk_ns and len(got.chunk_ns) == 12
-    true_ttft = seen.sent_ns[0] - seen.received_ns
-    assert true_ttft >= ttft_s * SECOND
-    assert abs(got.chunk_ns[0] - true_ttft) < 8e6
-    # each chunk's arrival on the common clock, against the moment of its write
-    errors = [
-        got.sent_mono_ns + at - sent for at, sent in zip(got.chunk_ns, seen.sent_ns, strict=False)
-    ]
-    assert min(errors) > -0.3e6  # never before it was sent
-    assert median(errors) < 2e6
-    true_gaps = [b - a for a, b in zip(seen.sent_ns, seen.sent_ns[1:12], strict=False)]
-    gaps = [b - a for a, b in zip(got.chunk_ns, got.chunk_ns[1:], strict=False)]
-    assert median(gaps) == pytest.approx(median(true_gaps), abs=1e6)
-    assert median(gaps) >= gap_s * SECOND * 0.9
+    arrived = [got.sent_mono_ns + at for at in got.chunk_ns]
+    assert got.sent_mono_ns < seen.received_ns
+    assert got.chunk_ns[0] > ttft_s * SECOND
+    for i in range(12):
+        assert arrived[i] >= seen.sent_ns[i] - 50_000  # never before it was sent
+        if client == "fast":  # loopback delivers within the write: so does the kernel's stamp say
+            assert arrived[i] <= seen.written_ns[i] + 50_000
+    gaps = [b - a for a, b in itertools.pairwise(got.chunk_ns)]
+    true_gaps = [b - a for a, b in itertools.pairwise(seen.sent_ns[:12])]
+    assert median(gaps) == pytest.approx(median(true_gaps), rel=0.5)
+    assert sum(gaps) >= 10 * gap_s * SECOND
 
 
 def ancillary(unix_ns: int) -> list[tuple[int, int, bytes]]:

@@ -1,5 +1,6 @@
-"""Body bytes to events, tokens and errors, however they are cut. Guards every miscount peers are known for."""
+"""Body bytes to events, tokens and errors, however they are cut: every miscount peers are known for."""
 
+import itertools
 import json
 
 import msgspec
@@ -15,13 +16,13 @@ from tests.fakes.openai_server import completion_events, event, sse
 def read(segments: list[bytes], limit: int = 1000) -> Facts:
     """Facts of a body that comes as these segments, one a read."""
     reader = StreamReader(limit)
-    reader.feed(segments, list(range(1, len(segments) + 1)))
+    reader.feed(zip(segments, range(1, len(segments) + 1), strict=True))
     return reader.facts
 
 
 def cut(body: bytes, at: list[int]) -> list[bytes]:
     edges = [0, *sorted(at), len(body)]
-    return [body[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [body[a:b] for a, b in itertools.pairwise(edges)]
 
 
 NASTY = "a\u2028b\u2029c\u0085d\x0be\x0cf\x1c\x00g — né 漢字 🚀"
@@ -50,13 +51,13 @@ def test_one_byte_a_read_marks_each_chunk_by_the_read_that_completed_it() -> Non
     body = b"".join(sse(data) for data in events)
     facts = read([body[i : i + 1] for i in range(len(body))])
     first = len(sse(events[0]))
-    assert facts.chunk_marks == [first, first + len(sse(events[1]))]
+    assert facts.chunk_stamps == [first, first + len(sse(events[1]))]
 
 
 def test_several_events_in_one_read_share_its_mark() -> None:
     events = completion_events(9, [1, 1, 1])
     facts = read([sse(events[0]) + sse(events[1]), sse(events[2]), sse(events[3]) + sse(events[4])])
-    assert facts.chunk_marks == [1, 1, 2]
+    assert facts.chunk_stamps == [1, 1, 2]
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.data())
@@ -122,14 +123,14 @@ def test_an_empty_text_without_a_new_token_is_no_chunk_and_with_one_it_is() -> N
     """`vllm bench serve` counts an empty text as the first token; half a character is a token."""
     events = [event("", 0, 9), event("a", 1, 9), event("", 2, 9), event("b", 3, 9, "length")]
     facts = read([sse(data) for data in events])
-    assert facts.chunk_marks == [2, 3, 4]
+    assert facts.chunk_stamps == [2, 3, 4]
     assert facts.chunk_tokens == [1, 2, 3]
 
 
 def test_without_running_usage_text_counts_and_tokens_stay_unknown() -> None:
     events = [event("a", None, 9), event("", None, 9), event("b", None, 9), event(None, 2, 9)]
     facts = read([sse(data) for data in events])
-    assert facts.chunk_marks == [1, 3]
+    assert facts.chunk_stamps == [1, 3]
     assert (facts.chunk_tokens, facts.output_tokens) == (None, 2)
 
 
@@ -167,7 +168,7 @@ def test_an_error_event_is_an_error_though_done_follows(data: dict[str, object])
 def test_what_is_no_completion_event_is_refused_and_earlier_chunks_stay(payload: bytes) -> None:
     reader = StreamReader(100)
     with pytest.raises(SseError, match="not a completion event"):
-        reader.feed([sse(event("a", 1, 9)), sse(payload)], [1, 2])
+        reader.feed([(sse(event("a", 1, 9)), 1), (sse(payload), 2)])
     assert reader.facts.chunk_tokens == [1]
 
 
@@ -176,7 +177,7 @@ def test_an_endless_line_is_refused_in_bounded_memory(monkeypatch: pytest.Monkey
     reader = StreamReader(100)
     with pytest.raises(SseError, match="over 10000 bytes"):
         for mark in range(1, 1000):
-            reader.feed([b"x" * 100], [mark])
+            reader.feed([(b"x" * 100, mark)])
     assert mark == 101
 
 
@@ -203,7 +204,7 @@ def test_a_whole_reply_gives_usage_and_text() -> None:
     }
     facts = read_whole(msgspec.json.encode(body))
     assert (facts.prompt_tokens, facts.output_tokens, facts.cached_tokens) == (7, 1, 4)
-    assert facts.chunk_marks == []
+    assert facts.chunk_stamps == []
     assert read_whole(b"<html>").error_type == "bad_http"
 
 

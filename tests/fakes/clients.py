@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from loadgen.client import AsyncHttpxClient
 from loadgen.exchange import Exchange, Outgoing, Reply
-from loadgen.fast import Target, outcome
+from loadgen.fast import Target, outcome, whole_head
 from loadgen.loops import AsyncioLoop
 from loadgen.pool import Pool
 
@@ -29,7 +29,7 @@ def outgoing(
         f'"stream":{"true" if streaming else "false"}}}'
     ).encode()
     accept = "text/event-stream" if streaming else "application/json"
-    head = target.head(path, f"r-{number}", len(body), accept)
+    head = whole_head(target.head(path, len(body), accept), f"r-{number}")
     return Outgoing(f"r-{number}", head, body, streaming, len(ids), output_tokens)
 
 

@@ -55,7 +55,8 @@ class Seen:
     body: dict[str, Any]
     connection: int
     received_ns: int
-    sent_ns: list[int] = field(default_factory=list)
+    sent_ns: list[int] = field(default_factory=list)  # just before each write …
+    written_ns: list[int] = field(default_factory=list)  # … and just after
 
 
 def event(
@@ -235,6 +236,7 @@ class GoldenServer:
                 await asyncio.sleep(due - time.monotonic())
             seen.sent_ns.append(time.monotonic_ns())
             writer.write(write.data)
+            seen.written_ns.append(time.monotonic_ns())
             if write.after_s or writer.transport.get_write_buffer_size() > 2**20:
                 await writer.drain()
         if script.ending == "rst":
