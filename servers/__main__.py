@@ -157,8 +157,10 @@ def command_backends(args: argparse.Namespace) -> int:
 
 
 def command_verify(args: argparse.Namespace) -> int:
+    model = load_model(args.model)
     order = verify_run.Order(
-        model=load_model(args.model),
+        model=model,
+        reference_model=load_model(args.reference_model) if args.reference_model else model,
         backends=parse_choices(args.backends),
         reference=parse_choice(args.reference),
         dtype=args.dtype,
@@ -216,6 +218,7 @@ def _verify_arguments(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("--backends", required=True, help="comma-separated, options in parentheses")
     verify.add_argument("--reference", default="cpu_attn", help="an exact backend")
     verify.add_argument("--model", default="tiny-llama", help="name, YAML file or folder")
+    verify.add_argument("--reference-model", help="the same weights under another config")
     verify.add_argument("--dtype", default="float32", choices=ALL_DTYPES)
     verify.add_argument("--reference-dtype", choices=ALL_DTYPES, help="default: that of --dtype")
     verify.add_argument("--execution", default="eager", choices=GRAPHS)

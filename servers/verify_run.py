@@ -36,11 +36,15 @@ UNKNOWN_VOCAB = 1000  # ids below exist in every vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to compare. ``tolerance_nats`` None: by the dtypes."""
+    """What to compare. ``reference_model`` may be the same weights under another config.
+
+    ``tolerance_nats`` None: by the dtypes.
+    """
 
     model: ModelConfig
     backends: list[BackendChoice]
     reference: BackendChoice
+    reference_model: ModelConfig
     dtype: str
     reference_dtype: str
     execution: str = "eager"
@@ -76,8 +80,16 @@ def run(
             f"'{order.reference.name}' is approximate by design; take an exact reference"
         )
     asks = verify.requests(model_facts(order.model).vocab_size or UNKNOWN_VOCAB)
-    reference = _arm(order, order.reference, order.reference_dtype, "reference-", out, around, say)
-    arms = [_arm(order, choice, order.dtype, "", out, around, say) for choice in order.backends]
+    folder = out / VERIFY_DIR
+
+    def arm(model: ModelConfig, choice: BackendChoice, dtype: str, prefix: str = "") -> Arm:
+        config = _server_config(order, model, dtype)
+        request = ServerRequest(model=model, backend=choice, server=config)
+        where = folder / f"{prefix}{slug(choice.label)}"
+        return Arm(choice, dtype, where, Launch(request, where, around, say))
+
+    reference = arm(order.reference_model, order.reference, order.reference_dtype, "reference-")
+    arms = [arm(order.model, choice, order.dtype) for choice in order.backends]
     groups = [[reference, *arms]] if order.parallel else [[reference], *([arm] for arm in arms)]
     for group in groups:
         _answer(group, asks)
@@ -88,32 +100,20 @@ def run(
     return [_verdict(order, arm, reference, asks, say) for arm in arms]
 
 
-def _arm(
-    order: Order,
-    choice: BackendChoice,
-    dtype: str,
-    prefix: str,
-    out: Path,
-    around: Surroundings,
-    say: Callable[[str], None],
-) -> Arm:
-    folder = out / VERIFY_DIR / f"{prefix}{slug(choice.label)}"
-    caching = "--no-enable-prefix-caching" not in order.model.server_args
+def _server_config(order: Order, model: ModelConfig, dtype: str) -> ServerConfig:
     servers = len(order.backends) + 1 if order.parallel else 1
-    config = ServerConfig.model_validate(
+    return ServerConfig.model_validate(
         {
             "dtype": dtype,
             "execution": order.execution,
-            "max_model_len": min(order.model.max_model_len, LONGEST_TOKENS),
+            "max_model_len": min(model.max_model_len, LONGEST_TOKENS),
             "max_num_batched_tokens": STEP_TOKENS,
             "max_num_seqs": 16,
-            "prefix_caching": caching,
+            "prefix_caching": "--no-enable-prefix-caching" not in model.server_args,
             "kv_cache_gib": order.kv_cache_gib,  # not a share: servers that boot together disturb it
             "gpu_memory_utilization": 0.85 / servers,
         }
     )
-    request = ServerRequest(model=order.model, backend=choice, server=config)
-    return Arm(choice, dtype, folder, Launch(request, folder, around, say))
 
 
 def _answer(arms: Iterable[Arm], asks: list[Ask]) -> None:
@@ -179,7 +179,7 @@ def _verdict(
     order: Order, arm: Arm, reference: Arm, asks: list[Ask], say: Callable[[str], None]
 ) -> dict[str, Any]:
     backend, options = resolve(arm.choice)
-    window = None if backend.exact else int(options["window"])
+    window = None if backend.exact else _window_to_judge(order, options)
     assert reference.answers is not None
     if arm.answers is None:
         judged: dict[str, Any] = {"verdict": "fail", "reasons": [arm.error or "it gave no answers"]}
@@ -196,12 +196,23 @@ def _verdict(
         "observed_backend": arm.server.observed_backend if arm.server else None,
         "proof": arm.server.proof if arm.server else "unproven",
         "reference": order.reference.label,
+        "reference_model": order.reference_model.name,
         "reference_dtype": order.reference_dtype,
         **judged,
     }
     write_atomic(arm.folder / VERIFY_JSON, json.dumps(body, indent=1) + "\n")
     say(summary(body))
     return body
+
+
+def _window_to_judge(order: Order, options: dict[str, Any]) -> int | None:
+    """Tokens up to which an approximate backend must agree; None: everywhere.
+
+    Without sinks it does what a model's own sliding window of that length does.
+    """
+    own_window = model_facts(order.reference_model).sliding_window
+    same = own_window == options["window"] and options["sink"] == 0
+    return None if same else int(options["window"])
 
 
 def summary(body: dict[str, Any]) -> str:

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from greenbench.config import BackendChoice
+from greenbench.config import BackendChoice, load_model
 from greenbench.errors import UserError
+from servers.backends import resolve
 from servers.choices import parse_choice, parse_choices
 from servers.verify import (
     OUTPUT_TOKENS,
@@ -17,7 +18,7 @@ from servers.verify import (
     judge,
     requests,
 )
-from servers.verify_run import read_answer, summary
+from servers.verify_run import Order, _window_to_judge, read_answer, summary
 
 EXACT = Tolerance(same_tokens=True, logprob_nats=1e-3)
 ROUNDED = Tolerance(same_tokens=False, logprob_nats=0.1)
@@ -116,6 +117,28 @@ def test_the_requests_cover_what_breaks_backends():
     assert first == again and len({prompt[:640] for prompt in first}) == 1
     assert len({prompt for prompt in first}) == 3
     assert all(3 <= token < 600 for ask in requests(600) for token in ask.prompt)
+
+
+@pytest.mark.parametrize(
+    ("written", "reference_model", "window"),
+    [
+        ("sink_window(sink=0,window=256)", "tiny-mistral", None),  # that model's own window is 256
+        ("sink_window(sink=4,window=256)", "tiny-mistral", 256),
+        ("sink_window(sink=0,window=256)", "tiny-llama", 256),
+    ],
+)
+def test_where_a_windowed_backend_must_agree(
+    written: str, reference_model: str, window: int | None
+):
+    order = Order(
+        model=load_model("tiny-llama"),
+        backends=[parse_choice(written)],
+        reference=parse_choice("cpu_attn"),
+        reference_model=load_model(reference_model),
+        dtype="float32",
+        reference_dtype="float32",
+    )
+    assert _window_to_judge(order, resolve(order.backends[0])[1]) == window
 
 
 def test_a_response_is_read():
