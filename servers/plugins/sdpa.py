@@ -16,6 +16,7 @@ ON_CUDA = current_platform.is_cuda()
 
 class SdpaBuilder(StepBuilder):
     planner = staticmethod(varlen.plan_varlen if ON_CUDA else page_views.plan_page_views)
+    reorder_batch_threshold = 1 if ON_CUDA else None  # decodes first: they go in one call
 
 
 class SdpaImpl(StepImpl):

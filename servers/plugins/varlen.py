@@ -4,6 +4,7 @@
 table. That kernel reads pages of a multiple of 256 tokens, in half precision.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,17 +34,25 @@ def varlen_kernel() -> Any:
 
 
 def plan_varlen(batch: Batch, visibility: Visibility, device: torch.device) -> Attend:
-    """The whole step on CUDA: prefill, chunks and decodes in the same call."""
+    """The whole step on CUDA: one call for the decodes that stand first, one for all the rest."""
     if visibility.sink:
         raise UserError(
             "PyTorch's varlen attention has no attention to first tokens beside a window"
         )
     kernel = varlen_kernel()
-    # the left bound counts tokens before the query's own
-    window = (-1 if visibility.window is None else visibility.window - 1, 0)
-    lengths = batch.lengths_on_device
-    key_starts = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-    longest_query, longest = max(batch.query_lens), max(batch.lengths)
+    requests = len(batch.lengths)
+    decodes = 0
+    if (
+        visibility.window is None
+    ):  # queries of a group stand at one position; a window would count them
+        decodes = next((i for i, n in enumerate(batch.query_lens) if n > 1), requests)
+    parts: list[Part] = []
+    if decodes:
+        parts.append(Part.of(batch, 0, decodes, window=(-1, -1), grouped=True))
+    if decodes < requests:
+        # the left bound counts tokens before the query's own
+        left = -1 if visibility.window is None else visibility.window - 1
+        parts.append(Part.of(batch, decodes, requests, window=(left, 0), grouped=False))
 
     def attend(
         impl: StepImpl,
@@ -54,20 +63,89 @@ def plan_varlen(batch: Batch, visibility: Visibility, device: torch.device) -> A
         output: torch.Tensor,
     ) -> None:
         keys, values = split_kv(cache.transpose(1, 2))  # [blocks, block, kv_heads, D]
+        for part in parts:
+            part(kernel, impl, query, keys, values, output)
+
+    return attend
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Consecutive requests, in one call of the kernel."""
+
+    rows: slice  # of the query tensor
+    query_starts: torch.Tensor  # int32 [requests + 1], counted from the first row
+    lengths: torch.Tensor
+    key_starts: torch.Tensor  # lengths summed up; the kernel wants it, pages or not
+    table: torch.Tensor
+    longest_query: int
+    longest: int
+    window: tuple[int, int]
+    grouped: bool
+
+    @classmethod
+    def of(
+        cls, batch: Batch, first: int, stop: int, window: tuple[int, int], grouped: bool
+    ) -> "Part":
+        starts = batch.starts_on_device[first : stop + 1]
+        lengths = batch.lengths_on_device[first:stop]
+        return cls(
+            rows=slice(batch.query_starts[first], batch.query_starts[stop]),
+            query_starts=starts - starts[0] if first else starts,
+            lengths=lengths,
+            key_starts=torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)),
+            table=batch.table[first:stop],
+            longest_query=max(batch.query_lens[first:stop]),
+            longest=max(batch.lengths[first:stop]),
+            window=window,
+            grouped=grouped,
+        )
+
+    def __call__(
+        self,
+        kernel: Any,
+        impl: StepImpl,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        output: torch.Tensor,
+    ) -> None:
+        query, output = query[self.rows], output[self.rows]
+        if not self.grouped or impl.group == 1:
+            self.run(kernel, impl, output, query, keys, values, self.query_starts, 1)
+            return
+        # The kernel reads the keys once a query head. A decode's heads of one group all see the same
+        # keys, so they go in as that many queries of one head, and the keys are read once a group.
+        count, group = len(query), impl.group
+        as_queries = query.unflatten(1, (impl.num_kv_heads, group)).transpose(1, 2).flatten(0, 1)
+        result = torch.empty_like(as_queries)
+        self.run(kernel, impl, result, as_queries, keys, values, self.query_starts * group, group)
+        back = result.unflatten(0, (count, group)).transpose(1, 2)
+        output.unflatten(1, (impl.num_kv_heads, group)).copy_(back)
+
+    def run(
+        self,
+        kernel: Any,
+        impl: StepImpl,
+        output: torch.Tensor,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        query_starts: torch.Tensor,
+        queries_a_row: int,
+    ) -> None:
         kernel(
             output,
             query,
             keys,
             values,
-            batch.starts_on_device,
-            key_starts,
-            longest_query,
-            longest,
+            query_starts,
+            self.key_starts,
+            self.longest_query * queries_a_row,
+            self.longest,
             scale=impl.scale,
-            window_size=window,
-            enable_gqa=impl.group > 1,
-            seqused_k=lengths,
-            block_table=batch.table,
+            window_size=self.window,
+            enable_gqa=query.shape[1] != keys.shape[2],
+            seqused_k=self.lengths,
+            block_table=self.table,
         )
-
-    return attend

@@ -86,11 +86,28 @@ def forward(
     op: Any,
 ) -> torch.Tensor:
     """One call of an xFormers operator: [1, tokens, kv_heads, group, D] to the same."""
-    from xformers.ops import memory_efficient_attention_forward
+    from xformers.ops.fmha.common import Inputs
 
-    return memory_efficient_attention_forward(
-        query, keys, values, attn_bias=bias, scale=impl.scale, op=op
-    )
+    inputs = Inputs(query, keys, values, attn_bias=bias, scale=impl.scale)
+    if op not in impl.checked:
+        if reasons := why_not(op, inputs):
+            raise UserError(f"xFormers' {op.NAME} cannot run this: {'; '.join(reasons)}")
+        impl.checked.add(op)
+    result, _ = op.apply(inputs, needs_gradient=False)
+    return result.reshape(query.shape)
+
+
+def why_not(op: Any, inputs: Any) -> list[str]:
+    """The operator's own reasons against ``inputs``, but for one that does not hold for attention.
+
+    xFormers asks whether its C++ file loaded, which it does only under the PyTorch it was built with. In
+    0.0.35 that file holds sparse matrices alone; the attention operators are Python over Triton's and
+    PyTorch's kernels. For the same reason its public ``memory_efficient_attention_forward``, which is
+    this check and ``op.apply``, is not called.
+    """
+    return [
+        reason for reason in op.not_supported_reasons(inputs) if "build with CUDA" not in reason
+    ]
 
 
 def grouped(tokens: torch.Tensor, impl: StepImpl) -> torch.Tensor:
@@ -240,6 +257,7 @@ class XformersImpl(StepImpl):
         if reason := why_not_here():
             raise UserError(f"xformers cannot run here: {reason}")
         table = operators()
+        self.checked: set[Any] = set()  # operators whose own checks passed; once a layer is enough
         self.prefill_op = table["prefill"][chosen("prefill")]
         self.decode_op = table["decode"][chosen("decode")]
         super().__init__(*args, **kwargs)

@@ -1,0 +1,153 @@
+"""sdpa on CUDA: what it hands to PyTorch's varlen kernel, which this host cannot run.
+
+A stand-in takes the kernel's arguments and computes, by its documented meaning, dense attention in
+float64. So a wrong start, length, page, window or grouping shows as a wrong number. On a GPU the real
+kernel runs in test_attention_exact.py.
+"""
+
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parent))
+from paged import dense_reference, make_case, make_impl, run
+
+from greenbench.errors import UserError
+from servers.plugins import varlen
+from servers.plugins.sdpa import SdpaImpl
+from servers.plugins.visibility import Visibility
+
+
+class Kernel:
+    """varlen_attn_out by its documentation; counts its calls and the query heads a key is read for."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int]] = []
+
+    def __call__(
+        self,
+        out,
+        query,
+        key,
+        value,
+        cu_seq_q,
+        cu_seq_k,
+        max_q,
+        max_k,
+        *,
+        scale,
+        window_size,
+        enable_gqa,
+        seqused_k,
+        block_table,
+    ):
+        assert (
+            cu_seq_q.dtype == cu_seq_k.dtype == seqused_k.dtype == block_table.dtype == torch.int32
+        )
+        assert out.shape == query.shape
+        group = query.shape[1] // key.shape[2]
+        assert enable_gqa == (group > 1)
+        self.calls.append((len(seqused_k), group))
+        assert cu_seq_k.tolist() == [0, *seqused_k.cumsum(0).tolist()]
+        assert cu_seq_q[0] == 0 and cu_seq_q[-1] == len(query)
+        assert max_q == (cu_seq_q[1:] - cu_seq_q[:-1]).max() and max_k == seqused_k.max()
+        page = key.shape[1]
+        for i, length in enumerate(seqused_k.tolist()):
+            pages = block_table[i, : -(-length // page)].long()
+            keys, values = (
+                side[pages].flatten(0, 1)[:length].double().repeat_interleave(group, 1)
+                for side in (key, value)
+            )
+            rows = slice(int(cu_seq_q[i]), int(cu_seq_q[i + 1]))
+            count = rows.stop - rows.start
+            # aligned at the bottom right; -1 is no bound
+            behind = torch.arange(count)[:, None] + length - count - torch.arange(length)
+            left, right = window_size
+            hidden = torch.zeros_like(behind, dtype=torch.bool)
+            if left >= 0:
+                hidden |= behind > left
+            if right >= 0:
+                hidden |= -behind > right
+            scores = torch.einsum("qhd,khd->hqk", query[rows].double(), keys) * scale
+            share = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+            out[rows] = torch.einsum("hqk,khd->qhd", share, values).to(out.dtype)
+
+
+requests = st.lists(
+    st.one_of(
+        st.tuples(st.integers(0, 600), st.just(1)),
+        st.tuples(st.integers(0, 300), st.integers(2, 30)),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shapes=requests,
+    seed=st.integers(0, 2**31),
+    group=st.sampled_from([1, 3]),
+    layout=st.sampled_from(["HND", "NHD"]),
+    sliding_window=st.one_of(st.none(), st.integers(1, 90)),
+    decodes_first=st.booleans(),
+)
+def test_the_kernel_gets_what_dense_attention_needs(
+    shapes, seed, group, layout, sliding_window, decodes_first
+):
+    if decodes_first:  # as vLLM orders the batch for us; any other order must be right too
+        shapes = sorted(shapes, key=lambda shape: shape[1] > 1)
+    case = make_case(
+        shapes,
+        seed=seed,
+        dtype=torch.float32,
+        group=group,
+        layout=layout,
+        block_size=256,
+        padding=2,
+    )
+    impl = make_impl(SdpaImpl, case, sliding_window=sliding_window)
+    kernel = Kernel()
+    with patch.object(varlen, "varlen_kernel", lambda: kernel):
+        found = run(impl, varlen.plan_varlen, case)
+    error = (found.double() - dense_reference(case, impl.visibility)).abs().max()
+    assert error < 1e-5
+    if decodes_first:
+        leading = sum(new == 1 for _, new in shapes)
+        if leading and sliding_window is None:
+            assert kernel.calls[0] == (leading, 1), "a decode's keys are read once a query head"
+        assert len(kernel.calls) <= 2
+
+
+def test_a_sink_is_refused():
+    case = make_case([(20, 1)], seed=1, dtype=torch.float32, block_size=256)
+    impl = make_impl(SdpaImpl, case)
+    impl.visibility = Visibility(window=8, sink=2)
+    with pytest.raises(UserError, match="no attention to first tokens"):
+        run(impl, varlen.plan_varlen, case)
+
+
+def test_a_pytorch_without_block_tables_is_refused(monkeypatch):
+    """Guards against an AttributeError in the middle of the first request."""
+
+    def older(out, query, *, scale=None):
+        raise AssertionError("must not be called")
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn_out", older)
+    with pytest.raises(UserError, match=r"lacks; take sdpa_gather"):
+        varlen.varlen_kernel()
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    with pytest.raises(UserError, match=r"lacks; take sdpa_gather"):
+        varlen.varlen_kernel()
+
+
+def test_this_pytorch_has_the_kernel():
+    """Guards against a renamed argument that only a GPU host would notice."""
+    assert {"scale", "window_size", "enable_gqa", "seqused_k", "block_table"} <= set(
+        varlen.varlen_kernel().__kwdefaults__
+    )
