@@ -97,8 +97,8 @@ def serve(
 class Launch:
     """One server: checked when made, started on entering, proven by ``boot``, stopped on leaving.
 
-    Start and boot are apart so that several servers can boot at the same time. Making it raises UserError
-    before anything was started; ``boot`` raises BootFailed.
+    Start and boot are apart so that several servers can boot at the same time. Making and entering it
+    raise UserError before anything was started; ``boot`` raises BootFailed.
     """
 
     def __init__(
@@ -111,7 +111,6 @@ class Launch:
         if self.plan.refusals:
             raise UserError("; ".join(self.plan.refusals))
         ensure_model(request.model, around.cache, around.vllm_python, child_env(around.env, {}))
-        _make_folder(out)
         self.state = StateFile(out, _described(request, self.plan, out, port, around))
         command = self.plan.command
         env = child_env(around.env, command.env)
@@ -119,6 +118,7 @@ class Launch:
         self._started_s = 0.0
 
     def __enter__(self) -> Self:
+        _make_folder(self.state.folder)
         self._started_s = time.monotonic()
         self.process.__enter__()
         self.state.write("booting", pid=self.process.pid, pid_created_s=self.process.created_s)
