@@ -227,6 +227,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--layer", action="store_true", help="one layer alone (always so on cuda)")
     parser.add_argument("--backends", type=lambda text: text.split(","), help="default: all")
+    parser.add_argument("--limit-s", type=float, default=60, help="one layer: for each backend")
     parser.add_argument("--out", type=Path, help="write all figures as JSON")
     parser.add_argument("--model", help="folder of a model (whole steps)")
     parser.add_argument("--dtype", default="bfloat16")
@@ -234,7 +235,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=9)
     arguments = parser.parse_args()
     if arguments.layer or arguments.device == "cuda":
-        figures = bench_layers(arguments.device, arguments.backends)
+        figures = bench_layers(arguments.device, arguments.backends, arguments.limit_s)
     elif arguments.model:
         figures = bench_steps(arguments)
     else:

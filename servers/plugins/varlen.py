@@ -1,9 +1,12 @@
 """PyTorch's variable-length attention over the paged cache on CUDA: no gather, one call a layer.
 
-``torch.nn.attention.varlen.varlen_attn_out`` runs the FlashAttention kernel inside PyTorch with a block
-table. That kernel reads pages of a multiple of 256 tokens, in half precision.
+The operation is ``torch.nn.attention.varlen.varlen_attn_out`` with a block table. That function is a
+Python custom op around one ATen operator and costs more host time a call than all else a layer does, so
+the operator is called here. Its kernel (the FlashAttention inside PyTorch) reads pages of a multiple of
+256 tokens, in half precision.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,23 +17,21 @@ from servers.plugins.cache import split_kv
 from servers.plugins.step import Attend, Batch, StepImpl
 from servers.plugins.visibility import Visibility
 
-OPERATOR = "torch.nn.attention.varlen.varlen_attn_out over the block table"
+OPERATOR = "aten::_flash_attention_forward_no_dropout_inplace over the block table"
 PAGE_MULTIPLE = 256
 MAX_HEAD_SIZE = 256
 
 
-def varlen_kernel() -> Any:
-    """PyTorch's function; a PyTorch without it, or whose version takes no block table, raises."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn_out
-    except ImportError:
-        varlen_attn_out = None
-    if varlen_attn_out is None or "block_table" not in varlen_attn_out.__kwdefaults__:
+def varlen_kernel() -> Callable[..., torch.Tensor]:
+    """The ATen operator; a PyTorch without it, or whose version takes no block table, raises."""
+    packet = getattr(torch.ops.aten, "_flash_attention_forward_no_dropout_inplace", None)
+    kernel = packet.default if packet else None
+    if kernel is None or "block_table" not in {a.name for a in kernel._schema.arguments}:
         raise UserError(
-            f"sdpa on CUDA needs PyTorch's varlen_attn_out with a block table, which PyTorch "
+            f"sdpa on CUDA needs PyTorch's varlen attention with a block table, which PyTorch "
             f"{torch.__version__} lacks; take sdpa_gather"
         )
-    return varlen_attn_out
+    return kernel
 
 
 def plan_varlen(batch: Batch, visibility: Visibility, device: torch.device) -> Attend:
@@ -143,9 +144,12 @@ class Part:
             self.key_starts,
             self.longest_query * queries_a_row,
             self.longest,
+            0.0,  # dropout
+            self.window == (-1, 0),  # causal, aligned at the bottom right
+            False,  # no debug mask
             scale=impl.scale,
-            window_size=self.window,
-            enable_gqa=query.shape[1] != keys.shape[2],
+            window_size_left=self.window[0],
+            window_size_right=self.window[1],
             seqused_k=self.lengths,
             block_table=self.table,
         )

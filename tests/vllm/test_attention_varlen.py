@@ -5,8 +5,10 @@ float64. So a wrong start, length, page, window or grouping shows as a wrong num
 kernel runs in test_attention_exact.py.
 """
 
+import inspect
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -24,7 +26,7 @@ from servers.plugins.visibility import Visibility
 
 
 class Kernel:
-    """varlen_attn_out by its documentation; counts its calls and the query heads a key is read for."""
+    """The operator by varlen_attn_out's documentation; notes requests and query heads a KV head of each call."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, int]] = []
@@ -39,19 +41,24 @@ class Kernel:
         cu_seq_k,
         max_q,
         max_k,
+        dropout,
+        is_causal,
+        debug_mask,
         *,
         scale,
-        window_size,
-        enable_gqa,
+        window_size_left,
+        window_size_right,
         seqused_k,
         block_table,
     ):
+        left, right = window_size_left, window_size_right
+        assert is_causal == ((left, right) == (-1, 0)), "varlen_attn_out's own rule"
+        assert dropout == 0 and debug_mask is False
         assert (
             cu_seq_q.dtype == cu_seq_k.dtype == seqused_k.dtype == block_table.dtype == torch.int32
         )
         assert out.shape == query.shape
         group = query.shape[1] // key.shape[2]
-        assert enable_gqa == (group > 1)
         self.calls.append((len(seqused_k), group))
         assert cu_seq_k.tolist() == [0, *seqused_k.cumsum(0).tolist()]
         assert cu_seq_q[0] == 0 and cu_seq_q[-1] == len(query)
@@ -67,7 +74,6 @@ class Kernel:
             count = rows.stop - rows.start
             # aligned at the bottom right; -1 is no bound
             behind = torch.arange(count)[:, None] + length - count - torch.arange(length)
-            left, right = window_size
             hidden = torch.zeros_like(behind, dtype=torch.bool)
             if left >= 0:
                 hidden |= behind > left
@@ -133,21 +139,25 @@ def test_a_sink_is_refused():
 
 
 def test_a_pytorch_without_block_tables_is_refused(monkeypatch):
-    """Guards against an AttributeError in the middle of the first request."""
-
-    def older(out, query, *, scale=None):
-        raise AssertionError("must not be called")
-
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn_out", older)
-    with pytest.raises(UserError, match=r"lacks; take sdpa_gather"):
-        varlen.varlen_kernel()
-    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
-    with pytest.raises(UserError, match=r"lacks; take sdpa_gather"):
-        varlen.varlen_kernel()
+    """Guards against an error in the middle of the first request."""
+    older = torch.ops.aten.scaled_dot_product_attention  # an operator without a block table
+    for aten in (
+        SimpleNamespace(),
+        SimpleNamespace(_flash_attention_forward_no_dropout_inplace=older),
+    ):
+        monkeypatch.setattr(torch.ops, "aten", aten)
+        with pytest.raises(UserError, match=r"lacks; take sdpa_gather"):
+            varlen.varlen_kernel()
 
 
-def test_this_pytorch_has_the_kernel():
-    """Guards against a renamed argument that only a GPU host would notice."""
-    assert {"scale", "window_size", "enable_gqa", "seqused_k", "block_table"} <= set(
-        varlen.varlen_kernel().__kwdefaults__
+def test_this_pytorch_has_the_operator_that_varlen_attn_out_calls():
+    """Guards against a changed argument list that only a GPU host would notice."""
+    names = [argument.name for argument in varlen.varlen_kernel()._schema.arguments]
+    positional = ["out", "query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k"]
+    assert names[:11] == [*positional, "dropout_p", "is_causal", "return_debug_mask"]
+    assert {"scale", "window_size_left", "window_size_right", "seqused_k", "block_table"} <= set(
+        names
     )
+    import torch.nn.attention.varlen as public
+
+    assert "aten._flash_attention_forward_no_dropout_inplace" in inspect.getsource(public)
