@@ -16,15 +16,29 @@ HISTOGRAM_BASE: Final = 1.05  # neighbouring buckets differ by 5 %
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Upper bounds. Milliseconds, shares 0..1."""
+    """Upper bounds: shares of what is measured, so that a fast server asks more of the client.
 
-    schedule_lag_p99_ms: float = 5.0  # open loop: sent late against the schedule
-    loop_lag_p99_ms: float = 50.0  # the event loop served its clock tick late
-    user_time_delay_p99_ms: float = 5.0  # only where chunks carry no kernel time
+    The absolute floors (ms) keep a bound from falling below what a busy host does to any program.
+    """
+
     cpu_share: float = 0.95  # of one core, over the measured window
-    shared_read_share: float = 0.10  # chunks that share the read, so the time, of an earlier one
     not_sent_share: float = 0.0
-    server_gap_p50_ms: float = 50.0  # client's TTFT over the server's own, median
+    schedule_lag_floor_ms: float = 5.0  # open loop, p99: sent late against the schedule …
+    schedule_lag_of_ttft: float = 0.05  # … or this share of the median TTFT
+    user_time_lag_of_ttft: float = 0.10  # event-loop lag p99, where chunks carry no kernel time
+    server_gap_floor_ms: float = 50.0  # client's TTFT over the server's own, median …
+    server_gap_of_ttft: float = 0.20
+    shared_time_of_gap: float = 0.20  # p99 over all chunks of the doubt that shared reads leave
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Beyond these the run stands, with a warning: something kept the client waiting. ms, shares."""
+
+    loop_lag_p99_ms: float = 50.0
+    schedule_lag_p99_ms: float = 5.0
+    shared_read_share: float = 0.10
+    cpu_share: float = 0.70
 
 
 class Histogram:
@@ -67,20 +81,26 @@ class Histogram:
 _LOG_BASE = math.log(HISTOGRAM_BASE)
 
 
+Bound = tuple[str, float | None, float, str]  # (what, found, most, unit)
+
+
 class Audit:
     """Gathers figures of one client process while it drives."""
 
     def __init__(self, budget: Budget | None = None) -> None:
         self.budget = budget or Budget()
+        self.expected = Expected()
         self.schedule_lag = Histogram()
         self.loop_lag = Histogram()
         self.kernel_delay = Histogram()
         self.server_gap = Histogram()
+        self.ttft = Histogram()
+        self.gap = Histogram()  # mean gap between chunks, one value a request
+        self.shared_time = Histogram()  # doubt of the chunks that share a read
         self.requests = 0
         self.not_sent = 0
         self.chunks = 0
         self.tokens = 0
-        self.shared_reads = 0
         self.send_waits = 0
         self.length_mismatches = 0
         self.user_timed = 0
@@ -108,22 +128,32 @@ class Audit:
         if outgoing.scheduled_mono_ns is not None and exchange.sent_mono_ns is not None:
             self.schedule_lag.add(exchange.sent_mono_ns - outgoing.scheduled_mono_ns)
         if exchange.chunk_ns:
-            self.chunks += len(exchange.chunk_ns)
-            self.tokens += facts.output_tokens or 0
-            self.shared_reads += exchange.shared_reads
-            self.user_timed += not exchange.kernel_times
-            for delay in exchange.delays_ns:
-                self.kernel_delay.add(delay)
-            server_ttft_ms = (facts.server_metrics or {}).get("time_to_first_token_ms")
-            if server_ttft_ms is not None:
-                self.server_gap.add(exchange.chunk_ns[0] - round(server_ttft_ms * 1e6))
+            self._add_chunks(exchange, exchange.chunk_ns)
+        elif facts.error_type is None and exchange.headers_ns is not None:
+            self.ttft.add(exchange.headers_ns)  # not streamed: the answer is what one waits for
+
+    def _add_chunks(self, exchange: Exchange, chunk_ns: list[int]) -> None:
+        self.chunks += len(chunk_ns)
+        self.tokens += exchange.facts.output_tokens or 0
+        self.user_timed += not exchange.kernel_times
+        self.ttft.add(chunk_ns[0])
+        if len(chunk_ns) > 1:
+            self.gap.add((chunk_ns[-1] - chunk_ns[0]) // (len(chunk_ns) - 1))
+        for bound in exchange.shared_bounds_ns:
+            self.shared_time.add(bound)
+        for delay in exchange.delays_ns:
+            self.kernel_delay.add(delay)
+        server_ttft_ms = (exchange.facts.server_metrics or {}).get("time_to_first_token_ms")
+        if server_ttft_ms is not None:
+            self.server_gap.add(chunk_ns[0] - round(server_ttft_ms * 1e6))
 
     def report(self) -> dict[str, Any]:
         """The content of client_audit/<client>.json."""
-        over = self._breaches()
+        over = _exceeded(self._bounds())
         return {
             "over_budget": bool(over),
             "reasons": over,
+            "warnings": _exceeded(self._expectations()),
             "clock_stepped": self.clock_steps > 0,
             "budget": asdict(self.budget),
             "figures": {
@@ -132,11 +162,14 @@ class Audit:
                 "chunks": self.chunks,
                 "tokens_per_chunk": self.tokens / self.chunks if self.chunks else None,
                 "shared_read_share": self._shared_share(),
+                "shared_time_p99_ms": self._shared_time_ms(),
                 "user_timed_requests": self.user_timed,
                 "length_mismatches": self.length_mismatches,
                 "send_buffer_waits": self.send_waits,
                 "clock_steps": self.clock_steps,
                 "cpu_share": self._cpu_share,
+                "ttft": self.ttft.figures(),
+                "chunk_gap": self.gap.figures(),
                 "schedule_lag": self.schedule_lag.figures(),
                 "loop_lag": self.loop_lag.figures(),
                 "kernel_to_user_delay": self.kernel_delay.figures(),
@@ -145,37 +178,61 @@ class Audit:
         }
 
     def _shared_share(self) -> float | None:
-        return self.shared_reads / self.chunks if self.chunks else None
+        return self.shared_time.count / self.chunks if self.chunks else None
 
-    def _breaches(self) -> list[str]:
-        """One sentence for each figure over its bound."""
+    def _shared_time_ms(self) -> float | None:
+        """p99 over all chunks of how much too late their time may be; most have a read of their own."""
+        if not self.chunks:
+            return None
+        beyond = 0.01 * self.chunks  # chunks above the p99
+        if self.shared_time.count <= beyond:
+            return 0.0
+        return self.shared_time.quantile_ms(1 - beyond / self.shared_time.count)
+
+    def _bounds(self) -> list[Bound]:
         budget = self.budget
-        not_sent_share = self.not_sent / self.requests if self.requests else 0.0
-        figures: list[tuple[str, float | None, float, str]] = [
+        ttft_ms, gap_ms = self.ttft.quantile_ms(0.5) or 0.0, self.gap.quantile_ms(0.5)
+        lag_ms = max(budget.schedule_lag_floor_ms, budget.schedule_lag_of_ttft * ttft_ms)
+        server_ms = max(budget.server_gap_floor_ms, budget.server_gap_of_ttft * ttft_ms)
+        bounds: list[Bound] = [
+            ("CPU of one core", self._cpu_share, budget.cpu_share, ""),
+            ("requests not sent", self._not_sent_share(), budget.not_sent_share, ""),
+            ("schedule lag p99", self.schedule_lag.quantile_ms(0.99), lag_ms, "ms"),
+            ("TTFT over the server's own p50", self.server_gap.quantile_ms(0.5), server_ms, "ms"),
+        ]
+        if self.user_timed:
+            most = budget.user_time_lag_of_ttft * ttft_ms
+            found = self.loop_lag.quantile_ms(0.99)
+            bounds.append(("event-loop lag p99, with times of the program", found, most, "ms"))
+        if gap_ms:
+            most = budget.shared_time_of_gap * gap_ms
+            bounds.append(("doubt of chunk times p99", self._shared_time_ms(), most, "ms"))
+        return bounds
+
+    def _expectations(self) -> list[Bound]:
+        expected = self.expected
+        return [
+            ("CPU of one core", self._cpu_share, expected.cpu_share, ""),
+            ("event-loop lag p99", self.loop_lag.quantile_ms(0.99), expected.loop_lag_p99_ms, "ms"),
             (
                 "schedule lag p99",
                 self.schedule_lag.quantile_ms(0.99),
-                budget.schedule_lag_p99_ms,
+                expected.schedule_lag_p99_ms,
                 "ms",
             ),
-            ("event-loop lag p99", self.loop_lag.quantile_ms(0.99), budget.loop_lag_p99_ms, "ms"),
-            ("CPU of one core", self._cpu_share, budget.cpu_share, ""),
-            ("chunks sharing a read", self._shared_share(), budget.shared_read_share, ""),
-            ("requests not sent", not_sent_share, budget.not_sent_share, ""),
-            (
-                "TTFT over the server's own p50",
-                self.server_gap.quantile_ms(0.5),
-                budget.server_gap_p50_ms,
-                "ms",
-            ),
+            ("chunks sharing a read", self._shared_share(), expected.shared_read_share, ""),
         ]
-        if self.user_timed:
-            lag = self.loop_lag.quantile_ms(0.99)
-            figures.append(
-                ("event-loop lag p99 with user times", lag, budget.user_time_delay_p99_ms, "ms")
-            )
-        return [
-            f"{name} is {value:.3g} {unit}".rstrip() + f", the budget is {bound:g} {unit}".rstrip()
-            for name, value, bound, unit in figures
-            if value is not None and value > bound
-        ]
+
+    def _not_sent_share(self) -> float:
+        return self.not_sent / self.requests if self.requests else 0.0
+
+
+def _exceeded(bounds: list[Bound]) -> list[str]:
+    """One sentence for each figure above its bound."""
+    return [
+        f"{what} is {found:.3g} {unit}".rstrip()
+        + f", at most {most:.3g} {unit}".rstrip()
+        + " was allowed"
+        for what, found, most, unit in bounds
+        if found is not None and found > most
+    ]

@@ -68,7 +68,8 @@ class Exchange:
     facts: Facts = field(default_factory=Facts)
     body: bytes | None = None  # of a reply that is not streamed
     delays_ns: list[int] = field(default_factory=list[int])  # kernel to program, a sample of chunks
-    shared_reads: int = 0  # chunks whose read brought an earlier chunk too
+    # of each chunk whose read brought a later chunk too: how much earlier it may have come than that
+    shared_bounds_ns: list[int] = field(default_factory=list[int])
     clock_stepped: bool = False
     send_waits: int = 0  # times the kernel's send buffer was full
 
@@ -91,8 +92,8 @@ class Reply:
     """
 
     __slots__ = (
-        "_held_bytes",
         "_headers_stamp",
+        "_held_bytes",
         "_last_stamp",
         "_reader",
         "_segments",
@@ -280,10 +281,28 @@ class Reply:
             exchange.end_ns = self.ended_mono_ns - sent
         if chunks:
             exchange.chunk_ns = offsets[: len(chunks)]
-            exchange.shared_reads = len(chunks) - len(set(map(id, chunks)))
+            if len(set(map(id, chunks))) < len(chunks):
+                exchange.shared_bounds_ns = _shared_bounds(chunks, user, offsets)
             if exchange.kernel_times:
                 sample = range(0, len(chunks), DELAY_STRIDE)
                 exchange.delays_ns = [user[i] - offsets[i] for i in sample]
+
+
+def _shared_bounds(chunks: list[Stamp], user: list[int], offsets: list[int]) -> list[int]:
+    """Of each chunk that shares its read with a later one, how much too late its time may be, ns.
+
+    It came after the read before, and not before the program last looked: bounded by both.
+    """
+    bounds: list[int] = []
+    before = 0  # offset of the read before; the sending, for the first
+    for i in range(len(chunks) - 1):
+        if chunks[i] is chunks[i + 1]:
+            delay = user[i] - offsets[i]
+            since = offsets[i] - before
+            bounds.append(min(delay, since) if delay > 0 else since)
+        else:
+            before = offsets[i]
+    return bounds
 
 
 def _kernel_offsets(stamps: list[Stamp], sent_unix_ns: int) -> list[int] | None:
