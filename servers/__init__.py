@@ -1,0 +1,1 @@
+"""Starts vLLM servers and proves which attention backend each one runs. Measures nothing."""

@@ -17,7 +17,7 @@ from typing import Any
 from greenbench.config import ROOT, ServerConfig, ServerRequest, load_model, parse
 from greenbench.errors import UserError, exit_on_user_error
 from greenbench.rundir import slug
-from servers import serve, verify_run
+from servers import probe, serve, verify_run
 from servers.backends import ALL_DTYPES, BACKENDS, GRAPHS, MODULES
 from servers.choices import parse_choice, parse_choices
 from servers.facts import other_host, this_host
@@ -110,7 +110,7 @@ def _until_stopped(run: Callable[[], int]) -> int:
 
 def command_probe(args: argparse.Namespace) -> int:
     try:
-        server = serve.probe(_read_request(args.request), Path(args.out))
+        server = probe.probe(_read_request(args.request), Path(args.out))
     except ServerDied as error:
         say(f"failed: {error}")
         return serve.BOOT_FAILED
@@ -198,8 +198,8 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     start = add("start", command_start, "start the server of a request file")
-    probe = add("probe", command_probe, "describe a server that runs already")
-    for command in (start, probe):
+    running = add("probe", command_probe, "describe a server that runs already")
+    for command in (start, running):
         command.add_argument("--request", required=True, help="ServerRequest as JSON; - is stdin")
         command.add_argument("--out", required=True, help="folder for server.json, log and proof")
     add("plan", command_plan, "argv, env and refusals of a list of requests (JSON on stdin)")

@@ -8,6 +8,7 @@ in the vLLM python (``servers.model_builder``); this module imports nothing heav
 import fcntl
 import hashlib
 import json
+import struct
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from pathlib import Path
 from greenbench.config import ROOT, BuiltModel, ModelConfig
 from greenbench.errors import UserError
 
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_STORED_FLOAT_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 BUILDER_VERSION = 2  # raise when model_builder makes other bytes from the same config and seed
 
 
@@ -69,3 +72,22 @@ def _build(build: BuiltModel, folder: Path, vllm_python: str, env: Mapping[str, 
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["(it printed nothing)"]
         raise UserError(f"The model could not be built in {folder}: {lines[-1]}")
+
+
+def weights_bytes(folder: Path, dtype: str) -> int | None:
+    """Parameters in the safetensors headers times the served dtype's size; None where unknown."""
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if not files or dtype not in _DTYPE_BYTES:
+        return None
+    total = 0
+    for file in files:
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
+        for name, tensor in header.items():
+            if name == "__metadata__":
+                continue
+            begin, end = tensor["data_offsets"]
+            stored = _STORED_FLOAT_BYTES.get(tensor["dtype"])
+            size = end - begin
+            total += size if stored is None else size // stored * _DTYPE_BYTES[dtype]
+    return total

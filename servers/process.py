@@ -34,7 +34,7 @@ class ServerProcess:
         self._env = dict(env)
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> "ServerProcess":
+    def start(self) -> None:
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 self._argv,
@@ -45,6 +45,9 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def __enter__(self) -> "ServerProcess":
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:

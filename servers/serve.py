@@ -1,24 +1,20 @@
-"""Start one server, prove it, keep ``server.json`` true, and end it. Or describe one that runs already.
+"""Start one server, prove it, keep ``server.json`` true, and end it.
 
 The order matters: everything a person can get wrong is checked before anything is built or started.
 """
 
-import json
-import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import httpx
 
 from greenbench.config import ServerRequest
 from greenbench.errors import UserError
 from greenbench.manifest import Server
-from greenbench.rundir import write_atomic
 from servers import bootlog, inspect_server, proof, smoke
-from servers.backends import resolve
 from servers.command import (
     CUDAGRAPH_MODES,
     Plan,
@@ -29,17 +25,13 @@ from servers.command import (
 )
 from servers.facts import HostFacts, model_facts, served_dtype
 from servers.inspect_server import ServerSays
-from servers.model_store import ensure_model, is_hub_id, missing, model_path
+from servers.model_store import ensure_model, is_hub_id, missing, model_path, weights_bytes
 from servers.process import ServerDied, ServerProcess, pick_port
+from servers.server_file import SERVER_LOG, StateFile
 
-SERVER_JSON = "server.json"
-SERVER_LOG = "server.log"
-State = Literal["booting", "ready", "stopped", "failed"]
 BOOT_FAILED = 1
 DIED_SERVING = 3
 TIME_TO_DIE_S = 3.0
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_FLOATS = ("F64", "F32", "BF16", "F16")
 
 
 class Stopped(BaseException):
@@ -118,12 +110,16 @@ class Launch:
         self._started_s = 0.0
 
     def __enter__(self) -> Self:
-        _make_folder(self.state.folder)
+        self.state.create()
         self._started_s = time.monotonic()
-        self.process.__enter__()
-        self.state.write("booting", pid=self.process.pid, pid_created_s=self.process.created_s)
         name, log = self.plan.backend.name, self.process.log_path
         self._say(f"booting {name} with {self._request.model.name}, log {log}")
+        try:
+            self.process.start()
+            self.state.write("booting", pid=self.process.pid, pid_created_s=self.process.created_s)
+        except BaseException as error:  # a signal here finds no __exit__ to stop the server
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -158,7 +154,7 @@ class Launch:
         healthy_s = time.monotonic()
         _smoke(request, plan, process, base_url, deadline)
         smoked_s = time.monotonic()
-        says = inspect_server.ask(base_url)
+        says = _ask(process, base_url)
         says.save(self.state.folder)
         log = process.log()
         found = proof.judge(plan.backend, says.trees, bootlog.flash_attention_version(log))
@@ -213,16 +209,25 @@ def _smoke(
         )
     except smoke.SmokeFailure as failure:
         _give_time_to_die(process)
-        process.check_alive(f"when {failure}")
         cause = bootlog.last_error(process.log())
         raise BootFailed(f"The server is up, but {failure}; its log: {cause}") from failure
+
+
+def _ask(process: ServerProcess, base_url: str) -> ServerSays:
+    try:
+        return inspect_server.ask(base_url)
+    except httpx.HTTPError as error:
+        _give_time_to_die(process)
+        raise BootFailed(
+            f"The server answers requests, but not what it is ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _give_time_to_die(process: ServerProcess) -> None:
     """An engine that failed takes its API server down a moment later; then the log names the cause."""
     end = time.monotonic() + TIME_TO_DIE_S
     while time.monotonic() < end:
-        process.check_alive("on a smoke request")
+        process.check_alive("on its first requests")
         time.sleep(0.1)
 
 
@@ -243,70 +248,6 @@ def _observed(
         "kv_cache_bytes": None if fixed_pool else pool_bytes or bootlog.kv_memory_bytes(log),
         "weights_bytes": bootlog.weights_bytes(log) or weights_bytes(Path(plan.model_path), dtype),
     }
-
-
-def probe(request: ServerRequest, out: Path) -> Server:
-    """server.json for a server that somebody else runs (``server.base_url``).
-
-    Unproven unless it gives a model inspection. Raises UserError on bad input, ServerDied when nothing
-    answers there.
-    """
-    backend, options = resolve(request.backend)
-    if request.server.base_url is None:
-        raise UserError("probe wants server.base_url, the address of a running server")
-    base_url = request.server.base_url.rstrip("/").removesuffix("/v1")
-    try:
-        says = inspect_server.ask(base_url)
-    except (httpx.HTTPError, httpx.InvalidURL, KeyError, json.JSONDecodeError) as error:
-        raise ServerDied(
-            f"No vLLM server answers at {base_url} ({type(error).__name__}: {error})"
-        ) from error
-    listed = {str(model["id"]): model for model in says.served_models}
-    served = request.server.served_model or next(iter(listed), "")
-    if served not in listed:
-        raise UserError(f"{base_url} serves {', '.join(listed) or 'no model'}, not '{served}'")
-    _make_folder(out)
-    says.save(out)
-    found = proof.judge(backend, says.trees, None)
-    server = Server(
-        server_id=out.name,
-        requested_backend=request.backend.name,
-        backend_options=options,
-        observed_backend=found.observed_backend,
-        proof=found.verdict,
-        proof_detail=found.detail,
-        model=request.model.name,
-        model_path=str(listed[served].get("root") or request.model.path or ""),
-        weights=request.model.weights,
-        dtype=says.dtype or "auto",
-        kv_cache_dtype=says.cache.get("cache_dtype", request.server.kv_cache_dtype),
-        execution="unknown",
-        max_model_len=listed[served].get("max_model_len"),
-        kv_cache_tokens=says.kv_cache_tokens,
-        base_url=base_url,
-        served_model=served,
-        vllm_version=says.version,
-    )
-    StateFile(out, server).write("ready")
-    return server
-
-
-class StateFile:
-    """server.json: replaced whole at each change, so that a reader never sees half of it."""
-
-    def __init__(self, folder: Path, server: Server) -> None:
-        self.folder = folder
-        self.server = server
-        self.state: State = "booting"
-
-    def describe(self, **facts: object) -> None:
-        self.server = self.server.model_copy(update=facts)
-
-    def write(self, state: State, error: str | None = None, **facts: object) -> None:
-        self.describe(**facts)
-        self.state = state
-        body = {"state": state, "error": error, "server": self.server.model_dump(mode="json")}
-        write_atomic(self.folder / SERVER_JSON, json.dumps(body, indent=1) + "\n")
 
 
 def _described(
@@ -330,34 +271,3 @@ def _described(
         env=recorded_env(around.env, plan.command.env),
         vllm_version=around.host.vllm_version,
     )
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / SERVER_JSON, "{}")
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({error.strerror}); give another --out"
-        ) from error
-
-
-def weights_bytes(folder: Path, dtype: str) -> int | None:
-    """Parameters in the safetensors headers times the served dtype's size; None where unknown."""
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    if not files or dtype not in _DTYPE_BYTES:
-        return None
-    total = 0
-    for file in files:
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
-        for name, tensor in header.items():
-            if name == "__metadata__":
-                continue
-            begin, end = tensor["data_offsets"]
-            if tensor["dtype"] in _FLOATS:
-                size = {"F64": 8, "F32": 4}.get(tensor["dtype"], 2)
-                total += (end - begin) // size * _DTYPE_BYTES[dtype]
-            else:
-                total += end - begin
-    return total

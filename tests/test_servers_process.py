@@ -15,10 +15,12 @@ import pytest
 
 from greenbench.config import BackendChoice, ModelConfig, ServerConfig, ServerRequest
 from greenbench.errors import UserError
+from servers import probe, serve, smoke
 from servers import process as servers_process
-from servers import serve, smoke
 from servers.facts import HostFacts
+from servers.model_store import weights_bytes
 from servers.process import ServerDied, ServerProcess, pick_port
+from servers.server_file import SERVER_JSON
 from tests.fakes import vllm_server
 
 
@@ -47,7 +49,7 @@ def request(
 
 
 def state(out: Path) -> dict:
-    return json.loads((out / serve.SERVER_JSON).read_text())
+    return json.loads((out / SERVER_JSON).read_text())
 
 
 def assert_gone(out: Path) -> None:
@@ -123,10 +125,10 @@ def launch(tmp_path: Path, mode: str, backend: str = "sdpa") -> tuple[subprocess
 def wait_for(out: Path, wanted: str, timeout_s: float = 20) -> dict:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
-        if (out / serve.SERVER_JSON).exists() and state(out).get("state") == wanted:
+        if (out / SERVER_JSON).exists() and state(out).get("state") == wanted:
             return state(out)
         time.sleep(0.05)
-    raise AssertionError(f"never {wanted}: {(out / serve.SERVER_JSON).read_text()}")
+    raise AssertionError(f"never {wanted}: {(out / SERVER_JSON).read_text()}")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
@@ -165,6 +167,8 @@ def test_a_worker_that_ignores_term_is_killed(
 def test_stopping_while_it_boots_leaves_nothing(tmp_path: Path):
     launcher, out = launch(tmp_path, "slow_boot")
     assert wait_for(out, "booting")["server"]["argv"]
+    while state(out)["server"]["pid"] is None:  # between the folder and the process
+        time.sleep(0.02)
     launcher.send_signal(signal.SIGINT)
     assert launcher.wait(30) == 130
     assert state(out)["state"] == "stopped"
@@ -211,14 +215,14 @@ def test_a_running_server_is_described(tmp_path: Path, around: serve.Surrounding
             url = f"http://127.0.0.1:{port}"
             process.wait_healthy(url, time.monotonic() + 20)
             asked = request(tmp_path, base_url=f"{url}/v1")
-            server = serve.probe(asked, tmp_path / mode)
+            server = probe.probe(asked, tmp_path / mode)
             with pytest.raises(UserError, match="serves m, not 'other'"):
-                serve.probe(request(tmp_path, base_url=url, served_model="other"), tmp_path / "no")
+                probe.probe(request(tmp_path, base_url=url, served_model="other"), tmp_path / "no")
         assert (server.proof, server.served_model, server.pid) == (verdict, "m", None)
         assert (server.max_model_len, server.kv_cache_tokens) == (4096, 524288)
         assert state(tmp_path / mode)["state"] == "ready"
     with pytest.raises(ServerDied, match="No vLLM server answers"):
-        serve.probe(asked, tmp_path / "dead")
+        probe.probe(asked, tmp_path / "dead")
 
 
 def test_smoke_prompts_share_no_prefix_and_have_exact_lengths():
@@ -239,9 +243,9 @@ def test_weights_are_counted_in_the_served_dtype(tmp_path: Path):
     }
     text = json.dumps(header).encode()
     (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 60)
-    assert serve.weights_bytes(tmp_path, "bfloat16") == 20 * 2
-    assert serve.weights_bytes(tmp_path, "float32") == 20 * 4
-    assert serve.weights_bytes(tmp_path / "none", "float32") is None
+    assert weights_bytes(tmp_path, "bfloat16") == 20 * 2
+    assert weights_bytes(tmp_path, "float32") == 20 * 4
+    assert weights_bytes(tmp_path / "none", "float32") is None
 
 
 def test_plan_command_lists_argv_and_refusals(tmp_path: Path):
