@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -144,7 +145,8 @@ def print_outcome(outcome: Outcome, config: SweepConfig, target: Path) -> None:
 
 
 def main() -> None:
-    """Entry point: faults of the input end in one sentence and exit code 2."""
+    """Entry point: faults of the input end in one sentence and exit code 2; TERM ends as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     sys.exit(exit_on_user_error(_command))
 
 

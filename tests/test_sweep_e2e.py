@@ -28,7 +28,7 @@ SWEEP = {
     "tasks": ["retrieve", "perplexity"],
     "loads": [{"kind": "closed", "users": 2}, {"kind": "open", "rate_per_s": 2.0}],
     "prompts_per_point": 6,
-    "server": {"max_num_seqs": 8, "kv_cache_gib": 0.5, "num_gpu_blocks": 64},
+    "server": {"max_num_seqs": 8, "kv_cache_gib": 0.5},
     "phases": {"warmup_s": 1, "measure_s": 4, "drain_s": 20},
     "slo": {"ttft_s": 5.0},
 }
@@ -60,7 +60,7 @@ def wait_until(
 ) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
-        assert process.poll() is None, "the sweep ended early"
+        assert process.poll() is None, f"the sweep ended early: {process.communicate()[0]}"
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.05)
 
