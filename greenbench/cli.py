@@ -146,7 +146,7 @@ def print_outcome(outcome: Outcome, config: SweepConfig, target: Path) -> None:
 
 def main() -> None:
     """Entry point: faults of the input end in one sentence and exit code 2; TERM ends as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(exit_on_user_error(_command))
 
 
