@@ -10,6 +10,7 @@ itself: the stages are the project's own commands.
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -18,8 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from greenbench.config import BackendChoice, ServerConfig, ServerRequest, load_model
+from greenbench.config import ServerConfig, ServerRequest, load_model
+from greenbench.rundir import slug
 from greenbench.stages import ServerStage, StageError
+from servers.choices import parse_choice
 
 PYTHON = os.environ.get("VLLM_PYTHON", sys.executable)
 CUDA_BACKENDS = (
@@ -33,9 +36,17 @@ CUDA_BACKENDS = (
     "sdpa_gather",
     "xformers",
     "sink_window",
+    "sink_window(free_blocks=true)",
 )
-MODELS = ("llama-3.2-1b", "qwen3-1.7b")
-STATE_SPACE_MODELS = ("mamba2-1.3b", "falcon-h1-1.5b")
+OTHER_FAMILIES = (
+    "mamba2-1.3b",
+    "falcon-h1-1.5b",
+    "granite-4.0-h-1b",
+    "qwen3-next-small",
+    "lfm2-1.2b",
+    "zamba2-1.2b",
+    "nemotron-h-small",
+)
 BOOT_LIMIT_S = 400.0
 
 
@@ -47,17 +58,17 @@ class Stage:
     least_s: float
 
 
-def command(*argv: str) -> Callable[[Path, float], None]:
-    """A stage that is one command; ``{out}`` in it becomes the stage's folder."""
+def command(line: str) -> Callable[[Path, float], None]:
+    """A stage that is one command. ``{out}`` is the stage's folder, ``{vllm}`` and ``{bench}`` pythons."""
 
     def run(folder: Path, limit_s: float) -> None:
-        filled = [word.replace("{out}", str(folder)) for word in argv]
+        argv = shlex.split(line.format(out=folder, vllm=PYTHON, bench=sys.executable))
         with (folder / "log").open("w") as log:
             code = subprocess.run(
-                filled, stdout=log, stderr=subprocess.STDOUT, timeout=limit_s, check=False
+                argv, stdout=log, stderr=subprocess.STDOUT, timeout=limit_s, check=False
             ).returncode
         if code != 0:
-            raise StageError(f"{' '.join(filled)} ended with {code}; see {folder / 'log'}")
+            raise StageError(f"{line} ended with {code}; see {folder / 'log'}")
 
     return run
 
@@ -76,7 +87,7 @@ def smoke(pairs: list[tuple[str, str]], at_once: int) -> Callable[[Path, float],
             model, backend = pair
             if time.monotonic() > end - 60:
                 return {"model": model, "backend": backend, "verdict": "not run: no time left"}
-            return boot_once(model, backend, share, folder / f"{model}-{backend}")
+            return boot_once(model, backend, share, folder / slug(f"{model}-{backend}"))
 
         with ThreadPoolExecutor(at_once) as pool:
             rows = list(pool.map(boot, pairs))
@@ -88,16 +99,16 @@ def smoke(pairs: list[tuple[str, str]], at_once: int) -> Callable[[Path, float],
 
 
 def boot_once(model: str, backend: str, share: float, folder: Path) -> dict[str, object]:
+    config = load_model(model)
     server = ServerConfig(
         gpu_memory_utilization=share,
-        max_model_len=36864,
+        kv_cache_gib=4,  # pinned, so that what neighbours take does not matter
+        max_model_len=min(36864, config.max_model_len),
         max_num_seqs=16,
         max_num_batched_tokens=8192,
         boot_timeout_s=BOOT_LIMIT_S,
     )
-    request = ServerRequest(
-        model=load_model(model), backend=BackendChoice(name=backend), server=server
-    )
+    request = ServerRequest(model=config, backend=parse_choice(backend), server=server)
     row: dict[str, object] = {"model": model, "backend": backend}
     started = time.monotonic()
     try:
@@ -117,69 +128,32 @@ def boot_once(model: str, backend: str, share: float, folder: Path) -> dict[str,
 
 
 def table() -> dict[str, Stage]:
-    verify = (sys.executable, "-m", "servers", "verify", "--out", "{out}")
+    exact = ",".join((*CUDA_BACKENDS[:-2], "sink_window(window=4096)"))
+    arms = "flash_attn3,sdpa,xformers,xformers cutlass,sink_window,flash_attn2"
     return {
-        "facts": Stage(command("nvidia-smi", "-q"), 5),
-        "doctor": Stage(command(sys.executable, "-m", "servers", "backends"), 10),
+        "facts": Stage(command("nvidia-smi -q"), 5),
+        "doctor": Stage(command("{bench} -m servers backends"), 10),
         "tests": Stage(
-            command(
-                PYTHON,
-                "-m",
-                "pytest",
-                "-m",
-                "gpu",
-                "--durations=8",
-                "tests/vllm/test_attention_exact.py",
-            ),
-            40,
+            command("{vllm} -m pytest -m gpu --durations=8 tests/vllm/test_attention_exact.py"), 40
         ),
-        "layers": Stage(
-            command(
-                PYTHON,
-                "-m",
-                "servers.plugins.bench",
-                "--device",
-                "cuda",
-                "--out",
-                "{out}/layers.json",
-            ),
-            60,
-        ),
-        "smoke-llama": Stage(smoke([("llama-3.2-1b", b) for b in CUDA_BACKENDS], 5), 150),
-        "smoke-qwen": Stage(smoke([("qwen3-1.7b", b) for b in CUDA_BACKENDS], 5), 150),
-        "smoke-ssm": Stage(smoke([(m, "flash_attn3") for m in STATE_SPACE_MODELS], 2), 120),
+        "smoke-llama": Stage(smoke([("llama-3.2-1b", b) for b in CUDA_BACKENDS], 11), 90),
+        "smoke-qwen": Stage(smoke([("qwen3-1.7b", b) for b in CUDA_BACKENDS], 11), 90),
+        "smoke-families": Stage(smoke([(m, "flash_attn3") for m in OTHER_FAMILIES], 7), 90),
         "verify": Stage(
             command(
-                *verify,
-                "--backends",
-                ",".join(b for b in CUDA_BACKENDS if b != "sdpa_gather"),
-                "--reference",
-                "sdpa_gather",
-                "--reference-dtype",
-                "float32",
-                "--dtype",
-                "bfloat16",
-                "--model",
-                "llama-3.2-1b",
-                "--parallel",
+                "{bench} -m servers verify --out {out} --model qwen3-1.7b --reference sdpa_gather "
+                "--reference-dtype float32 --dtype bfloat16 --tolerance 0.25 --parallel "
+                f"--kv-cache-gib 2 --backends '{exact}'"
             ),
-            150,
+            100,
         ),
-        "energy": Stage(
-            command(sys.executable, "-m", "telemetry", "selftest", "--quick", "--out", "{out}"), 240
-        ),
-        "sweep": Stage(
+        "energy": Stage(command("{bench} -m telemetry selftest --quick --out {out}"), 240),
+        "layers": Stage(
             command(
-                sys.executable,
-                "-m",
-                "greenbench.cli",
-                "run",
-                "gpu-quick",
-                "--skip-refused",
-                "--out",
-                "{out}/runs",
+                "{vllm} -m servers.plugins.bench --device cuda --limit-s 150 "
+                f"--out {{out}}/layers.json --backends '{arms}'"
             ),
-            200,
+            60,
         ),
     }
 
