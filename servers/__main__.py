@@ -105,7 +105,7 @@ def _until_stopped(run: Callable[[], int]) -> int:
     try:
         return run()
     except serve.Stopped as stop:
-        return stop.exit_code
+        return stop.code
 
 
 def command_probe(args: argparse.Namespace) -> int:

@@ -38,9 +38,7 @@ class Backend:
     vllm_name: str  # --attention-backend
     describe: str
     devices: tuple[Device, ...]
-    impls: tuple[
-        str, ...
-    ]  # implementation classes that prove it, as vLLM's model inspection shows them
+    impls: tuple[str, ...]  # implementation classes that prove it, as the inspection names them
     class_path: str | None = None  # ours; None for vLLM's own
     capability_min: Capability | None = None
     capability_max: Capability | None = None
@@ -49,9 +47,7 @@ class Backend:
     kv_dtypes: tuple[str, ...] = ("auto",)
     fp8_capability_majors: tuple[int, ...] | None = None  # None: wherever the backend runs
     features: frozenset[str] = frozenset()  # of facts.FEATURES, those it can serve
-    modules: Mapping[str, str] = field(
-        default_factory=dict[str, str]
-    )  # beside vLLM -> package with it
+    modules: Mapping[str, str] = field(default_factory=dict[str, str])  # needed -> its package
     block_sizes: Mapping[Device, int] = field(default_factory=lambda: {"cpu": 128, "cuda": 16})
     flash_attn_version: int | None = None  # pinned through attention-config
     executions: tuple[str, ...] = GRAPHS  # CUDA graph modes it can be captured in

@@ -34,15 +34,15 @@ DIED_SERVING = 3
 TIME_TO_DIE_S = 3.0
 
 
-class Stopped(BaseException):
-    """A signal told us to end. Not an Exception: nothing on the way may take it for a failure.
+class Stopped(SystemExit):
+    """A signal told us to end, with this exit code.
 
-    Not KeyboardInterrupt either: one that passes through an ``exec`` of text (a lazy import that makes a
-    dataclass) marks the interpreter as interrupted, and it would end by SIGINT in place of its exit code.
+    A SystemExit, because asyncio passes that on and swallows other exceptions a signal raises in it. Not
+    KeyboardInterrupt: one that passes through an ``exec`` of text (a lazy import that makes a dataclass)
+    marks the interpreter as interrupted, and it would end by SIGINT in place of its exit code.
     """
 
-    def __init__(self, exit_code: int) -> None:
-        self.exit_code = exit_code
+    code: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def serve(
     except ServerDied:
         return DIED_SERVING
     except Stopped as stop:
-        return stop.exit_code
+        return stop.code
     raise AssertionError("wait_ended returns by raising only")
 
 
