@@ -51,6 +51,23 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
+def ceilings(args: argparse.Namespace) -> int:
+    """Measure matmul and memory streams of this machine; the report's roofline uses them."""
+    from analysis.ceilings import measure_host
+
+    found = measure_host(args.out)
+    print(found.model_dump_json(indent=1))
+    return 0
+
+
+def simulate(args: argparse.Namespace) -> int:
+    """Table of false claims and of power, by simulated server starts."""
+    from analysis.simulate import table
+
+    print(table(args.trials))
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -60,6 +77,12 @@ def main() -> int:
         command.set_defaults(action=action)
         if name == "report":
             command.add_argument("--out", type=Path, help="default: report.html in RUNS")
+    measure = commands.add_parser("ceilings", help=(ceilings.__doc__ or "").splitlines()[0])
+    measure.add_argument("--out", type=Path, default=Path("runs/ceilings.json"))
+    measure.set_defaults(action=ceilings)
+    draw = commands.add_parser("simulate", help=(simulate.__doc__ or "").splitlines()[0])
+    draw.add_argument("--trials", type=int, default=2000)
+    draw.set_defaults(action=simulate)
     args = parser.parse_args()
     return exit_on_user_error(lambda: args.action(args))
 

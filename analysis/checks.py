@@ -37,15 +37,15 @@ def _status(run: Run) -> Iterator[Fault]:
     if manifest.status == "failed":
         yield Fault("failed", manifest.failure or "the point failed; its manifest does not say why")
     for code in manifest.invalid_reasons:
-        detail = f" ({_audit_reasons(run)})" if code == "client_bound" else ""
+        said = "; ".join(audit_over_budget(run)) if code == "client_bound" else ""
+        detail = f" ({said})" if said else ""
         yield Fault(code, INVALID_REASONS.get(code, code) + detail)
 
 
-def _audit_reasons(run: Run) -> str:
-    """What the load generator said of itself."""
-    audits = run.manifest.client_audit.values()
-    said = [str(r) for audit in audits if isinstance(audit, dict) for r in audit.get("reasons", [])]
-    return "; ".join(said) or "it does not say which"
+def audit_over_budget(run: Run) -> list[str]:
+    """What the load generator says it did worse than its budget; empty when it kept to it."""
+    audits = [audit for audit in run.manifest.client_audit.values() if isinstance(audit, dict)]
+    return [str(r) for audit in audits if audit.get("over_budget") for r in audit["reasons"]]
 
 
 def _finished(check: Callable[[Run], Iterator[Fault]]) -> Callable[[Run], Iterator[Fault]]:

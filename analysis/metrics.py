@@ -134,6 +134,30 @@ def count_tokens(run: Run, start_unix_ns: int, end_unix_ns: int) -> Tokens:
     return _total([_batch(batch, window) for batch in run.chunk_batches()])
 
 
+def count_context(run: Run, start_unix_ns: int, end_unix_ns: int) -> tuple[int, float]:
+    """(tokens, Σ context) of the decoded tokens that arrived between two moments.
+
+    A token's context is its prompt and the tokens before it; the first token comes from the prefill and
+    is left out. A chunk that brings n tokens up to the c-th adds n·prompt + Σ (c−n … c−1).
+    """
+    tokens, summed = 0, 0.0
+    for batch in run.chunk_batches():
+        if batch.offsets[-1] == 0:
+            continue
+        lengths = np.diff(batch.offsets)
+        sent = batch.rows["sent_unix_ns"].astype("Int64").fillna(0).to_numpy(dtype=np.int64)
+        prompt = np.repeat(batch.rows["prompt_tokens"].to_numpy(dtype=float), lengths)
+        at = batch.ns - np.repeat(start_unix_ns - sent, lengths)
+        gained = np.diff(batch.tokens, prepend=0).astype(np.int64)
+        first_of = batch.offsets[:-1][lengths > 0]
+        gained[first_of] = batch.tokens[first_of] - 1
+        use = (at >= 0) & (at < end_unix_ns - start_unix_ns) & (batch.tokens >= 0) & (gained > 0)
+        n, c = gained[use], batch.tokens[use]
+        tokens += int(n.sum())
+        summed += float(np.nansum(n * prompt[use] + n * (2 * c - n - 1) / 2))
+    return tokens, summed
+
+
 @dataclass(frozen=True)
 class _Part:
     frame: pd.DataFrame

@@ -7,10 +7,14 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from analysis.ceilings import Ceiling
 from analysis.cells import Cell
+from analysis.crossings import Crossing
+from analysis.gates import Gate
 from analysis.load import Run
 from analysis.points import Point
 from analysis.resources import metric_series
+from analysis.roofline import PhaseUse
 from analysis.windows import activity, in_flight
 
 # read on light and on dark ground; markers differ too, so colour is never the only sign
@@ -223,3 +227,167 @@ def _thin(times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray
         keep += [int(part[np.argmin(values[part])]), int(part[np.argmax(values[part])])]
     chosen = np.unique(keep)
     return times[chosen], values[chosen]
+
+
+def crossover_figure(crossing: Crossing, look: dict[str, dict[str, str]]) -> go.Figure:
+    """Measured costs, fitted curves with their bands, and the break-even with its interval."""
+    cost, found = crossing.cost, crossing.found
+    figure = _figure(
+        f"{cost.title}: {crossing.a} and {crossing.b}", "context, tokens", cost.unit, 340
+    )
+    for name in (crossing.a, crossing.b):
+        colour = look[name]["colour"]
+        band = found.bands.get(name)
+        if band is not None:
+            figure.add_trace(
+                go.Scatter(
+                    x=[*band.contexts, *reversed(band.contexts)],
+                    y=[*band.high, *reversed(band.low)],
+                    fill="toself",
+                    fillcolor=colour,
+                    opacity=0.18,
+                    line={"width": 0},
+                    hoverinfo="skip",
+                    showlegend=False,
+                )
+            )
+            figure.add_trace(
+                go.Scatter(
+                    x=band.contexts,
+                    y=band.middle,
+                    name=f"{name} (fit)",
+                    mode="lines",
+                    line={"color": colour, "width": 1.5},
+                    showlegend=False,
+                )
+            )
+        figure.add_trace(
+            go.Scatter(
+                x=crossing.contexts,
+                y=crossing.measured[name],
+                name=name,
+                mode="markers",
+                marker={"color": colour, "symbol": look[name]["marker"], "size": 9},
+            )
+        )
+    if found.context is not None and found.low is not None and found.high is not None:
+        figure.add_vrect(
+            x0=found.low, x1=found.high, fillcolor="#7f8c8d", opacity=0.15, line_width=0
+        )
+        figure.add_vline(x=found.context, line={"dash": "dash", "width": 1, "color": "#7f8c8d"})
+    figure.update_xaxes(tickvals=crossing.contexts, ticktext=[f"{c:,}" for c in crossing.contexts])
+    return figure
+
+
+def roofline_figure(
+    uses: Sequence[tuple[str, str, PhaseUse]], ceiling: Ceiling, look: dict[str, dict[str, str]]
+) -> go.Figure:
+    """FLOP/s against FLOPs a byte for each (backend, words, phase use), under one ceiling."""
+    figure = _figure("Roofline", "FLOPs a byte", "FLOP/s", 420)
+    reach = [use.intensity for _, _, use in uses]
+    low, high = min(*reach, ceiling.ridge) / 4, max(*reach, ceiling.ridge) * 4
+    figure.add_trace(
+        go.Scatter(
+            x=[low, ceiling.ridge, high],
+            y=[low * ceiling.bytes_per_s, ceiling.flops_per_s, ceiling.flops_per_s],
+            name=f"ceiling ({ceiling.kind})",
+            mode="lines",
+            line={"color": "#7f8c8d", "width": 2},
+            hoverinfo="skip",
+        )
+    )
+    for backend in sorted({name for name, _, _ in uses}):
+        for phase, filled in (("prefill", ""), ("decode", "-open")):
+            own = [
+                (words, use) for name, words, use in uses if name == backend and use.phase == phase
+            ]
+            if own:
+                figure.add_trace(
+                    go.Scatter(
+                        x=[use.intensity for _, use in own],
+                        y=[use.flops_per_s for _, use in own],
+                        name=f"{backend}, {phase}",
+                        mode="markers",
+                        text=[words for words, _ in own],
+                        marker={
+                            "color": look[backend]["colour"],
+                            "symbol": look[backend]["marker"] + filled,
+                            "size": 10,
+                        },
+                        hovertemplate="%{text}<br>%{y:.3g} FLOP/s at %{x:.3g} FLOP/B<extra></extra>",
+                    )
+                )
+    figure.update_xaxes(type="log")
+    figure.update_yaxes(type="log", rangemode="normal")
+    figure.update_layout(hovermode="closest")
+    return figure
+
+
+def pareto_figure(
+    cells: Sequence[Cell],
+    x: tuple[str, str, str],
+    y: tuple[str, str, str],
+    look: dict[str, dict[str, str]],
+) -> go.Figure | None:
+    """Points of (x lower is better, y higher is better), the undominated ones joined."""
+    found = [(cell, _value(cell, *x[:2])[0], _value(cell, *y[:2])[0]) for cell in cells]
+    spots = [(cell, a, b) for cell, a, b in found if a is not None and b is not None]
+    if len(spots) < 2:
+        return None
+    figure = _figure(f"{y[2]} against {x[2]}", x[2], y[2], 360)
+    for backend in sorted({cell.backend for cell, _, _ in spots}):
+        own = [(cell, a, b) for cell, a, b in spots if cell.backend == backend]
+        figure.add_trace(
+            go.Scatter(
+                x=[a for _, a, _ in own],
+                y=[b for _, _, b in own],
+                name=backend,
+                mode="markers",
+                text=[f"{cell.context_tokens:,} tokens, {cell.load}" for cell, _, _ in own],
+                marker={
+                    "color": look[backend]["colour"],
+                    "symbol": look[backend]["marker"],
+                    "size": 10,
+                },
+                hovertemplate=f"%{{text}}<br>%{{x:.3g}}, %{{y:.4g}}<extra>{backend}</extra>",
+            )
+        )
+    front = pareto_front([(a, b) for _, a, b in spots])
+    figure.add_trace(
+        go.Scatter(
+            x=[a for a, _ in front],
+            y=[b for _, b in front],
+            name="front",
+            mode="lines",
+            line={"color": "#7f8c8d", "dash": "dot", "shape": "hv"},
+            hoverinfo="skip",
+        )
+    )
+    figure.update_layout(hovermode="closest")
+    return figure
+
+
+def pareto_front(spots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that no other beats in both: ascending x (lower is better), ascending y (higher is better)."""
+    front: list[tuple[float, float]] = []
+    for a, b in sorted(spots, key=lambda spot: (spot[0], -spot[1])):
+        if not front or b > front[-1][1]:
+            front.append((a, b))
+    return front
+
+
+def drift_figure(gates: Sequence[Gate], look: dict[str, dict[str, str]]) -> go.Figure:
+    """Mean |Δ log p| by position, one line a backend."""
+    figure = _figure("Log-probability drift by position", "position, tokens", "nats a token", 320)
+    for gate in gates:
+        figure.add_trace(
+            go.Scatter(
+                x=[(bucket.start + bucket.end) / 2 for bucket in gate.drift],
+                y=[bucket.absolute for bucket in gate.drift],
+                name=f"{gate.backend}, {gate.context_tokens:,}",
+                mode="lines+markers",
+                line={"color": look[gate.backend]["colour"]},
+                marker={"symbol": look[gate.backend]["marker"]},
+            )
+        )
+    return figure

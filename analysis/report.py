@@ -11,12 +11,16 @@ from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from analysis import formats, plots
+from analysis.ceilings import Ceiling, find_host_ceilings, run_ceilings
 from analysis.cells import Cell
+from analysis.crossings import Crossing
 from analysis.decisions import Decision
 from analysis.differences import OBJECTIVES
+from analysis.gates import Gate
 from analysis.load import Run
 from analysis.metrics import PERCENTILE_NEEDS
 from analysis.points import Point
+from analysis.roofline import PhaseUse
 from analysis.sentences import load_words, summary_sentences
 from analysis.study import Study
 from greenbench.rundir import write_atomic
@@ -48,6 +52,12 @@ def render(whole: Study) -> str:
         tables=tables(whole.cells),
         charts=charts(whole.cells, look, figures),
         points=point_sections(whole, figures),
+        paretos=paretos(whole.cells, look, figures),
+        rooflines=rooflines(whole, look, figures),
+        crossings=crossing_rows(whole.crossings, look, figures),
+        gates=whole.gates,
+        drift=drift(whole.gates, look, figures),
+        bounds=bounds(whole),
         excluded=[p for p in whole.points if not p.usable],
         needs=PERCENTILE_NEEDS,
         load_words=load_words,
@@ -200,6 +210,86 @@ def charts(
     return found
 
 
+def paretos(
+    cells: list[Cell], look: dict[str, dict[str, str]], figures: Figures
+) -> list[tuple[str, list[str]]]:
+    """Per model and task: latency and, where measured, energy against throughput."""
+    rate = ("throughput", "total_tokens_per_s", "total tokens/s")
+    axes = (
+        ("latency", "e2e_s", "whole request, median, s"),
+        ("latency", "itl_s", "inter-token latency, median, s"),
+        ("energy", "j_per_total_token", "J per total token"),
+    )
+    found: list[tuple[str, list[str]]] = []
+    for table in tables(cells):
+        usable = [cell for cell in table.rows if cell.starts]
+        drawn = [plots.pareto_figure(usable, x, rate, look) for x in axes]
+        ids = [figures.add(figure) for figure in drawn if figure is not None]
+        if ids:
+            found.append((f"{table.task} on {table.model}", ids))
+    return found
+
+
+def rooflines(
+    whole: Study, look: dict[str, dict[str, str]], figures: Figures
+) -> list[tuple[str, str]]:
+    """One figure a model and ceiling: (words, figure id). Empty where no ceiling or step log is known."""
+    groups: dict[tuple[str, Ceiling], list[tuple[str, str, PhaseUse]]] = {}
+    for point in whole.usable:
+        ceilings = run_ceilings(whole.run(point), find_host_ceilings(whole.root))
+        for use in whole.uses.get(point.run_id, []):
+            if ceilings:
+                words = f"{point.backend}, {point.task} {point.context_tokens:,}, {point.load}, {use.phase}"
+                groups.setdefault((point.model, ceilings[0]), []).append(
+                    (point.backend, words, use)
+                )
+    return [
+        (
+            f"{model}: {ceiling.flops_per_s / 1e12:.3g} TFLOP/s and {ceiling.bytes_per_s / 1e9:.3g} GB/s "
+            f"({ceiling.kind}: {ceiling.source})",
+            figures.add(plots.roofline_figure(uses, ceiling, look)),
+        )
+        for (model, ceiling), uses in groups.items()
+    ]
+
+
+def crossing_rows(
+    crossed: list[Crossing], look: dict[str, dict[str, str]], figures: Figures
+) -> list[dict[str, Any]]:
+    """Every answer; a figure where there is a fit to draw."""
+    return [
+        {
+            "crossing": crossing,
+            "figure": figures.add(plots.crossover_figure(crossing, look))
+            if crossing.found.bands
+            else None,
+        }
+        for crossing in crossed
+    ]
+
+
+def drift(
+    found: list[Gate], look: dict[str, dict[str, str]], figures: Figures
+) -> list[tuple[str, str]]:
+    """One figure a model: drift of each backend's log-probabilities by position."""
+    models = dict.fromkeys(gate.model for gate in found if gate.drift)
+    return [
+        (m, figures.add(plots.drift_figure([g for g in found if g.drift and g.model == m], look)))
+        for m in models
+    ]
+
+
+def bounds(whole: Study) -> list[dict[str, Any]]:
+    """One row a usable point: what held it back."""
+    return [
+        {"point": point, "bottleneck": whole.bottlenecks[point.run_id]}
+        for point in sorted(
+            whole.usable, key=lambda p: (p.model, p.task, p.load, p.context_tokens, p.backend)
+        )
+        if point.run_id in whole.bottlenecks
+    ]
+
+
 def point_sections(whole: Study, figures: Figures) -> list[dict[str, Any]]:
     """One folded section a point, with its timeline."""
     return [
@@ -209,10 +299,17 @@ def point_sections(whole: Study, figures: Figures) -> list[dict[str, Any]]:
             "figure": figures.add(plots.timeline(whole.run(point), point))
             if point.status not in ("superseded", "interrupted")
             else None,
-            "facts": _point_facts(point),
+            "facts": _point_facts(point) + _bound_facts(whole, point),
         }
         for number, point in enumerate(whole.points)
     ]
+
+
+def _bound_facts(whole: Study, point: Point) -> list[tuple[str, str]]:
+    found = whole.bottlenecks.get(point.run_id)
+    if found is None:
+        return []
+    return [("Held back", found.sentence), *(("", phase.sentence) for phase in found.phases)]
 
 
 def _point_facts(point: Point) -> list[tuple[str, str]]:

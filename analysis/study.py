@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.bottleneck import Bottleneck, classify, fixed_shares, gather
+from analysis.ceilings import find_host_ceilings, run_ceilings
 from analysis.cells import Cell, Samples, cells
 from analysis.checks import superseded
 from analysis.crossings import Crossing, crossings
@@ -15,6 +17,8 @@ from analysis.differences import Difference, differences
 from analysis.gates import Barred, Gate, barred, gates
 from analysis.load import Run, load_runs
 from analysis.points import Point, analyse
+from analysis.roofline import PhaseUse, phase_uses
+from analysis.windows import Window
 from greenbench import SCHEMA_VERSION
 from greenbench.rundir import write_atomic
 
@@ -31,6 +35,8 @@ class Study:
     differences: list[Difference]
     decisions: list[Decision]
     crossings: list[Crossing]
+    bottlenecks: dict[str, Bottleneck]  # by run id, of usable points
+    uses: dict[str, list[PhaseUse]]
     gates: list[Gate]
     barred: Barred
 
@@ -58,6 +64,8 @@ def study(root: Path, progress: Callable[[int, int], None] = lambda done, total:
     usable = {point.path for point in points if point.usable}
     judged = gates([run for run in runs if str(run.path) in usable])
     out = barred(judged, root, runs)
+    crossed = crossings(table, points, samples)
+    uses, found_bounds = _bottlenecks(root, runs, points, crossed)
     return Study(
         root=root,
         runs=runs,
@@ -66,10 +74,44 @@ def study(root: Path, progress: Callable[[int, int], None] = lambda done, total:
         cells=table,
         differences=found,
         decisions=decisions(points, found, out),
-        crossings=crossings(table, points, samples),
+        crossings=crossed,
+        bottlenecks=found_bounds,
+        uses=uses,
         gates=judged,
         barred=out,
     )
+
+
+def _bottlenecks(
+    root: Path, runs: list[Run], points: list[Point], crossed: list[Crossing]
+) -> tuple[dict[str, list[PhaseUse]], dict[str, Bottleneck]]:
+    """Per usable point: how near each phase came to the ceilings, and what held the point back."""
+    host = find_host_ceilings(root)
+    by_path = {str(run.path): run for run in runs}
+    uses: dict[str, list[PhaseUse]] = {}
+    bounds: dict[str, Bottleneck] = {}
+    for point in points:
+        if not point.usable or point.window is None:
+            continue
+        run = by_path[point.path]
+        window = Window("steady", point.window["start_unix_ns"], point.window["end_unix_ns"])
+        uses[point.run_id] = phase_uses(run, window, run_ceilings(run, host))
+        evidence = gather(run, window, uses[point.run_id], point)
+        bounds[point.run_id] = classify(evidence, uses[point.run_id], _fixed_share(point, crossed))
+    return uses, bounds
+
+
+def _fixed_share(point: Point, crossed: list[Crossing]) -> float | None:
+    """From any fit of this backend's time per token over contexts."""
+    for crossing in crossed:
+        same = (crossing.model, crossing.task, crossing.load) == (
+            point.model,
+            point.task,
+            point.load,
+        )
+        if same and crossing.cost.name == "itl" and point.backend in crossing.found.fits:
+            return fixed_shares(crossing.found.fits[point.backend], point.context_tokens)
+    return None
 
 
 def summary(whole: Study) -> dict[str, Any]:
@@ -92,6 +134,10 @@ def summary(whole: Study) -> dict[str, Any]:
             for cell in whole.cells
         ],
         "differences": [asdict(difference) for difference in whole.differences],
+        "bottlenecks": [
+            {"run_id": run_id, **asdict(found), "uses": [asdict(u) for u in whole.uses[run_id]]}
+            for run_id, found in whole.bottlenecks.items()
+        ],
         "gates": [asdict(gate) for gate in whole.gates],
         "barred": [
             {"model": model, "context_tokens": context, "backends": backends}

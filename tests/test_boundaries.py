@@ -13,7 +13,12 @@ HOMES = {
     "plotly": ("analysis/",),
     "gevent": ("loadgen/longctx.py", "loadgen/gevent_loop.py", "loadgen/webtab.py"),
     "locust": ("loadgen/longctx.py", "loadgen/webtab.py"),
-    "torch": ("servers/plugins/", "servers/model_builder.py", "telemetry/gpu_load.py"),
+    "torch": (
+        "servers/plugins/",
+        "servers/model_builder.py",
+        "telemetry/gpu_load.py",
+        "analysis/ceilings_torch.py",
+    ),
     "vllm": ("servers/plugins/",),
     "pynvml": ("telemetry/nvml.py", "servers/host.py"),
 }
