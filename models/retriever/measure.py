@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from greenbench.config import ROOT, PromptRequest, TaskConfig
 from greenbench.rundir import file_sha256, write_atomic
 from loadgen.encoder import load_encoder
 from loadgen.grading import grade_reply
+from loadgen.layout import spread_depth
 from loadgen.making import make_prompts
 from loadgen.prompts import Prompt
 from loadgen.tasks import TASKS
@@ -36,11 +36,10 @@ MEASURED = HERE / "measured.json"
 CARD = HERE / "README.md"
 OPENING, CLOSING = "<!-- measured by measure.py -->", "<!-- end of measured -->"
 SEED = 20_261_123  # no training sequence is made from it
-AT_ONCE = 4
-PART = 50  # prompts between two writes of measured.json
+AT_ONCE = 8
+PART = 25  # prompts between two writes of measured.json
 NOTHING: dict[str, Any] = {"right": 0, "count": 0, "wrong": []}
 LENGTHS = (512, 2048, 6144)
-TENTHS = [round(0.05 + i / 10, 2) for i in range(10)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +65,9 @@ UNTAUGHT = [
     Cell(task, 2048, count=50)
     for task in ("multi_value", "variables", "frequent_word", "documents")
 ]
-BY_DEPTH = {
-    n: [Cell("retrieve", n, {"depth": depth}, count) for depth in TENTHS]
-    for n, count in zip(LENGTHS, (200, 200, 50), strict=True)
-}
-CELLS = [*SPREAD, *MULTI, *ABSENT, *SUMMARY, *UNTAUGHT, *chain(*BY_DEPTH.values()), *LONG]
+# what has a bar to meet first, the quick ones before the slow
+CELLS = [*SPREAD[:2], *MULTI[:1], *ABSENT[:2], *SPREAD[2:], *MULTI[1:], *ABSENT[2:]]
+CELLS += [*SUMMARY, *UNTAUGHT, *LONG]
 
 
 @contextmanager
@@ -160,10 +157,12 @@ def table(measured: dict[str, Any]) -> str:
         for group, name in names
         for c in group
     ]
-    rows += ["", "Single needle by depth:", "", f"| depth | {' | '.join(map(str, LENGTHS))} |"]
+    rows += ["", "The single needles by depth:", "", f"| depth | {' | '.join(map(str, LENGTHS))} |"]
     rows.append("|---" * (len(LENGTHS) + 1) + "|")
-    for depth, *row in zip(TENTHS, *BY_DEPTH.values(), strict=True):
-        rows.append(f"| {depth:.2f} | {' | '.join(map(share, row))} |")
+    columns = [by_tenth(cells.get(cell.key, NOTHING)) for cell in SPREAD]
+    for tenth, row in enumerate(zip(*columns, strict=True)):
+        shown = [f"{right} of {count}" for right, count in row]
+        rows.append(f"| {tenth / 10:.1f} to {(tenth + 1) / 10:.1f} | {' | '.join(shown)} |")
     where = measured["where"]
     rows += [
         "",
@@ -171,6 +170,13 @@ def table(measured: dict[str, Any]) -> str:
         f"weights sha256 `{measured['weights'][:16]}…`, prompt seed {SEED}.",
     ]
     return "\n".join(rows)
+
+
+def by_tenth(found: dict[str, Any]) -> list[tuple[int, int]]:
+    """(right, asked) of each tenth of depth, of a cell whose needles are spread."""
+    tenths = [int(spread_depth(index) * 10) for index in range(found["count"])]
+    wrong = [tenths[index] for index in found["wrong"]]
+    return [(tenths.count(t) - wrong.count(t), tenths.count(t)) for t in range(10)]
 
 
 def write_card(measured: dict[str, Any]) -> None:
