@@ -130,6 +130,17 @@ class Launch:
             self.state.write("stopped")
             self._say("stopped")
 
+    def failed_serving(self, what: str) -> str:
+        """After a request that failed: stop the server; returns ``what``, or what the server died of."""
+        error = ServerDied(what)
+        try:
+            _give_time_to_die(self.process)
+        except ServerDied as died:
+            error = died
+        self.process.stop()
+        self._fail(error)
+        return str(error)
+
     def _fail(self, error: Exception) -> None:
         self.state.write("failed", error=str(error))
         self._say(f"failed: {error}")
@@ -227,7 +238,7 @@ def _give_time_to_die(process: ServerProcess) -> None:
     """An engine that failed takes its API server down a moment later; then the log names the cause."""
     end = time.monotonic() + TIME_TO_DIE_S
     while time.monotonic() < end:
-        process.check_alive("on its first requests")
+        process.check_alive("on a request")
         time.sleep(0.1)
 
 

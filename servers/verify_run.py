@@ -125,11 +125,13 @@ def _answer(arms: Iterable[Arm], asks: list[Ask]) -> None:
         for arm in arms:
             try:
                 arm.server = arm.launch.boot()
-                arm.answers = asyncio.run(
-                    ask_all(arm.server.base_url, arm.server.served_model, asks)
-                )
-            except (BootFailed, httpx.HTTPError, KeyError) as error:
-                arm.error = str(error) or type(error).__name__
+                server = arm.server
+                arm.answers = asyncio.run(ask_all(server.base_url, server.served_model, asks))
+            except BootFailed as error:
+                arm.error = str(error)
+            except httpx.HTTPError as error:
+                what = f"A request of the comparison failed ({type(error).__name__}: {error})"
+                arm.error = arm.launch.failed_serving(what)
 
 
 async def ask_all(base_url: str, model: str, asks: list[Ask]) -> dict[str, Answer]:

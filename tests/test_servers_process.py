@@ -15,7 +15,7 @@ import pytest
 
 from greenbench.config import BackendChoice, ModelConfig, ServerConfig, ServerRequest
 from greenbench.errors import UserError
-from servers import probe, serve, smoke
+from servers import probe, serve, smoke, verify_run
 from servers import process as servers_process
 from servers.facts import HostFacts
 from servers.model_store import weights_bytes
@@ -223,6 +223,54 @@ def test_a_running_server_is_described(tmp_path: Path, around: serve.Surrounding
         assert state(tmp_path / mode)["state"] == "ready"
     with pytest.raises(ServerDied, match="No vLLM server answers"):
         probe.probe(asked, tmp_path / "dead")
+
+
+@pytest.mark.parametrize(
+    ("mode", "parallel", "verdict", "words"),
+    [
+        ("good", False, "pass", None),
+        ("good", True, "pass", None),
+        ("custom_differs", True, "fail", "not among the reference's"),
+        ("custom_dies", False, "fail", "ended with code 9 on a request: AssertionError: page 7"),
+    ],
+)
+def test_a_backend_is_compared_with_the_reference(
+    mode: str,
+    parallel: bool,
+    verdict: str,
+    words: str | None,
+    tmp_path: Path,
+    around: serve.Surroundings,
+):
+    model = request(tmp_path).model.model_copy(update={"server_args": ["--fake", mode]})
+    order = verify_run.Order(
+        model=model,
+        backends=[BackendChoice(name="sdpa")],
+        reference=BackendChoice(name="cpu_attn"),
+        reference_model=model,
+        dtype="float32",
+        reference_dtype="float32",
+        parallel=parallel,
+    )
+    out = tmp_path / "out"
+    [body] = verify_run.run(order, out, around, lambda _: None)
+    assert body == json.loads((out / "verify" / "sdpa" / "verify.json").read_text())
+    assert body["verdict"] == verdict and (body["label"], body["reference"]) == ("sdpa", "cpu_attn")
+    assert words is None or words in body["reasons"][0]
+    if mode == "good":
+        assert body["identical"] == body["compared"] == body["requests"] >= 20
+    for folder, died in (("sdpa", mode == "custom_dies"), ("reference-cpu_attn", False)):
+        assert state(out / "verify" / folder)["state"] == ("failed" if died else "stopped")
+        assert_gone(out / "verify" / folder)
+
+
+def test_a_refused_comparison_writes_nothing(tmp_path: Path, around: serve.Surroundings):
+    model = request(tmp_path).model
+    sdpa, triton = BackendChoice(name="sdpa"), BackendChoice(name="triton")
+    order = verify_run.Order(model, [triton], sdpa, model, "float32", "float32")
+    with pytest.raises(UserError, match="triton needs an NVIDIA GPU"):
+        verify_run.run(order, tmp_path / "out", around, print)
+    assert not (tmp_path / "out").exists()
 
 
 def test_smoke_prompts_share_no_prefix_and_have_exact_lengths():

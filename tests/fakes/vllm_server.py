@@ -103,6 +103,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reply({})
 
     def complete(self, body: dict) -> None:
+        custom = ARGS.attention_backend == "CUSTOM"
         if ARGS.fake == "die_on_request":
             print(
                 "(EngineCore pid=20) ERROR 11-23 18:58:56 [core.py:9] IndexError: index 8 is out",
@@ -112,12 +113,19 @@ class Handler(BaseHTTPRequestHandler):
         if ARGS.fake == "error_on_request":
             self.answer(500, b'{"error": {"message": "no kernel"}}')
             return
+        if ARGS.fake == "custom_dies" and custom and "logprobs" in body:
+            print("AssertionError: page 7", flush=True)
+            os._exit(9)
         lost = 1 if ARGS.fake == "short_answer" else 0
         usage = {
             "prompt_tokens": len(body["prompt"]),
             "completion_tokens": body["max_tokens"] - lost,
         }
-        self.reply({"usage": usage})
+        first = len(body["prompt"]) + (ARGS.fake == "custom_differs" and custom)
+        tokens = [first + step for step in range(body["max_tokens"])]
+        top = [{f"token_id:{token}": -0.5, "token_id:1": -3.0} for token in tokens]
+        choice = {"token_ids": tokens, "logprobs": {"top_logprobs": top}}
+        self.reply({"usage": usage, "choices": [choice]})
 
     def inspect(self) -> None:
         impl = (
