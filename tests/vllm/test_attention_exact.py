@@ -29,7 +29,7 @@ from servers.plugins.visibility import Visibility
 from servers.plugins.xformers_attn import XformersImpl, plan_xformers
 
 # each example costs about 10 ms; GREENBENCH_EXAMPLES=1000 looks longer
-EXAMPLES = int(os.environ.get("GREENBENCH_EXAMPLES", "50"))
+EXAMPLES = int(os.environ.get("GREENBENCH_EXAMPLES", "60"))
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 HALF = (torch.bfloat16, torch.float16)
 NO_XFORMERS = "xformers is not installed (pip install --no-deps xformers==0.0.35)"

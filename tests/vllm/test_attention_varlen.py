@@ -26,7 +26,7 @@ from servers.plugins.visibility import Visibility
 
 
 class Kernel:
-    """The operator by varlen_attn_out's documentation; notes requests and query heads a KV head of each call."""
+    """The operator by varlen_attn_out's documentation; notes requests and group of each call."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, int]] = []

@@ -1,0 +1,126 @@
+"""Our attention backends in real vLLM servers on the CPU, in float32, where tokens must be equal."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from greenbench.config import CONFIGS, ROOT
+from servers.verify import Ask, Tolerance, compare, faults, requests
+from servers.verify_run import ask_all
+
+pytestmark = pytest.mark.e2e
+VLLM_PYTHON = Path(os.environ.get("VLLM_PYTHON") or ROOT / ".venv-vllm" / "bin" / "python")
+if not VLLM_PYTHON.exists():
+    pytest.skip("no vLLM python; run `make setup`", allow_module_level=True)
+
+WINDOW = 256
+
+
+@contextmanager
+def serving(backend: str, model: str | Path, out: Path, *flags: str) -> Iterator[dict]:
+    """The ``server`` part of server.json of a running server, stopped at the end."""
+    command = [sys.executable, "-m", "servers", "--backend", backend, "--model", str(model)]
+    command += ["--dtype", "float32", "--max-model-len", "8192", "--out", str(out)]
+    launcher = subprocess.Popen([*command, *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout is not None
+    try:
+        while line := launcher.stdout.readline():
+            if line.startswith("ready at"):
+                break
+        assert line, (out / "server.json").read_text()
+        yield json.loads((out / "server.json").read_text())["server"]
+    finally:
+        launcher.send_signal(signal.SIGTERM)
+        assert launcher.wait(60) == 0
+
+
+def test_exact_backends_give_the_tokens_of_cpu_attn(tmp_path: Path):
+    """28 requests alone, together, staggered, sharing prefixes with caching on, in chunks of 512."""
+    backends = "sdpa,sink_window(window=9000)"
+    command = [sys.executable, "-m", "servers", "verify", "--backends", backends]
+    command += ["--model", "tiny-llama", "--dtype", "float32", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("verify/*/verify.json")]
+    assert len(found) == 2
+    for body in found:
+        assert body["verdict"] == "pass", body["reasons"]
+        assert body["identical"] == body["compared"] == 28
+
+
+def sliding_mistral(folder: Path) -> tuple[Path, Path]:
+    """Two model files with the same weights: a Llama, and a Mistral whose layers see WINDOW tokens."""
+    llama = yaml.safe_load((CONFIGS / "models" / "tiny-llama.yaml").read_text())
+    mistral = json.loads(json.dumps(llama)) | {"name": "tiny-mistral"}
+    mistral["build"]["config"] |= {"model_type": "mistral", "sliding_window": WINDOW}
+    paths = folder / "tiny-llama.yaml", folder / "tiny-mistral.yaml"
+    for path, model in zip(paths, (llama, mistral), strict=True):
+        path.write_text(yaml.safe_dump(model))
+    return paths
+
+
+def answers(server: dict, asks: list[Ask]) -> dict:
+    return asyncio.run(ask_all(server["base_url"], server["served_model"], asks))
+
+
+def test_without_a_sink_it_is_vllms_own_sliding_window_and_frees_what_it_does_not_see(
+    tmp_path: Path,
+):
+    """Guards the window's edge, and the freeing of blocks, against an independent kernel and manager."""
+    llama, mistral = sliding_mistral(tmp_path)
+    asks = requests(vocab_size=4096)
+    assert sum(len(ask.prompt) > WINDOW for ask in asks) > 15
+    with serving("cpu_attn", mistral, tmp_path / "vllm") as server:
+        expected = answers(server, asks)
+    backend = f"sink_window(window={WINDOW},sink=0,free_blocks=true)"
+    with serving(backend, llama, tmp_path / "ours") as server:
+        assert server["proof"] == "proven"
+        found = answers(server, asks)
+        used = kv_use(server, prompts=4, tokens=6000)
+        log = (tmp_path / "ours" / "server.log").read_text()
+    exact = Tolerance(same_tokens=True, logprob_nats=1e-3)
+    compared = [compare(ask, found[ask.name], expected[ask.name]) for ask in asks]
+    assert [fault for one in compared for fault in faults(one, exact)] == []
+    # full attention would hold 4 x 6,024 tokens at the end; here at most the window, what one scheduler
+    # step of 2,048 adds, and two blocks of rounding a request
+    held = 4 * (WINDOW + 2 * 128) + 2048
+    assert 0 < used * server["kv_cache_tokens"] < held < 4 * 6024 / 3
+    # vLLM's own estimate of how many full windows fit: 8,192 tokens against (256 - 1 + 2,048) and a block
+    line = next(line for line in log.splitlines() if "Maximum concurrency for" in line)
+    concurrency = float(line.rsplit(" ", 1)[-1].rstrip("x"))
+    assert concurrency > 3 * server["kv_cache_tokens"] / 8192
+
+
+def kv_use(server: dict, prompts: int, tokens: int) -> float:
+    """Largest share of KV blocks in use while ``prompts`` requests of ``tokens`` tokens run together."""
+    body = {"model": server["served_model"], "max_tokens": 24, "ignore_eos": True}
+    prompt = [[(i * 7 + k * 13) % 4000 + 8 for i in range(tokens)] for k in range(prompts)]
+    most = 0.0
+
+    async def drive() -> None:
+        nonlocal most
+        async with httpx.AsyncClient(base_url=server["base_url"], timeout=300) as client:
+            posts = [client.post("/v1/completions", json=body | {"prompt": ids}) for ids in prompt]
+            waiting = [asyncio.create_task(post) for post in posts]
+            while not all(task.done() for task in waiting):
+                text = (await client.get("/metrics")).text
+                most = max(most, metric(text, "vllm:kv_cache_usage_perc"))
+                await asyncio.sleep(0.02)
+            assert all(task.result().status_code == 200 for task in waiting)
+
+    asyncio.run(drive())
+    return most
+
+
+def metric(text: str, name: str) -> float:
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name + "{"))
