@@ -199,9 +199,8 @@ def point_energy(
     start_ns, end_ns = edges or (start_mono_ns, end_mono_ns)
     found = [_card_energy(card, start_ns, end_ns) for card in measured]
     work = count(start_ns, end_ns) if callable(count) else count
-    whole = len(measured) == len(
-        wanted
-    )  # without every card there is no sum: 7 of 8 never pass for 8
+    # without every card there is no sum: 7 of 8 never pass for 8
+    whole = len(measured) == len(wanted)
     counter_j = _sum(f.counter_j for f in found) if whole else None
     integral_j = _sum(f.integral_j for f in found) if whole else None
     ratio = counter_j / integral_j if counter_j and integral_j else None

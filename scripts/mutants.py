@@ -225,7 +225,7 @@ def run_tests(tree: Path, tests: tuple[str, ...]) -> tuple[bool, str]:
         *tests,
     ]
     done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
-    red = re.search(r"^(?:FAILED|ERROR) \S*?([^:/\s]+(?:::\S+)?)", done.stdout, re.MULTILINE)
+    red = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", done.stdout, re.MULTILINE)
     return done.returncode == 0, red[1] if red else done.stdout[-300:] + done.stderr[-300:]
 
 

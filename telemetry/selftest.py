@@ -40,6 +40,7 @@ class Lengths:
     kind: float = 20.0  # G-5, G-6, G-10
     sampler: float = 10.0  # G-7, each of the four
     idle: float = 15.0  # G-7
+    settle: float = 3.0  # idle between what must not overlap
     launches: int = 8000  # G-11
 
     @classmethod
@@ -208,11 +209,11 @@ def _match(reader: NvmlReader, cuda_uuid: str) -> dict[str, Any]:
 def capture(out: Path, load: Load, reader: NvmlReader, index: int, lengths: Lengths) -> None:
     """Every experiment, once. The order lets the card warm up before what is compared."""
     marks = Marks(out / MARKS, load)
-    marks.run("warm-up", op="matmul", seconds=5, fill="normal")
+    marks.run("warm-up", op="matmul", seconds=lengths.sampler, fill="normal")
     with recording(out / "main", 0.05):
-        marks.run("before-step", op="idle", seconds=4)
+        marks.run("before-step", op="idle", seconds=lengths.settle + 1)
         marks.run("matmul", op="matmul", seconds=lengths.steady, fill="normal")
-        marks.run("settle", op="idle", seconds=3)
+        marks.run("settle", op="idle", seconds=lengths.settle)
         marks.run("idle", op="idle", seconds=lengths.steady)
         for period_s in (0.1, 0.137, 1.0):
             name = f"square-{period_s * 1e3:.0f}ms"
@@ -222,7 +223,7 @@ def capture(out: Path, load: Load, reader: NvmlReader, index: int, lengths: Leng
             marks.run(f"matmul-{fill}", op="matmul", seconds=lengths.kind, fill=fill)
         for fill in ("zeros", "uniform"):
             marks.run(f"copy-{fill}", op="copy", seconds=lengths.kind, fill=fill)
-        marks.run("settle-2", op="idle", seconds=6)
+        marks.run("settle-2", op="idle", seconds=lengths.settle + 3)
         for name, launches in (("once", lengths.launches), ("twice", 2 * lengths.launches)):
             marks.run(f"work-{name}", op="count", launches=launches, fill="normal")
             marks.run(f"rest-{name}", op="idle", seconds=3)
@@ -241,7 +242,7 @@ def _idle_and_matmul(
     marks: Marks, reader: NvmlReader, index: int, name: str, lengths: Lengths
 ) -> None:
     """G-7: the counter is read at the two ends only, so that reading it is not what is measured."""
-    marks.run(f"{name}-settle", op="idle", seconds=3)
+    marks.run(f"{name}-settle", op="idle", seconds=lengths.settle)
     before = _next_change(reader, index)
     row = marks.load.ask(op="idle", seconds=lengths.idle)
     after = _next_change(reader, index)

@@ -105,7 +105,7 @@ def test_c2_change_aligned_energy_is_exact_where_a_naive_difference_is_not(
     """A counter that changes every 100 ms, at a random phase, polled at half its period."""
     rng = random.Random(2)
     naive, aligned = [], []
-    for _ in range(60):
+    for _ in range(30):
         card = FakeGpu(constant(400), phase_s=rng.uniform(0, 0.1), boxcar_s=1)
         rows = frame(record([card], 0, length_s + 2, period_s=0.05))
         curve = energy_curve(rows["mono_ns"], rows["energy_mj"])

@@ -162,9 +162,9 @@ def test_zeus_and_our_own_reader_count_the_same_energy() -> None:
 CSV = """\
 timestamp, index, uuid, name, power.draw.average [W], power.draw.instant [W], clocks.current.sm [MHz], \
 temperature.gpu, memory.used [MiB], utilization.gpu [%], clocks_event_reasons.active
-2026/11/23 19:48:01.123, 0, GPU-a, NVIDIA H200, 691.20 W, 702.11 W, 1755 MHz, 61, 1024 MiB, 100 %, 0x0000000004
-2026/11/23 19:48:01.123, 1, GPU-b, NVIDIA H200, 0.00 W, [N/A], 345 MHz, 30, 1 MiB, 0 %, 0x0000000001
-2026/11/23 19:48:01.223, 0, GPU-a, NVIDIA H200, 690.80 W, 688.00 W, 1755 MHz, 61, 1024 MiB, 100 %, 0x0000000000
+2026/11/23 19:48:01.123, 0, GPU-a, NVIDIA H200, 691.20 W, 702.11 W, 1755 MHz, 61, 1024 MiB, 100 %, 0x00000004
+2026/11/23 19:48:01.123, 1, GPU-b, NVIDIA H200, 0.00 W, [N/A], 345 MHz, 30, 1 MiB, 0 %, 0x00000001
+2026/11/23 19:48:01.223, 0, GPU-a, NVIDIA H200, 690.80 W, 688.00 W, 1755 MHz, 61, 1024 MiB, 100 %, 0x00000000
 2026/11/23 19:4
 """
 

@@ -66,7 +66,7 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
 @pytest.mark.e2e
 def test_a_whole_run_on_a_card_of_known_powers(tmp_path: Path) -> None:
     """Load, recorder, marks and judge together; the fake card's watts are those of an H200."""
-    lengths = "Lengths(steady=8, wave=7, kind=4, sampler=3, idle=3, launches=2000)"
+    lengths = "Lengths(steady=7, wave=5, kind=3.3, sampler=1, idle=1, settle=2, launches=1500)"
     out = tmp_path / "out"
     done = run_selftest(out, HOST, lengths, tmp_path / "timeline")
     assert (out / "oracles.json").exists(), done.stderr

@@ -1,0 +1,178 @@
+"""Debian's Prometheus over our exporter and a real vLLM server, against the recorder's own files.
+
+The bound: a query over the run and the recorder's difference over the same time may part by what one scrape
+interval holds at each end, since Prometheus knows a counter only at its scrapes.
+"""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pandas as pd
+import pytest
+
+from analysis.power_series import energy_curve
+from greenbench.config import ROOT
+from greenbench.rundir import read_jsonl
+from telemetry.recorder import Recorder, RecordRequest
+from telemetry.serve import Exporter
+from tests.fakes.nvml import FakeGpu, FakeReader, square
+from tests.test_servers_e2e import VLLM_PYTHON
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed"),
+    pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="no vLLM python; run `make setup`"),
+]
+SCRAPE_S = 1.0
+HIGH_W = 700.0
+CONFIG = """\
+global: {{scrape_interval: 1s, scrape_timeout: 1s}}
+scrape_configs:
+  - job_name: greenbench
+    static_configs: [{{targets: ['127.0.0.1:{exporter}']}}]
+  - job_name: vllm
+    static_configs: [{{targets: ['{vllm}']}}]
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(true: Callable[[], Any], seconds: float, what: str) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := true():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{what}: not within {seconds} s")
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """server.json's ``server`` of a real vLLM on the CPU."""
+    out = tmp_path_factory.mktemp("server")
+    command = [sys.executable, "-m", "servers", "--backend", "cpu_attn", "--out", str(out)]
+    launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert launcher.stdout
+        said = [launcher.stdout.readline() for _ in range(2)]
+        assert said[1].startswith("ready at"), said
+        yield json.loads((out / "server.json").read_text())["server"]
+    finally:
+        launcher.send_signal(signal.SIGTERM)
+        assert launcher.wait(60) == 0
+
+
+@pytest.fixture
+def started(tmp_path: Path, vllm: dict[str, Any]) -> Iterator[str]:
+    """Recorder, exporter (one fake card each look at, by the host's clock) and Prometheus; its address."""
+
+    def reader() -> FakeReader:
+        return FakeReader([FakeGpu(square(200, HIGH_W, 3.0), uuid="GPU-a")], time.monotonic_ns)
+
+    request = RecordRequest(tmp_path, vllm["pid"], vllm["base_url"], period_s=0.05, scrape_s=0.25)
+    recorder = Recorder(request, reader, watch_s=0.0)
+    ports: list[int] = []
+    exporter = Exporter(
+        reader, port=0, pid=vllm["pid"], ready=ports.append, period_s=0.05, watch_s=0.0
+    )
+    threads = [threading.Thread(target=part.run) for part in (recorder, exporter)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: ports, 10, "exporter")
+    config = tmp_path / "prometheus.yml"
+    address = vllm["base_url"].removeprefix("http://")
+    config.write_text(CONFIG.format(exporter=ports[0], vllm=address))
+    url = f"127.0.0.1:{free_port()}"
+    with (tmp_path / "prometheus.log").open("w") as log:
+        prometheus = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={config}",
+                f"--storage.tsdb.path={tmp_path / 'tsdb'}",
+                f"--web.listen-address={url}",
+            ],
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            yield f"http://{url}"
+        finally:
+            prometheus.terminate()
+            prometheus.wait(20)
+            for part in (recorder, exporter):
+                part.stop.set()
+            for thread in threads:
+                thread.join(10)
+
+
+def query(prometheus: str, expression: str, at_s: float | None = None) -> float | None:
+    """Value of a query with one result, now or at a Unix time; None when it has none."""
+    params: dict[str, Any] = {"query": expression} | ({"time": at_s} if at_s else {})
+    try:
+        answer = httpx.get(f"{prometheus}/api/v1/query", params=params, timeout=5).json()
+    except httpx.TransportError:
+        return None
+    found = answer["data"]["result"]
+    return float(found[0]["value"][1]) if found else None
+
+
+def test_prometheus_and_the_recorder_agree_within_one_scrape(
+    started: str, vllm: dict[str, Any], tmp_path: Path
+) -> None:
+    up = 'sum(up{job=~"greenbench|vllm"})'
+    wait_until(lambda: query(started, up) == 2.0, 40, "both targets scraped")
+    energy = "greenbench_gpu_energy_joules_total"
+    tokens = "vllm:generation_tokens_total"
+    start_s = time.time()
+    time.sleep(2 * SCRAPE_S)
+    asked = {
+        "model": vllm["served_model"],
+        "prompt": "The harbour",
+        "max_tokens": 40,
+        "ignore_eos": True,
+    }
+    for _ in range(6):
+        answer = httpx.post(f"{vllm['base_url']}/v1/completions", json=asked, timeout=60)
+        assert answer.json()["usage"]["completion_tokens"] == 40
+    time.sleep(3 * SCRAPE_S)
+    end_s = time.time()
+    ends = [query(started, energy, at) for at in (start_s, end_s)]
+    assert ends[0] is not None and ends[1] is not None
+    rows = pd.DataFrame(list(read_jsonl(tmp_path / "telemetry/gpu.jsonl")))
+    curve = energy_curve(rows["mono_ns"], rows["energy_mj"])
+    assert curve is not None
+    offset_ns = int((rows["unix_ns"] - rows["mono_ns"]).median())
+    recorded_j = curve.energy_j(*(round(at * 1e9) - offset_ns for at in (start_s, end_s)))
+    assert recorded_j is not None
+    bound_j = HIGH_W * (
+        SCRAPE_S + 0.2
+    )  # one interval at the card's most, and the refresh of the sensor
+    print(
+        f"Prometheus {ends[1] - ends[0]:.0f} J, recorder {recorded_j:.0f} J, bound {bound_j:.0f} J"
+    )
+    assert abs((ends[1] - ends[0]) - recorded_j) <= bound_j
+    assert recorded_j > 3 * bound_j  # long enough for the bound to mean something
+    # nothing ran in the last scrape before the start and the last before the end: tokens agree exactly
+    counted = [query(started, f"sum({tokens})", at) for at in (start_s, end_s)]
+    assert counted[0] is not None and counted[1] is not None
+    assert counted[1] - counted[0] == 6 * 40
+    scraped = [
+        row for row in read_jsonl(tmp_path / "telemetry/server.jsonl") if row["metric"] == tokens
+    ]
+    assert scraped[-1]["value"] - scraped[0]["value"] == 6 * 40
+    rss = query(started, "greenbench_server_resident_memory_bytes")
+    assert rss is not None and rss > 200 * 2**20  # the whole tree of a vLLM server
