@@ -76,7 +76,7 @@ def judge(backend: Backend, trees: list[str] | None, flash_attn_version: int | N
     built = {name for worker in workers for name in worker.attention}
     if not built:
         return _without_attention(observed)
-    label = ", ".join(f"{name} x{count}" for name, count in sorted(observed.attention.items()))
+    label = _counted(observed.attention)
     if flash_attn_version is not None and "FlashAttentionImpl" in built:
         label += f" (FlashAttention {flash_attn_version})"
     strangers = built - set(backend.impls)
@@ -98,11 +98,15 @@ def _without_attention(observed: Observed) -> Proof:
     if not observed.mixers:
         says = "the inspected model shows neither attention nor a mixer that is known here"
         return _proof("unproven", None, observed, None, says)
-    label = ", ".join(f"{name} x{count}" for name, count in sorted(observed.mixers.items()))
+    label = _counted(observed.mixers)
     says = (
         f"the model has no attention layer; its mixers are {label}; the backend has no part in it"
     )
     return _proof("proven", label, observed, None, says)
+
+
+def _counted(layers: Counter[str]) -> str:
+    return ", ".join(f"{name} x{count}" for name, count in sorted(layers.items()))
 
 
 def _proof(

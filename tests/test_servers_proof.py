@@ -61,6 +61,13 @@ def test_one_wrong_layer_or_worker_is_a_mismatch(trees: list[str]):
     assert judge(BACKENDS["sdpa"], trees, None).verdict == "mismatch"
 
 
+def test_a_hybrid_names_its_other_mixers():
+    hybrid = HYBRID.replace("CPUAttentionBackendImpl", "SdpaImpl")
+    proof = judge(BACKENDS["sdpa"], [hybrid], None)
+    assert (proof.verdict, proof.observed_backend) == ("proven", "SdpaImpl x4")
+    assert "beside MambaMixer2 x3" in proof.sentence
+
+
 def test_no_inspection_is_unproven():
     assert judge(BACKENDS["sdpa"], None, None).verdict == "unproven"
     assert judge(BACKENDS["sdpa"], ["Model()(\n)"], None).verdict == "unproven"
