@@ -89,9 +89,10 @@ def judge(backend: Backend, trees: list[str] | None, flash_attn_version: int | N
         says = f"{backend.name} wants FlashAttention {backend.flash_attn_version}, the log names {found}"
         verdict = "unproven" if flash_attn_version is None else "mismatch"
         return _proof(verdict, label, observed, flash_attn_version, says)
-    return _proof(
-        "proven", label, observed, flash_attn_version, f"the model was built with {label}"
-    )
+    says = f"the model was built with {label}"
+    if observed.mixers:
+        says += f", beside {_counted(observed.mixers)}, which the model brings"
+    return _proof("proven", label, observed, flash_attn_version, says)
 
 
 def _without_attention(observed: Observed) -> Proof:
