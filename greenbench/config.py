@@ -78,9 +78,7 @@ class ServerConfig(StrictModel):
     max_num_batched_tokens: int = Field(default=2048, gt=0)
     block_size: int | None = Field(default=None, gt=0)  # None: the table's value for the backend
     num_gpu_blocks: int | None = Field(default=None, gt=0)  # same KV pool for all arms
-    kv_cache_gib: float | None = Field(
-        default=None, gt=0
-    )  # KV pool; None: 1 on CPU, a share on GPU
+    kv_cache_gib: float | None = Field(default=None, gt=0)  # None: 1 on a CPU, a share on a GPU
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     prefix_caching: bool = False
     tensor_parallel: int = Field(default=1, ge=1)
@@ -92,25 +90,52 @@ class ServerConfig(StrictModel):
 
 
 class LoadConfig(StrictModel):
-    """How requests arrive. ``closed``: ``users`` loop without pause. ``open``: seeded arrivals."""
+    """How requests arrive. ``closed``: ``users`` loop without pause. ``open``: seeded arrivals, or
+    those of a recorded trace. A closed user may hold conversations: ``turns`` requests, each a longer
+    prefix of one prompt.
+    """
 
     kind: Literal["closed", "open"] = "closed"
     users: int | None = Field(default=None, ge=1)  # closed
+    turns: int = Field(default=1, ge=1)  # closed
+    turn_pause_s: float = Field(default=0, ge=0)  # closed: between two turns of a conversation
     rate_per_s: float | None = Field(default=None, gt=0)  # open
     arrivals: Literal["poisson", "constant", "gamma"] = "poisson"  # open
     burstiness: float = Field(default=1.0, gt=0)  # gamma shape; 1 = poisson, < 1 burstier
+    ramp_to_per_s: float | None = Field(
+        default=None, gt=0
+    )  # open: the rate goes straight to this …
+    ramp_s: float | None = Field(default=None, gt=0)  # … in so many seconds, and stays there
+    trace: str | None = None  # open: file whose arrival times and lengths are replayed
+    trace_format: Literal["mooncake", "burstgpt", "azure"] = "mooncake"
+    trace_speed: float = Field(default=1.0, gt=0)  # 2 = twice as fast
+    trace_clip: bool = False  # cut longer prompts to the point's context instead of refusing
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.kind == "closed" and (self.users is None or self.rate_per_s is not None):
             raise ValueError("a closed load needs 'users' and has no 'rate_per_s'")
-        if self.kind == "open" and (self.rate_per_s is None or self.users is not None):
-            raise ValueError("an open load needs 'rate_per_s' and has no 'users'")
+        if self.kind == "closed" and (self.trace is not None or self.ramp_s is not None):
+            raise ValueError("'trace' and 'ramp_s' belong to an open load")
+        if self.kind == "open" and self.users is not None:
+            raise ValueError("an open load has no 'users'")
+        if self.kind == "open" and (self.rate_per_s is None) == (self.trace is None):
+            raise ValueError("an open load needs either 'rate_per_s' or 'trace'")
+        if self.kind == "open" and self.turns != 1:
+            raise ValueError("'turns' belongs to a closed load")
+        if (self.ramp_s is None) != (self.ramp_to_per_s is None):
+            raise ValueError("a ramp needs both 'ramp_to_per_s' and 'ramp_s'")
+        if self.ramp_s is not None and self.trace is not None:
+            raise ValueError("a trace has its own times: 'ramp_s' does not go with it")
         return self
 
     @property
     def label(self) -> str:
-        return f"closed{self.users}" if self.kind == "closed" else f"open{self.rate_per_s:g}"
+        if self.kind == "closed":
+            return f"closed{self.users}" + (f"x{self.turns}turns" if self.turns > 1 else "")
+        if self.trace is not None:
+            return f"trace-{Path(self.trace).stem}"
+        return f"open{self.rate_per_s:g}" + (f"to{self.ramp_to_per_s:g}" if self.ramp_s else "")
 
 
 class PhaseConfig(StrictModel):

@@ -5,7 +5,6 @@ manifest: it proves nothing about the server, and no report is made of it.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from greenbench.config import (
     dump_yaml,
 )
 from greenbench.errors import UserError
-from greenbench.rundir import write_atomic
+from greenbench.rundir import file_sha256, write_atomic
 from loadgen.making import make_files
 
 DEFAULT_URL = "http://127.0.0.1:8000"  # where `make serve` listens
@@ -65,14 +64,13 @@ def prepare(host: str | None, options: argparse.Namespace) -> Path:
         telemetry=TelemetryConfig(),
         prompts_per_point=options.prompts,
     )
-    head = json.loads(prompts_path.open().readline())
     live = LivePoint(
         point=point,
         run_id=run_path.name,
         base_url=base_url,
         served_model=served,
         prompts_path=str(prompts_path.resolve()),
-        prompts_sha256=head["sha256"],
+        prompts_sha256=file_sha256(prompts_path),
     )
     write_atomic(run_path / "config.yaml", dump_yaml(live))
     return run_path

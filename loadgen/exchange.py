@@ -45,6 +45,8 @@ class Outgoing:
     output_tokens: int
     prompt_at: int = 0  # place in the prompt list
     scheduled_mono_ns: int | None = None
+    conversation: int | None = None
+    turn: int | None = None
 
     @property
     def event_limit(self) -> int:

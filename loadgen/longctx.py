@@ -11,11 +11,12 @@ every User class it finds in it.
 """
 
 import logging
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import gevent
 from gevent import GreenletExit
@@ -23,19 +24,24 @@ from gevent.event import Event
 from locust import User, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
-from locust.runners import MasterRunner
+from locust.rpc.protocol import Message
+from locust.runners import MasterRunner, Runner, WorkerRunner
 
 from greenbench.config import load_live_point
 from greenbench.errors import UserError
 from greenbench.schema import RequestRecord
 from loadgen import adhoc
+from loadgen.arrivals import shard
 from loadgen.client import HttpxClient
+from loadgen.dispatch import Dispatcher, open_ahead, schedule
 from loadgen.exchange import Exchange, Outgoing, Reply
 from loadgen.fast import outcome
+from loadgen.fleet import DONE, START, Part, Roll, parts
 from loadgen.gevent_loop import GeventLoop, Sent
+from loadgen.loops import Alarm
 from loadgen.openloop import raise_file_limit
 from loadgen.pool import Pool
-from loadgen.session import TICK_S, Session, pause_after
+from loadgen.session import TICK_S, Session, Talk, pause_after
 from loadgen.tasks import TASKS
 
 logger = logging.getLogger(__name__)
@@ -64,29 +70,78 @@ class Drive:
         self.environment = environment
         self.session = session
         self.options = environment.parsed_options
-        self.pool = Pool(session.target, GeventLoop(), session.timeout_s)
+        loop = GeventLoop()
+        self.pool = Pool(session.target, loop, session.timeout_s)
         self._aside: deque[Over] = deque()
         self._some_aside = Event()
+        self._alarm = self._open_loop(loop) if session.live.point.load.kind == "open" else None
         self._greenlets = [gevent.spawn(self._tick), gevent.spawn(self._settle_aside)]
+
+    def _open_loop(self, loop: GeventLoop) -> Alarm:
+        """Of an open load the hub itself sends what is due; the users only stand by."""
+        point = self.session.live.point
+        self._ahead = open_ahead(point)
+        dispatcher = Dispatcher(self.session, shard(schedule(point), *self.session.shard), self)
+
+        def ring() -> None:
+            due_ns = dispatcher.send_due()
+            if due_ns is not None:
+                alarm.set(due_ns)
+
+        alarm = Alarm(loop, ring)
+        self.pool.open_ahead(self._ahead)
+        start_ns = self.session.phases.warmup_start or time.monotonic_ns() + round(TICK_S * 1e9)
+        alarm.set(dispatcher.begin(start_ns))
+        return alarm
+
+    def send(self, outgoing: Outgoing) -> None:
+        """Send now, on a pooled connection (called by the dispatcher, in the hub)."""
+        in_flight = self.session.depart()
+
+        def over(reply: Reply) -> None:
+            self.session.arrived()
+            self.set_aside(Over(outgoing, reply, in_flight))
+
+        self.pool.start(outgoing, over)
 
     def _tick(self) -> None:
         """Marks, time limits, and the end of a run that has phases."""
         while not self.session.tick(time.monotonic_ns()):
             self.pool.expire()
+            if self._alarm is not None:
+                self.pool.open_ahead(self._ahead)
             gevent.sleep(TICK_S)
         self.pool.cut("still open when the drain ended")
+        while self.session.unfinished:  # rows of what was cut
+            gevent.sleep(TICK_S)
+        gevent.spawn(self._end_run)
+
+    def _end_run(self) -> None:
+        """All is sent and answered: a worker tells its master, who ends the run for all."""
         runner = self.environment.runner
         assert runner is not None
-        gevent.spawn(runner.quit if self._of_a_sweep else runner.stop)
+        if isinstance(runner, WorkerRunner):
+            self.close()
+            runner.send_message(DONE, self.session.report())
+        elif self._of_a_sweep:
+            runner.quit()
+        else:
+            runner.stop()
 
     @property
     def _of_a_sweep(self) -> bool:
         return bool(self.options and self.options.run_dir)
 
     def close(self) -> None:
+        """Cut what is open, write what is known, grade. Safe to call twice."""
         gevent.killall(self._greenlets)
+        if self._alarm is not None:
+            self._alarm.close()
+            self._alarm = None
         self.session.phases.stop(time.monotonic_ns())
         self.pool.close()
+        while self._aside:
+            self.settle(self._aside.popleft())
         self.session.close()
         logger.info("records in %s", self.session.run.path)
 
@@ -154,11 +209,12 @@ class LongContextUser(User):
 
     @task
     def converse(self) -> None:
-        drive: Drive = self.environment.drive  # type: ignore[attr-defined]
-        if drive.options and drive.options.client == "httpx":
-            _loop_httpx(drive)
-        else:
-            _loop_fast(drive)
+        drive: Drive | None = getattr(self.environment, "drive", None)
+        if drive is not None and drive.session.live.point.load.kind == "closed":
+            if drive.options and drive.options.client == "httpx":
+                _loop_httpx(drive)
+            else:
+                _loop_fast(drive)
         gevent.sleep(3600)  # sending is over: wait to be stopped, or Locust would begin anew
 
 
@@ -167,7 +223,9 @@ def _loop_fast(drive: Drive) -> None:
     session = drive.session
     connection = drive.pool.connection()
     previous: Over | None = None
-    while (outgoing := session.next(time.monotonic_ns())) is not None:
+    load = session.live.point.load
+    talk = Talk(load.turns)
+    while (outgoing := session.next(time.monotonic_ns(), talk)) is not None:
         in_flight = session.depart()
         sent = Sent(connection, outgoing, session.timeout_s)
         try:
@@ -185,6 +243,8 @@ def _loop_fast(drive: Drive) -> None:
             gevent.sleep(pause_after(drive.settle(previous)))
         else:
             drive.set_aside(previous)
+            if load.turn_pause_s and talk.turn:
+                gevent.sleep(load.turn_pause_s)
     if previous is not None:
         drive.settle(previous)
 
@@ -192,7 +252,8 @@ def _loop_fast(drive: Drive) -> None:
 def _loop_httpx(drive: Drive) -> None:
     session = drive.session
     client = HttpxClient(session.live.base_url)
-    while (outgoing := session.next(time.monotonic_ns())) is not None:
+    talk = Talk(session.live.point.load.turns)
+    while (outgoing := session.next(time.monotonic_ns(), talk)) is not None:
         in_flight = session.depart()
         exchange = client.exchange(outgoing, session.timeout_s)
         session.arrived()
@@ -201,38 +262,100 @@ def _loop_httpx(drive: Drive) -> None:
 
 
 @events.init.add_listener
-def on_init(environment: Environment, **_: Any) -> None:
+def on_init(environment: Environment, runner: Runner, **_: Any) -> None:
     """Of a sweep: the users come from the point's config. A bad run directory ends Locust with 2."""
     options = environment.parsed_options
     raise_file_limit()
+    if isinstance(runner, WorkerRunner):
+        runner.register_message(START, _on_part)
+        return
+    if isinstance(runner, MasterRunner):
+        runner.register_message(DONE, _on_done)
     if options and options.run_dir:
         try:
             load = load_live_point(Path(options.run_dir)).point.load
-            if load.kind != "closed":
-                raise UserError("an open load runs with python -m loadgen.openloop")
+            if load.kind == "open" and not isinstance(runner, MasterRunner):
+                raise UserError(
+                    f"{options.run_dir}/config.yaml: an open load in one process runs with "
+                    "python -m loadgen.openloop; with workers it runs here"
+                )
         except UserError as error:
-            print(f"error: {error}")
-            raise SystemExit(2) from error
-        options.num_users = load.users
-        options.spawn_rate = load.users
+            _refuse(error)
+        users = load.users or options.expect_workers
+        options.num_users = options.spawn_rate = users
         environment.process_exit_code = 0  # failed requests are rows, not a failed run
+
+
+def _refuse(error: UserError) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2) from error
+
+
+def _on_part(environment: Environment, msg: Message, **_: Any) -> None:
+    """A worker learns its part, before Locust tells it to spawn users."""
+    environment.part = Part(**msg.data)  # type: ignore[attr-defined]
+
+
+def _on_done(environment: Environment, msg: Message, **_: Any) -> None:
+    roll: Roll | None = getattr(environment, "roll", None)
+    if roll is not None:
+        roll.report(msg.node_id, msg.data)
 
 
 @events.test_start.add_listener
 def on_test_start(environment: Environment, **_: Any) -> None:
-    if isinstance(environment.runner, MasterRunner):
-        return
     options = environment.parsed_options
-    assert options is not None
+    runner = environment.runner
+    assert options is not None and runner is not None
     try:
-        run_path = (
-            Path(options.run_dir) if options.run_dir else adhoc.prepare(environment.host, options)
-        )
-        session = Session(run_path, load_live_point(run_path), "locust")
+        if isinstance(runner, WorkerRunner):
+            part: Part | None = getattr(environment, "part", None)
+            if part is None:
+                logger.error("joined a run under way: this worker has no part in it")
+                return
+            environment.part = None  # type: ignore[attr-defined]
+            session = part.open(load_live_point(Path(part.run_path)), lambda: gevent.sleep(0))
+        else:
+            run_path = (
+                Path(options.run_dir)
+                if options.run_dir
+                else adhoc.prepare(environment.host, options)
+            )
+            if isinstance(runner, MasterRunner):
+                _give_parts(environment, runner, run_path)
+                return
+            session = Session(run_path, load_live_point(run_path), "locust")
     except UserError as error:
-        print(f"error: {error}")
-        raise SystemExit(2) from error
+        _refuse(error)
     environment.drive = Drive(environment, session)  # type: ignore[attr-defined]
+
+
+def _give_parts(environment: Environment, runner: MasterRunner, run_path: Path) -> None:
+    workers = sorted(client.id for client in runner.clients.ready)
+    for worker, part in zip(workers, parts(run_path, len(workers)), strict=True):
+        runner.send_message(START, part.to_message(), worker)
+    environment.roll = Roll(run_path, workers)  # type: ignore[attr-defined]
+    gevent.spawn(_await_workers, environment, runner, environment.roll)  # type: ignore[attr-defined]
+
+
+def _await_workers(environment: Environment, runner: MasterRunner, roll: Roll) -> None:
+    """End the run when every worker has come to its end, or is gone."""
+    while not roll.over(
+        {client.id for client in runner.clients.values() if client.state != "missing"}
+    ):
+        gevent.sleep(0.1)
+    _call_roll(environment, roll)
+    if environment.parsed_options and environment.parsed_options.run_dir:
+        runner.quit()
+    else:
+        runner.stop()
+
+
+def _call_roll(environment: Environment, roll: Roll) -> None:
+    roll.write()
+    if roll.lost:
+        logger.error("lost workers: %s", ", ".join(roll.lost))
+        environment.process_exit_code = 1
 
 
 @events.test_stop.add_listener
@@ -245,3 +368,6 @@ def on_test_stop(environment: Environment, **_: Any) -> None:
         except BaseException:  # Locust would log it and end with 0
             environment.process_exit_code = 1
             raise
+        runner = environment.runner
+        if isinstance(runner, WorkerRunner):
+            runner.send_message(DONE, drive.session.report())

@@ -15,12 +15,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from greenbench.config import load_live_point
 from greenbench.errors import UserError, exit_on_user_error
-from loadgen.arrivals import arrivals, shard
+from loadgen.arrivals import Arrival, shard
 from loadgen.client import AsyncHttpxClient
+from loadgen.dispatch import Dispatcher, open_ahead, schedule
 from loadgen.exchange import Exchange, Outgoing, Reply
 from loadgen.fast import outcome
 from loadgen.loops import Alarm, AsyncioLoop
@@ -29,63 +30,8 @@ from loadgen.session import TICK_S, Session
 
 logger = logging.getLogger(__name__)
 
-OPEN_AHEAD_S: Final = 0.25  # idle connections cover this many seconds of arrivals …
-OPEN_AHEAD_MAX: Final = 64  # … but no more than this
 SETTLE_NS: Final = 2_000_000  # parse for so long at a time …
 GUARD_NS: Final = 300_000  # … and not in the last moments before a send
-LATE_NS: Final = 1_000_000_000  # later than this is not the schedule any more: `not_sent`
-
-
-class Sender(Protocol):
-    """How a dispatcher sends: now, without waiting for the answer."""
-
-    def send(self, outgoing: Outgoing) -> None: ...
-
-
-class Dispatcher:
-    """Sends what is due and sets the alarm for what is next. The same on asyncio and in Locust."""
-
-    def __init__(self, session: Session, offsets: Iterator[float], sender: Sender) -> None:
-        self._session = session
-        self._offsets = offsets
-        self._sender = sender
-        self._due_ns = 0
-        self._over = False
-
-    @property
-    def due_ns(self) -> int | None:
-        """When the next request is due; None when the schedule has ended."""
-        return None if self._over else self._due_ns
-
-    def begin(self, start_ns: int) -> int:
-        """Start the schedule at ``start_ns``; the moment of the first request."""
-        self._start_ns = start_ns
-        self._session.phases.begin(start_ns)
-        self._advance()
-        return self._due_ns
-
-    def send_due(self) -> int | None:
-        """Send all that is due by now; the next moment, or None when the schedule has ended."""
-        while not self._over and self._due_ns <= (now := time.monotonic_ns()):
-            outgoing = self._session.scheduled(self._due_ns)
-            if outgoing is None:
-                self._over = True
-            elif now - self._due_ns > LATE_NS:
-                late_s = (now - self._due_ns) / 1e9
-                self._session.not_sent(
-                    outgoing, f"the client was {late_s:.1f} s behind its schedule"
-                )
-            else:
-                self._sender.send(outgoing)
-            self._advance()
-        return self.due_ns
-
-    def _advance(self) -> None:
-        offset = next(self._offsets, None)
-        if offset is None:
-            self._over = True
-        else:
-            self._due_ns = self._start_ns + round(offset * 1e9)
 
 
 class FastSender:
@@ -139,25 +85,24 @@ class HttpxSender:
         await self._client.close()
 
 
-async def drive(session: Session, offsets: Iterator[float], client: str) -> None:
+async def drive(session: Session, schedule: Iterator[Arrival], client: str) -> None:
     """Run the whole point; returns when the last request is over or cut."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     if client == "httpx":
-        await _drive_httpx(session, offsets, stop)
+        await _drive_httpx(session, schedule, stop)
     else:
-        await _drive_fast(session, offsets, stop)
+        await _drive_fast(session, schedule, stop)
 
 
-async def _drive_fast(session: Session, offsets: Iterator[float], stop: asyncio.Event) -> None:
+async def _drive_fast(session: Session, schedule: Iterator[Arrival], stop: asyncio.Event) -> None:
     watcher = AsyncioLoop(asyncio.get_running_loop())
     pool = Pool(session.target, watcher, session.timeout_s)
-    rate = session.live.point.load.rate_per_s or 1
-    ahead = min(OPEN_AHEAD_MAX, 2 + round(rate * OPEN_AHEAD_S))
+    ahead = open_ahead(session.live.point)
     sender = FastSender(session, pool, ahead)
-    dispatcher = Dispatcher(session, offsets, sender)
+    dispatcher = Dispatcher(session, schedule, sender)
 
     def ring() -> None:
         due_ns = dispatcher.send_due()
@@ -185,9 +130,9 @@ async def _drive_fast(session: Session, offsets: Iterator[float], stop: asyncio.
     pool.close()
 
 
-async def _drive_httpx(session: Session, offsets: Iterator[float], stop: asyncio.Event) -> None:
+async def _drive_httpx(session: Session, schedule: Iterator[Arrival], stop: asyncio.Event) -> None:
     sender = HttpxSender(session, session.live.base_url)
-    dispatcher = Dispatcher(session, offsets, sender)
+    dispatcher = Dispatcher(session, schedule, sender)
     watcher = AsyncioLoop(asyncio.get_running_loop())
 
     def ring() -> None:
@@ -235,9 +180,10 @@ def _run(run_path: Path, client: str, part: str) -> None:
         raise UserError(f"--shard '{part}': give INDEX/COUNT with INDEX < COUNT, e.g. 0/2")
     place = (int(index), int(count))
     raise_file_limit()
+    part_of_it = shard(schedule(live.point), *place)
     session = Session(run_path, live, f"openloop{place[0]}", place)
     try:
-        asyncio.run(drive(session, shard(arrivals(load, live.point.seed), *place), client))
+        asyncio.run(drive(session, part_of_it, client))
     finally:
         session.close()
     logger.info("%d sent, %d good, %d failed", session.sent, session.ok, session.failed)

@@ -10,16 +10,20 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from greenbench.config import LivePoint
+from greenbench.config import LivePoint, PhaseConfig
 from greenbench.errors import UserError, nearest
-from greenbench.rundir import RunDir, write_atomic
+from greenbench.rundir import RunDir, file_sha256, write_atomic
 from greenbench.schema import Phase, RequestRecord
+from loadgen.arrivals import Arrival
 from loadgen.audit import Audit
+from loadgen.bodies import Bodies
 from loadgen.exchange import Exchange, Outgoing, failed
 from loadgen.fast import Target, whole_head
 from loadgen.grading import grade_reply
@@ -36,11 +40,28 @@ FAILURE_PAUSE_S: Final = 0.1  # a closed loop would otherwise hammer a failing s
 RETRY_AFTER_MAX_S: Final = 5.0
 
 
+@dataclass(slots=True)
+class Talk:
+    """One user's conversation: ``turns`` requests on a growing prefix of one prompt, over and over."""
+
+    turns: int
+    turn: int = 0
+    sequence: int = 0
+
+
 class Session:
-    """``shard`` is (index, count): of the run's sequence this process sends index, index + count, …"""
+    """``shard`` is (index, count): of the run's sequence this process sends index, index + count, …
+
+    ``breathe`` is called between two gradings, so that an event loop stays alive meanwhile.
+    """
 
     def __init__(
-        self, run_path: Path, live: LivePoint, client_id: str, shard: tuple[int, int] = (0, 1)
+        self,
+        run_path: Path,
+        live: LivePoint,
+        client_id: str,
+        shard: tuple[int, int] = (0, 1),
+        breathe: Callable[[], object] = lambda: None,
     ) -> None:
         point = live.point
         if point.task.name not in TASKS:
@@ -50,7 +71,7 @@ class Session:
         self.run = RunDir(run_path)
         self.target = Target.from_url(live.base_url)
         self.timeout_s = point.phases.request_timeout_s
-        self.phases = PhaseClock(point.phases)
+        self.phases = PhaseClock(_share(point.phases, shard))
         self.audit = Audit()
         self.in_flight = 0  # sent, and the reply not over
         self.unfinished = 0  # sent, and no row written
@@ -58,12 +79,10 @@ class Session:
         self.shard = shard
         self.leads = shard[0] == 0  # writes the phase marks
         self._task = TASKS[point.task.name]
-        self._prompts = read_prompts(Path(live.prompts_path))
-        if not self._prompts:
-            raise UserError(f"{live.prompts_path}: holds no prompt; make it anew")
-        self._bodies = [self._encode(prompt) for prompt in self._prompts]
-        accept = "text/event-stream" if self._task.streaming else "application/json"
-        self._heads = [self.target.head(COMPLETIONS_PATH, len(b), accept) for b in self._bodies]
+        self._breathe = breathe
+        self._prompts = _prompts(live)
+        self._bodies = Bodies(self._task, live.served_model, self._prompts)
+        self._accept = "text/event-stream" if self._task.streaming else "application/json"
         self._sequence = shard[0]
         self._token = os.urandom(4).hex()  # keeps request ids of two runs apart in one server's log
         self._records = RowWriter(self.run.requests_dir / f"{client_id}.jsonl")
@@ -76,41 +95,77 @@ class Session:
         gc.freeze()  # prompts and modules are never garbage: do not walk them between two reads
         gc.set_threshold(100_000, 50, 1000)
 
-    def _encode(self, prompt: Prompt) -> bytes:
-        """The request's body, encoded once: a 128k-token prompt takes milliseconds."""
-        return json.dumps(
-            self._task.body(self.live.served_model, prompt), separators=(",", ":")
-        ).encode()
-
     # --- sending ------------------------------------------------------------------------------
 
-    def next(self, now_ns: int) -> Outgoing | None:
-        """The next request of a closed loop, or None when sending has ended."""
+    def next(self, now_ns: int, talk: Talk | None = None) -> Outgoing | None:
+        """The next request of a closed loop, or None when sending has ended.
+
+        ``talk``: the user's conversation, which this request carries on or begins anew.
+        """
         if not self.phases.admit(now_ns):
             return None
-        return self._outgoing(None)
+        if talk is None or talk.turns == 1:
+            return self._outgoing(self._step())
+        if talk.turn == 0:
+            talk.sequence = self._step()
+        prompt = self._prompts[talk.sequence % len(self._prompts)]
+        share = prompt.context_tokens * (talk.turn + 1) // talk.turns
+        outgoing = self._outgoing(
+            talk.sequence, context_tokens=share, conversation=talk.sequence, turn=talk.turn
+        )
+        talk.turn = (talk.turn + 1) % talk.turns
+        return outgoing
 
-    def scheduled(self, moment_ns: int) -> Outgoing | None:
+    def scheduled(self, arrival: Arrival, moment_ns: int) -> Outgoing | None:
         """The request that is due at ``moment_ns`` of an open loop, or None past the end."""
         if not self.phases.admit(moment_ns):
             return None
-        return self._outgoing(moment_ns)
+        return self._outgoing(
+            self._step(),
+            context_tokens=arrival.context_tokens,
+            output_tokens=arrival.output_tokens,
+            scheduled_mono_ns=moment_ns,
+        )
 
-    def _outgoing(self, scheduled_mono_ns: int | None) -> Outgoing:
+    def _step(self) -> int:
         sequence = self._sequence
         self._sequence += self.shard[1]
+        return sequence
+
+    def _outgoing(
+        self,
+        sequence: int,
+        context_tokens: int | None = None,
+        output_tokens: int | None = None,
+        scheduled_mono_ns: int | None = None,
+        conversation: int | None = None,
+        turn: int | None = None,
+    ) -> Outgoing:
+        """Request number ``sequence`` of the run; shorter than its prompt where lengths are given."""
         prompt_at = sequence % len(self._prompts)
         prompt = self._prompts[prompt_at]
+        if context_tokens is None and output_tokens is None:
+            body = self._bodies.whole(prompt_at)
+        else:
+            context_tokens = min(context_tokens or prompt.context_tokens, prompt.context_tokens)
+            body = self._bodies.cut(
+                prompt_at, context_tokens, output_tokens or prompt.output_tokens
+            )
         request_id = f"{self._token}-{self.client_id}-{sequence:06d}"
+        if turn is not None:
+            request_id += f"-t{turn}"
+        head = self.target.head(COMPLETIONS_PATH, len(body), self._accept)
         return Outgoing(
             request_id=request_id,
-            head=whole_head(self._heads[prompt_at], request_id),
-            body=self._bodies[prompt_at],
+            head=whole_head(head, request_id),
+            body=body,
             streaming=self._task.streaming,
-            context_tokens=prompt.context_tokens,
-            output_tokens=prompt.output_tokens if self._task.streaming else 1,
+            context_tokens=context_tokens or prompt.context_tokens,
+            output_tokens=(output_tokens or prompt.output_tokens) if self._task.streaming else 1,
             prompt_at=prompt_at,
             scheduled_mono_ns=scheduled_mono_ns,
+            conversation=conversation,
+            turn=turn,
         )
 
     # --- outcomes -----------------------------------------------------------------------------
@@ -142,9 +197,12 @@ class Session:
         self.audit.add(outgoing, exchange)
         if record.error_type is None:
             self.ok += 1
-            self._replies.keep(
-                outgoing.request_id, outgoing.prompt_at, exchange.text, exchange.body
-            )
+            whole = self._prompts[outgoing.prompt_at]
+            if (outgoing.context_tokens, outgoing.output_tokens) == self._asked(whole):
+                # a cut prompt has lost its question: there is nothing to grade
+                self._replies.keep(
+                    outgoing.request_id, outgoing.prompt_at, exchange.text, exchange.body
+                )
         else:
             self.failed += 1
         return record
@@ -163,7 +221,7 @@ class Session:
             task=prompt.task,
             prompt_index=prompt.prompt_index,
             prompt_sha256=prompt.sha256,
-            context_tokens_target=prompt.context_tokens,
+            context_tokens_target=outgoing.context_tokens,
             max_output_tokens=outgoing.output_tokens,
             in_flight_at_send=in_flight,
             time_source="kernel" if exchange.kernel_times else "user",
@@ -186,7 +244,13 @@ class Session:
             server_metrics=facts.server_metrics,
             error_type=facts.error_type,
             error_message=facts.error_message,
+            conversation=outgoing.conversation,
+            turn=outgoing.turn,
         )
+
+    def _asked(self, prompt: Prompt) -> tuple[int, int]:
+        """Prompt and output length of a prompt that is sent whole."""
+        return prompt.context_tokens, prompt.output_tokens if self._task.streaming else 1
 
     def _phase(self, moment_ns: int | None) -> Phase:
         return self.phases.phase_of(time.monotonic_ns() if moment_ns is None else moment_ns)
@@ -253,8 +317,33 @@ class Session:
         for request_id, prompt_at, text, raw in self._replies:
             body: Any = msgspec.json.decode(raw) if raw else None
             outputs.write(grade_reply(self._prompts[prompt_at], request_id, text, body))
+            self._breathe()
         outputs.close()
         self._replies.close()
+
+
+def _prompts(live: LivePoint) -> list[Prompt]:
+    """The point's prompts. Another file than the one the point was planned with is refused."""
+    path = Path(live.prompts_path)
+    prompts = read_prompts(path)
+    if not prompts:
+        raise UserError(f"{path}: holds no prompt; make it anew")
+    found = file_sha256(path)
+    if found != live.prompts_sha256:
+        raise UserError(
+            f"{path}: its sha256 is {found[:12]}…, and the point was planned with "
+            f"{live.prompts_sha256[:12]}…; give every worker the same file"
+        )
+    return prompts
+
+
+def _share(phases: PhaseConfig, shard: tuple[int, int]) -> PhaseConfig:
+    """A limit of requests is the whole run's: each of several processes takes its part."""
+    index, count = shard
+    if phases.requests is None or count == 1:
+        return phases
+    part = phases.requests // count + (index < phases.requests % count)
+    return phases.model_copy(update={"requests": part})
 
 
 def pause_after(record: RequestRecord) -> float:

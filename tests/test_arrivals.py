@@ -1,6 +1,7 @@
 """Schedules: seeded, of the right distribution and rate, and whole however many processes send them."""
 
 import itertools
+from pathlib import Path
 from statistics import mean, pstdev
 
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 
 from greenbench.config import LoadConfig
-from loadgen.arrivals import arrivals, shard
+from greenbench.errors import UserError
+from loadgen.arrivals import Arrival, arrivals, shard
+from loadgen.traces import read_trace
 
 
 def load(kind: str = "poisson", rate: float = 20.0, burstiness: float = 1.0) -> LoadConfig:
@@ -19,7 +22,7 @@ def load(kind: str = "poisson", rate: float = 20.0, burstiness: float = 1.0) -> 
 
 
 def gaps(config: LoadConfig, count: int = 4000, seed: int = 7) -> list[float]:
-    offsets = [0.0, *itertools.islice(arrivals(config, seed), count)]
+    offsets = [0.0, *(a.offset_s for a in itertools.islice(arrivals(config, seed), count))]
     return [b - a for a, b in itertools.pairwise(offsets)]
 
 
@@ -51,8 +54,68 @@ def test_shards_together_are_exactly_the_one_schedule(count: int, kind: str) -> 
     whole = list(itertools.islice(arrivals(load(kind), 7), 60))
     parts = [
         list(
-            itertools.takewhile(lambda t: t <= whole[-1], shard(arrivals(load(kind), 7), i, count))
+            itertools.takewhile(
+                lambda a: a.offset_s <= whole[-1].offset_s, shard(arrivals(load(kind), 7), i, count)
+            )
         )
         for i in range(count)
     ]
-    assert sorted(itertools.chain(*parts)) == whole
+    assert sorted(itertools.chain(*parts), key=lambda a: a.offset_s) == whole
+
+
+@pytest.mark.parametrize(("to", "ramp_s"), [(50.0, 10.0), (2.0, 20.0)])
+def test_a_ramp_brings_as_many_requests_as_its_rate_integrates_to(to: float, ramp_s: float) -> None:
+    """Second method: the integral of the rate at each arrival counts the arrivals."""
+    config = LoadConfig(
+        kind="open", rate_per_s=10, arrivals="constant", ramp_to_per_s=to, ramp_s=ramp_s
+    )
+    for number, arrival in enumerate(itertools.islice(arrivals(config, 7), 500), start=1):
+        t = arrival.offset_s
+        inside = min(t, ramp_s)
+        expected = 10 * inside + (to - 10) / (2 * ramp_s) * inside**2 + to * max(0.0, t - ramp_s)
+        assert expected == pytest.approx(number)
+
+
+MOONCAKE = """\
+{"timestamp": 3000, "input_length": 40, "output_length": 5, "hash_ids": [1]}
+{"timestamp": 1000, "input_length": 64, "output_length": 7, "hash_ids": [1, 2]}
+"""
+BURSTGPT = """\
+Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type
+1,ChatGPT,64,7,71,Conversation log
+2,ChatGPT,10,0,10,Conversation log
+3,GPT-4,40,5,45,API log
+"""
+AZURE = """\
+TIMESTAMP,ContextTokens,GeneratedTokens
+2023-11-16 18:15:46.0000000,64,7
+2023-11-16 18:15:48.0000000,40,5
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [("mooncake", MOONCAKE), ("burstgpt", BURSTGPT), ("azure", AZURE)]
+)
+def test_each_trace_format_gives_times_and_lengths(kind: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    path.write_text(text)
+    config = LoadConfig.model_validate(
+        {"kind": "open", "trace": str(path), "trace_format": kind, "trace_speed": 2}
+    )
+    assert read_trace(config, 64) == [Arrival(0.0, 64, 7), Arrival(1.0, 40, 5)]
+    with pytest.raises(UserError, match="longest prompt is 64 tokens"):
+        read_trace(config, 50)
+    clipped = read_trace(config.model_copy(update={"trace_clip": True}), 50)
+    assert [a.context_tokens for a in clipped] == [50, 40]
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "not json", "", '{"timestamp": 1, "input_length": 5, "output_length": 0}']
+)
+def test_a_broken_trace_is_one_sentence(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    path.write_text(text)
+    with pytest.raises(UserError, match=str(path)):
+        read_trace(LoadConfig(kind="open", trace=str(path)), 64)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_trace(LoadConfig(kind="open", trace=str(tmp_path / "none")), 64)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from greenbench.config import LivePoint, PromptRequest, TaskConfig, dump_yaml, parse
+from greenbench.rundir import file_sha256
 from loadgen.prompts import Prompt, token_sha256, write_prompts
 from loadgen.tasks import TASKS
 
@@ -49,7 +50,7 @@ def make_run(
         count=count,
         seed=seed,
     )
-    digest = write_prompts(prompts_path, request, make_prompts(task, context, count, tokens))
+    write_prompts(prompts_path, request, make_prompts(task, context, count, tokens))
     point = {
         "sweep": "test",
         "seed": seed,
@@ -72,7 +73,7 @@ def make_run(
         "base_url": base_url,
         "served_model": "golden",
         "prompts_path": str(prompts_path),
-        "prompts_sha256": digest,
+        "prompts_sha256": file_sha256(prompts_path),
     }
     (run / "config.yaml").write_text(dump_yaml(parse(LivePoint, live, "test")))
     return run
