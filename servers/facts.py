@@ -37,7 +37,7 @@ class HostFacts:
     vllm_build: Device | None = None  # None: no vLLM in the vLLM python
     vllm_version: str | None = None
     modules: frozenset[str] | None = None  # importable in the vLLM python, of those asked for
-    cpu_flags: frozenset[str] = frozenset()
+    cpu_flags: frozenset[str] | None = None
 
     @property
     def device(self) -> Device:
@@ -100,13 +100,13 @@ def _vllm_build(versions: Mapping[str, str]) -> tuple[Device | None, str | None]
     return ("cpu" if "cpu" in version else "cuda"), version
 
 
-def _cpu_flags() -> frozenset[str]:
+def _cpu_flags() -> frozenset[str] | None:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return frozenset()
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return frozenset(flags.partition(":")[2].split())
+        return None
+    flags = next((line for line in lines if line.startswith("flags")), None)
+    return frozenset(flags.partition(":")[2].split()) if flags else None
 
 
 @dataclass(frozen=True, slots=True)

