@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from analysis.gpu_rows import read_gpu_rows
 from analysis.power_series import (
     EnergyCurve,
     Readings,
@@ -25,7 +24,6 @@ from analysis.power_series import (
 )
 from greenbench.errors import UserError, exit_on_user_error
 from greenbench.rundir import read_jsonl, write_atomic
-from greenbench.segments import read_bytes
 
 SECOND_NS = 1_000_000_000
 SETTLE_NS = 2_000_000_000  # a load's first two seconds: the 1 s average has not arrived yet
@@ -142,19 +140,18 @@ class Recording:
 
 
 def _sensors(folder: Path, uuid: str | None) -> Sensors | None:
-    text = read_bytes(folder / "telemetry" / "gpu.jsonl")
-    rows = pd.DataFrame([json.loads(line) for line in text.splitlines()])
+    rows = read_gpu_rows(folder)
     if rows.empty or uuid is None:
         return None
     own = rows[rows["gpu_uuid"] == uuid]
-    curve = energy_curve(own["mono_ns"], own["energy_mj"].astype(float))
+    curve = energy_curve(own["mono_ns"], own["energy_mj"])
     if curve is None:
         return None
     stamps = own["mono_ns"]
     return Sensors(
         curve,
-        clean(stamps, own["power_avg_w"].astype(float)),
-        clean(stamps, own["power_w"].astype(float)),
+        clean(stamps, own["power_avg_w"]),
+        clean(stamps, own["power_w"]),
     )
 
 

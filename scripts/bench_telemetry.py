@@ -76,7 +76,7 @@ def write_hour(folder: Path) -> int:
         for _ in range(GPUS)
     ]
     base = GpuSample(0, 0, 0, "node-17.cluster", 0, "")
-    with SegmentedJsonlWriter(folder / "gpu.jsonl") as writer:
+    with SegmentedJsonlWriter(folder / "telemetry" / "gpu.jsonl") as writer:
         for tick in range(HOUR_S * RATE_HZ):
             mono_ns = 10**14 + tick * 10**8 + rng.randrange(10**5)
             for index in range(GPUS):
@@ -102,23 +102,17 @@ def write_hour(folder: Path) -> int:
                         throttle_reasons=rng.choice([0, 4]),
                     )
                 )
-    return sum(path.stat().st_size for path in folder.iterdir())
+    return sum(path.stat().st_size for path in (folder / "telemetry").iterdir())
 
 
 def load_and_integrate(folder: Path) -> tuple[float, float, float]:
     """(seconds to load, seconds to integrate, joules) of the hour: counter and average of every card."""
-    import io
-
-    import pyarrow.json
-
     from analysis.energy import cards_of
+    from analysis.gpu_rows import read_gpu_rows
     from analysis.power_series import integrate_average
-    from greenbench.segments import read_bytes
 
     started = time.perf_counter()
-    wanted = pyarrow.json.ReadOptions(block_size=8 * MIB)
-    text = read_bytes(folder / "gpu.jsonl")
-    gpu = pyarrow.json.read_json(io.BytesIO(text), wanted).to_pandas()
+    gpu = read_gpu_rows(folder)
     loaded = time.perf_counter()
     joules = 0.0
     for card in cards_of(gpu).values():
