@@ -181,12 +181,15 @@ def point_energy(
     idle_before: IdlePower | None = None,
     idle_after: IdlePower | None = None,
     mean_residence_s: float | None = None,
+    server_gpus: int | None = None,
     rules: Rules = Rules(),
 ) -> EnergyResult:
     """Energy of a measured window, and per output token, total token and request.
 
     ``count`` gives the work between two monotonic moments: energy is taken between counter changes, so
     work is counted over exactly that interval. ``gpu``, ``host`` and ``sources`` are as recorded.
+    ``server_gpus`` is how many cards the server was given: where its processes could not be found on the
+    cards, others may be visible too, and which are its own is not known.
     """
     cpu = cpu_energy(host, sources, start_mono_ns, end_mono_ns) if not host.empty else None
     why_not = _unavailable(gpu, sources)
@@ -200,7 +203,7 @@ def point_energy(
     found = [_card_energy(card, start_ns, end_ns) for card in measured]
     work = count(start_ns, end_ns) if callable(count) else count
     # without every card there is no sum: 7 of 8 never pass for 8
-    whole = len(measured) == len(wanted)
+    whole = len(measured) == len(wanted) and server_gpus in (None, len(wanted))
     counter_j = _sum(f.counter_j for f in found) if whole else None
     integral_j = _sum(f.integral_j for f in found) if whole else None
     ratio = counter_j / integral_j if counter_j and integral_j else None

@@ -116,8 +116,8 @@ MUTANTS = (
     Mutant(
         "seven GPUs pass for eight",
         "analysis/energy.py",
-        "whole = len(measured) == len(wanted)",
-        "whole = True",
+        "whole = len(measured) == len(wanted) and",
+        "whole = True and",
     ),
     Mutant(
         "holes in the samples ignored",

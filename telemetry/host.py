@@ -37,7 +37,12 @@ class ProcessTree:
     _walked_ns: int | None = None
 
     def pids(self) -> set[int]:
-        return set(self._members)
+        """The tree as it is now; from any thread."""
+        try:
+            root = psutil.Process(self.pid)
+            return {root.pid, *(child.pid for child in root.children(recursive=True))}
+        except psutil.Error:
+            return set()
 
     def usage(self, mono_ns: int) -> Usage | None:
         """None when the process is gone."""
@@ -52,7 +57,7 @@ class ProcessTree:
                     rss_bytes += process.memory_info().rss
                     key = (process.pid, process.create_time())
             except psutil.Error:
-                del self._members[process.pid]
+                self._members.pop(process.pid, None)
                 continue
             self._cpu_s[key] = times.user + times.system
             alive += 1

@@ -126,10 +126,15 @@ def recording(run_dir: Path, period_s: float) -> Iterator[None]:
             time.sleep(1.5)  # samples beyond the last window
         finally:
             process.send_signal(signal.SIGTERM)
-            if process.wait(20):
-                raise LoadFailed(
-                    f"the recorder ended with {process.returncode}; see {run_dir}/recorder.log"
-                )
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if process.returncode:
+            raise LoadFailed(
+                f"the recorder ended with {process.returncode}; see {run_dir}/recorder.log"
+            )
 
 
 def _wait_for_rows(path: Path, process: "subprocess.Popen[bytes]") -> None:

@@ -271,6 +271,17 @@ def test_cards_that_the_server_does_not_use_are_apart() -> None:
     assert result.gpus_wanted == 1
 
 
+def test_cards_that_nobody_can_tell_apart_are_not_all_charged() -> None:
+    """A server on one card of two, and no process list to say on which."""
+    cards = [FakeGpu(constant(300), n, f"GPU-{n}") for n in range(2)]
+    gpu = recorded(cards, 80)
+    window = (ns(START_S), ns(END_S), Work())
+    assert point_energy(gpu, NO_HOST, sources(cards), *window, server_gpus=1).reasons == [
+        "gpu_count_mismatch"
+    ]
+    assert point_energy(gpu, NO_HOST, sources(cards), *window, server_gpus=2).status == "measured"
+
+
 def test_idle_power_and_its_drift() -> None:
     card = FakeGpu(constant(124))
     idle = idle_power(recorded([card], 31), sources([card]))

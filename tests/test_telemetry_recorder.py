@@ -1,6 +1,7 @@
 """The recorder: what lands in a run directory, from fakes and as a process of its own."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def no_gpu() -> Reader:
 def two_cards() -> FakeReader:
     """Second card lacks the counter; a stranger's process sits on the first."""
     cards = [
-        FakeGpu(constant(300), 0, "GPU-a", pids=[1]),
+        FakeGpu(constant(300), 0, "GPU-a", pids=[1, os.getpid()]),
         FakeGpu(constant(400), 1, "GPU-b", lacks=("counter",), pids=[2**22 + 5]),
     ]
     return FakeReader(cards, time.monotonic_ns)
@@ -47,7 +48,7 @@ def sources_of(run_dir: Path) -> dict[str, Any]:
 
 
 def test_gpu_rows_sources_and_events(tmp_path: Path) -> None:
-    request = RecordRequest(tmp_path, period_s=0.05)
+    request = RecordRequest(tmp_path, pid=os.getpid(), period_s=0.05)
     run_for(Recorder(request, two_cards, rapl_root=tmp_path, watch_s=0.05), 0.6)
     rows = [GpuSample.from_dict(row) for row in read_jsonl(tmp_path / "telemetry/gpu.jsonl")]
     by_uuid = {u: [r for r in rows if r.gpu_uuid == u] for u in ("GPU-a", "GPU-b")}
@@ -65,6 +66,7 @@ def test_gpu_rows_sources_and_events(tmp_path: Path) -> None:
     assert sources["counter"]["without"] == ["GPU-b"]
     cards = {card["uuid"]: card for card in sources["facts"]["gpus"]}
     assert cards["GPU-a"]["foreign_pids"] == [1]
+    assert cards["GPU-a"]["own_pids"] == [os.getpid()]  # known from the first look on
     assert (cards["GPU-b"]["foreign_pids"], cards["GPU-b"]["unknown_pids"]) == ([], [2**22 + 5])
     assert sources["facts"]["sampler"]["period_s"] == 0.05
     assert sources["facts"]["sampler"]["cost"]["count"] == len(by_uuid["GPU-a"])
