@@ -68,6 +68,14 @@ def simulate(args: argparse.Namespace) -> int:
     return 0
 
 
+def benchmark(args: argparse.Namespace) -> int:
+    """Time and memory of the analysis on generated runs; needs about 10 GB of scratch disk."""
+    from analysis.benchmark import table
+
+    print(table(args.requests))
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -83,6 +91,9 @@ def main() -> int:
     draw = commands.add_parser("simulate", help=(simulate.__doc__ or "").splitlines()[0])
     draw.add_argument("--trials", type=int, default=2000)
     draw.set_defaults(action=simulate)
+    scale = commands.add_parser("benchmark", help=(benchmark.__doc__ or "").splitlines()[0])
+    scale.add_argument("requests", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    scale.set_defaults(action=benchmark)
     args = parser.parse_args()
     return exit_on_user_error(lambda: args.action(args))
 

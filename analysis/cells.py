@@ -41,8 +41,14 @@ class Cell:
         return self.model, self.task, self.context_tokens, self.load
 
     def values(self, group: str, name: str) -> list[float]:
-        """One value a usable start, those that have none left out."""
-        found = [(getattr(point, group) or {}).get(name) for point in self.starts]
+        """One value a usable start, those that have none left out. ``group`` may be a path: energy.gross."""
+        first, *rest = group.split(".")
+        found: list[float | None] = []
+        for point in self.starts:
+            held = getattr(point, first) or {}
+            for key in rest:
+                held = held.get(key) or {}
+            found.append(held.get(name))
         return [float(value) for value in found if value is not None]
 
     def mean(self, group: str, name: str) -> float | None:

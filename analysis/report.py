@@ -218,7 +218,7 @@ def paretos(
     axes = (
         ("latency", "e2e_s", "whole request, median, s"),
         ("latency", "itl_s", "inter-token latency, median, s"),
-        ("energy", "j_per_total_token", "J per total token"),
+        ("energy.gross", "j_per_total_token", "J per total token"),
     )
     found: list[tuple[str, list[str]]] = []
     for table in tables(cells):

@@ -12,9 +12,9 @@ from analysis.study import Study
 CLAIMS: dict[str, tuple[str, str]] = {
     "output": ("serves", "the output tokens/s of"),
     "total": ("serves", "the total tokens/s of"),
-    "ttft": ("gives the first token", "sooner than"),
-    "itl": ("gives each further token", "sooner than"),
-    "e2e": ("ends requests", "sooner than"),
+    "ttft": ("gives the first token", "as fast as"),
+    "itl": ("gives each further token", "as fast as"),
+    "e2e": ("ends a request", "as fast as"),
     "energy": ("needs", "fewer joules per output token than"),
 }
 HEADLINES = ("output", "total", "ttft", "itl", "e2e")
@@ -39,6 +39,7 @@ def summary_sentences(whole: Study) -> list[str]:
     return [
         *_scope(whole),
         *_winners(whole),
+        *_barred(whole),
         *_answers(whole.points),
         *_energy(whole.usable),
         *_excluded(whole.points),
@@ -71,59 +72,112 @@ def _list(names: Iterable[str]) -> str:
 
 
 def _winners(whole: Study) -> list[str]:
-    """Per model, task and load: the longest context, and the shortest where it says something else."""
+    """Per model, task and load: the longest context, the shortest where it says something else, and
+    whether the answer changes in between."""
     groups: dict[tuple[str, str, str], dict[int, list[Decision]]] = {}
     for decision in whole.decisions:
         model, task, context, load = decision.place
         groups.setdefault((model, task, load), {}).setdefault(context, []).append(decision)
     many = len({model for model, _, _ in groups}) > 1
     found: list[str] = []
-    for by_context in groups.values():
+    for (model, task, load), by_context in groups.items():
         ends = sorted(by_context)
         shown: str | None = None
         for context in dict.fromkeys((ends[-1], ends[0])):
-            sentence, gist = _place_sentence(by_context[context], whole.differences, many)
+            sentence, gist = _place_sentence(by_context[context], whole, many)
             if sentence and gist != shown:
                 found.append(sentence)
                 shown = gist
+        found += _crossings(whole, (model, task, load))
     return found
 
 
 def _place_sentence(
-    here: list[Decision], found: list[Difference], many_models: bool
+    here: list[Decision], whole: Study, many_models: bool
 ) -> tuple[str | None, str]:
     clauses: list[str] = []
     gists: list[str] = []
     for name in HEADLINES:
         decision = next((d for d in here if d.objective == name), None)
-        rival = (decision.tied + decision.beaten) if decision else []
-        if decision is None or not rival or (name == "total" and clauses):
+        if (
+            decision is None
+            or not (decision.tied or decision.beaten)
+            or (name == "total" and clauses)
+        ):
             continue
-        clause, gist = _clause(decision, found)
+        clause, gist = _clause(decision, whole.differences)
         clauses.append(clause)
         gists.append(gist)
     if not clauses:
         return None, ""
-    return f"{place_words(here[0].place, many_models)}: {'; '.join(clauses)}.", "|".join(gists)
+    untested = any(not d.tested for d in here if d.tied or d.beaten)
+    caution = " One server start each, so nothing of this is tested." if untested else ""
+    held = _held_back(here[0].place, whole)
+    words = f"{place_words(here[0].place, many_models)}: {'; '.join(clauses)}.{caution}{held}"
+    return words, "|".join(gists)
 
 
 def _clause(decision: Decision, found: list[Difference]) -> tuple[str, str]:
-    """One objective at one place, against the nearest rival, and its gist without the figures."""
+    """One objective at one place against every rival, and its gist without the figures."""
     title = next(o.title for o in OBJECTIVES if o.name == decision.objective)
-    rivals = decision.tied or decision.beaten
-    ratio, interval = _against(decision, rivals[0], found)
     verb, of = CLAIMS.get(decision.objective, ("is better", "than"))
-    if decision.winner:
-        return f"`{decision.best}` {verb} {times(ratio)}{interval} {of} `{rivals[0]}`", (
-            f"{decision.best}>{decision.objective}"
-        )
-    if decision.tested:
+    rivals = [*decision.tied, *decision.beaten]
+    if decision.tested and decision.tied:
         names = _list([decision.best, *decision.tied])
-        return f"{title} is a tie between {names}", f"tie {decision.objective}"
-    return (
-        f"`{decision.best}` {verb} {times(ratio)} {of} `{rivals[0]}` (one start each, untested)",
-        f"{decision.best}?{decision.objective}",
-    )
+        behind = f", ahead of {_list(decision.beaten)}" if decision.beaten else ""
+        return f"{title} is a tie between {names}{behind}", f"tie {decision.objective}"
+    parts: list[str] = []
+    for number, rival in enumerate(rivals):
+        ratio, interval = _against(decision, rival, found)
+        parts.append(f"{times(ratio)}{interval} {of if number == 0 else _again(of)} `{rival}`")
+    gist = f"{decision.best}{'>' if decision.winner else '?'}{decision.objective}"
+    return f"`{decision.best}` {verb} {' and '.join(parts)}", gist
+
+
+def _again(of: str) -> str:
+    """The second time, "those of" stands for "the output tokens/s of"."""
+    return "those of" if of.endswith("of") else of
+
+
+def _held_back(place: Place, whole: Study) -> str:
+    """What bounds the backends at this place, in one short sentence."""
+    here = [p for p in whole.usable if p.place == place and p.run_id in whole.bottlenecks]
+    words: dict[str, str] = {}
+    for point in here:
+        found = whole.bottlenecks[point.run_id]
+        phases = [f"{v.phase} {v.bound}" for v in found.phases if v.bound != "undetermined"]
+        if found.bound not in ("engine", "undetermined"):
+            words[point.backend] = f"{found.bound}-bound"
+        elif phases:
+            words[point.backend] = f"{', '.join(phases)}-bound"
+    if not words:
+        return ""
+    if len(words) > 1 and len(set(words.values())) == 1:
+        return f" All are {next(iter(words.values()))}."
+    return " " + "; ".join(f"`{name}` is {word}" for name, word in sorted(words.items())) + "."
+
+
+def _crossings(whole: Study, group: tuple[str, str, str]) -> list[str]:
+    """Crossovers by name; where there are none, one sentence for all."""
+    here = [
+        c
+        for c in whole.crossings
+        if (c.model, c.task, c.load) == group and c.cost.name != "sequence"
+    ]
+    if not here:
+        return []
+    _, task, load = group
+    lead = f"{task}, {load_words(load)}"
+    crossed = [
+        f"{lead}, {c.cost.title.lower()}: {c.found.sentence}."
+        for c in here
+        if c.found.verdict == "crossover"
+    ]
+    settled = [c for c in here if c.found.verdict == "none"]
+    if crossed or len(settled) < len(here):
+        return crossed
+    low, high = min(min(c.contexts) for c in here), max(max(c.contexts) for c in here)
+    return [f"{lead}: no crossover between {count(low)} and {count(high)} tokens."]
 
 
 def _against(decision: Decision, rival: str, found: list[Difference]) -> tuple[float, str]:
@@ -141,6 +195,19 @@ def _against(decision: Decision, rival: str, found: list[Difference]) -> tuple[f
         low, high = (1 / d.ratio.high, 1 / d.ratio.low) if flip else (d.ratio.low, d.ratio.high)
         return ratio, f" [{low:.3g}, {high:.3g}]"
     return 1.0, ""
+
+
+def _barred(whole: Study) -> list[str]:
+    """Backends that may not be chosen, with the lengths."""
+    out: dict[str, list[int]] = {}
+    for (_, context), backends in whole.barred.items():
+        for backend in backends:
+            out.setdefault(backend, []).append(context)
+    return [
+        f"`{backend}` is barred at {', '.join(count(c) for c in sorted(contexts))} tokens: "
+        "its answers are worse than the reference's (see Answers)."
+        for backend, contexts in sorted(out.items())
+    ]
 
 
 def _answers(points: list[Point]) -> list[str]:

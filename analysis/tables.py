@@ -4,9 +4,13 @@ Column types come from the dataclasses in ``greenbench.schema``. A torn last lin
 out; a broken line elsewhere is a UserError that names the line. ``derived/`` may be deleted at any time.
 """
 
+import gzip
 import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -19,10 +23,12 @@ from greenbench import SCHEMA_VERSION
 from greenbench.errors import UserError
 from greenbench.rundir import read_jsonl
 from greenbench.schema import GpuSample, HostSample, OutputRecord, RequestRecord, Row, ServerMetric
+from greenbench.segments import segments
 
-CACHE_FORMAT = "1"  # raise when the way of reading changes, so that old caches are rebuilt
-BLOCK_BYTES = 16 << 20
-# ponytail: dicts with open-ended keys become structs of the keys found in the first block of each file
+CACHE_FORMAT = "2"  # raise when the way of reading changes, so that old caches are rebuilt
+SLICE_BYTES = 32 << 20
+HEAD_BYTES = 1 << 20  # dicts with open keys become structs of the keys found in so much of a file
+NEWLINE = 10
 ARROW_TYPES: dict[type, pa.DataType] = {
     int: pa.int64(),
     float: pa.float64(),
@@ -85,7 +91,11 @@ def _arrow_type(hint: Any) -> pa.DataType | None:
 def parquet_path(run_path: Path, table: str) -> Path:
     """The Parquet file of one table of a run, built from the JSONL when absent or out of date."""
     row, pattern = SOURCES[table]
-    sources = sorted(run_path.glob(pattern))
+    sources = (
+        segments(run_path / pattern)
+        if pattern.startswith("telemetry/")
+        else sorted(run_path.glob(pattern))
+    )
     stamp = _stamp(sources)
     target = run_path / "derived" / f"{table}.parquet"
     if target.is_file() and _stored_stamp(target) == stamp:
@@ -109,19 +119,29 @@ def _stored_stamp(target: Path) -> bytes | None:
 
 
 def _convert(row: type[Row], sources: list[Path], target: Path, stamp: bytes) -> None:
-    """Stream the JSONL into Parquet, block by block, so memory does not grow with the run."""
+    """Stream the JSONL into Parquet, some slices at a time, so memory does not grow with the run.
+
+    The parser lets go of Python's lock, so slices are parsed side by side on all cores.
+    """
     scratch = target.with_suffix(".tmp")
     schema = _full_schema(row, sources).with_metadata({b"greenbench_sources": stamp})
     plain = [field.name for field in schema if pa.types.is_string(field.type)]
-    with pq.ParquetWriter(
-        scratch,
-        schema,
-        compression="lz4",
-        use_dictionary=plain,  # type: ignore[arg-type]
-    ) as writer:
+    workers = os.cpu_count() or 1
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        pq.ParquetWriter(
+            scratch,
+            schema,
+            compression="lz4",
+            use_dictionary=plain,  # type: ignore[arg-type]
+            write_statistics=False,
+        ) as writer,
+    ):
         for path in sources:
-            for batch in _batches(path, schema):
-                writer.write_table(pa.Table.from_batches([batch]).select(schema.names).cast(schema))
+            slices = _slices(_whole_lines(_content(path)))
+            while group := list(islice(slices, workers)):
+                for table in pool.map(lambda part, p=path: _parse(part, schema, p), group):
+                    writer.write_table(table.select(schema.names).cast(schema))
     scratch.replace(target)
 
 
@@ -129,38 +149,50 @@ def _full_schema(row: type[Row], sources: list[Path]) -> pa.Schema:
     """Known columns, and open dicts (labels, zones, grades) as the structs their first block shows."""
     schema = arrow_schema(row)
     open_names = [f.name for f in fields(row) if f.name not in schema.names]  # type: ignore[arg-type]
-    if (
-        row is OutputRecord
-    ):  # what a grade holds differs by task and is read from the JSONL when shown
+    if row is OutputRecord:  # a grade differs by task and is read from the JSONL when shown
         open_names = []
     found: dict[str, pa.DataType] = {}
     for path in sources:
-        head = next(_batches(path, schema, infer=True), None)
-        for name in open_names:
-            if head is not None and name in head.schema.names and name not in found:
-                kind = head.schema.field(name).type
-                if not pa.types.is_null(kind):
-                    found[name] = kind
-    return pa.schema([*schema, *(pa.field(name, kind) for name, kind in found.items())])
+        head = next(_slices(_whole_lines(_content(path)), HEAD_BYTES), None)
+        if head is None or not open_names:
+            continue
+        shown = _parse(head, schema, path, infer=True).schema
+        for name in set(open_names) & set(shown.names) - set(found):
+            if not pa.types.is_null(shown.field(name).type):
+                found[name] = shown.field(name).type
+    return pa.schema([*schema, *(pa.field(name, kind) for name, kind in sorted(found.items()))])
 
 
-def _batches(path: Path, schema: pa.Schema, infer: bool = False) -> Iterator[pa.RecordBatch]:
-    if path.stat().st_size == 0:
-        return
-    mapped = pa.memory_map(str(path))
-    whole = mapped.read_buffer()
-    body = _whole_lines(whole)
-    if body.size == 0:
-        return
+def _content(path: Path) -> pa.Buffer:
+    """The file's bytes: mapped where they lie plain, unpacked where a long recording was compressed."""
+    if path.suffix == ".gz":
+        return pa.py_buffer(gzip.decompress(path.read_bytes()))
+    return pa.memory_map(str(path)).read_buffer() if path.stat().st_size else pa.py_buffer(b"")
+
+
+def _slices(body: pa.Buffer, size: int = SLICE_BYTES) -> Iterator[pa.Buffer]:
+    """Parts of whole lines, each a little over ``size`` bytes."""
+    view, start = memoryview(body), 0
+    while start < len(view):
+        end = min(start + size, len(view))
+        while end < len(view) and view[end - 1] != NEWLINE:
+            at = bytes(view[end : end + 65_536]).find(b"\n")
+            end = min(end + 65_536, len(view)) if at < 0 else end + at + 1
+        yield body.slice(start, end - start)
+        start = end
+
+
+def _parse(part: pa.Buffer, schema: pa.Schema, path: Path, infer: bool = False) -> pa.Table:
     parse = pajson.ParseOptions(
         explicit_schema=schema, unexpected_field_behavior="infer" if infer else "ignore"
     )
-    read = pajson.ReadOptions(block_size=BLOCK_BYTES, use_threads=True)
+    read = pajson.ReadOptions(block_size=part.size + 1, use_threads=False)
     try:
-        yield from pajson.open_json(pa.BufferReader(body), read_options=read, parse_options=parse)
+        return pajson.read_json(pa.BufferReader(part), read_options=read, parse_options=parse)
     except pa.ArrowInvalid as error:
-        for _ in read_jsonl(path):  # names the line, if a line is what is wrong
-            pass
+        if path.suffix != ".gz":
+            for _ in read_jsonl(path):  # names the line, if a line is what is wrong
+                pass
         raise UserError(
             f"{path}: a column has another type than the schema says ({error})"
         ) from error
