@@ -6,6 +6,7 @@ manifest: it proves nothing about the server, and no report is made of it.
 
 import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,36 +34,65 @@ DEFAULT_URL = "http://127.0.0.1:8000"  # where `make serve` listens
 DAY_S = 86_400.0  # measure until a person stops
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a person may say of a run by itself."""
+
+    task: str
+    context_tokens: int
+    prompts: int
+    seed: int
+    model_path: str  # of the tokenizer; empty: where the server says its model is
+    users: int = 1
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "Wish":
+        return cls(
+            task=options.task,
+            context_tokens=options.context_tokens,
+            prompts=options.prompts,
+            seed=options.seed,
+            model_path=options.model_path,
+            users=getattr(options, "num_users", None) or 1,
+        )
+
+
 def prepare(host: str | None, options: argparse.Namespace) -> Path:
-    """Make prompts and a directory for one run; its path. What is wrong raises UserError."""
-    base_url = (host or DEFAULT_URL).rstrip("/")
-    served, root, window = served_model(base_url)
+    """Make prompts and a directory for one run of the locustfile; its path."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     run_path = Path(options.out) / f"{stamp}-{options.task}-{options.context_tokens}"
-    task = TaskConfig(name=options.task)
+    write_point(run_path, host, Wish.of(options))
+    return run_path
+
+
+def write_point(run_path: Path, host: str | None, wish: Wish) -> None:
+    """Write prompts and config.yaml for a server that runs. What is wrong raises UserError."""
+    base_url = (host or DEFAULT_URL).rstrip("/")
+    served, root, window = served_model(base_url)
+    task = TaskConfig(name=wish.task)
     request = PromptRequest(
-        model_path=options.model_path or root,
+        model_path=wish.model_path or root,
         task=task,
-        context_tokens=options.context_tokens,
-        count=options.prompts,
-        seed=options.seed,
+        context_tokens=wish.context_tokens,
+        count=wish.prompts,
+        seed=wish.seed,
     )
     prompts_path = run_path / "prompts.jsonl"
     make_files([(request, prompts_path)])
     point = PointConfig(
         sweep="adhoc",
-        seed=options.seed,
+        seed=wish.seed,
         repeat=0,
         model=ModelConfig(name=served, path=root, max_model_len=window),
         backend=BackendChoice(name="unknown"),
         server=ServerConfig(base_url=base_url),
         task=task,
-        context_tokens=options.context_tokens,
-        load=LoadConfig(kind="closed", users=options.num_users or 1),
+        context_tokens=wish.context_tokens,
+        load=LoadConfig(kind="closed", users=wish.users),
         phases=PhaseConfig(warmup_s=0, measure_s=DAY_S),
         slo=SloConfig(),
         telemetry=TelemetryConfig(),
-        prompts_per_point=options.prompts,
+        prompts_per_point=wish.prompts,
     )
     live = LivePoint(
         point=point,
@@ -73,7 +103,6 @@ def prepare(host: str | None, options: argparse.Namespace) -> Path:
         prompts_sha256=file_sha256(prompts_path),
     )
     write_atomic(run_path / "config.yaml", dump_yaml(live))
-    return run_path
 
 
 def served_model(base_url: str) -> tuple[str, str, int]:

@@ -43,6 +43,7 @@ from loadgen.openloop import raise_file_limit
 from loadgen.pool import Pool
 from loadgen.session import TICK_S, Session, Talk, pause_after
 from loadgen.tasks import TASKS
+from loadgen.webtab import Live, install
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def add_arguments(parser: LocustArgumentParser) -> None:
     group.add_argument("--prompts", type=int, default=32, help="different prompts to make")
     group.add_argument("--seed", type=int, default=7)
     group.add_argument("--model-path", type=str, default="", help="tokenizer; default: as served")
+    group.add_argument("--telemetry-url", help="its joules go on the page, e.g. http://127.0.0.1:9400/metrics")
     group.add_argument("--out", type=str, default="runs/adhoc", help="where stand-alone runs go")
 
 
@@ -70,6 +72,7 @@ class Drive:
         self.environment = environment
         self.session = session
         self.options = environment.parsed_options
+        self._live: Live = environment.live  # type: ignore[attr-defined]
         loop = GeventLoop()
         self.pool = Pool(session.target, loop, session.timeout_s)
         self._aside: deque[Over] = deque()
@@ -171,6 +174,7 @@ class Drive:
 
     def show(self, record: RequestRecord) -> None:
         """Feed Locust's own table: TTFT and E2E as rows of their own, failures with their type."""
+        self._live.add(record)
         fire = self.environment.events.request.fire
         error = None
         if record.error_type is not None:
@@ -266,6 +270,9 @@ def on_init(environment: Environment, runner: Runner, **_: Any) -> None:
     """Of a sweep: the users come from the point's config. A bad run directory ends Locust with 2."""
     options = environment.parsed_options
     raise_file_limit()
+    live = Live(options.telemetry_url if options else None)
+    install(environment, live)
+    environment.live = live  # type: ignore[attr-defined]
     if isinstance(runner, WorkerRunner):
         runner.register_message(START, _on_part)
         return

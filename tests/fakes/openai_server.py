@@ -160,6 +160,7 @@ class GoldenServer:
         self.script_for = script_for or well_behaved()
         self.seen: list[Seen] = []
         self.connections = 0
+        self.open_connections = 0
         self._root, self._tls, self._port, self._window = root, tls, port, window
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -196,6 +197,7 @@ class GoldenServer:
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self.open_connections += 1
         number = self.connections
         try:
             while await self._request(reader, writer, number):
@@ -203,6 +205,7 @@ class GoldenServer:
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
+            self.open_connections -= 1
             writer.close()
 
     async def _request(
