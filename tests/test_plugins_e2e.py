@@ -79,7 +79,7 @@ def test_without_a_sink_it_is_vllms_own_sliding_window_and_frees_what_it_does_no
     """Guards the window's edge, and the freeing of blocks, against an independent kernel and manager."""
     llama, mistral = sliding_mistral(tmp_path)
     asks = requests(vocab_size=4096)
-    assert sum(len(ask.prompt) > WINDOW for ask in asks) > 15
+    assert sum(len(ask.prompt) > WINDOW for ask in asks) >= 15
     with serving("cpu_attn", mistral, tmp_path / "vllm") as server:
         expected = answers(server, asks)
     backend = f"sink_window(window={WINDOW},sink=0,free_blocks=true)"
