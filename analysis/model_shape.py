@@ -106,12 +106,12 @@ def _state_bytes(config: dict[str, Any], kind: str, item: int) -> int | None:
         values = int(config["linear_num_value_heads"]) * int(config["linear_value_head_dim"])
         window = (2 * keys + values) * (int(config["linear_conv_kernel_dim"]) - 1)
         return (window + values * int(config["linear_key_head_dim"])) * item
-    heads = _first(config, "mamba_n_heads", "n_mamba_heads", "num_heads")
-    size = _first(config, "mamba_d_head", "mamba_headdim", "head_dim")
-    state = _first(config, "mamba_d_state", "state_size")
+    heads = _first(config, "mamba_n_heads", "mamba_num_heads", "n_mamba_heads", "num_heads")
+    size = _first(config, "mamba_d_head", "mamba_head_dim", "mamba_headdim", "head_dim")
+    state = _first(config, "mamba_d_state", "ssm_state_size", "state_size")
     groups = _first(config, "mamba_n_groups", "mamba_ngroups", "n_groups")
     kernel = _first(config, "mamba_d_conv", "conv_kernel")
-    if kind not in ("mamba", "hybrid") or None in (heads, size, state, groups, kernel):
+    if kind == "conv" or None in (heads, size, state, groups, kernel):
         return None
     inner = int(heads) * int(size)  # type: ignore[arg-type]
     window = (inner + 2 * int(groups) * int(state)) * (int(kernel) - 1)  # type: ignore[arg-type]

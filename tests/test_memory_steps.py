@@ -99,6 +99,23 @@ def test_hybrids_count_each_layer_by_its_kind() -> None:
     assert found.kv_bytes_per_token == 48 * 2 * 2 * 64 * 2 and found.state_bytes_per_sequence
 
 
+def test_nemotron_calls_its_mamba_layers_linear_attention() -> None:
+    config = {
+        "layers_block_type": ["linear_attention", "mlp", "full_attention"],
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "mamba_num_heads": 64,
+        "mamba_head_dim": 64,
+        "ssm_state_size": 128,
+        "n_groups": 8,
+        "conv_kernel": 4,
+    }
+    shape = cache_shape(config, "auto", "bfloat16")
+    assert shape.kv_bytes_per_token == 2 * 8 * 64 * 2
+    assert shape.state_bytes_per_sequence == ((4096 + 2 * 8 * 128) * 3 + 4096 * 128) * 2
+
+
 def test_a_state_that_is_not_known_is_no_zero() -> None:
     odd = {**LLAMA, "layer_types": ["full_attention", "linear_attention"] * 16}
     shape = cache_shape(odd, "auto", "bfloat16")

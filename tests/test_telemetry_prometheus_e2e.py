@@ -138,7 +138,7 @@ def test_prometheus_and_the_recorder_agree_within_one_scrape(
     energy = "greenbench_gpu_energy_joules_total"
     tokens = "vllm:generation_tokens_total"
     start_s = time.time()
-    time.sleep(2 * SCRAPE_S)
+    time.sleep(3 * SCRAPE_S)
     asked = {
         "model": vllm["served_model"],
         "prompt": "The harbour",
@@ -148,7 +148,7 @@ def test_prometheus_and_the_recorder_agree_within_one_scrape(
     for _ in range(6):
         answer = httpx.post(f"{vllm['base_url']}/v1/completions", json=asked, timeout=60)
         assert answer.json()["usage"]["completion_tokens"] == 40
-    time.sleep(3 * SCRAPE_S)
+    time.sleep(4 * SCRAPE_S)
     end_s = time.time()
     ends = [query(started, energy, at) for at in (start_s, end_s)]
     assert ends[0] is not None and ends[1] is not None
