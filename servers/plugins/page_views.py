@@ -32,6 +32,14 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Scattered:
+    """Blocks without a neighbour, copied together so that they are one call."""
+
+    blocks: torch.Tensor
+    owners: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Tokens [start, stop) of one block, seen by the decoding request ``owner``."""
 
@@ -43,6 +51,8 @@ class Piece:
 
 def find_runs(blocks: np.ndarray, owners: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Runs of consecutive block numbers, with owners; a block shared by requests is in several runs."""
+    if not len(blocks):
+        return
     order = np.argsort(blocks, kind="stable")
     blocks, owners = blocks[order], owners[order]
     _, first_seen, counts = np.unique(blocks, return_index=True, return_counts=True)
@@ -69,8 +79,7 @@ class Decode:
 
     rows: torch.Tensor  # [requests] of the query tensor
     runs: list[Run]
-    scattered: Run | None  # single blocks, copied together: ``first`` and ``stop`` are not used
-    scattered_blocks: torch.Tensor | None
+    scattered: Scattered | None
     pieces: list[Piece]
     parts: (
         torch.Tensor | None
@@ -89,7 +98,7 @@ class Decode:
         grouped = query[self.rows].unflatten(1, (impl.num_kv_heads, impl.group))
         calls = [(grouped[run.owners], cache[run.first : run.stop]) for run in self.runs]
         if self.scattered is not None:
-            pages = cache.index_select(0, self.scattered_blocks)
+            pages = cache.index_select(0, self.scattered.blocks)
             calls.append((grouped[self.scattered.owners], pages))
         calls += [
             (
@@ -135,12 +144,14 @@ def plan_decode(batch: Batch, requests: list[int], visibility: Visibility) -> De
             owners.append(np.full(len(whole), owner))
             pieces += [Piece(owner, int(table[request, page]), a, b) for page, a, b in partial]
     runs = list(find_runs(np.concatenate(blocks), np.concatenate(owners)))
-    if all(len(run) == 0 for run, _ in runs):
-        runs = []
     long = [(run, own) for run, own in runs if len(run) > 1]
     lone = [(run, own) for run, own in runs if len(run) == 1]
-    if len(lone) == 1:
+    if len(lone) == 1:  # a view of one block beats a copy of it
         long, lone = long + lone, []
+    scattered = None
+    if lone:
+        lone_blocks, lone_owners = (np.concatenate(side) for side in zip(*lone, strict=True))
+        scattered = Scattered(torch.from_numpy(lone_blocks), torch.from_numpy(lone_owners))
     part_owners = np.concatenate(
         [own for _, own in long] + [own for _, own in lone] + [[piece.owner for piece in pieces]]
     ).astype(np.int64)
@@ -148,12 +159,7 @@ def plan_decode(batch: Batch, requests: list[int], visibility: Visibility) -> De
     return Decode(
         rows=torch.tensor([batch.query_starts[request] for request in requests]),
         runs=[Run(int(run[0]), int(run[-1]) + 1, torch.from_numpy(own)) for run, own in long],
-        scattered=Run(0, 0, torch.from_numpy(np.concatenate([own for _, own in lone])))
-        if lone
-        else None,
-        scattered_blocks=torch.from_numpy(np.concatenate([run for run, _ in lone]))
-        if lone
-        else None,
+        scattered=scattered,
         pieces=pieces,
         parts=parts,
         padded=padded,
