@@ -113,6 +113,7 @@ class Connection:
         self._ready = False  # connected, and TLS agreed
         self._connect_started_ns = 0
         self._tls: ssl.SSLObject | None = None
+        self._goodbye = False
         self._incoming: ssl.MemoryBIO | None = None
         self._outgoing: ssl.MemoryBIO | None = None
         self._unsent = memoryview(b"")
@@ -175,6 +176,7 @@ class Connection:
         self._socket = None
         self._ready = False
         self._tls = None
+        self._goodbye = False
         self._unsent = memoryview(b"")
         self._connect_ns = None
 
@@ -345,6 +347,8 @@ class Connection:
             self.close()  # bytes that nobody asked for
         elif reply.add(data, now, ancillary):
             self._end(reply.error)
+        elif self._goodbye:  # TLS: the last bytes and the goodbye came in one read
+            self._closed_by_peer()
 
     def _decrypt(self, data: bytes) -> bytes | None:
         """The plain bytes of a read; None while it holds none; b"" when the peer said goodbye."""
@@ -372,10 +376,8 @@ class Connection:
             return None
         if self._outgoing.pending:
             self._write(self._outgoing.read())
-        if goodbye and plain and self._reply is not None:
-            # the last bytes and the goodbye in one read: the closing is seen at the next read
-            return b"".join(plain)
-        if goodbye:
+        self._goodbye = goodbye
+        if goodbye and not plain:
             return b""
         return b"".join(plain) or None
 

@@ -61,7 +61,9 @@ def add_arguments(parser: LocustArgumentParser) -> None:
     group.add_argument("--prompts", type=int, default=32, help="different prompts to make")
     group.add_argument("--seed", type=int, default=7)
     group.add_argument("--model-path", type=str, default="", help="tokenizer; default: as served")
-    group.add_argument("--telemetry-url", help="its joules go on the page, e.g. http://127.0.0.1:9400/metrics")
+    group.add_argument(
+        "--telemetry-url", help="its joules go on the page, e.g. http://127.0.0.1:9400/metrics"
+    )
     group.add_argument("--out", type=str, default="runs/adhoc", help="where stand-alone runs go")
 
 
@@ -175,6 +177,8 @@ class Drive:
     def show(self, record: RequestRecord) -> None:
         """Feed Locust's own table: TTFT and E2E as rows of their own, failures with their type."""
         self._live.add(record)
+        if record.error_type == "cut_at_drain":
+            return  # a row, but no failure: the run was over
         fire = self.environment.events.request.fire
         error = None
         if record.error_type is not None:

@@ -16,6 +16,7 @@ from scipy.stats import kstest
 from tests.fakes.loadruns import make_run
 from tests.fakes.openai_server import GoldenServer
 
+pytestmark = pytest.mark.e2e  # six Locust processes: half a minute on two cores
 ROOT = Path(__file__).resolve().parent.parent
 LOCUST = [sys.executable, "-m", "locust", "-f", "loadgen/longctx.py", "--headless"]
 

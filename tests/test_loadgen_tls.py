@@ -1,0 +1,102 @@
+"""TLS over the same reads: the kernel's times stay, and every way it can fail is a row."""
+
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.clients import PROMPT, fast, outgoing
+from tests.fakes.openai_server import (
+    GoldenServer,
+    Script,
+    completion_events,
+    json_script,
+    stream_script,
+)
+
+pytestmark = pytest.mark.skipif(
+    not shutil.which("openssl"), reason="needs openssl for a certificate"
+)
+EVENTS = completion_events(len(PROMPT), [1] * 8)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tls")
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names, *files],
+        check=True,
+        capture_output=True,
+    )
+    return folder
+
+
+def server_context(certificate: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+    return context
+
+
+@pytest.fixture
+def trusting(certificate: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(certificate / "cert.pem"))
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_streams_over_tls_are_whole_timed_by_the_kernel_and_reuse_their_connection(
+    certificate: Path, trusting: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    trusting.maximum_version = version
+    script = stream_script(EVENTS, 0.02, 0.005)
+    with GoldenServer(lambda seen: script, tls=server_context(certificate)) as server:
+        got = fast(server.url, [lambda t, n: outgoing(t, 8, number=n)] * 3, tls=trusting)
+        seen = list(server.seen)
+    for exchange, truth in zip(got, seen, strict=True):
+        assert (exchange.facts.error_type, exchange.facts.output_tokens) == (None, 8)
+        assert exchange.kernel_times and exchange.chunk_ns and exchange.sent_mono_ns
+        for at, sent, written in zip(
+            exchange.chunk_ns, truth.sent_ns, truth.written_ns, strict=False
+        ):
+            arrived = exchange.sent_mono_ns + at
+            assert (
+                sent - 50_000 <= arrived <= written + 3_000_000
+            )  # asyncio may encrypt a little later
+    assert {truth.connection for truth in seen} == {1}
+
+
+def test_a_large_prompt_and_a_large_reply_pass_through_tls(
+    certificate: Path, trusting: ssl.SSLContext
+) -> None:
+    prompt = list(range(200_000))
+    with GoldenServer(tls=server_context(certificate)) as server:
+        make = lambda t, n: outgoing(t, 1, streaming=False, prompt=prompt)  # noqa: E731
+        (got,) = fast(server.url, [make], 20, tls=trusting)
+        assert server.seen[0].body["prompt"] == prompt
+    assert (got.facts.error_type, got.facts.prompt_tokens) == (None, 200_000)
+
+
+def test_an_untrusted_certificate_is_a_connect_error(certificate: Path) -> None:
+    with GoldenServer(tls=server_context(certificate)) as server:
+        (got,) = fast(server.url, [lambda t, n: outgoing(t, 8)], tls=ssl.create_default_context())
+    assert got.facts.error_type == "connect"
+    assert "TLS" in (got.facts.error_message or "")
+
+
+def test_a_server_without_tls_is_a_connect_error(trusting: ssl.SSLContext) -> None:
+    with GoldenServer(lambda seen: json_script({})) as server:
+        url = server.url.replace("http:", "https:")
+        (got,) = fast(url, [lambda t, n: outgoing(t, 8)], 1, tls=trusting)
+    assert got.facts.error_type in ("connect", "timeout")
+
+
+def test_a_close_in_the_body_is_a_cut_over_tls_too(
+    certificate: Path, trusting: ssl.SSLContext
+) -> None:
+    script = Script(stream_script(EVENTS, 0.005, 0.005).writes[:3], "fin")
+    with GoldenServer(lambda seen: script, tls=server_context(certificate)) as server:
+        (got,) = fast(server.url, [lambda t, n: outgoing(t, 8)], tls=trusting)
+    assert (got.facts.error_type, len(got.chunk_ns or [])) == ("cut_in_stream", 3)
