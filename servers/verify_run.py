@@ -28,6 +28,7 @@ from servers.verify import Answer, Ask, Tolerance
 
 VERIFY_JSON = "verify.json"
 VERIFY_DIR = "verify"
+ROUNDED = "rounded-reference-"
 LONGEST_TOKENS = 4096  # window asked of the servers; the longest request needs 2048
 STEP_TOKENS = 512  # scheduler step: longer prompts are prefilled in chunks
 REQUEST_TIMEOUT_S = 600.0
@@ -51,6 +52,12 @@ class Order:
     kv_cache_gib: float = 1.0
     parallel: bool = False
     tolerance_nats: float | None = None
+
+    @property
+    def measures_rounding(self) -> bool:
+        """Whether the reference's kernel also runs in the short dtype, to see what rounding alone does."""
+        exact = self.reference_dtype == "float32" != self.dtype
+        return exact and self.tolerance_nats is None
 
     @property
     def tolerance(self) -> Tolerance:
@@ -90,6 +97,10 @@ def run(
 
     reference = arm(order.reference_model, order.reference, order.reference_dtype, "reference-")
     arms = [arm(order.model, choice, order.dtype) for choice in order.backends]
+    rounded = [
+        arm(order.reference_model, order.reference, order.dtype, ROUNDED)
+    ] * order.measures_rounding
+    arms = [*rounded, *arms]
     groups = [[reference, *arms]] if order.parallel else [[reference], *([arm] for arm in arms)]
     for group in groups:
         _answer(group, asks)
@@ -97,11 +108,23 @@ def run(
             raise ServerDied(
                 f"The reference {order.reference.label} gave no answers: {reference.error}"
             )
-    return [_verdict(order, arm, reference, asks, say) for arm in arms]
+    tolerance, floor_nats = order.tolerance, None
+    if rounded:
+        floor = arms.pop(0)
+        if floor.answers is None:
+            raise ServerDied(
+                f"{order.reference.label} in {order.dtype} gave no answers: {floor.error}"
+            )
+        floor_nats = verify.rounding_floor(asks, floor.answers, reference.answers or {})
+        tolerance = tolerance.above(floor_nats)
+        say(
+            f"{order.reference.label} in {order.dtype} is off by {floor_nats:.2g} nats from rounding alone"
+        )
+    return [_verdict(order, arm, reference, asks, tolerance, floor_nats, say) for arm in arms]
 
 
 def _server_config(order: Order, model: ModelConfig, dtype: str) -> ServerConfig:
-    servers = len(order.backends) + 1 if order.parallel else 1
+    servers = len(order.backends) + 2 if order.parallel else 1
     return ServerConfig.model_validate(
         {
             "dtype": dtype,
@@ -178,7 +201,13 @@ def read_answer(body: dict[str, Any]) -> Answer:
 
 
 def _verdict(
-    order: Order, arm: Arm, reference: Arm, asks: list[Ask], say: Callable[[str], None]
+    order: Order,
+    arm: Arm,
+    reference: Arm,
+    asks: list[Ask],
+    tolerance: Tolerance,
+    floor_nats: float | None,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     backend, options = resolve(arm.choice)
     window = None if backend.exact else _window_to_judge(order, options)
@@ -186,7 +215,7 @@ def _verdict(
     if arm.answers is None:
         judged: dict[str, Any] = {"verdict": "fail", "reasons": [arm.error or "it gave no answers"]}
     else:
-        judged = verify.judge(asks, arm.answers, reference.answers, order.tolerance, window)
+        judged = verify.judge(asks, arm.answers, reference.answers, tolerance, window)
     body = {
         "schema_version": SCHEMA_VERSION,
         "backend": arm.choice.name,
@@ -200,6 +229,7 @@ def _verdict(
         "reference": order.reference.label,
         "reference_model": order.reference_model.name,
         "reference_dtype": order.reference_dtype,
+        "rounding_floor_nats": floor_nats,
         **judged,
     }
     write_atomic(arm.folder / VERIFY_JSON, json.dumps(body, indent=1) + "\n")

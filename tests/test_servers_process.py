@@ -264,6 +264,21 @@ def test_a_backend_is_compared_with_the_reference(
         assert_gone(out / "verify" / folder)
 
 
+def test_against_a_float32_reference_rounding_is_measured_first(
+    tmp_path: Path, around: serve.Surroundings
+):
+    model = request(tmp_path).model
+    sdpa, cpu_attn = BackendChoice(name="sdpa"), BackendChoice(name="cpu_attn")
+    order = verify_run.Order(model, [sdpa], cpu_attn, model, "bfloat16", "float32", parallel=True)
+    said: list[str] = []
+    [body] = verify_run.run(order, tmp_path / "out", around, said.append)
+    assert body["verdict"] == "pass" and body["tolerance"]["logprob_nats"] == 0.1
+    assert body["rounding_floor_nats"] == 0.0
+    assert any("cpu_attn in bfloat16 is off by 0 nats from rounding alone" in line for line in said)
+    argv = state(tmp_path / "out" / "verify" / "rounded-reference-cpu_attn")["server"]["argv"]
+    assert argv[argv.index("--dtype") + 1] == "bfloat16"
+
+
 def test_a_refused_comparison_writes_nothing(tmp_path: Path, around: serve.Surroundings):
     model = request(tmp_path).model
     sdpa, triton = BackendChoice(name="sdpa"), BackendChoice(name="triton")

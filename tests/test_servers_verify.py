@@ -17,6 +17,7 @@ from servers.verify import (
     faults,
     judge,
     requests,
+    rounding_floor,
 )
 from servers.verify_run import Order, _window_to_judge, read_answer, summary
 
@@ -101,6 +102,17 @@ def test_tolerances_go_by_both_dtypes():
     assert Tolerance.of("float32", "float32") == EXACT
     assert Tolerance.of("bfloat16", "float32") == ROUNDED
     assert Tolerance.of("bfloat16", "bfloat16") == ROUNDED
+
+
+def test_rounding_widens_the_tolerance_and_never_narrows_it():
+    """A gap of 0.25 nats and a flip of 0.05: 0.25 is the floor, twice that is allowed."""
+    rounded = answer({1: -0.75, 2: -2.0}, {3: -0.25, 4: -1.0}, {5: -0.80, 6: -0.75})
+    floor = rounding_floor([ASK], {"one": rounded}, {"one": REFERENCE})
+    assert floor == 0.25
+    assert ROUNDED.above(floor) == Tolerance(same_tokens=False, logprob_nats=0.5)
+    assert ROUNDED.above(0.01) == ROUNDED
+    flipped = answer({2: -0.5, 1: -2.0}, {3: -0.25}, {5: -0.75})
+    assert rounding_floor([ASK], {"one": flipped}, {"one": REFERENCE}) == 1.5
 
 
 def test_the_requests_cover_what_breaks_backends():
