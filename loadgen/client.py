@@ -14,6 +14,7 @@ from typing import Final
 import httpx
 
 from loadgen.exchange import Exchange, Outgoing, Reply, failed
+from loadgen.fast import both_clocks
 from loadgen.http1 import ResponseParser
 
 NO_LIMITS: Final = httpx.Limits(max_connections=None, max_keepalive_connections=None)
@@ -64,8 +65,7 @@ class _Request:
         self.reply = Reply(outgoing, self.deadline_ns)
         self.response = DecodedResponse()
         self.reply.parser = self.response
-        self.reply.sent_unix_ns = time.time_ns()
-        self.reply.sent_mono_ns = time.monotonic_ns()
+        self.reply.sent_unix_ns, self.reply.sent_mono_ns = both_clocks()
 
     def on_head(self, response: httpx.Response) -> None:
         self.reply.stamp_head(time.monotonic_ns())
@@ -93,7 +93,8 @@ class _Request:
         self.reply.ended_mono_ns = time.monotonic_ns()
         if self.reply.sent_mono_ns is None:
             return failed(*(self.reply.error or ("connect", "never sent")))
-        return self.reply.result(time.monotonic_ns(), time.time_ns())
+        unix_ns, mono_ns = both_clocks()
+        return self.reply.result(mono_ns, unix_ns)
 
 
 class HttpxClient:

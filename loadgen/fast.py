@@ -28,8 +28,20 @@ READ_BYTES_MAX: Final = 1024 * 1024
 ANCILLARY_BYTES: Final = 64
 SEND_BUFFER_BYTES: Final = 2 * 1024 * 1024  # a 128k-token prompt fits without waiting
 
+APART_NS: Final = 5_000  # three clock reads take well under a microsecond
+
 monotonic_ns = time.monotonic_ns
 time_ns = time.time_ns
+
+
+def both_clocks() -> tuple[int, int]:
+    """(unix ns, monotonic ns) of one moment: read anew when the host took the core away between."""
+    before, unix_ns, after = monotonic_ns(), time_ns(), monotonic_ns()
+    for _ in range(4):
+        if after - before < APART_NS:
+            break
+        before, unix_ns, after = monotonic_ns(), time_ns(), monotonic_ns()
+    return unix_ns, (before + after) // 2
 
 
 class Watch(Protocol):
@@ -247,8 +259,7 @@ class Connection:
         sock = self._socket
         assert sock is not None
         if self._tls is None:
-            reply.sent_unix_ns = time_ns()
-            reply.sent_mono_ns = monotonic_ns()
+            reply.sent_unix_ns, reply.sent_mono_ns = both_clocks()
             try:
                 sent = sock.sendmsg([outgoing.head, outgoing.body])
             except BlockingIOError:
@@ -265,8 +276,7 @@ class Connection:
             assert self._outgoing is not None
             self._tls.write(outgoing.head + outgoing.body)
             encrypted = self._outgoing.read()
-            reply.sent_unix_ns = time_ns()
-            reply.sent_mono_ns = monotonic_ns()
+            reply.sent_unix_ns, reply.sent_mono_ns = both_clocks()
             self._write(encrypted)
 
     def _write(self, data: bytes) -> None:
@@ -406,7 +416,13 @@ class Connection:
         self._reply = self._done = None
         if fault is not None and reply is not None:
             reply.error = fault
-        if fault is not None or reply is None or not reply.parser.reusable or self._unsent:
+        if (
+            fault is not None
+            or reply is None
+            or not reply.parser.reusable
+            or self._goodbye
+            or self._unsent
+        ):
             self.close()
         self._read_bytes = READ_BYTES
         if reply is not None and done is not None:
@@ -419,7 +435,8 @@ def outcome(reply: Reply) -> Exchange:
     if reply.sent_mono_ns is None:
         error_type, message = reply.error or ("connect", "never sent")
         return failed(error_type, message, reply.connect_ns)
-    return reply.result(monotonic_ns(), time_ns())
+    unix_ns, mono_ns = both_clocks()
+    return reply.result(mono_ns, unix_ns)
 
 
 def _words(error: OSError) -> str:

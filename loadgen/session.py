@@ -25,7 +25,7 @@ from loadgen.arrivals import Arrival
 from loadgen.audit import Audit
 from loadgen.bodies import Bodies
 from loadgen.exchange import Exchange, Outgoing, failed
-from loadgen.fast import Target, whole_head
+from loadgen.fast import Target, both_clocks, whole_head
 from loadgen.grading import grade_reply
 from loadgen.phases import PhaseClock
 from loadgen.prompts import Prompt, read_prompts
@@ -358,4 +358,5 @@ def pause_after(record: RequestRecord) -> float:
 
 
 def _unix_ns(mono_ns: int) -> int:
-    return time.time_ns() - (time.monotonic_ns() - mono_ns)
+    now_unix_ns, now_mono_ns = both_clocks()
+    return now_unix_ns - (now_mono_ns - mono_ns)

@@ -41,6 +41,7 @@ class Scenario:
     gap_us: int
     measure_s: float
     context: int = 64
+    rate_per_s: float | None = None  # an open loop instead of users
 
 
 SCENARIOS = [
@@ -52,6 +53,7 @@ SCENARIOS = [
     Scenario("128,000 chunks/s", 256, 256, 50_000, 2_000, 4),
     Scenario("saturation", 64, 1, 0, 0, 4),
     Scenario("32k-token prompts", 16, 1, 0, 0, 4, context=32_768),
+    Scenario("pacing, 200 requests/s", 0, 64, 50_000, 10_000, 6, rate_per_s=200),
 ]
 
 
@@ -74,6 +76,7 @@ class Result:
     cpu_s: float = 0.0
     ttft_errors_ms: list[float] = field(default_factory=list)
     itl_errors_ms: list[float] = field(default_factory=list)
+    lags_ms: list[float] = field(default_factory=list)
 
     def figures(self) -> dict[str, float | None]:
         return {
@@ -84,6 +87,8 @@ class Result:
             "cpu_ms_per_1000_chunks": 1e6 * self.cpu_s / self.chunks if self.chunks else None,
             "requests_per_s": self.requests / self.seconds if self.seconds else None,
             "cpu_ms_per_request": 1e3 * self.cpu_s / self.requests if self.requests else None,
+            "lag_p99_ms": _quantile(self.lags_ms, 0.99),
+            "lag_worst_ms": max(self.lags_ms, default=None),
             "failed": float(self.failed),
         }
 
@@ -141,7 +146,9 @@ def run_ours(
         context=scenario.context,
         count=16,
         output_tokens=scenario.tokens,
-        load={"kind": "closed", "users": scenario.streams},
+        load={"kind": "open", "rate_per_s": scenario.rate_per_s}
+        if scenario.rate_per_s
+        else {"kind": "closed", "users": scenario.streams},
         phases={
             "warmup_s": 1,
             "measure_s": scenario.measure_s,
@@ -150,15 +157,18 @@ def run_ours(
         },
     )
     argv = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadgen/longctx.py"), "--headless"]
-    argv += ["--run-dir", str(run), "--only-summary"]
-    _pinned(argv, folder / "ours.log")
+    if scenario.rate_per_s:
+        argv = [sys.executable, "-m", "loadgen.openloop"]
+    _pinned([*argv, "--run-dir", str(run)], folder / "ours.log")
     truth = finish()
-    audit = json.loads((run / "client_audit" / "locust.json").read_text())
+    (audit_path,) = (run / "client_audit").glob("*.json")
+    audit = json.loads(audit_path.read_text())
     events = {e["name"]: e["mono_ns"] for e in map(json.loads, (run / "events.jsonl").open())}
     start, end = events["measure_start"], events["measure_end"]
     result = Result(seconds=(end - start) / 1e9)
     result.cpu_s = audit["figures"]["cpu_share"] * result.seconds
-    for row in map(json.loads, (run / "requests" / "locust.jsonl").open()):
+    (rows_path,) = (run / "requests").glob("*.jsonl")
+    for row in map(json.loads, rows_path.open()):
         compare(row, truth.get(row["request_id"]), start, end, result)
     return result
 
@@ -173,6 +183,8 @@ def compare(row: dict[str, Any], true: Truth | None, start: int, end: int, resul
     result.chunks += sum(start <= sent + at < end for at in chunk_ns)
     if not start <= sent < end:
         return
+    if row["scheduled_unix_ns"] is not None:
+        result.lags_ms.append((row["sent_unix_ns"] - row["scheduled_unix_ns"]) / 1e6)
     result.ttft_errors_ms.append((chunk_ns[0] - (true.sent_ns[0] - true.received_ns)) / 1e6)
     for i in range(1, len(chunk_ns)):
         gap, true_gap = chunk_ns[i] - chunk_ns[i - 1], true.sent_ns[i] - true.sent_ns[i - 1]
@@ -217,6 +229,28 @@ def measure(program: Path, client: str, scenario: Scenario) -> dict[str, float |
         return CLIENTS[client](url, scenario, folder, finish).figures()
 
 
+FIGURES = {
+    "ttft_error_p50_ms": "TTFT error p50, ms",
+    "ttft_error_p99_ms": "TTFT error p99, ms",
+    "itl_error_p99_ms": "ITL error p99, ms",
+    "chunks_per_s": "chunks/s",
+    "cpu_ms_per_1000_chunks": "CPU ms per 1,000 chunks",
+    "requests_per_s": "requests/s",
+    "cpu_ms_per_request": "CPU ms per request",
+    "lag_p99_ms": "send lag p99, ms",
+    "lag_worst_ms": "worst send lag, ms",
+    "failed": "failed",
+}
+
+
+def cell(values: list[float]) -> str:
+    """Median, and the range over the runs."""
+    if not values:
+        return "–"
+    middle = f"{median(values):,.3g}" if median(values) < 1000 else f"{median(values):,.0f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.3g}–{max(values):.3g})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
@@ -224,20 +258,28 @@ def main() -> None:
     parser.add_argument("--scenario", default="", help="only those whose name holds this")
     parser.add_argument("--out", type=Path, help="write the table there (Markdown)")
     options = parser.parse_args()
+    lines = [
+        "| load | client | " + " | ".join(FIGURES.values()) + " |",
+        "|---" * (len(FIGURES) + 2) + "|",
+    ]
+    print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory() as name:
         program = build(Path(name))
         for scenario in (s for s in SCENARIOS if options.scenario in s.name):
-            for client in options.clients.split(","):
-                started = time.monotonic()
-                rows = [measure(program, client, scenario) for _ in range(options.runs)]
-                for key in rows[0]:
-                    values = [row[key] for row in rows if row[key] is not None]
-                    if values:
-                        spread = f"{min(values):.4g} … {max(values):.4g}"
-                        print(
-                            f"{scenario.name:22} {client:8} {key:24} {median(values):10.4g}  ({spread})"
-                        )
-                print(f"   {time.monotonic() - started:.1f} s", flush=True)
+            runs: dict[str, list[dict[str, float | None]]] = {}
+            for _ in range(
+                options.runs
+            ):  # interleaved: a busy moment of the host hits every client
+                for client in options.clients.split(","):
+                    runs.setdefault(client, []).append(measure(program, client, scenario))
+            for client, found in runs.items():
+                cells = [
+                    cell([v for run in found if (v := run[key]) is not None]) for key in FIGURES
+                ]
+                lines.append(f"| {scenario.name} | {client} | " + " | ".join(cells) + " |")
+                print(lines[-1], flush=True)
+    if options.out:
+        options.out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
