@@ -11,7 +11,7 @@ from greenbench.clock import Anchor
 from greenbench.schema import HostSample
 from telemetry import rapl
 
-TREE_EVERY_NS = 1_000_000_000  # walking all processes costs a millisecond; new children can wait
+TREE_EVERY_NS = 5_000_000_000  # walking all processes costs milliseconds; new children can wait
 
 
 @dataclass(frozen=True, slots=True)
