@@ -97,30 +97,27 @@ def run(
 
     reference = arm(order.reference_model, order.reference, order.reference_dtype, "reference-")
     arms = [arm(order.model, choice, order.dtype) for choice in order.backends]
-    rounded = [
-        arm(order.reference_model, order.reference, order.dtype, ROUNDED)
-    ] * order.measures_rounding
-    arms = [*rounded, *arms]
-    groups = [[reference, *arms]] if order.parallel else [[reference], *([arm] for arm in arms)]
-    for group in groups:
+    rounded = None
+    if order.measures_rounding:
+        rounded = arm(order.reference_model, order.reference, order.dtype, ROUNDED)
+    started = [each for each in (reference, rounded, *arms) if each is not None]
+    for group in [started] if order.parallel else [[one] for one in started]:
         _answer(group, asks)
-        if reference.answers is None:
-            raise ServerDied(
-                f"The reference {order.reference.label} gave no answers: {reference.error}"
-            )
+        _answers_of(reference)  # nothing can be compared without them
     tolerance, floor_nats = order.tolerance, None
-    if rounded:
-        floor = arms.pop(0)
-        if floor.answers is None:
-            raise ServerDied(
-                f"{order.reference.label} in {order.dtype} gave no answers: {floor.error}"
-            )
-        floor_nats = verify.rounding_floor(asks, floor.answers, reference.answers or {})
+    if rounded is not None:
+        floor_nats = verify.rounding_floor(asks, _answers_of(rounded), _answers_of(reference))
         tolerance = tolerance.above(floor_nats)
-        say(
-            f"{order.reference.label} in {order.dtype} is off by {floor_nats:.2g} nats from rounding alone"
-        )
+        name = f"{order.reference.label} in {order.dtype}"
+        say(f"{name} is off by {floor_nats:.2g} nats from rounding alone")
     return [_verdict(order, arm, reference, asks, tolerance, floor_nats, say) for arm in arms]
+
+
+def _answers_of(reference: Arm) -> dict[str, Answer]:
+    if reference.answers is None:
+        name = f"{reference.choice.label} in {reference.dtype}"
+        raise ServerDied(f"The reference {name} gave no answers: {reference.error}")
+    return reference.answers
 
 
 def _server_config(order: Order, model: ModelConfig, dtype: str) -> ServerConfig:
@@ -211,11 +208,10 @@ def _verdict(
 ) -> dict[str, Any]:
     backend, options = resolve(arm.choice)
     window = None if backend.exact else _window_to_judge(order, options)
-    assert reference.answers is not None
     if arm.answers is None:
         judged: dict[str, Any] = {"verdict": "fail", "reasons": [arm.error or "it gave no answers"]}
     else:
-        judged = verify.judge(asks, arm.answers, reference.answers, tolerance, window)
+        judged = verify.judge(asks, arm.answers, _answers_of(reference), tolerance, window)
     body = {
         "schema_version": SCHEMA_VERSION,
         "backend": arm.choice.name,
