@@ -76,6 +76,14 @@ def benchmark(args: argparse.Namespace) -> int:
     return 0
 
 
+def import_result(args: argparse.Namespace) -> int:
+    """A result file of another load generator as a run directory."""
+    from analysis.importing import read_result, write_imported
+
+    print(write_imported(read_result(args.file), args.backend, args.out))
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -94,6 +102,13 @@ def main() -> int:
     scale = commands.add_parser("benchmark", help=(benchmark.__doc__ or "").splitlines()[0])
     scale.add_argument("requests", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     scale.set_defaults(action=benchmark)
+    foreign = commands.add_parser("import", help=(import_result.__doc__ or "").splitlines()[0])
+    foreign.add_argument("file", type=Path, help="JSON with per-request detail")
+    foreign.add_argument(
+        "--backend", required=True, help="the backend that the server was started with"
+    )
+    foreign.add_argument("--out", type=Path, default=Path("runs/imported"))
+    foreign.set_defaults(action=import_result)
     args = parser.parse_args()
     return exit_on_user_error(lambda: args.action(args))
 

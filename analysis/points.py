@@ -215,6 +215,10 @@ def _notes(run: Run, measured: PointRequests) -> list[str]:
         notes.append(f"{failed} measured requests failed")
     if measured.untimed:
         notes.append(f"{measured.untimed} requests carry no token counts per chunk: not in ITL")
+    imported = run.manifest.server.proof_detail.get("imported_from")
+    if imported:
+        notes.append(f"imported from {imported}")
+        notes += run.manifest.server.proof_detail.get("cannot_tell", [])
     if run.manifest.code.dirty:
         notes.append("the code had uncommitted changes")
     return notes

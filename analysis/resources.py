@@ -45,6 +45,7 @@ def energy(run: Run, window: Window, mean_residence_s: float) -> dict[str, Any]:
         _idle(run, "idle_before"),
         _idle(run, "idle_after"),
         mean_residence_s,
+        server_gpus=run.manifest.server.tensor_parallel,
     ).as_dict()
     if not run.sources and found["status"] == "unavailable":
         found["explain"] = ["no telemetry was recorded"]
