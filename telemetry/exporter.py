@@ -61,11 +61,12 @@ class Latest:
     cpu_energy_uj: dict[str, Monotone] = field(default_factory=dict[str, Monotone])
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def take_gpu(self, sample: GpuSample) -> None:
+    def take_gpu(self, samples: list[GpuSample]) -> None:
         with self.lock:
-            self.gpu[sample.gpu_uuid] = sample
-            if sample.energy_mj is not None:
-                self.gpu_energy_mj.setdefault(sample.gpu_uuid, Monotone()).add(sample.energy_mj)
+            for sample in samples:
+                self.gpu[sample.gpu_uuid] = sample
+                if sample.energy_mj is not None:
+                    self.gpu_energy_mj.setdefault(sample.gpu_uuid, Monotone()).add(sample.energy_mj)
 
     def take_host(self, sample: HostSample) -> None:
         with self.lock:

@@ -126,7 +126,7 @@ class Recorder:
             anchor=self._anchor,
             asked_period_s=self.request.period_s,
             refreshes=refreshes,
-            sink=writer.write,
+            sink=writer.write_all,
             stop=self.stop,
         )
         self._owners = OwnerWatch(reader, self._own_pids, psutil.pid_exists)

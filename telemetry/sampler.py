@@ -60,7 +60,7 @@ class GpuLoop:
     anchor: Anchor
     asked_period_s: float | None
     refreshes: dict[str, Refresh]  # from the probe, by UUID
-    sink: Callable[[GpuSample], None]
+    sink: Callable[[list[GpuSample]], None]  # all cards of one tick
     stop: threading.Event
     gpus: list[GpuIdentity] = field(init=False)
     cost: Tally = field(default_factory=Tally)
@@ -85,13 +85,15 @@ class GpuLoop:
     def tick(self) -> None:
         started_ns = time.monotonic_ns()
         last_ns = started_ns
+        samples: list[GpuSample] = []
         for gpu in self.gpus:
             last_ns = time.monotonic_ns()
             reading = self.reader.read(gpu.index)
             read_ns = time.monotonic_ns() - last_ns
-            self.sink(gpu_sample(gpu, reading, self.anchor, last_ns, read_ns, self._host))
+            samples.append(gpu_sample(gpu, reading, self.anchor, last_ns, read_ns, self._host))
             for word in (reading.error or "").split():
                 self.errors[word] = self.errors.get(word, 0) + 1
+        self.sink(samples)
         self.cost.add(time.monotonic_ns() - started_ns)
         self.skew.add(last_ns - started_ns)
         if self.cost.count % ADAPT_AFTER == 0:

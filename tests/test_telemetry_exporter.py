@@ -46,7 +46,7 @@ def page(latest: Latest, dcgm: bool = False) -> str:
 def latest_at(end_s: float) -> Latest:
     latest = Latest({"intel-rapl:0 package-0": 1000})
     for row in record([CARD], 0.0, end_s):
-        latest.take_gpu(row)
+        latest.take_gpu([row])
     return latest
 
 
@@ -59,7 +59,7 @@ def test_c13_counters_are_joules_end_in_total_and_never_fall_over_a_reset() -> N
     )
     seen: list[float] = []
     for row in record([CARD], 0.0, 40.0):
-        latest.take_gpu(row)
+        latest.take_gpu([row])
         seen.append(parsed(page(latest))[key])
     assert all(b >= a for a, b in pairwise(seen))
     assert seen[0] == pytest.approx(5_000.0)  # joules: the raw counter is 5 000 000 mJ
@@ -86,7 +86,7 @@ def test_a_card_without_a_counter_has_no_energy_sample_rather_than_zero() -> Non
     latest = Latest()
     silent = FakeGpu(constant(300), uuid="GPU-a", lacks=("counter", "average"))
     for row in record([silent], 0.0, 1.0):
-        latest.take_gpu(row)
+        latest.take_gpu([row])
     names = {name for name, _ in parsed(page(latest))}
     assert "greenbench_gpu_energy_joules_total" not in names
     assert "greenbench_gpu_temperature_celsius" in names

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def page_of(cards: list[FakeGpu]) -> str:
     latest = Latest()
     for row in record(cards, 0.0, 5.0):
-        latest.take_gpu(row)
+        latest.take_gpu([row])
     registry = CollectorRegistry()
     registry.register(DcgmCollector(latest, [card.identity() for card in cards]))
     return generate_latest(registry).decode()

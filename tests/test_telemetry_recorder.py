@@ -125,10 +125,10 @@ def test_a_full_disk_ends_the_recording_with_its_error(
 ) -> None:
     """Guards a recorder that goes on for hours on a full disk and ends with 0."""
 
-    def full(self: SegmentedJsonlWriter, row: GpuSample) -> None:
+    def full(self: SegmentedJsonlWriter, rows: list[GpuSample]) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(SegmentedJsonlWriter, "write", full)
+    monkeypatch.setattr(SegmentedJsonlWriter, "write_all", full)
     recorder = Recorder(RecordRequest(tmp_path), two_cards, rapl_root=tmp_path, watch_s=0)
     with pytest.raises(OSError, match="No space left"):
         recorder.run()
