@@ -200,7 +200,8 @@ class Chunk:
         keys, values = (per_query_head(fresh[rows].transpose(0, 1), impl) for fresh in (key, value))
         own, own_sum = _flash(grouped, keys, values, is_causal=True, scale=impl.scale)
         if self.context is not None:
-            # copied: a view of scattered pages would need an output per page; 2 % of the time at 7k
+            # Copied: as views, every page would have an output as long as the chunk. It is 0.5 % of the time
+            # of 2,048 queries on 5,000 cached tokens.
             pages = gather_pages(cache, self.context)[:, : self.context_tokens]
             keys, values = (per_query_head(part, impl) for part in split_kv(pages))
             past, past_sum = _flash(grouped, keys, values, scale=impl.scale)
