@@ -61,6 +61,13 @@ class Recorder:
     stop: threading.Event = field(default_factory=threading.Event)
     rapl_root: Path = rapl.POWERCAP
     watch_s: float = 3.0  # how long the sensors' refresh is watched at start
+    _sources: dict[str, Capability] = field(init=False, default_factory=dict[str, Capability])
+    _gpu_facts: list[dict[str, Any]] = field(init=False, default_factory=list[dict[str, Any]])
+    _visible: list[str] = field(init=False, default_factory=list[str])  # UUIDs
+    _gpu: GpuLoop | None = field(init=False, default=None)
+    _scrape: ScrapeLoop | None = field(init=False, default=None)
+    _owners: OwnerWatch | None = field(init=False, default=None)
+    _failure: BaseException | None = field(init=False, default=None)
 
     def run(self) -> None:
         """Probe, sample until ``stop`` is set, flush."""
@@ -91,11 +98,6 @@ class Recorder:
         if self._failure:
             raise self._failure
 
-    _failure: BaseException | None = None
-    _gpu: GpuLoop | None = None
-    _scrape: ScrapeLoop | None = None
-    _owners: OwnerWatch | None = None
-
     def _guard(self, loop: Callable[[], None]) -> None:
         """A loop that breaks (a full disk) ends the recording, and the process says so with its exit code."""
         try:
@@ -108,11 +110,7 @@ class Recorder:
         try:
             reader = self.open_reader()
         except NoGpu as error:
-            reason = str(error)
-            self._sources: dict[str, Capability] = {
-                name: unavailable(reason) for name in GPU_SOURCES
-            }
-            self._gpu_facts: list[dict[str, Any]] = []
+            self._sources = {name: unavailable(str(error)) for name in GPU_SOURCES}
             return []
         stack.callback(reader.close)
         identities = reader.gpus()
