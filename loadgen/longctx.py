@@ -302,6 +302,18 @@ def _refuse(error: UserError) -> NoReturn:
     raise SystemExit(2) from error
 
 
+def _refuse_start(environment: Environment, error: UserError) -> None:
+    """The test has begun in a greenlet, where an exit would go unheard: end Locust, or say it aside."""
+    print(f"error: {error}", file=sys.stderr)
+    runner, options = environment.runner, environment.parsed_options
+    assert runner is not None
+    if isinstance(runner, WorkerRunner) or (options and options.headless):
+        environment.process_exit_code = 2
+        gevent.spawn(runner.quit)
+    else:  # the web page stays: a person can mend the address and start again
+        gevent.spawn(runner.stop)
+
+
 def _on_part(environment: Environment, msg: Message, **_: Any) -> None:
     """A worker learns its part, before Locust tells it to spawn users."""
     environment.part = Part(**msg.data)  # type: ignore[attr-defined]
@@ -337,7 +349,8 @@ def on_test_start(environment: Environment, **_: Any) -> None:
                 return
             session = Session(run_path, load_live_point(run_path), "locust")
     except UserError as error:
-        _refuse(error)
+        _refuse_start(environment, error)
+        return
     environment.drive = Drive(environment, session)  # type: ignore[attr-defined]
 
 

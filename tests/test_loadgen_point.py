@@ -174,3 +174,12 @@ def test_a_kill_in_mid_run_leaves_whole_lines(tmp_path: Path) -> None:
         process.wait()
     assert path.read_text().endswith("\n")
     assert len(rows(run)) > 10
+
+
+def test_by_itself_without_a_server_it_says_what_to_do_and_ends_with_2(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "locust", "-f", "loadgen/longctx.py", "--headless", "-t", "9s"]
+    argv += ["-H", "http://127.0.0.1:9", "--out", str(tmp_path), "--only-summary"]
+    ended = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 2
+    assert "no model server answers at http://127.0.0.1:9" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
