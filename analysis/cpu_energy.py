@@ -4,7 +4,7 @@ The interval is wide because the models that others use disagree by two to four 
 an ``Estimated``, which adds to nothing measured.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,6 @@ class CpuEnergy:
     dram: Measured | None = None
     estimate: Estimated | None = None
     reason: str | None = None
-    notes: tuple[str, ...] = field(default_factory=tuple)
 
 
 def cpu_energy(

@@ -25,7 +25,6 @@ class Refresh:
 
     period_s: dict[str, float | None]
     read_s: float  # median time of one read of one card
-    polls: int
 
     @property
     def counter_s(self) -> float | None:
@@ -71,4 +70,4 @@ def measure_refresh(
         source: change_period_s(stamps, [value(r) for r in readings])
         for source, value in REFRESHING.items()
     }
-    return Refresh(periods, sorted(costs)[len(costs) // 2] / 1e9, len(stamps))
+    return Refresh(periods, sorted(costs)[len(costs) // 2] / 1e9)
