@@ -76,18 +76,20 @@ def _load_key(point: Point) -> tuple[int, float, str]:
 
 def _cell(members: list[Point], samples: Samples) -> Cell:
     first = members[0]
-    pooled = {
-        name: asdict(
-            statistic(
-                np.concatenate(
-                    [samples[p.run_id][name] for p in members if p.usable and p.run_id in samples]
-                    or [np.empty(0)]
-                ),
-                interval=name != "itl_s",
+    usable = [point for point in members if point.usable]
+    pooled = (
+        usable[0].latency or {}  # one start: its own statistics are the pooled ones
+        if len(usable) == 1
+        else {
+            name: asdict(
+                statistic(
+                    np.concatenate([samples[p.run_id][name] for p in usable] or [np.empty(0)]),
+                    interval=name != "itl_s",
+                )
             )
-        )
-        for name in LATENCIES
-    }
+            for name in LATENCIES
+        }
+    )
     return Cell(
         model=first.model,
         weights=first.weights,

@@ -130,8 +130,12 @@ def point_requests(run: Run, window: Window) -> PointRequests:
 
 def count_tokens(run: Run, start_unix_ns: int, end_unix_ns: int) -> Tokens:
     """Work that arrived between two moments; for joules, which are counted over an interval of their own."""
-    window = Window("interval", start_unix_ns, end_unix_ns)
-    return _total([_batch(batch, window) for batch in run.chunk_batches()])
+    output = prompts = completions = 0
+    for batch in run.chunk_batches():
+        _, found = _work(batch, start_unix_ns, end_unix_ns)
+        output, prompts = output + found.output, prompts + found.input
+        completions += found.completions
+    return Tokens(output, prompts, completions)
 
 
 def count_context(run: Run, start_unix_ns: int, end_unix_ns: int) -> tuple[int, float]:
@@ -185,24 +189,35 @@ def _batch(batch: ChunkBatch, window: Window) -> _Part:
     frame["in_window"] = frame["in_window"].astype(bool)
     counted = frame["in_window"] & frame["ok"]
     gaps = token_gaps(batch, counted.to_numpy())
-    served = frame["error_type"].isna() | (frame["error_type"] == "cut_at_drain")
-    output, arrived = _output_tokens(batch, served.to_numpy(), start, end)
-    sent = (frame["sent_unix_ns"] - start).astype("float64")  # small numbers: exact as floats
-    length = end - start
-    prompt_at = sent + frame["first_token_ns"].fillna(frame["end_ns"])
-    prompt_in = served & (prompt_at >= 0) & (prompt_at < length)
-    ended = sent + frame["end_ns"]
-    done = frame["ok"] & (ended >= 0) & (ended < length)
-    unstreamed = done & frame["first_token_ns"].isna()  # no chunks: its tokens count when it ends
+    arrived, work = _work(batch, start, end)
     return _Part(
         frame,
         gaps.seconds,
         gaps.untimed,
-        output + int(frame.loc[unstreamed, "output_tokens"].fillna(0).sum()),
-        int(frame.loc[prompt_in, "prompt_tokens"].fillna(0).sum()),
-        int(done.sum()),
+        work.output,
+        work.input,
+        work.completions,
         arrived,
-        output,
+        work.output,
+    )
+
+
+def _work(batch: ChunkBatch, start: int, end: int) -> tuple[int, Tokens]:
+    """Chunks that brought tokens in [start, end), and the work done in it."""
+    rows = batch.rows
+    served = rows["error_type"].isna() | (rows["error_type"] == "cut_at_drain")
+    output, arrived = _output_tokens(batch, served.to_numpy(), start, end)
+    sent = (rows["sent_unix_ns"] - start).astype("float64")  # small numbers: exact as floats
+    length = end - start
+    prompt_at = sent + rows["first_token_ns"].fillna(rows["end_ns"])
+    prompt_in = served & (prompt_at >= 0) & (prompt_at < length)
+    ended = sent + rows["end_ns"]
+    done = rows["error_type"].isna() & (ended >= 0) & (ended < length)
+    unstreamed = done & rows["first_token_ns"].isna()  # no chunks: its tokens count when it ends
+    return arrived, Tokens(
+        output + int(rows.loc[unstreamed, "output_tokens"].fillna(0).sum()),
+        int(rows.loc[prompt_in, "prompt_tokens"].fillna(0).sum()),
+        int(done.sum()),
     )
 
 
