@@ -124,6 +124,10 @@ class HttpxClient:
                     request.response.whole()
         except (httpx.HTTPError, httpx.StreamError) as error:
             request.on_fault(error)
+        except Exception:
+            raise
+        except BaseException:  # the greenlet is stopped in mid-reply: a row all the same
+            request.reply.error = ("cut_at_drain", "still open when the drain ended")
         return request.outcome()
 
     def close(self) -> None:

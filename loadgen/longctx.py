@@ -49,6 +49,9 @@ logger = logging.getLogger(__name__)
 
 # A timer and not sleep(0): gevent runs its callbacks for up to 5 ms before it looks at the sockets.
 LOOK_AT_SOCKETS_S: Final = 1e-6
+ROWS_OF_CUT_S: Final = (
+    1.0  # for users to write the rows of what was cut; httpx's are cut by the stop
+)
 
 
 @events.init_command_line_parser.add_listener
@@ -117,7 +120,9 @@ class Drive:
                 self.pool.open_ahead(self._ahead)
             gevent.sleep(TICK_S)
         self.pool.cut("still open when the drain ended")
-        while self.session.unfinished:  # rows of what was cut
+        for _ in range(round(ROWS_OF_CUT_S / TICK_S)):
+            if not self.session.unfinished:
+                break
             gevent.sleep(TICK_S)
         gevent.spawn(self._end_run)
 
@@ -265,7 +270,10 @@ def _loop_httpx(drive: Drive) -> None:
         in_flight = session.depart()
         exchange = client.exchange(outgoing, session.timeout_s)
         session.arrived()
-        gevent.sleep(pause_after(drive.record(outgoing, exchange, in_flight)))
+        record = drive.record(outgoing, exchange, in_flight)
+        if record.error_type == "cut_at_drain":
+            raise GreenletExit
+        gevent.sleep(pause_after(record))
     client.close()
 
 

@@ -25,7 +25,8 @@ class Pool:
 
     def open_ahead(self, count: int) -> None:
         """Have at least ``count`` connections without a request, open or opening."""
-        self._idle = [connection for connection in self._idle if connection.alive]
+        self._all = {c for c in self._all if c.alive or c.busy}
+        self._idle = [c for c in self._idle if c.alive]
         while len(self._idle) < count:
             connection = self.connection()
             connection.open()

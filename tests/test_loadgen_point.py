@@ -94,13 +94,14 @@ def test_a_limit_of_requests_ends_the_measuring_early(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("load", [{"kind": "closed", "users": 3}, OPEN], ids=["closed", "open"])
+@pytest.mark.parametrize("client", ["fast", "httpx"])
 def test_what_is_open_when_the_drain_ends_is_cut_and_recorded(
-    load: dict[str, Any], tmp_path: Path
+    load: dict[str, Any], client: str, tmp_path: Path
 ) -> None:
     with GoldenServer(lambda seen: Script([], "hang")) as server:
         phases = {"warmup_s": 0, "measure_s": 0.3, "drain_s": 0.3}
         run = make_run(tmp_path, server.url, load=load, phases=phases)
-        assert start(run).returncode == 0
+        assert start(run, "--client", client).returncode == 0
     records = rows(run)
     assert len(records) == (3 if load is not OPEN else 11)  # 0.3 s at 37/s, the first after one gap
     assert {r["error_type"] for r in records} == {"cut_at_drain"}
