@@ -51,7 +51,9 @@ OBJECTIVES: tuple[Objective, ...] = (
     Objective("ttft", "TTFT p50", "s", False, ("latency", "ttft_s", "p50")),
     Objective("itl", "ITL p50", "s", False, ("latency", "itl_s", "p50")),
     Objective("e2e", "E2E p50", "s", False, ("latency", "e2e_s", "p50")),
-    Objective("energy", "J per output token", "J", False, ("energy", "gross", "j_per_output_token")),
+    Objective(
+        "energy", "J per output token", "J", False, ("energy", "gross", "j_per_output_token")
+    ),
     Objective("memory", "Peak memory", "B", False, ("memory", "peak_bytes")),
 )
 
