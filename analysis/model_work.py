@@ -225,7 +225,8 @@ def causal_pairs(new: int, past: int, window: int | None = None) -> float:
 def model_work(
     config: dict[str, Any], weight_item: int = 2, kv_item: int = 2, seen: int | None = None
 ) -> ModelWork | None:
-    """The model of a config.json, or None for an architecture that is not in KNOWN_TYPES.
+    """The model of a config.json, or None for an architecture that is not in KNOWN_TYPES or
+    a config that leaves a size out.
 
     ``seen``: tokens that an approximate backend lets a query see (sink + window), for every layer.
     """
@@ -233,10 +234,15 @@ def model_work(
     if config.get("model_type") not in KNOWN_TYPES:
         return None
     kinds = layer_kinds(config)
+    try:
+        layers = tuple(_layer(config, kind, index, seen) for index, kind in enumerate(kinds))
+        hidden, vocab = int(config["hidden_size"]), int(config["vocab_size"])
+    except (KeyError, StopIteration):
+        return None  # a config that leaves a size to its class's defaults
     return ModelWork(
-        layers=tuple(_layer(config, kind, index, seen) for index, kind in enumerate(kinds)),
-        hidden=int(config["hidden_size"]),
-        vocab=int(config["vocab_size"]),
+        layers=layers,
+        hidden=hidden,
+        vocab=vocab,
         tied=bool(config.get("tie_word_embeddings", config.get("tie_embedding", False))),
         weight_item=weight_item,
         kv_item=kv_item,

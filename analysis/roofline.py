@@ -51,7 +51,7 @@ def model_of(run: Run) -> ModelWork | None:
     if path.is_file():
         config = json.loads(path.read_text())
     elif point.model.build is not None:
-        config = point.model.build.config
+        config = {"vocab_size": point.model.build.vocab_size, **point.model.build.config}
     if config is None:
         return None
     item = ITEM_BYTES.get(server.dtype, 2)

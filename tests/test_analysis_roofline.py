@@ -205,6 +205,8 @@ def test_experts_touched_by_hand() -> None:
 
 def test_an_unknown_architecture_has_no_roofline() -> None:
     assert model_work({"model_type": "zamba2", "num_hidden_layers": 2}) is None
+    # nor has one whose config.json leaves a size to its class
+    assert model_work({k: v for k, v in LLAMA_8B.items() if k != "vocab_size"}) is None
 
 
 def test_every_peak_has_a_source() -> None:
