@@ -184,7 +184,7 @@ MUTANTS = (
         ("tests/test_oracle_attribution.py",),
     ),
     Mutant(
-        "attribution judged on windows that it learnt from",
+        "attribution learns from spoilt windows",
         "analysis/attribution.py",
         "prices, _ = _solve(amounts[learnt][:, used], above[learnt])",
         "prices, _ = _solve(amounts[~learnt][:, used] * above[~learnt][:, None] / 1e9, above[~learnt])",
