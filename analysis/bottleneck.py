@@ -20,7 +20,7 @@ from analysis.windows import Window
 PointBound = Literal["client", "kv-capacity", "scheduler-limit", "load", "engine", "undetermined"]
 PhaseBound = Literal["compute", "bandwidth", "host", "inefficient-kernel", "mixed", "undetermined"]
 
-# Calibrated on points constructed on the CPU server (tests/test_analysis_bottleneck_e2e.py).
+# From the design; not yet calibrated on points constructed on a real server (docs/method.md, section 6).
 BUSY = 0.5  # u of a resource from which it may be the bound
 IDLE = 0.4  # below it for both, neither compute nor bandwidth is
 CLOSE = 0.10  # two shares nearer than this are not told apart
