@@ -10,7 +10,8 @@ SWEEP ?= configs/sweeps/demo.yaml
 RUNS ?= runs/demo
 export VLLM_PYTHON
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve load run report backends doctor check test test-e2e format
+.PHONY: help setup demo serve load run report backends doctor check test test-e2e format \
+	verify mutants bench-backends bench-client bench-telemetry bench-analysis
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | column -ts $$'\t'
@@ -52,3 +53,21 @@ test-e2e: setup ## the end-to-end tests alone
 
 format: setup ## format the code
 	@$(BENCH)/ruff format --quiet . && $(BENCH)/ruff check --fix --quiet .
+
+verify: setup ## compare backends with the exact reference: make verify [BACKENDS=sdpa,sink_window] [MODEL=tiny-llama]
+	@$(BENCH)/greenbench verify --backends $(BACKENDS) --model $(MODEL)
+
+mutants: setup ## prove that the energy oracles bite: each planted fault must turn a test red
+	@$(BENCH)/python scripts/mutants.py
+
+bench-backends: setup ## our attention backends against vLLM's own, whole decode and prefill steps (keep the machine quiet)
+	@$(VLLM) -m servers.plugins.bench
+
+bench-client: setup ## the load generator's own error and cost, against a server that logs its true times
+	@$(BENCH)/python scripts/bench_client.py --runs 3 --out docs/client-bench.md
+
+bench-telemetry: setup ## what the sampler costs
+	@$(BENCH)/python scripts/bench_telemetry.py
+
+bench-analysis: setup ## how the analysis scales, 10^4 to 10^6 requests
+	@$(BENCH)/python -m analysis benchmark

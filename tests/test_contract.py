@@ -135,7 +135,8 @@ def test_request_rows_start_with_everything_unknown_as_null() -> None:
         ({"contxts": [1]}, "unknown key 'contxts'; did you mean 'contexts'?"),
         ({"phases": {"warmup": 1}}, "unknown key 'phases.warmup'; did you mean 'warmup_s'?"),
         ({"loads": [{"kind": "closed"}]}, "a closed load needs 'users'"),
-        ({"loads": [{"kind": "open", "users": 2}]}, "an open load needs 'rate_per_s'"),
+        ({"loads": [{"kind": "open"}]}, "an open load needs either 'rate_per_s' or 'trace'"),
+        ({"loads": [{"kind": "open", "users": 2}]}, "an open load has no 'users'"),
         (
             {"tasks": [{"name": "x", "output": 1}]},
             "unknown key 'tasks.0.output'; did you mean 'output_tokens'?",
