@@ -2,10 +2,12 @@
 
 import argparse
 import logging
+import math
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
 
@@ -57,9 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     test.add_argument("--out", type=Path, required=True, help="new folder for the recording")
     test.add_argument("--quick", action="store_true", help="about 4 minutes instead of 9")
-    test.set_defaults(
-        run=lambda args: selftest(args.out, Lengths.quick() if args.quick else Lengths())
+    test.add_argument("--steady-s", type=float, help="length of G-2's and G-3's windows")
+    test.add_argument(
+        "--limit-s", type=float, default=math.inf, help="stop early, keep what there is"
     )
+    test.set_defaults(run=_selftest)
     smi = commands.add_parser(
         "import-smi", help="a CSV recording of nvidia-smi, into a run directory"
     )
@@ -110,6 +114,13 @@ def _record(args: argparse.Namespace) -> int:
         print(f"error: the recording ended: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _selftest(args: argparse.Namespace) -> int:
+    lengths = Lengths.quick() if args.quick else Lengths()
+    if args.steady_s is not None:
+        lengths = replace(lengths, steady=args.steady_s)
+    return selftest(args.out, lengths, args.limit_s)
 
 
 def _import_smi(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ GPU every oracle is `not run`, with the reason, and the exit code is 0.
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -151,8 +152,11 @@ class Marks:
 
     path: Path
     load: Load
+    deadline_s: float = math.inf  # of time.monotonic()
 
     def run(self, name: str, **command: Any) -> dict[str, Any]:
+        if time.monotonic() + command.get("seconds", 0) > self.deadline_s:
+            raise LoadFailed(f"the time limit came before {name}")
         return self.write(name, command, self.load.ask(**command))
 
     def write(self, name: str, command: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
@@ -163,8 +167,12 @@ class Marks:
         return row
 
 
-def selftest(out: Path, lengths: Lengths) -> int:
-    """Capture into ``out``, judge, print. 0: nothing failed (or nothing could run); 1: an oracle failed."""
+def selftest(out: Path, lengths: Lengths, limit_s: float = math.inf) -> int:
+    """Capture into ``out``, judge, print. 0: nothing failed (or nothing could run); 1: an oracle failed.
+
+    No experiment starts that would end after ``limit_s``; the oracles it was for are `not run`.
+    """
+    deadline_s = time.monotonic() + limit_s
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists and is not an empty folder; give a new one")
     out.mkdir(parents=True, exist_ok=True)
@@ -177,7 +185,8 @@ def selftest(out: Path, lengths: Lengths) -> int:
                 setup["load"] = load.about
                 gpu = _match(reader, load.about["uuid"])
                 setup["gpu"] = gpu
-                capture(out, load, reader, gpu["index"], lengths)
+                marks = Marks(out / MARKS, load, deadline_s)
+                capture(out, marks, reader, gpu["index"], lengths)
         finally:
             reader.close()
     except NoGpu as error:
@@ -211,9 +220,8 @@ def _match(reader: NvmlReader, cuda_uuid: str) -> dict[str, Any]:
     }
 
 
-def capture(out: Path, load: Load, reader: NvmlReader, index: int, lengths: Lengths) -> None:
+def capture(out: Path, marks: Marks, reader: NvmlReader, index: int, lengths: Lengths) -> None:
     """Every experiment, once. The order lets the card warm up before what is compared."""
-    marks = Marks(out / MARKS, load)
     marks.run("warm-up", op="matmul", seconds=lengths.sampler, fill="normal")
     with recording(out / "main", 0.05):
         marks.run("before-step", op="idle", seconds=lengths.settle + 1)
