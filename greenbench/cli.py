@@ -128,9 +128,12 @@ def print_plan(plans: list[Plan]) -> None:
 
 def describe(point: PointConfig) -> str:
     phases = point.phases
+    measure = f"measure={phases.measure_s:g}s"
+    if phases.requests is not None:
+        measure = f"measure={phases.requests} requests, <={phases.measure_s:g}s"
     return (
         f"{point.task.name} context={point.context_tokens} load={point.load.label} "
-        f"warmup={phases.warmup_s:g}s measure={phases.measure_s:g}s drain<={phases.drain_s:g}s"
+        f"warmup={phases.warmup_s:g}s {measure} drain<={phases.drain_s:g}s"
     )
 
 

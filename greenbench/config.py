@@ -161,6 +161,7 @@ class TaskConfig(StrictModel):
 
     name: str
     output_tokens: int | None = Field(default=None, ge=1)  # None: the task's own
+    requests: int | None = Field(default=None, ge=1)  # None: that of the phases
     params: dict[str, int | float | str | bool] = Field(default_factory=dict)
 
 

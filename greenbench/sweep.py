@@ -73,10 +73,12 @@ def _start(
             model=model,
             backend=backend,
             server=sweep.server,
-            task=task,
+            task=task.model_copy(update={"requests": None}),
             context_tokens=context,
             load=load,
-            phases=sweep.phases,
+            phases=sweep.phases.model_copy(
+                update={"requests": task.requests or sweep.phases.requests}
+            ),
             slo=sweep.slo,
             telemetry=sweep.telemetry,
             prompts_per_point=sweep.prompts_per_point,

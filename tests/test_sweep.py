@@ -117,3 +117,13 @@ def test_gpu_rows_of_nvidia_smi_are_read_with_units() -> None:
     first, second = parse_gpus(rows)
     assert (first.memory_bytes, first.power_limit_w, first.mig) == (143771 * 2**20, 700.0, False)
     assert (second.power_limit_w, second.compute_capability, second.mig) == (None, "7.5", None)
+
+
+def test_a_task_may_ask_for_its_own_number_of_requests() -> None:
+    """Guards the demo: 28 prompts decide a gate, and 28 long perplexities would take minutes."""
+    tasks = [{"name": "retrieve", "requests": 28}, "summarize"]
+    points = expand(sweep(tasks=tasks, phases={"requests": 5}), [MODEL])[0].points
+    limits = {(point.task.name, point.phases.requests) for point in points}
+    assert limits == {("retrieve", 28), ("summarize", 5)}
+    # the prompts do not depend on how many of them are asked
+    assert {point.task.requests for point in points} == {None}
