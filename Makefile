@@ -8,6 +8,7 @@ MODEL ?= tiny-llama
 PORT ?= 8000
 SWEEP ?= configs/sweeps/demo.yaml
 RUNS ?= runs/demo
+BACKENDS ?= sdpa,sink_window
 export VLLM_PYTHON
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve load run report backends doctor check test test-e2e format \

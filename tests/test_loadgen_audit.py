@@ -82,17 +82,24 @@ def test_shared_reads_count_by_the_doubt_they_leave_over_all_chunks() -> None:
     chunks = [50 + 5 * i for i in range(10)]
     rare = audit(*[sent(chunks)] * 199, sent(chunks, shared=9)).report()  # 0.45 % of the chunks
     assert (rare["over_budget"], rare["figures"]["shared_time_p99_ms"]) == (False, 0.0)
-    often = audit(*[sent(chunks)] * 9, sent(chunks, shared=9)).report()  # 9 %
-    assert often["over_budget"] and "doubt of chunk times p99 is 2 ms" in often["reasons"][0]
+    assert not rare["itl_tail_in_doubt"]
+    some = audit(*[sent(chunks)] * 9, sent(chunks, shared=9)).report()  # 9 %: only the tail of ITL
+    assert (some["over_budget"], some["itl_tail_in_doubt"]) == (False, True)
+    assert "doubt of chunk times p99 is 2 ms, at most 1 ms was allowed" in some["warnings"]
+    often = audit(*[sent(chunks)] * 4, sent(chunks, shared=9)).report()  # 18 %
+    assert often["over_budget"] and "doubt of chunk times p90 is 2 ms" in often["reasons"][0]
     slow = audit(*[sent([50 + 50 * i for i in range(10)], shared=9)] * 9).report()  # 4 % of a gap
     assert not slow["over_budget"] and slow["warnings"]
 
 
 def test_a_ttft_far_over_the_servers_own_is_over_budget() -> None:
-    near = {"server_metrics": {"time_to_first_token_ms": 140.0}}
-    far = {"server_metrics": {"time_to_first_token_ms": 60.0}}
+    near = {"server_metrics": {"time_to_first_token_ms": 140.0, "queue_time_ms": 0.0}}
+    far = {"server_metrics": {"time_to_first_token_ms": 60.0, "queue_time_ms": 0.0}}
     assert not audit(*[sent([150, 160], **near)] * 5).report()["over_budget"]
     assert audit(*[sent([150, 160], **far)] * 5).report()["over_budget"]
+    # a request that waited in the server's queue was late there, not here
+    queued = {"server_metrics": {"time_to_first_token_ms": 60.0, "queue_time_ms": 80.0}}
+    assert not audit(*[sent([150, 160], **queued)] * 5).report()["over_budget"]
 
 
 def test_a_clock_step_marks_the_run() -> None:
