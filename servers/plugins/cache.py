@@ -60,4 +60,7 @@ def split_kv(pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def gather_pages(cache: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
     """Copy whole pages into [kv_heads, blocks x block, 2 D]; ``blocks`` is int [n]."""
-    return cache.transpose(0, 1).index_select(1, blocks).flatten(1, 2)
+    if cache.is_cuda:
+        return cache.transpose(0, 1).index_select(1, blocks).flatten(1, 2)
+    # along any dimension but the first, PyTorch's index_select on a CPU copies its whole input: the pool
+    return cache.index_select(0, blocks).transpose(0, 1).flatten(1, 2)
