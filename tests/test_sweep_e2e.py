@@ -142,6 +142,7 @@ def test_4_every_point_holds_what_the_contract_promises(place: Path) -> None:
         assert good
         assert {row["prompt_tokens"] for row in good} == {512}
         sources = json.loads((run.telemetry_dir / "sources.json").read_text())
+        assert sources.pop("facts")
         assert all(entry["status"] in ("available", "unavailable") for entry in sources.values())
         host = list(read_jsonl(run.telemetry_dir / "host.jsonl"))
         assert any((row["server_rss_bytes"] or 0) > 10**8 for row in host)
