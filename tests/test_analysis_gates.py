@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from analysis.differences import holm
 from analysis.gates import (
     answers_by_prompt,
     bootstrap_mean,
@@ -41,10 +42,24 @@ def test_published_case_is_worse() -> None:
 def test_few_prompts_cannot_tell() -> None:
     same = {i: True for i in range(8)}
     assert judge_answers(same, same)[0] == "not enough prompts"
-    # identical answers are "equal" from 27 prompts on: the interval is ± 1.96·√2 / (n + 2)
+    # identical answers are "equal" from 26 prompts on: the interval is ± 1.96·√2 / (n + 2)
     assert loss_interval(0, 0, 26)[1] == pytest.approx(1.959964 * 2**0.5 / 28)
-    many = {i: True for i in range(27)}
-    assert judge_answers(many, many)[0] == "equal"
+    for count, verdict in ((25, "not enough prompts"), (26, "equal")):
+        same = {i: True for i in range(count)}
+        assert judge_answers(same, same)[0] == verdict
+
+
+def test_the_counts_that_the_docs_promise() -> None:
+    """docs/tasks.md says how many prompts a sweep needs; a person plans by it."""
+
+    def verdict(n: int, lost: int) -> str:
+        reference = {i: True for i in range(n)}
+        return judge_answers(reference, {i: i >= lost for i in range(n)})[0]
+
+    assert (verdict(41, 1), verdict(42, 1)) == ("not enough prompts", "equal")
+    assert (verdict(28, 5), verdict(28, 6)) == ("not enough prompts", "worse")
+    six_tests = [mcnemar(8, 0), 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert holm(six_tests)[0] and not holm([mcnemar(7, 0), *six_tests[1:]])[0]
 
 
 def test_loss_interval_covers_the_truth() -> None:

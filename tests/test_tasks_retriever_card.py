@@ -50,10 +50,10 @@ def test_a_wrong_answer_counts_in_its_own_tenth():
 
 
 def test_parts_go_on_where_measuring_stopped():
-    cells = [card.Cell("a", 512, count=100), card.Cell("b", 512, count=50)]
-    assert [(cell.task, until) for cell, until in card.parts(cells)] == [
-        *(("a", until) for until in (25, 50, 75, 100)),
-        *(("b", until) for until in (25, 50)),
+    a, b, c = (card.Cell(task, 512, count=n) for task, n in (("a", 75), ("b", 50), ("c", 25)))
+    assert [(cell.task, until) for cell, until in card.parts([[a, b], [c]])] == [
+        *(("a", 25), ("b", 25), ("a", 50), ("b", 50), ("a", 75)),
+        ("c", 25),
     ]
 
 

@@ -59,15 +59,20 @@ class Cell:
 SPREAD = [Cell("retrieve", n) for n in LENGTHS]
 MULTI = [Cell("multi_key", n) for n in LENGTHS[1:]]
 ABSENT = [Cell("retrieve", n, {"absent_share": 1.0}) for n in LENGTHS]
-SUMMARY = [Cell("summarize", n, count=50) for n in LENGTHS]
+SUMMARY = [Cell("summarize", n) for n in LENGTHS]
 LONG = [Cell(task, 8000, count=50) for task in ("retrieve", "multi_key")]
 UNTAUGHT = [
     Cell(task, 2048, count=50)
     for task in ("multi_value", "variables", "frequent_word", "documents")
 ]
-# what has a bar to meet first, the quick ones before the slow
-CELLS = [*SPREAD[:2], *MULTI[:1], *ABSENT[:2], *SPREAD[2:], *MULTI[1:], *ABSENT[2:]]
-CELLS += [*SUMMARY, *UNTAUGHT, *LONG]
+# one group after the other, the cells of a group by turns: what is stopped has some of each
+GROUPS = [
+    [*SPREAD[:2], *MULTI[:1], *ABSENT[:2]],
+    SPREAD[2:],
+    [*MULTI[1:], *ABSENT[2:], *SUMMARY],
+    [*UNTAUGHT, *LONG],
+]
+CELLS = [cell for group in GROUPS for cell in group]
 
 
 @contextmanager
@@ -126,11 +131,11 @@ def measure(
     }
 
 
-def parts(cells: list[Cell]) -> Iterator[tuple[Cell, int]]:
-    """Each cell in steps of PART prompts, so that little is lost when stopped."""
-    for cell in cells:
-        for until in range(PART, cell.count + 1, PART):
-            yield cell, until
+def parts(groups: list[list[Cell]]) -> Iterator[tuple[Cell, int]]:
+    """Steps of PART prompts, the cells of a group by turns."""
+    for group in groups:
+        for until in range(PART, max(cell.count for cell in group) + 1, PART):
+            yield from ((cell, until) for cell in group if until <= cell.count)
 
 
 def table(measured: dict[str, Any]) -> str:
@@ -198,12 +203,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--again", action="store_true", help="keep nothing measured before")
     parser.add_argument(
-        "--limit-s", type=float, default=float("inf"), help="start no cell after this"
+        "--limit-s", type=float, default=float("inf"), help="start nothing new after this"
     )
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped too
     measured = load_measured(args.again)
-    left = [c for c in CELLS if measured["cells"].get(c.key, NOTHING)["count"] < c.count]
+    left = any(measured["cells"].get(c.key, NOTHING)["count"] < c.count for c in CELLS)
     started = time.monotonic()
     if left:
         with server() as found, httpx.Client(base_url=found["base_url"], timeout=300) as client:
@@ -212,7 +217,7 @@ def main() -> None:
                 "backend": found["observed_backend"],
                 "dtype": found["dtype"],
             }
-            for cell, until in parts(left):
+            for cell, until in parts(GROUPS):
                 if time.monotonic() - started > args.limit_s:
                     break
                 done = measured["cells"].get(cell.key, NOTHING)
