@@ -76,11 +76,13 @@ def benchmark(args: argparse.Namespace) -> int:
     return 0
 
 
-def import_result(args: argparse.Namespace) -> int:
-    """A result file of another load generator as a run directory."""
+def import_results(args: argparse.Namespace) -> int:
+    """Result files of other load generators as run directories, one a measured point."""
     from analysis.importing import read_result, write_imported
 
-    print(write_imported(read_result(args.file), args.backend, args.out))
+    found = [point for file in args.files for point in read_result(file)]
+    for point in found:  # only now: one bad file, and nothing is written
+        print(write_imported(point, args.backend, args.out))
     return 0
 
 
@@ -102,13 +104,21 @@ def main() -> int:
     scale = commands.add_parser("benchmark", help=(benchmark.__doc__ or "").splitlines()[0])
     scale.add_argument("requests", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     scale.set_defaults(action=benchmark)
-    foreign = commands.add_parser("import", help=(import_result.__doc__ or "").splitlines()[0])
-    foreign.add_argument("file", type=Path, help="JSON with per-request detail")
+    foreign = commands.add_parser("import", help=(import_results.__doc__ or "").splitlines()[0])
     foreign.add_argument(
-        "--backend", required=True, help="the backend that the server was started with"
+        "files",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="per-request result, or the directory that the tool wrote",
+    )
+    foreign.add_argument(
+        "--backend",
+        default="unknown",
+        help="the backend that the server was started with; no tool's file names it",
     )
     foreign.add_argument("--out", type=Path, default=Path("runs/imported"))
-    foreign.set_defaults(action=import_result)
+    foreign.set_defaults(action=import_results)
     args = parser.parse_args()
     return exit_on_user_error(lambda: args.action(args))
 

@@ -9,18 +9,22 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from analysis.checks import audit_over_budget
 from analysis.load import Run
 from analysis.points import Point
 from analysis.resources import metric_series
 from analysis.roofline import PhaseUse
-from analysis.windows import Window
+from analysis.steps import read_steps
+from analysis.windows import Window, activity, in_flight, share_above
 
-PointBound = Literal["client", "kv-capacity", "scheduler-limit", "load", "engine", "undetermined"]
+PointBound = Literal[
+    "client", "kv-capacity", "scheduler-limit", "load", "host", "engine", "undetermined"
+]
 PhaseBound = Literal["compute", "bandwidth", "host", "inefficient-kernel", "mixed", "undetermined"]
 
-# From the design; not yet calibrated on points constructed on a real server (docs/method.md, section 6).
+# What each limit was calibrated on stands in docs/method.md, section 6.
 BUSY = 0.5  # u of a resource from which it may be the bound
 IDLE = 0.4  # below it for both, neither compute nor bandwidth is
 CLOSE = 0.10  # two shares nearer than this are not told apart
@@ -30,25 +34,33 @@ FIXED = (
 KV_FULL = 0.9
 AT_LIMIT = 0.95
 WAITING = 0.5  # mean waiting requests from which a queue stands
-IDLE_ENGINE = 0.6  # share of the window in steps below which the load is what is missing
+IDLE_ENGINE = (
+    0.6  # share of the window in steps, or with open requests, below which something is missing
+)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Figures of one point over its window; None where nothing was recorded."""
+    """Figures of one point over its window; None where nothing was recorded.
 
-    running: float | None = None  # mean
-    running_peak: float | None = None
+    ``running``, ``kv_*``, ``engine_share`` and ``step_tokens_p50`` come from the engine's step log, weighted
+    by time, where there is one: the gauges of /metrics hold the state after the last step, so that a scrape
+    during a long prefill step sees the engine as it was before it.
+    """
+
+    running: float | None = None  # mean requests a step computed
     waiting: float | None = None  # mean
-    waiting_capacity: float | None = None  # mean, for want of KV blocks
     preemptions: float | None = None
     kv_p50: float | None = None
+    kv_p90: float | None = None
     kv_share_per_sequence: float | None = None
     max_num_seqs: int = 0
     max_num_batched_tokens: int = 0
     step_tokens_p50: float | None = None  # of steps that prefill
     engine_share: float | None = None  # of the window spent in steps
+    open_share: float | None = None  # of the window with a request open, by the client's times
     open_loop: bool = False
+    served_per_s: float | None = None
     client_reasons: list[str] = field(default_factory=list)
 
 
@@ -69,8 +81,8 @@ class Bottleneck:
     evidence: Evidence
 
 
-def gather(run: Run, window: Window, uses: list[PhaseUse], point: Point) -> Evidence:
-    """Server metrics over the window, and what the client says of itself."""
+def gather(run: Run, window: Window, point: Point) -> Evidence:
+    """Engine steps and server metrics over the window, and what the client says of itself."""
 
     def series(metric: str) -> np.ndarray | None:
         found = metric_series(run, metric)
@@ -79,40 +91,63 @@ def gather(run: Run, window: Window, uses: list[PhaseUse], point: Point) -> Evid
         values = found.within(window.start_unix_ns, window.end_unix_ns).values
         return values if len(values) else None
 
-    running = series("vllm:num_requests_running")
     waiting = series("vllm:num_requests_waiting")
     preempted = series("vllm:num_preemptions_total")
-    kv = series("vllm:kv_cache_usage_perc")
-    prefill = next((use for use in uses if use.phase == "prefill"), None)
+    scraped = {
+        "running": _mean(series("vllm:num_requests_running")),
+        "kv_p50": _quantile(series("vllm:kv_cache_usage_perc"), 0.5),
+        "kv_p90": _quantile(series("vllm:kv_cache_usage_perc"), 0.9),
+    }
     return Evidence(
-        running=_mean(running),
-        running_peak=None if running is None else float(running.max()),
+        **(scraped | step_figures(read_steps(run), window)),
         waiting=_mean(waiting),
-        waiting_capacity=_waiting_for(run, window, "capacity"),
         preemptions=None if preempted is None else float(preempted[-1] - preempted[0]),
-        kv_p50=None if kv is None else float(np.median(kv)),
         kv_share_per_sequence=point.extra.get("kv_share_per_sequence"),
         max_num_seqs=run.point.server.max_num_seqs,
         max_num_batched_tokens=run.point.server.max_num_batched_tokens,
-        step_tokens_p50=prefill.step_tokens_p50 if prefill else None,
-        engine_share=min(1.0, sum(use.time_share for use in uses)) if uses else None,
+        open_share=share_above(
+            *in_flight(activity(run.requests)), 1, (window.start_unix_ns, window.end_unix_ns)
+        ),
         open_loop=run.point.load.kind == "open",
+        served_per_s=(point.throughput or {}).get("requests_per_s"),
         client_reasons=audit_over_budget(run),
     )
+
+
+def step_figures(steps: pd.DataFrame, window: Window) -> dict[str, float]:
+    """Of the steps that ended in the window; none without a step log or without its time stamps."""
+    inside = steps[steps["unix_ns"].between(window.start_unix_ns, window.end_unix_ns)]
+    if len(inside) == 0:
+        return {}
+    took = inside["elapsed_s"].to_numpy(dtype=float)
+    requests = (inside["prefill_requests"] + inside["decode_requests"]).to_numpy(dtype=float)
+    usage = inside["kv_usage"].to_numpy(dtype=float)
+    found = {
+        "running": float(np.average(requests, weights=took)),
+        "kv_p50": _weighted_quantile(usage, took, 0.5),
+        "kv_p90": _weighted_quantile(usage, took, 0.9),
+        "engine_share": min(1.0, float(took.sum()) / window.duration_s),
+    }
+    prefill = inside["prefill_tokens"].to_numpy() > 0
+    if prefill.any():
+        tokens = (inside["prefill_tokens"] + inside["decode_tokens"]).to_numpy(dtype=float)
+        found["step_tokens_p50"] = _weighted_quantile(tokens[prefill], took[prefill], 0.5)
+    return found
 
 
 def _mean(values: np.ndarray | None) -> float | None:
     return None if values is None else float(np.mean(values))
 
 
-def _waiting_for(run: Run, window: Window, reason: str) -> float | None:
-    """Mean of ``num_requests_waiting_by_reason`` for one reason."""
-    samples = run.server[run.server["metric"] == "vllm:num_requests_waiting_by_reason"]
-    if len(samples) == 0 or "labels.reason" not in samples:
-        return None
-    inside = samples["unix_ns"].between(window.start_unix_ns, window.end_unix_ns)
-    chosen = samples[inside & (samples["labels.reason"] == reason)]
-    return float(chosen["value"].mean()) if len(chosen) else None
+def _quantile(values: np.ndarray | None, share: float) -> float | None:
+    return None if values is None else float(np.quantile(values, share))
+
+
+def _weighted_quantile(values: np.ndarray, weights: np.ndarray, share: float) -> float:
+    """The smallest value at or below which ``share`` of the weight lies."""
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(reached, share * reached[-1])])
 
 
 def classify(
@@ -125,46 +160,85 @@ def classify(
     return Bottleneck(bound, sentence, phases, evidence)
 
 
+def classify_client(run: Run) -> Bottleneck | None:
+    """Of a point that is invalid because its load generator was late; None for any other."""
+    reasons = audit_over_budget(run)
+    return classify(Evidence(client_reasons=reasons), []) if reasons else None
+
+
 def classify_point(e: Evidence) -> tuple[PointBound, str]:
     if e.client_reasons:
         return "client", f"the load generator held it back: {'; '.join(e.client_reasons)}"
     if e.running is None or e.waiting is None:
         return "undetermined", "the server's queue was not scraped"
-    queue = f"running {e.running:.1f} of {e.max_num_seqs}, waiting {e.waiting:.1f}"
-    kv = "KV usage unknown" if e.kv_p50 is None else f"KV usage {e.kv_p50:.2f}"
+    queue = f"running {_short(e.running)} of {e.max_num_seqs}, waiting {_short(e.waiting)}"
+    kv = _kv_words(e)
     preempted = f", {e.preemptions:.0f} preemptions" if e.preemptions else ""
-    if _kv_full(e) and e.running < AT_LIMIT * e.max_num_seqs:
+    at_limit = e.running >= AT_LIMIT * e.max_num_seqs
+    if _kv_full(e) and not at_limit:
         return "kv-capacity", f"the KV pool held it back: {kv}{preempted}, {queue}"
-    if e.waiting >= WAITING and e.running >= AT_LIMIT * e.max_num_seqs:
+    if e.waiting >= WAITING and at_limit:
         return "scheduler-limit", f"max_num_seqs held it back: {queue}, {kv}"
     full_steps = (e.step_tokens_p50 or 0) >= AT_LIMIT * e.max_num_batched_tokens
     if e.waiting >= WAITING and full_steps:
         return (
             "scheduler-limit",
-            f"max_num_batched_tokens held it back: steps of {e.step_tokens_p50:.0f} tokens, {queue}",
+            f"max_num_batched_tokens held it back: prefill steps of {e.step_tokens_p50:.0f} tokens "
+            f"of {e.max_num_batched_tokens}, {queue}, {kv}",
         )
     if e.waiting >= WAITING:
         return "undetermined", f"requests waited for a reason that no figure shows: {queue}, {kv}"
-    if e.engine_share is not None and e.engine_share < IDLE_ENGINE:
+    return _without_queue(e, queue, kv)
+
+
+def _without_queue(e: Evidence, queue: str, kv: str) -> tuple[PointBound, str]:
+    """No request waited: more would have been served, or the engine had to be waited for."""
+    busy = (
+        "" if e.engine_share is None else f"the engine computed {e.engine_share:.0%} of the time, "
+    )
+    if e.open_loop:
+        served = (
+            "" if e.served_per_s is None else f"all of {e.served_per_s:.2g} requests/s served, "
+        )
+        return "load", f"the offered load held it back: {served}{busy}{queue}"
+    if e.open_share is not None and e.open_share < IDLE_ENGINE:
         return (
             "load",
-            f"the offered load held it back: the engine computed {e.engine_share:.0%} of the time, {queue}",
+            f"the offered load held it back: a request was open {e.open_share:.0%} of the time, "
+            f"{busy}{queue}",
         )
-    if e.engine_share is None and e.open_loop:
-        return "undetermined", f"no step log tells how busy the engine was; {queue}"
+    if e.engine_share is not None and e.engine_share < IDLE_ENGINE:
+        return (
+            "host",
+            f"requests were open all the time, yet {busy}so the host around it held it back: {queue}",
+        )
     return (
         "engine",
         f"every request was being served ({queue}, {kv}): the engine's own pace held it back",
     )
 
 
+def _short(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _kv_words(e: Evidence) -> str:
+    if e.kv_p50 is None:
+        return "KV usage unknown"
+    more = f", a tenth of the time {e.kv_p90:.2f}" if (e.kv_p90 or 0) >= e.kv_p50 + 0.05 else ""
+    return f"KV usage {e.kv_p50:.2f}{more}"
+
+
 def _kv_full(e: Evidence) -> bool:
-    """No room for one more sequence while requests wait for room or are thrown out."""
+    """No room for one more sequence while requests wait or are thrown out.
+
+    vLLM's own reason "capacity" does not tell: it counts those that wait for ``max_num_seqs`` too.
+    """
     if e.kv_p50 is None:
         return False
-    pressed = (e.waiting_capacity or 0) >= WAITING or (e.preemptions or 0) > 0
-    no_room = e.kv_p50 > KV_FULL or e.kv_p50 + (e.kv_share_per_sequence or 0) > 1
-    return pressed and no_room
+    pressed = (e.waiting or 0) >= WAITING or (e.preemptions or 0) > 0
+    most = e.kv_p50 if e.kv_p90 is None else e.kv_p90
+    return pressed and (most > KV_FULL or e.kv_p50 + (e.kv_share_per_sequence or 0) > 1)
 
 
 def classify_phase(use: PhaseUse, fixed_share: float | None = None) -> PhaseVerdict:

@@ -238,6 +238,7 @@ def request_metrics(batch: ChunkBatch) -> pd.DataFrame:
     rows["ttft_s"] = (rows["first_token_ns"].astype(float) + lag_ns) / NS
     rows["e2e_s"] = (rows["end_ns"].astype(float) + lag_ns) / NS
     rows["tpot_s"] = _tpot_s(batch)
+    rows["chunks"] = np.diff(batch.offsets)
     rows["ok"] = rows["error_type"].isna()
     return rows
 
@@ -435,21 +436,26 @@ def latency(measured: PointRequests) -> dict[str, dict[str, Any]]:
     return {name: asdict(value) for name, value in found.items()}
 
 
-def throughput(measured: PointRequests, duration_s: float) -> dict[str, float | int | None]:
+def throughput(measured: PointRequests, duration_s: float) -> dict[str, float | int | str | None]:
     """Tokens and requests a second: what arrived in the window over its length.
 
     A task that is not streamed (scoring) has no rate of output tokens: it asks for one it does not use.
+    Streamed requests without chunk times (another tool's) leave open which tokens came in the window:
+    no token figure then, and ``reason`` says so.
     """
-    tokens = measured.tokens
-    streamed = bool(measured.frame["first_token_ns"].notna().any())
+    tokens, frame = measured.tokens, measured.frame
+    streamed = frame["first_token_ns"].notna()
+    blind = bool((streamed & frame["ok"] & (frame["chunks"] == 0)).any())
+    output, whole = tokens.output, tokens.output + tokens.input
     return {
-        "output_tokens": tokens.output,
+        "output_tokens": None if blind else output,
         "input_tokens": tokens.input,
         "completions": tokens.completions,
-        "output_tokens_per_s": tokens.output / duration_s if streamed else None,
-        "total_tokens_per_s": (tokens.output + tokens.input) / duration_s,
+        "output_tokens_per_s": output / duration_s if streamed.any() and not blind else None,
+        "total_tokens_per_s": None if blind else whole / duration_s,
         "requests_per_s": tokens.completions / duration_s,
         "tokens_per_chunk": measured.tokens_per_chunk,
+        "reason": "no chunk times were recorded" if blind else None,
     }
 
 

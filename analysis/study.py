@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.bottleneck import Bottleneck, classify, fixed_shares, gather
+from analysis.bottleneck import Bottleneck, classify, classify_client, fixed_shares, gather
 from analysis.ceilings import find_host_ceilings, run_ceilings
 from analysis.cells import Cell, Samples, cells
 from analysis.checks import superseded
@@ -85,18 +85,24 @@ def study(root: Path, progress: Callable[[int, int], None] = lambda done, total:
 def _bottlenecks(
     root: Path, runs: list[Run], points: list[Point], crossed: list[Crossing]
 ) -> tuple[dict[str, list[PhaseUse]], dict[str, Bottleneck]]:
-    """Per usable point: how near each phase came to the ceilings, and what held the point back."""
+    """Per usable point: how near each phase came to the ceilings, and what held the point back.
+
+    A point that is invalid because the client was late is classified too: as that.
+    """
     host = find_host_ceilings(root)
     by_path = {str(run.path): run for run in runs}
     uses: dict[str, list[PhaseUse]] = {}
     bounds: dict[str, Bottleneck] = {}
     for point in points:
+        run = by_path[point.path]
+        held = classify_client(run) if point.status == "invalid" else None
+        if held is not None:
+            uses[point.run_id], bounds[point.run_id] = [], held
         if not point.usable or point.window is None:
             continue
-        run = by_path[point.path]
         window = Window("steady", point.window["start_unix_ns"], point.window["end_unix_ns"])
         uses[point.run_id] = phase_uses(run, window, run_ceilings(run, host))
-        evidence = gather(run, window, uses[point.run_id], point)
+        evidence = gather(run, window, point)
         bounds[point.run_id] = classify(evidence, uses[point.run_id], _fixed_share(point, crossed))
     return uses, bounds
 

@@ -112,6 +112,14 @@ def _steps_within(
     return edges, np.concatenate([[before], levels[first:last]])
 
 
+def share_above(
+    times: np.ndarray, levels: np.ndarray, at_least: int, span: tuple[float, float]
+) -> float:
+    """Share of ``span`` in which a step function stands at ``at_least`` or more."""
+    edges, values = _steps_within(times, levels, *span)
+    return float(np.sum(np.diff(edges)[values >= at_least]) / (edges[-1] - edges[0]))
+
+
 def steady_window(
     load: Activity,
     phase_ns: tuple[int, int],

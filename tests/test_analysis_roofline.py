@@ -2,10 +2,19 @@
 
 import pytest
 
-from analysis.bottleneck import Evidence, classify, classify_phase, classify_point, fixed_shares
+from analysis.bottleneck import (
+    Evidence,
+    classify,
+    classify_phase,
+    classify_point,
+    fixed_shares,
+    step_figures,
+)
 from analysis.ceilings import gpu_ceilings, gpu_table
 from analysis.model_work import Attention, Experts, Mla, ModelWork, State, causal_pairs, model_work
 from analysis.roofline import PhaseUse, decode_law
+from analysis.steps import parse_steps
+from analysis.windows import Window
 
 LLAMA_8B = {
     "model_type": "llama",
@@ -239,24 +248,29 @@ def test_phase_classes(
 @pytest.mark.parametrize(
     ("changes", "bound", "words"),
     [
-        ({}, "engine", "running 4.0 of 64"),
+        ({}, "engine", "running 4 of 64"),
         (
             {
                 "running": 61,
                 "waiting": 9,
-                "waiting_capacity": 9,
                 "kv_p50": 0.97,
                 "preemptions": 14,
                 "max_num_seqs": 256,
             },
             "kv-capacity",
-            "KV usage 0.97, 14 preemptions, running 61.0 of 256",
+            "KV usage 0.97, 14 preemptions, running 61 of 256, waiting 9",
         ),
         # two sequences of 0.45 fill a pool that is never above 0.9
         (
-            {"waiting": 3, "waiting_capacity": 3, "kv_p50": 0.88, "kv_share_per_sequence": 0.44},
+            {"waiting": 3, "kv_p50": 0.88, "kv_share_per_sequence": 0.44},
             "kv-capacity",
             "KV usage 0.88",
+        ),
+        # the pool is full while a third sequence is in its prefill, and has room between
+        (
+            {"waiting": 5.5, "kv_p50": 0.6, "kv_p90": 1.0, "step_tokens_p50": 2048.0},
+            "kv-capacity",
+            "KV usage 0.60, a tenth of the time 1.00",
         ),
         (
             {"running": 1, "waiting": 3, "max_num_seqs": 1},
@@ -269,7 +283,23 @@ def test_phase_classes(
             "undetermined",
             "for a reason that no figure shows",
         ),
-        ({"engine_share": 0.2, "running": 0.3}, "load", "computed 20% of the time"),
+        (
+            {"engine_share": 0.2, "open_loop": True, "served_per_s": 1.5},
+            "load",
+            "all of 1.5 requests/s served, the engine computed 20% of the time",
+        ),
+        # the server is never empty and nothing waits: what is offered is served
+        ({"engine_share": 0.97, "open_share": 1.0, "open_loop": True}, "load", "running 4 of 64"),
+        (
+            {"engine_share": 0.2, "open_share": 0.25},
+            "load",
+            "a request was open 25% of the time",
+        ),
+        (
+            {"engine_share": 0.4, "open_share": 1.0},
+            "host",
+            "requests were open all the time, yet the engine computed 40% of the time",
+        ),
         ({"client_reasons": ["loop lag p99 is 300 ms"]}, "client", "loop lag p99 is 300 ms"),
         ({"running": None}, "undetermined", "not scraped"),
     ],
@@ -286,6 +316,26 @@ def test_point_classes(changes: dict[str, object], bound: str, words: str) -> No
     found, sentence = classify_point(Evidence(**(usual | changes)))  # type: ignore[arg-type]
     assert found == bound
     assert words in sentence
+
+
+def test_a_long_step_weighs_as_long_as_it_took() -> None:
+    """Guards against a median over steps, or over scrapes, which nine short decode steps would win."""
+    line = (
+        "{0:.3f} INFO Engine 000: Iteration({1}): {2} context requests, {3} context tokens, "
+        "{4} generation requests, {4} generation tokens, iteration elapsed time: {5} ms, "
+        "CPU KV cache usage: {6}%"
+    )
+    start = 10**9  # seconds
+    rows = [(start + 1 + i / 100, i, 0, 0, 1, 10.0, 30.0) for i in range(9)]
+    steps = parse_steps(
+        [line.format(*row) for row in [*rows, (start + 2, 9, 2, 2000, 1, 810.0, 100.0)]]
+    )
+    found = step_figures(steps, Window("steady", start * 10**9, (start + 2) * 10**9 + 1))
+    assert found["running"] == pytest.approx((9 * 10 * 1 + 810 * 3) / 900)
+    assert (found["kv_p50"], found["kv_p90"]) == (1.0, 1.0)
+    assert found["engine_share"] == pytest.approx(0.9 / 2)
+    assert found["step_tokens_p50"] == 2001
+    assert step_figures(parse_steps([]), Window("steady", 0, 1)) == {}
 
 
 def test_fixed_share_of_a_fit() -> None:
