@@ -52,17 +52,19 @@ class ModelConfig(StrictModel):
 
 
 class BackendChoice(StrictModel):
-    """A backend by its table name, with options of its own (e.g. window and sink)."""
+    """A backend by its table name or one's own YAML file, with options of its own (e.g. window)."""
 
     name: str
     options: dict[str, int | float | str | bool] = Field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        """e.g. ``sink_window(sink=4,window=1024)``; plain name without options."""
+        """e.g. ``sink_window(sink=4,window=1024)``; plain name without options, a file's is its stem."""
+        own = self.name.endswith((".yaml", ".yml"))
+        name = Path(self.name).stem if own else self.name
         if not self.options:
-            return self.name
-        return f"{self.name}({','.join(f'{k}={v}' for k, v in sorted(self.options.items()))})"
+            return name
+        return f"{name}({','.join(f'{k}={v}' for k, v in sorted(self.options.items()))})"
 
 
 class ServerConfig(StrictModel):

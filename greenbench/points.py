@@ -123,7 +123,7 @@ def _measure(
     load: Child | None = None
     try:
         recorder.wait_started()
-        load = Child(load_argv(point.load, run.path), run.logs_dir / "load.log")
+        load = Child(load_argv(point.load, run.path), run.logs_dir / "load.log", ends_with_us=True)
         faults = _watch(load, stage, point, waiting)
         recorder_died = recorder.child.code is not None
     except StageError as error:

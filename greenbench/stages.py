@@ -4,6 +4,7 @@ Every child gets a session of its own, so that Ctrl-C reaches this process alone
 the children in order.
 """
 
+import ctypes
 import json
 import signal
 import subprocess
@@ -24,6 +25,8 @@ from greenbench.rundir import RunDir, write_atomic
 STOP_GRACE_S = 30.0  # a launcher stops vLLM's group within this, or the group is killed
 RECORDER_START_S = 30.0
 POLL_S = 0.1
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_LIBC = ctypes.CDLL(None)  # loaded before any fork
 
 
 class StageError(Exception):
@@ -67,10 +70,20 @@ def last_line(text: str) -> str:
     return lines[-1][:500] if lines else "no message"
 
 
-class Child:
-    """A stage process with its output in a log file, stopped by TERM and then KILL."""
+def _end_with_parent() -> None:
+    """TERM for this process when the one that started it dies, also by kill -9 (Linux only)."""
+    if hasattr(_LIBC, "prctl"):
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
-    def __init__(self, argv: list[str], log: Path) -> None:
+
+class Child:
+    """A stage process with its output in a log file, stopped by TERM and then KILL.
+
+    With ``ends_with_us`` it does not outlive this process: a recorder that a killed sweep left behind
+    would sample for ever, and a load generator would drive the next measurement's machine.
+    """
+
+    def __init__(self, argv: list[str], log: Path, ends_with_us: bool = False) -> None:
         self.log = log
         with log.open("ab") as out:
             self.process = subprocess.Popen(
@@ -80,6 +93,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 cwd=ROOT,
                 start_new_session=True,
+                preexec_fn=_end_with_parent if ends_with_us else None,
             )
 
     @property
@@ -208,7 +222,9 @@ class RecorderStage:
         run.logs_dir.mkdir(exist_ok=True)
         self.run = run
         self.child = Child(
-            python_module("telemetry", "record", *args), run.logs_dir / "telemetry.log"
+            python_module("telemetry", "record", *args),
+            run.logs_dir / "telemetry.log",
+            ends_with_us=True,
         )
 
     def wait_started(self) -> None:

@@ -156,3 +156,22 @@ def test_a_child_that_ignores_term_is_killed(tmp_path: Path) -> None:
     while "up" not in child.log.read_text():
         pass
     assert child.stop(0.2) == -9
+
+
+@pytest.mark.parametrize("ends_with_us", [True, False])
+def test_what_a_killed_sweep_leaves_behind(tmp_path: Path, ends_with_us: bool) -> None:
+    """Guards against recorders that sample for ever; a server stays, to be found and named."""
+    program = (
+        "import sys, time; from pathlib import Path; from greenbench.stages import Child;"
+        f"child = Child({SLEEPER!r}, Path({str(tmp_path / 'log')!r}), ends_with_us={ends_with_us});"
+        "print(child.process.pid, flush=True); time.sleep(60)"
+    )
+    sweep = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert sweep.stdout is not None
+    child = psutil.Process(int(sweep.stdout.readline()))
+    sweep.kill()
+    sweep.wait()
+    gone, alive = psutil.wait_procs([child], timeout=5 if ends_with_us else 0.2)
+    for process in alive:
+        process.kill()
+    assert bool(gone) is ends_with_us
