@@ -160,10 +160,26 @@ def classify(
     return Bottleneck(bound, sentence, phases, evidence)
 
 
-def classify_client(run: Run) -> Bottleneck | None:
+def classify_client(run: Run, point: Point) -> Bottleneck | None:
     """Of a point that is invalid because its load generator was late; None for any other."""
-    reasons = audit_over_budget(run)
+    if point.status != "invalid":
+        return None
+    reasons = audit_over_budget(run) or _users_missing(run, point)
     return classify(Evidence(client_reasons=reasons), []) if reasons else None
+
+
+def _users_missing(run: Run, point: Point) -> list[str]:
+    """A closed loop in which users had no request open while the client says that it was kept waiting.
+
+    Its audit does not count that as an error: what was sent late was timed right.
+    """
+    users = run.point.load.users
+    open_requests = ((point.window or {}).get("evidence") or {}).get("mean_in_flight")
+    audits = [audit for audit in run.manifest.client_audit.values() if isinstance(audit, dict)]
+    late = [w for audit in audits for w in audit.get("warnings", []) if w.startswith("event-loop")]
+    if users is None or open_requests is None or open_requests >= AT_LIMIT * users or not late:
+        return []
+    return [f"on average {_short(open_requests)} of {users} requests were open", *late]
 
 
 def classify_point(e: Evidence) -> tuple[PointBound, str]:

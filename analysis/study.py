@@ -95,7 +95,7 @@ def _bottlenecks(
     bounds: dict[str, Bottleneck] = {}
     for point in points:
         run = by_path[point.path]
-        held = classify_client(run) if point.status == "invalid" else None
+        held = classify_client(run, point)
         if held is not None:
             uses[point.run_id], bounds[point.run_id] = [], held
         if not point.usable or point.window is None:

@@ -2,19 +2,10 @@
 
 import pytest
 
-from analysis.bottleneck import (
-    Evidence,
-    classify,
-    classify_phase,
-    classify_point,
-    fixed_shares,
-    step_figures,
-)
+from analysis.bottleneck import Evidence, classify, classify_phase, classify_point, fixed_shares
 from analysis.ceilings import gpu_ceilings, gpu_table
 from analysis.model_work import Attention, Experts, Mla, ModelWork, State, causal_pairs, model_work
 from analysis.roofline import PhaseUse, decode_law
-from analysis.steps import parse_steps
-from analysis.windows import Window
 
 LLAMA_8B = {
     "model_type": "llama",
@@ -316,26 +307,6 @@ def test_point_classes(changes: dict[str, object], bound: str, words: str) -> No
     found, sentence = classify_point(Evidence(**(usual | changes)))  # type: ignore[arg-type]
     assert found == bound
     assert words in sentence
-
-
-def test_a_long_step_weighs_as_long_as_it_took() -> None:
-    """Guards against a median over steps, or over scrapes, which nine short decode steps would win."""
-    line = (
-        "{0:.3f} INFO Engine 000: Iteration({1}): {2} context requests, {3} context tokens, "
-        "{4} generation requests, {4} generation tokens, iteration elapsed time: {5} ms, "
-        "CPU KV cache usage: {6}%"
-    )
-    start = 10**9  # seconds
-    rows = [(start + 1 + i / 100, i, 0, 0, 1, 10.0, 30.0) for i in range(9)]
-    steps = parse_steps(
-        [line.format(*row) for row in [*rows, (start + 2, 9, 2, 2000, 1, 810.0, 100.0)]]
-    )
-    found = step_figures(steps, Window("steady", start * 10**9, (start + 2) * 10**9 + 1))
-    assert found["running"] == pytest.approx((9 * 10 * 1 + 810 * 3) / 900)
-    assert (found["kv_p50"], found["kv_p90"]) == (1.0, 1.0)
-    assert found["engine_share"] == pytest.approx(0.9 / 2)
-    assert found["step_tokens_p50"] == 2001
-    assert step_figures(parse_steps([]), Window("steady", 0, 1)) == {}
 
 
 def test_fixed_share_of_a_fit() -> None:
