@@ -117,7 +117,9 @@ def main() -> int:
         default="unknown",
         help="the backend that the server was started with; no tool's file names it",
     )
-    foreign.add_argument("--out", type=Path, default=Path("runs/imported"))
+    foreign.add_argument(
+        "--out", type=Path, default=Path("runs/imported"), help="default: runs/imported"
+    )
     foreign.set_defaults(action=import_results)
     args = parser.parse_args()
     return exit_on_user_error(lambda: args.action(args))

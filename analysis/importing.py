@@ -96,7 +96,11 @@ def _parsed(path: Path) -> Any:
         if path.suffix == ".jsonl":
             return list(read_jsonl(path))
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give the tool's result file or its directory"
+        ) from error
+    except ValueError as error:
         raise UserError(f"{path}: not a JSON result file ({error})") from error
 
 

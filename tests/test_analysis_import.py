@@ -271,6 +271,8 @@ def test_a_missing_neighbour_is_named(tmp_path: Path) -> None:
         read_result(perf)
     with pytest.raises(UserError, match="give the result file itself"):
         read_result(tmp_path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_result(tmp_path / "nowhere.json")
 
 
 def test_stages_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
