@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 
 from greenbench.errors import UserError, exit_on_user_error
@@ -57,7 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     test = commands.add_parser(
         "selftest", help="check the GPU's energy sensors against known loads"
     )
-    test.add_argument("--out", type=Path, required=True, help="new folder for the recording")
+    test.add_argument(
+        "--out",
+        type=Path,
+        help="new folder for the recording; default: runs/energy-selftest/<time>",
+    )
     test.add_argument("--quick", action="store_true", help="about 4 minutes instead of 9")
     test.add_argument("--steady-s", type=float, help="length of G-2's and G-3's windows")
     test.add_argument(
@@ -120,7 +124,11 @@ def _selftest(args: argparse.Namespace) -> int:
     lengths = Lengths.quick() if args.quick else Lengths()
     if args.steady_s is not None:
         lengths = replace(lengths, steady=args.steady_s)
-    return selftest(args.out, lengths, args.limit_s)
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    out = args.out or Path("runs") / "energy-selftest" / stamp
+    code = selftest(out, lengths, args.limit_s)
+    print(f"written to {out}")
+    return code
 
 
 def _import_smi(args: argparse.Namespace) -> int:
