@@ -293,6 +293,20 @@ def test_a_sample_of_the_requests_is_refused(tmp_path: Path) -> None:
         read_result(file)
 
 
+def test_requests_cut_at_the_tools_end_are_no_failures_of_the_server(tmp_path: Path) -> None:
+    file = BY_NAME["guidellm/concurrent"].place(tmp_path) / "benchmarks.json"
+    raw = json.loads(file.read_text())
+    kept = raw["benchmarks"][0]["requests"]
+    cut = kept["successful"].pop()
+    cut["info"]["timings"]["request_end"] = None
+    kept["incomplete"].append(cut)
+    file.write_text(json.dumps(raw))
+    (read,) = read_result(file)
+    run = load_run(write_imported(read, "flash_attn", tmp_path / "runs"))
+    assert dict(run.requests["error_type"].value_counts()) == {"imported": 1, "cut_at_drain": 1}
+    assert run.requests["end_ns"].notna().all()
+
+
 def command(*args: str | Path) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("greenbench")
     return subprocess.run([program, *args], capture_output=True, text=True, check=False)

@@ -52,7 +52,7 @@ def _request(raw: dict[str, Any], kind: str, scheduled: bool) -> Foreign:
         start_s=start,
         ttft_s=after_start("first_token_iteration"),
         last_token_s=after_start("last_token_iteration"),
-        end_s=after_start("request_end"),
+        end_s=after_start("request_end") or after_start("resolve_end"),  # the latter when refused
         prompt_tokens=raw["prompt_tokens"],
         output_tokens=raw["output_tokens"],
         error=error,
