@@ -49,6 +49,22 @@ def percent(value: float | None) -> str:
     return DASH if value is None else f"{significant(value * 100)} %"
 
 
+def whole_percent(share: float) -> str:
+    """``0.983`` → "98"; only a full share is "100", only none is "0"."""
+    percent_ = round(share * 100)
+    return str(percent_ if share in (0, 1) else min(99, max(1, percent_)))
+
+
+def signed_percent(value: float | None) -> str:
+    return DASH if value is None else f"{value:+.0%}".replace("%", " %")
+
+
+def answer(text: str, most: int = 160) -> str:
+    """What a model said, on one line and cut short."""
+    words = " ".join(text.split())
+    return words if len(words) <= most else words[:most].rpartition(" ")[0] + " …"
+
+
 def count(value: float | None) -> str:
     return DASH if value is None else f"{value:,.0f}"
 
@@ -56,3 +72,11 @@ def count(value: float | None) -> str:
 def times(ratio: float) -> str:
     """A factor of at least 1 as a person says it: ``3.1×``."""
     return f"{significant(ratio, 2 if ratio < 10 else 3)}×"
+
+
+def load_words(load: str) -> str:
+    """``closed4`` → "4 users", ``open2.5`` → "2.5 requests/s"."""
+    if load.startswith("closed"):
+        users = load.removeprefix("closed")
+        return f"{users} user{'' if users == '1' else 's'}"
+    return f"{load.removeprefix('open')} requests/s"

@@ -2,14 +2,12 @@
 
 Per model, task and context length: right and wrong answers by McNemar's exact test, log-probabilities by
 a bootstrap over prompts. A backend whose answers are worse beyond the margin is barred from the decision
-table at that length, and so is one whose ``verify.json`` says that it computes something else.
+table at that length (``barring``).
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +15,7 @@ from scipy.stats import binomtest
 
 from analysis.differences import holm
 from analysis.load import Run
+from analysis.prompt_words import prompt_words
 from greenbench.rundir import read_jsonl
 
 # Exact by construction; the first that a sweep has is its reference.
@@ -36,12 +35,21 @@ Kind = Literal["answers", "log-probabilities"]
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt that the reference answers and the backend does not."""
+    """One prompt that the reference answers and the backend does not.
+
+    ``excerpt`` and ``question`` are cut from the prompt; where they are None, ``no_words`` says why.
+    """
 
     prompt_index: int
     expected: str
     reference_text: str
     backend_text: str
+    depth: float | None = (
+        None  # 0 = first, 1 = last of the report; None where the task has no one place
+    )
+    excerpt: str | None = None
+    question: str | None = None
+    no_words: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ def loss_interval(lost: int, gained: int, n: int, z: float = 1.959964) -> tuple[
     """
     one, other = (lost + 1) / (n + 2), (gained + 1) / (n + 2)
     half = z * sqrt((one + other - (one - other) ** 2) / (n + 2))
-    return one - other - half, one - other + half
+    return max(-1.0, one - other - half), min(1.0, one - other + half)
 
 
 def judge_answers(
@@ -115,18 +123,26 @@ def judge_answers(
     return "not enough prompts", share, low, high, p
 
 
-def gates(runs: Sequence[Run]) -> list[Gate]:
-    """Every backend against the reference at every model, task and context that both answered."""
-    groups: dict[tuple[str, str, int], dict[str, list[Run]]] = {}
+AnswerPlace = tuple[str, str, int]  # model, task with its parameters, context
+
+
+def answered(runs: Sequence[Run]) -> dict[AnswerPlace, dict[str, list[Run]]]:
+    """Runs with stored answers, by place and backend label."""
+    groups: dict[AnswerPlace, dict[str, list[Run]]] = {}
     for run in runs:
-        if run.manifest.status == "complete" and len(run.outputs):
+        if len(run.outputs):
             point = run.point
             params = ",".join(f"{k}={v}" for k, v in sorted(point.task.params.items()))
             task = f"{point.task.name}({params})" if params else point.task.name
             key = (point.model.name, task, point.context_tokens)
             groups.setdefault(key, {}).setdefault(run.label, []).append(run)
+    return groups
+
+
+def gates(runs: Sequence[Run]) -> list[Gate]:
+    """Every backend against the reference at every model, task and context that both answered."""
     found: list[Gate] = []
-    for place, by_backend in groups.items():
+    for place, by_backend in answered(runs).items():
         reference = next((name for name in REFERENCES if name in by_backend), None)
         for backend in sorted(by_backend):
             if reference is not None and backend != reference:
@@ -161,32 +177,38 @@ class PromptAnswer:
     prompt_index: int
     right: bool
     text: str
+    depth: float | None  # where the one needle stood, 0..1
     run: Run
     request_id: str
 
 
 def answers_by_prompt(runs: Sequence[Run]) -> dict[str, PromptAnswer]:
-    """prompt sha256 → answer, over all successful measured requests of the runs."""
+    """prompt sha256 → answer, over all successful requests of the runs.
+
+    Warm-up and drain count: what a model says does not depend on when it was asked.
+    """
     gathered: dict[str, list[tuple[Run, Any]]] = {}
     for run in runs:
-        good = run.requests[
-            (run.requests["phase"] == "measure") & run.requests["error_type"].isna()
-        ]
+        good = run.requests[run.requests["error_type"].isna()]
         sha = dict(zip(good["request_id"], good["prompt_sha256"], strict=True))
         outputs = run.outputs[run.outputs["correct"].notna()]
-        for row in outputs.itertuples():
+        for row in outputs.rename(columns={"grade.depth": "depth"}).itertuples():
             if row.request_id in sha:
                 gathered.setdefault(sha[row.request_id], []).append((run, row))
-    return {
-        key: PromptAnswer(
-            prompt_index=int(rows[0][1].prompt_index),
-            right=sum(bool(row.correct) for _, row in rows) * 2 >= len(rows),
-            text=str(rows[0][1].text or ""),
-            run=rows[0][0],
-            request_id=str(rows[0][1].request_id),
-        )
-        for key, rows in gathered.items()
-    }
+    return {key: _prompt_answer(rows) for key, rows in gathered.items()}
+
+
+def _prompt_answer(rows: list[tuple[Run, Any]]) -> PromptAnswer:
+    run, first = rows[0]
+    depth = getattr(first, "depth", None)
+    return PromptAnswer(
+        prompt_index=int(first.prompt_index),
+        right=sum(bool(row.correct) for _, row in rows) * 2 >= len(rows),
+        text=str(first.text or ""),
+        depth=None if depth is None or np.isnan(depth) else float(depth),
+        run=run,
+        request_id=str(first.request_id),
+    )
 
 
 def logprobs_by_prompt(runs: Sequence[Run]) -> dict[str, np.ndarray]:
@@ -232,21 +254,34 @@ def _answer_gate(
         p=p,
         reference_right=sum(right.values()),
         backend_right=sum(mine.values()),
-        examples=[
-            Example(theirs[k].prompt_index, expected(theirs[k]), theirs[k].text, ours[k].text)
-            for k in lost[:EXAMPLES]
-        ],
+        examples=[_example(theirs[k], ours[k]) for k in lost[:EXAMPLES]],
     )
 
 
-def expected(answer: PromptAnswer) -> str:
-    """What the grader wanted to see, from the stored grade."""
+def _example(theirs: PromptAnswer, ours: PromptAnswer) -> Example:
+    wanted = expected(ours)
+    lost = [item for item in wanted if item not in ours.text] or wanted
+    words = prompt_words(ours.run, ours.prompt_index, lost[0] if lost else "")
+    return Example(
+        prompt_index=theirs.prompt_index,
+        expected=", ".join(wanted),
+        reference_text=theirs.text,
+        backend_text=ours.text,
+        depth=ours.depth,
+        excerpt=words.excerpt,
+        question=words.question,
+        no_words=words.reason,
+    )
+
+
+def expected(answer: PromptAnswer) -> list[str]:
+    """What the grader wanted to see, item by item, from the stored grade."""
     for path in sorted(answer.run.dir.outputs_dir.glob("*.jsonl")):
         for row in read_jsonl(path):
             if row["request_id"] == answer.request_id:
                 wanted = (row.get("grade") or {}).get("expected", "")
-                return ", ".join(map(str, wanted)) if isinstance(wanted, list) else str(wanted)
-    return ""
+                return [str(item) for item in wanted] if isinstance(wanted, list) else [str(wanted)]
+    return []
 
 
 def _answer_sentence(about: dict[str, Any], verdict: str, mine: int, theirs: int, n: int) -> str:
@@ -315,37 +350,8 @@ def _corrected(found: list[Gate]) -> list[Gate]:
     for family in families.values():
         for gate, kept in zip(family, holm([g.p for g in family if g.p is not None]), strict=True):
             if gate.verdict == "worse" and not kept:
-                changed[id(gate)] = replace(gate, verdict="not enough prompts", barred=False)
+                sentence = gate.sentence.removesuffix(gate.verdict) + "not enough prompts"
+                changed[id(gate)] = replace(
+                    gate, verdict="not enough prompts", barred=False, sentence=sentence
+                )
     return [changed.get(id(gate), gate) for gate in found]
-
-
-Barred = dict[tuple[str, int], dict[str, str]]  # (model, context) → backend → why
-
-
-def barred(found: Sequence[Gate], root: Path, runs: Sequence[Run]) -> Barred:
-    """Who may not win where: by answers at that length, or everywhere by a failed verify.json."""
-    out: Barred = {}
-    for gate in found:
-        if gate.barred:
-            place = out.setdefault((gate.model, gate.context_tokens), {})
-            place.setdefault(gate.backend, f"{gate.task}: {gate.sentence}")
-    failed = failed_verification(root)
-    for run in runs:
-        why = failed.get((run.point.model.name, run.label))
-        if why is not None:
-            place = out.setdefault((run.point.model.name, run.point.context_tokens), {})
-            place.setdefault(run.label, why)
-    return out
-
-
-def failed_verification(root: Path) -> dict[tuple[str, str], str]:
-    """(model, backend label) → sentence, from every ``verify/<backend>/verify.json`` with verdict fail."""
-    found: dict[tuple[str, str], str] = {}
-    for path in sorted({*root.glob("verify/*/verify.json"), *root.glob("*/verify/*/verify.json")}):
-        verdict = json.loads(path.read_text())
-        if verdict.get("verdict") == "fail":
-            reasons = "; ".join(str(reason) for reason in verdict.get("reasons", [])[:1])
-            found[str(verdict.get("model")), str(verdict.get("label"))] = (
-                f"it fails verification against {verdict.get('reference')}: {reasons}"
-            )
-    return found

@@ -7,9 +7,11 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from analysis.barring import Barred
 from analysis.ceilings import Ceiling
 from analysis.cells import Cell
 from analysis.crossings import Crossing
+from analysis.formats import load_words
 from analysis.gates import Gate
 from analysis.load import Run
 from analysis.points import Point
@@ -20,6 +22,7 @@ from analysis.windows import activity, in_flight
 # read on light and on dark ground; markers differ too, so colour is never the only sign
 COLOURS = ("#3d85c6", "#e07b39", "#38a169", "#a56cc1", "#d64550", "#17a2b8", "#a3801f", "#7f8c8d")
 MARKERS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star", "hexagon")
+DASHES = ("solid", "dash", "dot", "dashdot")
 GIB = 1 << 30
 TIMELINE_STEPS = 600  # most points a trace of a timeline may have
 
@@ -328,41 +331,63 @@ def pareto_figure(
     x: tuple[str, str, str],
     y: tuple[str, str, str],
     look: dict[str, dict[str, str]],
+    barred: Barred,
 ) -> go.Figure | None:
-    """Points of (x lower is better, y higher is better), the undominated ones joined."""
+    """Points of (x lower is better, y higher is better), one front a context length.
+
+    Work at two lengths is not the same work, so points of different lengths do not beat each other. A
+    barred backend is drawn hollow and stands on no front.
+    """
     found = [(cell, _value(cell, *x[:2])[0], _value(cell, *y[:2])[0]) for cell in cells]
     spots = [(cell, a, b) for cell, a, b in found if a is not None and b is not None]
     if len(spots) < 2:
         return None
     figure = _figure(f"{y[2]} against {x[2]}", x[2], y[2], 360)
+
+    def out(cell: Cell) -> bool:
+        return cell.backend in barred.get((cell.model, cell.context_tokens), {})
+
     for backend in sorted({cell.backend for cell, _, _ in spots}):
         own = [(cell, a, b) for cell, a, b in spots if cell.backend == backend]
+        symbol = look[backend]["marker"]
+        words = [
+            f"{cell.context_tokens:,} tokens, {load_words(cell.load)}"
+            + (", barred" if out(cell) else "")
+            for cell, _, _ in own
+        ]
         figure.add_trace(
             go.Scatter(
                 x=[a for _, a, _ in own],
                 y=[b for _, _, b in own],
                 name=backend,
-                mode="markers",
-                text=[f"{cell.context_tokens:,} tokens, {cell.load}" for cell, _, _ in own],
+                mode="markers+text",
+                text=[f"{cell.context_tokens:,}" for cell, _, _ in own],
+                textposition="top center",
+                textfont={"size": 10, "color": look[backend]["colour"]},
+                customdata=words,
                 marker={
                     "color": look[backend]["colour"],
-                    "symbol": look[backend]["marker"],
+                    "symbol": [symbol + "-open" if out(cell) else symbol for cell, _, _ in own],
                     "size": 10,
                 },
-                hovertemplate=f"%{{text}}<br>%{{x:.3g}}, %{{y:.4g}}<extra>{backend}</extra>",
+                hovertemplate=f"%{{customdata}}<br>%{{x:.3g}}, %{{y:.4g}}<extra>{backend}</extra>",
             )
         )
-    front = pareto_front([(a, b) for _, a, b in spots])
-    figure.add_trace(
-        go.Scatter(
-            x=[a for a, _ in front],
-            y=[b for _, b in front],
-            name="front",
-            mode="lines",
-            line={"color": "#7f8c8d", "dash": "dot", "shape": "hv"},
-            hoverinfo="skip",
+    for number, context in enumerate(sorted({cell.context_tokens for cell, _, _ in spots})):
+        here = [(a, b) for c, a, b in spots if c.context_tokens == context and not out(c)]
+        front = pareto_front(here)
+        figure.add_trace(
+            go.Scatter(
+                x=[a for a, _ in front],
+                y=[b for _, b in front],
+                name="front at one length",
+                legendgroup="front",
+                showlegend=number == 0,
+                mode="lines",
+                line={"color": "#7f8c8d", "dash": "dot", "shape": "hv"},
+                hoverinfo="skip",
+            )
         )
-    )
     figure.update_layout(hovermode="closest")
     return figure
 
@@ -378,7 +403,10 @@ def pareto_front(spots: Sequence[tuple[float, float]]) -> list[tuple[float, floa
 
 def drift_figure(gates: Sequence[Gate], look: dict[str, dict[str, str]]) -> go.Figure:
     """Mean |Δ log p| by position, one line a backend."""
-    figure = _figure("Log-probability drift by position", "position, tokens", "nats a token", 320)
+    figure = _figure(
+        "Mean |Δ log p| against the reference", "position, tokens", "nats a token", 320
+    )
+    contexts = sorted({gate.context_tokens for gate in gates})
     for gate in gates:
         figure.add_trace(
             go.Scatter(
@@ -386,7 +414,10 @@ def drift_figure(gates: Sequence[Gate], look: dict[str, dict[str, str]]) -> go.F
                 y=[bucket.absolute for bucket in gate.drift],
                 name=f"{gate.backend}, {gate.context_tokens:,}",
                 mode="lines+markers",
-                line={"color": look[gate.backend]["colour"]},
+                line={
+                    "color": look[gate.backend]["colour"],
+                    "dash": DASHES[contexts.index(gate.context_tokens) % len(DASHES)],
+                },
                 marker={"symbol": look[gate.backend]["marker"]},
             )
         )

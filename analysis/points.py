@@ -26,6 +26,7 @@ from analysis.resources import (
 from analysis.windows import Window, activity, ml_energy_window, steady_window
 
 PointStatus = Literal["ok", "invalid", "failed", "interrupted", "superseded"]
+TIMING_FAULTS = {"client_bound", "clock_stepped"}  # they spoil times, not what the model said
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,16 @@ class Point:
     memory: dict[str, Any] | None = None
     energy: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)  # codes of analysis.checks
 
     @property
     def usable(self) -> bool:
         return self.status == "ok"
+
+    @property
+    def answers_stand(self) -> bool:
+        """Whether its answers may be judged: also where only its times are not to be believed."""
+        return self.status in ("ok", "invalid") and TIMING_FAULTS.issuperset(self.faults)
 
     @property
     def place(self) -> tuple[str, str, int, str]:
@@ -104,7 +111,8 @@ def analyse(run: Run, replaced_by: str | None = None) -> tuple[Point, dict[str, 
         return _without_metrics(run, "superseded", [reason]), {}
     status = _status(run, [fault.code for fault in found])
     if status != "ok":
-        return _without_metrics(run, status, [fault.sentence for fault in found]), {}
+        codes = [fault.code for fault in found]
+        return _without_metrics(run, status, [f.sentence for f in found], faults=codes), {}
     window = choose_window(run)
     if window is None:
         return _without_metrics(run, "invalid", ["it has no measure phase"]), {}
@@ -150,7 +158,11 @@ def _identity(run: Run) -> dict[str, Any]:
 
 
 def _without_metrics(
-    run: Run, status: PointStatus, reasons: list[str], window: Window | None = None
+    run: Run,
+    status: PointStatus,
+    reasons: list[str],
+    window: Window | None = None,
+    faults: list[str] | None = None,
 ) -> Point:
     return Point(
         **_identity(run),
@@ -158,6 +170,7 @@ def _without_metrics(
         reasons=reasons,
         notes=[],
         window=_window_json(window) if window else None,
+        faults=faults or [],
     )
 
 

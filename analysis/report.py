@@ -5,23 +5,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from analysis import formats, plots
+from analysis.barring import Barred
 from analysis.ceilings import Ceiling, find_host_ceilings, run_ceilings
 from analysis.cells import Cell
-from analysis.crossings import Crossing
 from analysis.decisions import Decision
 from analysis.differences import OBJECTIVES
+from analysis.energy_section import energy_section, span
+from analysis.figures import Figures
 from analysis.gates import Gate
+from analysis.heat_maps import HeatMap
 from analysis.load import Run
+from analysis.memory_section import memory_rows
 from analysis.metrics import PERCENTILE_NEEDS
-from analysis.points import Point
+from analysis.point_pages import point_sections
 from analysis.roofline import PhaseUse
-from analysis.sentences import load_words, summary_sentences
+from analysis.sentences import barred_in, summary_sentences
 from analysis.study import Study
 from greenbench.rundir import write_atomic
 
@@ -37,8 +40,8 @@ def render(whole: Study) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters["code"] = code
-    environment.globals["f"] = formats  # type: ignore[index]
+    environment.filters |= {"code": code, "answer": formats.answer}
+    environment.globals |= {"f": formats, "span": span, "load_words": formats.load_words}
     figures = Figures()
     look = plots.styles([point.backend for point in whole.points])
     page = environment.get_template("report.html.j2")
@@ -52,15 +55,19 @@ def render(whole: Study) -> str:
         tables=tables(whole.cells),
         charts=charts(whole.cells, look, figures),
         points=point_sections(whole, figures),
-        paretos=paretos(whole.cells, look, figures),
+        paretos=paretos(whole.cells, whole.barred, look, figures),
         rooflines=rooflines(whole, look, figures),
-        crossings=crossing_rows(whole.crossings, look, figures),
+        crossings=crossing_rows(whole, look, figures),
         gates=whole.gates,
+        barred=whole.barred,
+        verifications=whole.verifications,
+        heat_maps=heat_map_groups(whole.heat_maps),
         drift=drift(whole.gates, look, figures),
+        energy=energy_section(whole.cells),
+        memory=memory_rows(whole.points),
         bounds=bounds(whole),
         excluded=[p for p in whole.points if not p.usable],
         needs=PERCENTILE_NEEDS,
-        load_words=load_words,
         figures=figures.json,
         plotlyjs=Markup(get_plotlyjs()),
         css=Markup((TEMPLATES / "report.css").read_text()),
@@ -68,30 +75,12 @@ def render(whole: Study) -> str:
     )
 
 
-class Figures:
-    """The figures of the page, by element id."""
-
-    def __init__(self) -> None:
-        self._figures: dict[str, go.Figure] = {}
-
-    def add(self, figure: go.Figure) -> str:
-        name = f"figure-{len(self._figures)}"
-        self._figures[name] = figure
-        return name
-
-    @property
-    def json(self) -> list[tuple[str, Markup]]:
-        # "</" would end the script element that holds the JSON
-        return [
-            (name, Markup(str(figure.to_json()).replace("</", "<\\/")))
-            for name, figure in self._figures.items()
-        ]
-
-
 def code(text: str) -> Markup:
-    """`word` in backticks becomes a code element; everything else is escaped."""
+    """`word` in backticks becomes a code element, **words** strong; everything else is escaped."""
     parts = str(escape(text)).split("`")
-    return Markup("".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(parts)))
+    joined = "".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(parts))
+    strong = joined.split("**")
+    return Markup("".join(f"<b>{p}</b>" if i % 2 else p for i, p in enumerate(strong)))
 
 
 def provenance(runs: Iterable[Run]) -> list[tuple[str, str]]:
@@ -211,7 +200,7 @@ def charts(
 
 
 def paretos(
-    cells: list[Cell], look: dict[str, dict[str, str]], figures: Figures
+    cells: list[Cell], barred: Barred, look: dict[str, dict[str, str]], figures: Figures
 ) -> list[tuple[str, list[str]]]:
     """Per model and task: latency and, where measured, energy against throughput."""
     rate = ("throughput", "total_tokens_per_s", "total tokens/s")
@@ -223,7 +212,7 @@ def paretos(
     found: list[tuple[str, list[str]]] = []
     for table in tables(cells):
         usable = [cell for cell in table.rows if cell.starts]
-        drawn = [plots.pareto_figure(usable, x, rate, look) for x in axes]
+        drawn = [plots.pareto_figure(usable, x, rate, look, barred) for x in axes]
         ids = [figures.add(figure) for figure in drawn if figure is not None]
         if ids:
             found.append((f"{table.task} on {table.model}", ids))
@@ -254,18 +243,27 @@ def rooflines(
 
 
 def crossing_rows(
-    crossed: list[Crossing], look: dict[str, dict[str, str]], figures: Figures
+    whole: Study, look: dict[str, dict[str, str]], figures: Figures
 ) -> list[dict[str, Any]]:
-    """Every answer; a figure where there is a fit to draw."""
+    """Every answer; a figure where there is a fit to draw; who is barred at some of the lengths."""
     return [
         {
             "crossing": crossing,
             "figure": figures.add(plots.crossover_figure(crossing, look))
             if crossing.found.bands
             else None,
+            "barred": barred_in(crossing, whole.barred),
         }
-        for crossing in crossed
+        for crossing in whole.crossings
     ]
+
+
+def heat_map_groups(found: list[HeatMap]) -> list[tuple[str, list[HeatMap]]]:
+    """The maps of one model and task side by side, so that a row reads across the backends."""
+    groups: dict[str, list[HeatMap]] = {}
+    for each in found:
+        groups.setdefault(f"{each.task} on {each.model}", []).append(each)
+    return list(groups.items())
 
 
 def drift(
@@ -288,59 +286,3 @@ def bounds(whole: Study) -> list[dict[str, Any]]:
         )
         if point.run_id in whole.bottlenecks
     ]
-
-
-def point_sections(whole: Study, figures: Figures) -> list[dict[str, Any]]:
-    """One folded section a point, with its timeline."""
-    return [
-        {
-            "point": point,
-            "anchor": f"point-{number}",
-            "figure": figures.add(plots.timeline(whole.run(point), point))
-            if point.status not in ("superseded", "interrupted")
-            else None,
-            "facts": _point_facts(point) + _bound_facts(whole, point),
-        }
-        for number, point in enumerate(whole.points)
-    ]
-
-
-def _bound_facts(whole: Study, point: Point) -> list[tuple[str, str]]:
-    found = whole.bottlenecks.get(point.run_id)
-    if found is None:
-        return []
-    return [("Held back", found.sentence), *(("", phase.sentence) for phase in found.phases)]
-
-
-def _point_facts(point: Point) -> list[tuple[str, str]]:
-    facts = [
-        ("Run", point.run_id),
-        ("Server start", f"{point.server_id}, block {point.repeat}"),
-        ("Attention class", f"{point.observed_backend or 'unknown'} ({point.proof})"),
-        ("Requests", f"{point.counts['ok']} good, {point.counts['failed']} failed"),
-    ]
-    if point.window:
-        evidence = ", ".join(
-            f"{key.replace('_', ' ')} {value}" for key, value in point.window["evidence"].items()
-        )
-        facts.append(
-            (
-                "Window",
-                f"{point.window['duration_s']:.1f} s, {point.window['definition']}; {evidence}",
-            )
-        )
-    for name, found in (point.latency or {}).items():
-        label = name.removesuffix("_s").upper()
-        refused = f"; refused: {', '.join(found['refused'])}" if found["refused"] else ""
-        facts.append(
-            (
-                label,
-                f"p50 {formats.seconds(found['p50'])}, p90 {formats.seconds(found['p90'])}, "
-                f"p99 {formats.seconds(found['p99'])}, mean {formats.seconds(found['mean'])}, "
-                f"max {formats.seconds(found['maximum'])}, n {found['n']:,}{refused}",
-            )
-        )
-    if point.errors:
-        facts.append(("Errors", ", ".join(f"{k} {v}" for k, v in point.errors.items())))
-    facts += [("Note", note) for note in point.notes]
-    return facts

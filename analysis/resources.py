@@ -1,15 +1,19 @@
 """What a point used: memory, joules and share of the KV pool, taken over its measured window."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.json as pajson
 
-from analysis.energy import IdlePower, idle_power, point_energy
+from analysis.attribution import Attribution, PhaseEnergy, attribute, phase_energy, step_work
+from analysis.clocks import wall_clock
+from analysis.energy import EnergyResult, IdlePower, idle_power, point_energy
 from analysis.load import Run
 from analysis.memory import point_memory
 from analysis.metrics import Tokens, count_tokens
+from analysis.steps import read_steps
 from analysis.windows import Series, Window
 from greenbench.rundir import SERVERS_DIR
 
@@ -29,13 +33,17 @@ def memory(run: Run, window: Window) -> dict[str, Any]:
 
 
 def energy(run: Run, window: Window, mean_residence_s: float) -> dict[str, Any]:
-    """Joules of the window with the work done in exactly the interval they were counted over."""
+    """Joules of the window with the work done in exactly the interval they were counted over.
+
+    ``phase``: J a token of a point that holds one phase only, measured. ``attributed``: prices of prefill
+    and decode by a model, elsewhere.
+    """
     offset = run.manifest.clock.unix_ns - run.manifest.clock.mono_ns
 
     def count(start_mono_ns: int, end_mono_ns: int) -> Tokens:
         return count_tokens(run, start_mono_ns + offset, end_mono_ns + offset)
 
-    found = point_energy(
+    result = point_energy(
         run.gpu,
         run.host,
         run.sources,
@@ -46,10 +54,39 @@ def energy(run: Run, window: Window, mean_residence_s: float) -> dict[str, Any]:
         _idle(run, "idle_after"),
         mean_residence_s,
         server_gpus=run.manifest.server.tensor_parallel,
-    ).as_dict()
-    if not run.sources and found["status"] == "unavailable":
+    )
+    phase, attributed = _by_phase(run, result)
+    found = result.as_dict()
+    found["phase"] = asdict(phase) if phase else None
+    found["attributed"] = attributed.as_dict()
+    if not run.sources and result.status == "unavailable":
         found["explain"] = ["no telemetry was recorded"]
     return found
+
+
+def _by_phase(run: Run, result: EnergyResult) -> tuple[PhaseEnergy | None, Attribution]:
+    """Measured where the window's steps were all of one phase, else attributed to the engine's work."""
+
+    def without(reason: str) -> tuple[None, Attribution]:
+        return None, Attribution("unavailable", [reason])
+
+    if result.start_mono_ns is None or result.end_mono_ns is None or result.status != "measured":
+        return without("the window has no measured energy to attribute")
+    steps = read_steps(run)
+    if steps.empty or not run.events:
+        return without("the server's log has no engine steps")
+    clock = wall_clock((event.unix_ns, event.mono_ns) for event in run.events)
+    work = step_work(steps, run.requests, clock)
+    inside = work[work["end_ns"].between(result.start_mono_ns, result.end_mono_ns)]
+    phase = phase_energy(result, inside)
+    if phase is not None:
+        reason = f"every step was {phase.phase}: its energy is measured and needs no model"
+        return phase, Attribution("unavailable", [reason])
+    if result.idle_w is None:
+        return without("idle power was not measured, and the model needs it (telemetry.idle_s)")
+    return None, attribute(
+        run.gpu, run.sources, work, result.start_mono_ns, result.end_mono_ns, result.idle_w
+    )
 
 
 def _idle(run: Run, name: str) -> IdlePower | None:

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable
 
+from analysis.barring import Barred
+from analysis.crossings import Crossing
 from analysis.decisions import Decision, Place
 from analysis.differences import OBJECTIVES, Difference
-from analysis.formats import count, times
+from analysis.formats import count, load_words, percent, significant, times
+from analysis.gates import Gate
 from analysis.points import Point
 from analysis.study import Study
 
@@ -18,6 +21,7 @@ CLAIMS: dict[str, tuple[str, str]] = {
     "energy": ("needs", "fewer joules per output token than"),
 }
 HEADLINES = ("output", "total", "ttft", "itl", "e2e")
+VERDICT_BY = HEADLINES
 
 
 def place_words(place: Place, many_models: bool) -> str:
@@ -26,24 +30,68 @@ def place_words(place: Place, many_models: bool) -> str:
     return f"At {count(context)} tokens of context ({task}, {load_words(load)}{of_model})"
 
 
-def load_words(load: str) -> str:
-    """``closed4`` → "4 users", ``open2.5`` → "2.5 requests/s"."""
-    if load.startswith("closed"):
-        users = load.removeprefix("closed")
-        return f"{users} user{'' if users == '1' else 's'}"
-    return f"{load.removeprefix('open')} requests/s"
-
-
 def summary_sentences(whole: Study) -> list[str]:
     """What a reader should take away, most useful first; never more than a screenful."""
     return [
-        *_scope(whole),
-        *_winners(whole),
+        *_verdict(whole),
         *_barred(whole),
+        *_winners(whole),
         *_answers(whole.points),
         *_energy(whole.usable),
+        *_scope(whole),
         *_excluded(whole.points),
     ]
+
+
+def _verdict(whole: Study) -> list[str]:
+    """The backend to take, by length where it changes, and how surely."""
+    made = [
+        d for d in whole.decisions if d.objective in VERDICT_BY and (d.tied or d.beaten or d.barred)
+    ]
+    if not made:
+        return []
+    by_context: dict[int, list[Decision]] = {}
+    for decision in made:
+        by_context.setdefault(decision.place[2], []).append(decision)
+    leaders = {context: _leader(found) for context, found in sorted(by_context.items())}
+    spans: list[tuple[str | None, list[int]]] = []
+    for context, leader in leaders.items():
+        if spans and spans[-1][0] == leader:
+            spans[-1][1].append(context)
+        else:
+            spans.append((leader, [context]))
+    parts = [
+        (f"`{leader}`" if leader else "no backend leads") + f" {_lengths(contexts)}"
+        for leader, contexts in spans
+    ]
+    compared = [d for d in made if d.tied or d.beaten]
+    won = sum(d.winner is not None for d in compared)
+    if not any(d.tested for d in compared):
+        surety = (
+            "every backend was started once, so this is a hint and no claim "
+            "(`repeats: 3` in the sweep would test it)"
+        )
+    else:
+        surety = (
+            f"{won} of {len(compared)} comparisons have a winner beyond noise, the others are ties"
+        )
+    return [f"**Take {', then '.join(parts)}.** Of speed (tokens/s and latencies): {surety}."]
+
+
+def _leader(found: list[Decision]) -> str | None:
+    """Who is ahead in most comparisons of one length; None when two are ahead equally often."""
+    counts: dict[str, int] = {}
+    for decision in found:
+        counts[decision.best] = counts.get(decision.best, 0) + 1
+    ranked = sorted(counts, key=lambda name: -counts[name])
+    even = len(ranked) > 1 and counts[ranked[0]] == counts[ranked[1]]
+    return None if even else ranked[0]
+
+
+def _lengths(contexts: list[int]) -> str:
+    if len(contexts) == 1:
+        return f"at {count(contexts[0])} tokens"
+    return f"from {count(contexts[0])} to {count(contexts[-1])} tokens"
 
 
 def _scope(whole: Study) -> list[str]:
@@ -162,7 +210,9 @@ def _crossings(whole: Study, group: tuple[str, str, str]) -> list[str]:
     here = [
         c
         for c in whole.crossings
-        if (c.model, c.task, c.load) == group and c.cost.name != "sequence"
+        if (c.model, c.task, c.load) == group
+        and c.cost.name != "sequence"
+        and not barred_in(c, whole.barred)
     ]
     if not here:
         return []
@@ -198,48 +248,116 @@ def _against(decision: Decision, rival: str, found: list[Difference]) -> tuple[f
 
 
 def _barred(whole: Study) -> list[str]:
-    """Backends that may not be chosen, with the lengths."""
+    """Backends that may not be chosen, with the lengths, what they lose, and what that would have bought."""
     out: dict[str, list[int]] = {}
-    for (_, context), backends in whole.barred.items():
+    for (_, context), backends in sorted(whole.barred.items()):
         for backend in backends:
             out.setdefault(backend, []).append(context)
-    return [
-        f"`{backend}` is barred at {', '.join(count(c) for c in sorted(contexts))} tokens: "
-        "its answers are worse than the reference's (see Answers)."
-        for backend, contexts in sorted(out.items())
-    ]
+    found: list[str] = []
+    for backend, contexts in sorted(out.items()):
+        lost = [g for g in whole.gates if g.barred and g.backend == backend and g.kind == "answers"]
+        failed = [v for v in whole.verifications if v.backend == backend and v.verdict == "fail"]
+        if lost:
+            worst = max(lost, key=lambda g: (g.worse_by or 0, g.context_tokens))
+            why = (
+                f"at {count(worst.context_tokens)} tokens ({worst.task}) it answers {worst.backend_right} "
+                f"of {worst.prompts} prompts right, `{worst.reference}` {worst.reference_right}"
+            )
+        elif failed:
+            why = f"it fails verification against `{failed[0].reference}`"
+        else:
+            why = "what it computes drifts from the reference (see Answers)"
+        found.append(
+            f"**`{backend}` is barred at {', '.join(count(c) for c in contexts)} tokens**: "
+            f"{why}{_though(whole, backend, contexts[-1])}.{_equal(whole.gates, backend, contexts)}"
+        )
+    return found
+
+
+def _though(whole: Study, backend: str, context: int) -> str:
+    """The speed that the barred backend would have bought at its longest barred length."""
+    gains: list[tuple[float, str]] = []
+    for d in whole.differences:
+        if d.context_tokens != context or d.objective != "total" or backend not in (d.a, d.b):
+            continue
+        other = d.b if d.a == backend else d.a
+        ratio = d.ratio.ratio if d.a == backend else 1 / d.ratio.ratio
+        gains.append((ratio, other))
+    if not gains or min(gains)[0] <= 1.05:
+        return ""
+    ratio, other = min(gains)
+    return f", though it serves {times(ratio)} the tokens/s of `{other}` there"
+
+
+def _equal(found: list[Gate], backend: str, out: list[int]) -> str:
+    same = sorted(
+        {
+            g.context_tokens
+            for g in found
+            if g.backend == backend and g.verdict == "equal" and g.context_tokens not in out
+        }
+    )
+    return f" At {', '.join(map(count, same))} tokens its answers are equal." if same else ""
+
+
+def barred_in(crossing: Crossing, barred: Barred) -> dict[str, str]:
+    """Backends of a crossing that may not be chosen at some of its lengths, with those lengths."""
+    found: dict[str, str] = {}
+    for name in (crossing.a, crossing.b):
+        out = [c for c in crossing.contexts if name in barred.get((crossing.model, c), {})]
+        if out:
+            found[name] = ", ".join(map(count, out))
+    return found
 
 
 def _answers(points: list[Point]) -> list[str]:
     usable = [p for p in points if p.usable]
     graded = [p for p in usable if p.answers and p.answers.get("correct_share") is not None]
-    random_weights = any(p.weights == "random" for p in usable)
-    warning = (
-        ["The weights are random: speed and memory stand, what the model says means nothing."]
-        if random_weights
-        else []
-    )
     if not graded:
-        return warning
-    shares: dict[str, list[float]] = {}
+        return []
+    shares: dict[str, list[tuple[float, int]]] = {}
     for point in graded:
-        shares.setdefault(point.backend, []).append((point.answers or {})["correct_share"])
+        found = point.answers or {}
+        shares.setdefault(point.backend, []).append((found["correct_share"], found["prompts"]))
     words = ", ".join(
-        f"`{backend}` {sum(values) / len(values):.0%}" for backend, values in sorted(shares.items())
+        f"`{backend}` {percent(sum(s * n for s, n in held) / sum(n for _, n in held))}"
+        for backend, held in sorted(shares.items())
     )
     verdict = (
         " The model fails its task with every backend."
-        if all(max(values) < 0.05 for values in shares.values())
+        if all(share < 0.05 for held in shares.values() for share, _ in held)
         else ""
     )
-    return [*warning, f"Right answers over all graded prompts: {words}.{verdict}"]
+    return [f"Right answers over all tasks and lengths: {words}.{verdict}"]
 
 
 def _energy(usable: list[Point]) -> list[str]:
-    if not usable or any((p.energy or {}).get("status") == "measured" for p in usable):
+    held = [p.energy or {} for p in usable]
+    if not usable:
         return []
-    reasons = sorted({why for p in usable for why in (p.energy or {}).get("explain", [])})
-    return [f"No joules: {'; '.join(reasons) or 'no energy source was recorded'}."]
+    measured = sum(e.get("status") == "measured" for e in held)
+    refused = sum(e.get("status") == "invalid" for e in held)
+    if measured or refused:
+        return [
+            f"GPU energy stands for {measured} of {len(usable)} points; {refused} windows were refused, "
+            "each with its reason under Energy."
+        ] * bool(refused)
+    reasons = sorted({why for e in held for why in e.get("explain", [])})
+    estimates = [(e.get("cpu") or {}).get("estimate") for e in held]
+    watts = [
+        (e["low_j"] / p.window["duration_s"], e["high_j"] / p.window["duration_s"])
+        for e, p in zip(estimates, usable, strict=True)
+        if e and p.window
+    ]
+    guess = (
+        f" For the CPU there is an estimate only, {significant(min(w[0] for w in watts))} to "
+        f"{significant(max(w[1] for w in watts))} W."
+        if watts
+        else ""
+    )
+    return [
+        f"No joules were measured: {'; '.join(reasons) or 'no energy source was recorded'}.{guess}"
+    ]
 
 
 def _excluded(points: list[Point]) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.barring import Barred, Verification, barred, verifications
 from analysis.bottleneck import Bottleneck, classify, classify_client, fixed_shares, gather
 from analysis.ceilings import find_host_ceilings, run_ceilings
 from analysis.cells import Cell, Samples, cells
@@ -14,7 +15,8 @@ from analysis.checks import superseded
 from analysis.crossings import Crossing, crossings
 from analysis.decisions import Decision, decisions
 from analysis.differences import Difference, differences
-from analysis.gates import Barred, Gate, barred, gates
+from analysis.gates import Gate, gates
+from analysis.heat_maps import HeatMap, heat_maps
 from analysis.load import Run, load_runs
 from analysis.points import Point, analyse
 from analysis.roofline import PhaseUse, phase_uses
@@ -38,6 +40,8 @@ class Study:
     bottlenecks: dict[str, Bottleneck]  # by run id, of usable points
     uses: dict[str, list[PhaseUse]]
     gates: list[Gate]
+    verifications: list[Verification]
+    heat_maps: list[HeatMap]
     barred: Barred
 
     def run(self, point: Point) -> Run:
@@ -61,9 +65,10 @@ def study(root: Path, progress: Callable[[int, int], None] = lambda done, total:
         progress(number, len(runs))
     found = differences(points)
     table = cells(points, samples)
-    usable = {point.path for point in points if point.usable}
-    judged = gates([run for run in runs if str(run.path) in usable])
-    out = barred(judged, root, runs)
+    told = {point.path for point in points if point.answers_stand}
+    answering = [run for run in runs if str(run.path) in told]
+    judged, checked = gates(answering), verifications(root)
+    out = barred(judged, checked, runs)
     crossed = crossings(table, points, samples)
     uses, found_bounds = _bottlenecks(root, runs, points, crossed)
     return Study(
@@ -78,6 +83,8 @@ def study(root: Path, progress: Callable[[int, int], None] = lambda done, total:
         bottlenecks=found_bounds,
         uses=uses,
         gates=judged,
+        verifications=checked,
+        heat_maps=heat_maps(answering),
         barred=out,
     )
 
@@ -145,6 +152,8 @@ def summary(whole: Study) -> dict[str, Any]:
             for run_id, found in whole.bottlenecks.items()
         ],
         "gates": [asdict(gate) for gate in whole.gates],
+        "verifications": [asdict(verification) for verification in whole.verifications],
+        "heat_maps": [asdict(heat_map) for heat_map in whole.heat_maps],
         "barred": [
             {"model": model, "context_tokens": context, "backends": backends}
             for (model, context), backends in whole.barred.items()

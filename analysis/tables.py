@@ -25,7 +25,7 @@ from greenbench.rundir import read_jsonl
 from greenbench.schema import GpuSample, HostSample, OutputRecord, RequestRecord, Row, ServerMetric
 from greenbench.segments import segments
 
-CACHE_FORMAT = "2"  # raise when the way of reading changes, so that old caches are rebuilt
+CACHE_FORMAT = "3"  # raise when the way of reading changes, so that old caches are rebuilt
 SLICE_BYTES = 32 << 20
 HEAD_BYTES = 1 << 20  # dicts with open keys become structs of the keys found in so much of a file
 NEWLINE = 10
@@ -52,6 +52,8 @@ SPECIAL_TYPES: dict[str, pa.DataType] = {
         pa.struct([(name, pa.float64()) for name in ("start", "end", "nll_sum", "tokens")])
     ),
     "chunk_tokens": pa.list_(pa.int32()),
+    # a grade differs by task; the rest of it is read from the JSONL when shown
+    "grade": pa.struct([("depth", pa.float64())]),
 }
 SOURCES: dict[str, tuple[type[Row], str]] = {
     "requests": (RequestRecord, "requests/*.jsonl"),
@@ -149,8 +151,6 @@ def _full_schema(row: type[Row], sources: list[Path]) -> pa.Schema:
     """Known columns, and open dicts (labels, zones, grades) as the structs their first block shows."""
     schema = arrow_schema(row)
     open_names = [f.name for f in fields(row) if f.name not in schema.names]  # type: ignore[arg-type]
-    if row is OutputRecord:  # a grade differs by task and is read from the JSONL when shown
-        open_names = []
     found: dict[str, pa.DataType] = {}
     for path in sources:
         head = next(_slices(_whole_lines(_content(path)), HEAD_BYTES), None)

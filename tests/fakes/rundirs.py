@@ -40,6 +40,7 @@ from greenbench.schema import (
 NS = 1_000_000_000
 T0_UNIX_NS = 1_795_000_000 * NS
 MONO_OFFSET_NS = 1_700_000_000 * NS  # unix − mono on the pretended host
+GOLDEN = 0.6180339887498949  # multiples modulo 1 spread the needles' depths evenly
 
 TINY_LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -79,6 +80,7 @@ class FakeRun:
     streaming: bool = True
     tokens_per_chunk: int = 1
     correct_share: float | None = 0.0  # None: no outputs file
+    sees_tokens: int | None = None  # a needle further back than this is answered wrong
     nll_per_token: float | None = None
     logprob_shift: float = (
         0.0  # nats by which this backend's log-probabilities are off, alternating
@@ -296,7 +298,9 @@ def _request(
         phase=phase,
         task=fake.task,
         prompt_index=number % fake.prompts,
-        prompt_sha256=hashlib.sha256(f"{fake.task}/{number % fake.prompts}".encode()).hexdigest(),
+        prompt_sha256=hashlib.sha256(
+            f"{fake.task}/{fake.context_tokens}/{number % fake.prompts}".encode()
+        ).hexdigest(),
         context_tokens_target=fake.context_tokens,
         max_output_tokens=fake.output_tokens,
         in_flight_at_send=others,
@@ -324,7 +328,10 @@ def _outputs(fake: FakeRun, records: list[RequestRecord]) -> list[OutputRecord]:
     good = [r for r in records if r.error_type is None]
     rows: list[OutputRecord] = []
     for record in good:
-        right = record.prompt_index < (fake.correct_share or 0) * fake.prompts
+        depth = record.prompt_index * GOLDEN % 1.0
+        back = (1 - depth) * fake.context_tokens
+        seen = fake.sees_tokens is None or back <= fake.sees_tokens
+        right = seen and record.prompt_index < (fake.correct_share or 0) * fake.prompts
         scored = fake.nll_per_token is not None
         rows.append(
             OutputRecord(
@@ -336,7 +343,7 @@ def _outputs(fake: FakeRun, records: list[RequestRecord]) -> list[OutputRecord]:
                 score=None if scored else float(right),
                 grade={"logprobs": _logprobs(fake, record.prompt_index)}
                 if scored
-                else {"expected": "right"},
+                else {"expected": "right", "depth": depth},
                 nll_sum=(fake.nll_per_token or 0) * 100 if scored else None,
                 nll_tokens=100 if scored else None,
             )
