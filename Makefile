@@ -12,7 +12,7 @@ BACKENDS ?= sdpa,sink_window
 export VLLM_PYTHON
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve load run report backends doctor check test test-e2e format \
-	verify mutants bench-backends bench-client bench-telemetry bench-analysis
+	verify mutants bench-backends bench-client bench-peers bench-telemetry bench-analysis
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | column -ts $$'\t'
@@ -25,7 +25,7 @@ demo: setup ## compare backends of real vLLM servers on this machine, and write 
 	@$(BENCH)/greenbench report runs/demo
 
 serve: setup ## start one proven server: make serve BACKEND=sdpa [MODEL=tiny-llama] [PORT=8000]
-	@$(BENCH)/python -m servers --backend $(BACKEND) --model $(MODEL) --port $(PORT)
+	@$(BENCH)/python -m servers --backend '$(BACKEND)' --model '$(MODEL)' --port $(PORT)
 
 load: setup ## drive a running server from Locust's web page: make load [PORT=8000]
 	@$(BENCH)/locust -f loadgen/longctx.py --host http://127.0.0.1:$(PORT)
@@ -56,7 +56,7 @@ format: setup ## format the code
 	@$(BENCH)/ruff format --quiet . && $(BENCH)/ruff check --fix --quiet .
 
 verify: setup ## compare backends with the exact reference: make verify [BACKENDS=sdpa,sink_window] [MODEL=tiny-llama]
-	@$(BENCH)/greenbench verify --backends $(BACKENDS) --model $(MODEL)
+	@$(BENCH)/greenbench verify --backends '$(BACKENDS)' --model '$(MODEL)'
 
 mutants: setup ## prove that the energy oracles bite: each planted fault must turn a test red
 	@$(BENCH)/python scripts/mutants.py
@@ -64,8 +64,11 @@ mutants: setup ## prove that the energy oracles bite: each planted fault must tu
 bench-backends: setup ## our attention backends against vLLM's own, whole decode and prefill steps (keep the machine quiet)
 	@$(VLLM) -m servers.plugins.bench
 
-bench-client: setup ## the load generator's own error and cost, against a server that logs its true times
+bench-client: setup ## the load generator's own error and cost, and its peers', against a server that logs its true times
 	@$(BENCH)/python scripts/bench_client.py --runs 3 --out docs/client-bench.md
+
+bench-peers: setup ## install GuideLLM and AIPerf for bench-client, each in an environment of its own (7 GB)
+	@scripts/install_peers.sh
 
 bench-telemetry: setup ## what the sampler costs
 	@$(BENCH)/python scripts/bench_telemetry.py
