@@ -5,6 +5,7 @@ invalid (`client_bound`): its load generator, not its server, was measured.
 """
 
 import math
+import os
 import time
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -80,6 +81,13 @@ class Histogram:
 
 
 _LOG_BASE = math.log(HISTOGRAM_BASE)
+
+
+def priority() -> str:
+    """How this process is scheduled: real-time, or its niceness."""
+    if os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK == os.SCHED_RR:
+        return "real-time"
+    return f"nice {os.getpriority(os.PRIO_PROCESS, 0)}"
 
 
 Bound = tuple[str, float | None, float, str]  # (what, found, most, unit)
@@ -172,6 +180,7 @@ class Audit:
                 "send_buffer_waits": self.send_waits,
                 "clock_steps": self.clock_steps,
                 "cpu_share": self._cpu_share,
+                "priority": priority(),
                 "ttft": self.ttft.figures(),
                 "chunk_gap": self.gap.figures(),
                 "schedule_lag": self.schedule_lag.figures(),

@@ -39,7 +39,7 @@ from loadgen.fast import outcome
 from loadgen.fleet import DONE, START, Part, Roll, parts
 from loadgen.gevent_loop import GeventLoop, Sent
 from loadgen.loops import Alarm
-from loadgen.openloop import raise_file_limit
+from loadgen.openloop import raise_file_limit, take_priority
 from loadgen.pool import Pool
 from loadgen.session import TICK_S, Session, Talk, pause_after
 from loadgen.tasks import TASKS
@@ -282,6 +282,7 @@ def on_init(environment: Environment, runner: Runner, **_: Any) -> None:
     """Of a sweep: the users come from the point's config. A bad run directory ends Locust with 2."""
     options = environment.parsed_options
     raise_file_limit()
+    take_priority()
     live = Live(options.telemetry_url if options else None)
     install(environment, live)
     environment.live = live  # type: ignore[attr-defined]

@@ -8,7 +8,9 @@ is a row too (`not_sent`). One process, one asyncio loop, no Locust. Example:
 
 import argparse
 import asyncio
+import contextlib
 import logging
+import os
 import resource
 import signal
 import sys
@@ -32,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 SETTLE_NS: Final = 2_000_000  # parse for so long at a time …
 GUARD_NS: Final = 300_000  # … and not in the last moments before a send
+REALTIME_PRIORITY: Final = 1
+NICENESS: Final = -10
 
 
 class FastSender:
@@ -155,6 +159,20 @@ def raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def take_priority() -> None:
+    """Ask for the core ahead of others, where the system allows it: a late look is a late time.
+
+    Beside a busy server on few cores a client that needs 2 % of one otherwise waits tens of
+    milliseconds for it. Real-time first: niceness counts only among the processes of one session
+    where the kernel groups them so. What came of it is in the audit (``priority``).
+    """
+    with contextlib.suppress(OSError):  # no right to: go on as we are
+        os.setpriority(os.PRIO_PROCESS, 0, min(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+    with contextlib.suppress(OSError):
+        policy = os.SCHED_RR | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, policy, os.sched_param(REALTIME_PRIORITY))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadgen.openloop", description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True, help="a point's run directory")
@@ -180,6 +198,7 @@ def _run(run_path: Path, client: str, part: str) -> None:
         raise UserError(f"--shard '{part}': give INDEX/COUNT with INDEX < COUNT, e.g. 0/2")
     place = (int(index), int(count))
     raise_file_limit()
+    take_priority()
     part_of_it = shard(schedule(live.point), *place)
     session = Session(run_path, live, f"openloop{place[0]}", place)
     try:

@@ -1,6 +1,7 @@
 """A whole point, as the sweep runs it: the runners as subprocesses against the golden server."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,18 @@ def rows(run: Path, folder: str = "requests") -> list[dict[str, Any]]:
 def marks(run: Path) -> dict[str, Event]:
     events = [Event.from_dict(json.loads(line)) for line in (run / "events.jsonl").open()]
     return {event.name: event for event in events}
+
+
+def expected_priority() -> str:
+    """What this host allows, tried in processes of their own."""
+    for word, attempt in (
+        ("real-time", "os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))"),
+        ("nice -10", "os.setpriority(os.PRIO_PROCESS, 0, -10)"),
+    ):
+        argv = [sys.executable, "-c", f"import os; {attempt}"]
+        if not subprocess.run(argv, stderr=subprocess.DEVNULL, check=False).returncode:
+            return word
+    return f"nice {os.nice(0)}"
 
 
 @pytest.mark.parametrize("client", ["fast", "httpx"])
@@ -68,6 +81,7 @@ def test_a_point_runs_its_phases_and_leaves_every_request_as_a_row(
     assert {o["request_id"] for o in outputs} == set(seen)
     assert {o["correct"] for o in outputs} == {False}  # made-up words are no answer
     (audit,) = [json.loads(p.read_text()) for p in run.glob("client_audit/*.json")]
+    assert audit["figures"]["priority"] == expected_priority()
     assert audit["counts"] == {
         "sent": len(records),
         "ok": len(records),
