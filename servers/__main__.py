@@ -233,7 +233,10 @@ def _verify_arguments(verify: argparse.ArgumentParser) -> None:
 
 
 def _direct_arguments(parser: argparse.ArgumentParser) -> None:
-    known = f"one of {', '.join(BACKENDS)}; options in parentheses, e.g. sink_window(window=2048)"
+    known = (
+        f"one of {', '.join(BACKENDS)}, or the path of your own .yaml; "
+        "options in parentheses, e.g. sink_window(window=2048)"
+    )
     parser.add_argument("--backend", default="cpu_attn", help=known)
     parser.add_argument("--model", default="tiny-llama", help="name, YAML file or folder")
     parser.add_argument("--port", type=int)

@@ -2,14 +2,14 @@
 
 Adding a backend is one row; if it is ours, also one file in ``servers/plugins/``. What vLLM's own rows
 say was read from vLLM 0.32's backend classes (``vllm/v1/attention/backends``).
+
+A row can also stand outside this checkout, in a person's own YAML file (``servers/own_backends.py``).
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from greenbench.config import BackendChoice
-from greenbench.errors import UserError, nearest
 from servers.facts import Capability, Device
 
 HALF = ("bfloat16", "float16")
@@ -39,7 +39,8 @@ class Backend:
     describe: str
     devices: tuple[Device, ...]
     impls: tuple[str, ...]  # implementation classes that prove it, as the inspection names them
-    class_path: str | None = None  # ours; None for vLLM's own
+    class_path: str | None = None  # ours or a person's own; None for vLLM's own
+    class_folder: str | None = None  # a person's own: the folder outside from which it is imported
     capability_min: Capability | None = None
     capability_max: Capability | None = None
     dtypes: tuple[str, ...] = HALF
@@ -211,34 +212,3 @@ _ROWS = (
 
 BACKENDS: dict[str, Backend] = {row.name: row for row in _ROWS}
 MODULES = sorted({module for row in _ROWS for module in row.modules})
-
-
-def find(name: str) -> Backend:
-    if name not in BACKENDS:
-        raise UserError(
-            f"Unknown backend '{name}'; {nearest(name, BACKENDS)} See servers/backends.py"
-        )
-    return BACKENDS[name]
-
-
-def resolve(choice: BackendChoice) -> tuple[Backend, dict[str, Any]]:
-    """The row, and every option of it with its value. Unknown names and wrong values: UserError."""
-    backend = find(choice.name)
-    for name, value in choice.options.items():
-        if name not in backend.options:
-            raise UserError(
-                f"Backend '{backend.name}' has no option '{name}'; {nearest(name, backend.options)}"
-            )
-        _check_value(backend.name, name, backend.options[name], value)
-    defaults = {name: option.default for name, option in backend.options.items()}
-    return backend, {**defaults, **choice.options}
-
-
-def _check_value(backend: str, name: str, option: Option, value: int | float | str | bool) -> None:
-    wanted = type(option.default)
-    least = f" of at least {option.minimum}" if option.minimum is not None else ""
-    wrong_type = type(value) is not wanted
-    if wrong_type or (option.minimum is not None and float(value) < option.minimum):
-        raise UserError(
-            f"Backend '{backend}': option '{name}' wants {wanted.__name__}{least}, found {value!r}"
-        )

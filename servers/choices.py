@@ -1,12 +1,18 @@
-"""Backends as a person writes them: ``sdpa``, or with options ``sink_window(sink=4,window=2048)``."""
+"""Backends as a person names them, and the rows that are meant.
+
+``sdpa``, with options ``sink_window(sink=4,window=2048)``, or one's own ``path/to/mine.yaml(tile=64)``.
+"""
 
 import json
 import re
+from typing import Any
 
 from greenbench.config import BackendChoice, parse
-from greenbench.errors import UserError
+from greenbench.errors import UserError, nearest
+from servers.backends import BACKENDS, Backend, Option
+from servers.own_backends import is_own, read_backend
 
-_WRITTEN = re.compile(r"(?P<name>[\w-]+)(?:\((?P<options>[^()]*)\))?")
+_WRITTEN = re.compile(r"(?P<name>[\w./~-]+)(?:\((?P<options>[^()]*)\))?")
 
 
 def parse_choice(text: str) -> BackendChoice:
@@ -31,3 +37,38 @@ def _value(text: str) -> object:
         return json.loads(text.lower() if text in ("True", "False") else text)
     except json.JSONDecodeError:
         return text
+
+
+def find(name: str) -> Backend:
+    """The table's row of that name, or the row in the YAML file of that path."""
+    if is_own(name):
+        return read_backend(name)
+    if name not in BACKENDS:
+        raise UserError(
+            f"Unknown backend '{name}'; {nearest(name, BACKENDS)} "
+            "Your own is named by the path of its .yaml file, see docs/backends.md"
+        )
+    return BACKENDS[name]
+
+
+def resolve(choice: BackendChoice) -> tuple[Backend, dict[str, Any]]:
+    """The row, and every option of it with its value. Unknown names and wrong values: UserError."""
+    backend = find(choice.name)
+    for name, value in choice.options.items():
+        if name not in backend.options:
+            raise UserError(
+                f"Backend '{backend.name}' has no option '{name}'; {nearest(name, backend.options)}"
+            )
+        _check_value(backend.name, name, backend.options[name], value)
+    defaults = {name: option.default for name, option in backend.options.items()}
+    return backend, {**defaults, **choice.options}
+
+
+def _check_value(backend: str, name: str, option: Option, value: int | float | str | bool) -> None:
+    wanted = type(option.default)
+    least = f" of at least {option.minimum}" if option.minimum is not None else ""
+    wrong_type = type(value) is not wanted
+    if wrong_type or (option.minimum is not None and float(value) < option.minimum):
+        raise UserError(
+            f"Backend '{backend}': option '{name}' wants {wanted.__name__}{least}, found {value!r}"
+        )

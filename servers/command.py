@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from greenbench.config import ServerRequest
-from servers.backends import Backend, resolve
+from servers.backends import Backend
+from servers.choices import resolve
 from servers.facts import Device, HostFacts, ModelFacts, served_dtype
 from servers.refusals import Case, refusals
 
@@ -184,6 +185,8 @@ def _env(
     }
     if backend.class_path is not None:
         env["GREENBENCH_ATTENTION_CLASS"] = backend.class_path
+        if backend.class_folder is not None:
+            env["GREENBENCH_ATTENTION_FOLDER"] = backend.class_folder
         env["GREENBENCH_ATTENTION_OPTIONS"] = json.dumps(dict(options), sort_keys=True)
     if model_is_local:
         env["HF_HUB_OFFLINE"] = "1"

@@ -9,7 +9,7 @@ from greenbench.config import ServerRequest
 from greenbench.errors import UserError
 from greenbench.manifest import Server
 from servers import inspect_server, proof
-from servers.backends import resolve
+from servers.choices import resolve
 from servers.process import ServerDied
 from servers.server_file import StateFile
 

@@ -266,7 +266,7 @@ def _described(
 ) -> Server:
     return Server(
         server_id=out.name,
-        requested_backend=plan.backend.name,
+        requested_backend=request.backend.name,
         backend_options=plan.options,
         model=request.model.name,
         model_path=plan.model_path,

@@ -20,7 +20,7 @@ from greenbench.errors import UserError
 from greenbench.manifest import Server
 from greenbench.rundir import slug, write_atomic
 from servers import verify
-from servers.backends import resolve
+from servers.choices import resolve
 from servers.facts import model_facts
 from servers.process import ServerDied
 from servers.serve import BootFailed, Launch, Surroundings
@@ -239,7 +239,7 @@ def _window_to_judge(order: Order, options: dict[str, Any]) -> int | None:
     Without sinks it does what a model's own sliding window of that length does.
     """
     own_window = model_facts(order.reference_model).sliding_window
-    same = own_window == options["window"] and options["sink"] == 0
+    same = own_window == options["window"] and options.get("sink", 0) == 0
     return None if same else int(options["window"])
 
 

@@ -6,8 +6,7 @@ import pytest
 
 from greenbench.config import BackendChoice, load_model
 from greenbench.errors import UserError
-from servers.backends import resolve
-from servers.choices import parse_choice, parse_choices
+from servers.choices import parse_choice, parse_choices, resolve
 from servers.verify import (
     OUTPUT_TOKENS,
     Answer,

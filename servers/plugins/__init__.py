@@ -7,11 +7,13 @@ Without that variable both functions do nothing, so a stock server is left as it
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Mapping
 
 from greenbench.errors import UserError, nearest
 
 CLASS_ENV = "GREENBENCH_ATTENTION_CLASS"  # dotted path of the backend class
+FOLDER_ENV = "GREENBENCH_ATTENTION_FOLDER"  # of a person's own class: where its file lies
 OPTIONS_ENV = "GREENBENCH_ATTENTION_OPTIONS"  # JSON object
 
 Option = int | float | str | bool
@@ -22,12 +24,7 @@ def register() -> None:
     path = os.environ.get(CLASS_ENV)
     if not path:
         return
-    module = path.rpartition(".")[0]
-    if not module.startswith("servers.plugins.") or importlib.util.find_spec(module) is None:
-        raise UserError(
-            f"{CLASS_ENV}={path!r} is no backend of this project; "
-            "give the dotted path of a class in servers/plugins/"
-        )
+    _check_class(path, os.environ.get(FOLDER_ENV))
     read_options()
     from vllm.platforms import current_platform
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
@@ -39,6 +36,29 @@ def register() -> None:
             "add it to VLLM_PLUGINS and leave VLLM_TARGET_DEVICE unset"
         )
     register_backend(AttentionBackendEnum.CUSTOM, path)
+
+
+def _check_class(path: str, folder: str | None) -> None:
+    """Raise unless the class's module is there; a person's own ``folder`` is searched last."""
+    module = path.rpartition(".")[0]
+    if folder is None:
+        if not module.startswith("servers.plugins.") or not _is_there(module):
+            raise UserError(
+                f"{CLASS_ENV}={path!r} is no backend of this project; "
+                "give the dotted path of a class in servers/plugins/"
+            )
+        return
+    if folder not in sys.path:
+        sys.path.append(folder)  # last: no file of it may stand in for an installed module
+    if not _is_there(module):
+        raise UserError(f"no module {module} in {folder}, nor installed beside vLLM; put it there")
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package above it
+        return False
 
 
 def cpu_platform() -> str | None:

@@ -42,6 +42,25 @@ def test_the_named_class_becomes_custom():
     assert done.stdout.split() == ["CustomCpuPlatform", "True"], done.stderr[-500:]
 
 
+def test_a_persons_own_class_becomes_custom_from_its_folder(tmp_path):
+    (tmp_path / "my_attn.py").write_text(
+        "from servers.plugins.sdpa_gather import SdpaGatherBackend\n"
+        "class MyBackend(SdpaGatherBackend): ...\n"
+    )
+    (tmp_path / "torch.py").write_text(
+        "raise SystemExit('a file of that folder stood in for torch')"
+    )
+    named = {
+        "GREENBENCH_ATTENTION_FOLDER": str(tmp_path),
+        "VLLM_PLUGINS": "greenbench,greenbench_cpu",
+    }
+    done = load_plugins(GREENBENCH_ATTENTION_CLASS="my_attn.MyBackend", **named)
+    assert done.stdout.split() == ["CustomCpuPlatform", "True"], done.stderr[-500:]
+    done = load_plugins(GREENBENCH_ATTENTION_CLASS="your_attn.MyBackend", **named)
+    assert done.returncode != 0
+    assert f"no module your_attn in {tmp_path}" in done.stderr
+
+
 def test_without_our_platform_the_process_dies():
     """Guards against vLLM quietly serving CPU_ATTN under the name of our backend."""
     done = load_plugins(GREENBENCH_ATTENTION_CLASS=SDPA, VLLM_PLUGINS="greenbench")
