@@ -226,6 +226,7 @@ def main() -> None:
                 result = measure(cell, done, until, client, found["served_model"])
                 measured["cells"][cell.key] = result
                 write_atomic(MEASURED, json.dumps(measured, indent=1) + "\n")
+                write_card(measured)
                 print(
                     f"{time.monotonic() - started:6.0f} s {cell.key}: "
                     f"{result['right']}/{result['count']}",
