@@ -76,7 +76,7 @@ class _Request:
         if time.monotonic_ns() > self.deadline_ns:
             self.reply.error = ("timeout", f"no complete reply within {self.timeout_s:g} s")
             return True
-        return self.reply.add(data, time.monotonic_ns(), [])
+        return self.reply.add(data, time.monotonic_ns(), None)
 
     def on_fault(self, error: Exception) -> None:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):

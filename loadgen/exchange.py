@@ -28,9 +28,8 @@ STEP_SHARE: Final = 0.001
 # Every eighth chunk is enough for percentiles of the delay from kernel to program.
 DELAY_STRIDE: Final = 8
 
-_unpack_timespec = struct.Struct("qq").unpack
-Ancillary = list[tuple[int, int, bytes]]
-Stamp = tuple[int, Ancillary]
+TIMESPEC_BYTES: Final = 16  # two native 64-bit numbers: seconds, nanoseconds
+Stamp = tuple[int, bytes | None]  # of a read: the program's monotonic ns, the kernel's timespec
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +89,16 @@ def failed(error_type: str, message: str, connect_ns: int | None = None) -> Exch
 class Reply:
     """A reply in the making. `add` is the hot path; `result` parses and is called once, at the end.
 
-    A stamp is (monotonic ns of the program, ancillary data of the read that holds the kernel's time).
+    The segments and the two times of each are kept in three lists of plain values: of tuples, a
+    hundred thousand a second, the garbage collector would make pauses.
     """
 
     __slots__ = (
         "_headers_stamp",
         "_held_bytes",
+        "_kernel",
         "_last_stamp",
+        "_mono_ns",
         "_reader",
         "_segments",
         "_streamed_bytes",
@@ -124,7 +126,9 @@ class Reply:
         self.send_waits = 0
         self.ended_mono_ns: int | None = None
         self.error: tuple[str, str] | None = None
-        self._segments: list[tuple[bytes, Stamp]] = []  # body bytes not yet parsed
+        self._segments: list[bytes] = []  # body bytes not yet parsed …
+        self._mono_ns: list[int] = []  # … when the program read each …
+        self._kernel: list[bytes | None] = []  # … and when the kernel had received it
         self._take_whole_chunks = False
         self._reader: StreamReader | None = None
         self._held_bytes = 0
@@ -132,16 +136,21 @@ class Reply:
         self._headers_stamp: Stamp | None = None
         self._last_stamp: Stamp | None = None
 
-    def add(self, data: bytes, mono_ns: int, ancillary: Ancillary) -> bool:
-        """Take what one read brought. True when the reply is complete or cannot go on."""
+    def add(self, data: bytes, mono_ns: int, kernel: bytes | None) -> bool:
+        """Take what one read brought, with the program's time and the kernel's (a timespec).
+
+        True when the reply is complete or cannot go on.
+        """
         if self._take_whole_chunks:
             # the usual read is exactly one whole chunk: its size line says so, nothing is looked into
             line_end = data.find(b"\r\n", 0, 8)
             size = CHUNK_SIZES.get(data[:line_end])
             if size == len(data) - line_end - 4 and data.endswith(b"\r\n"):
-                self._segments.append((data[line_end + 2 : -2], (mono_ns, ancillary)))
+                self._segments.append(data[line_end + 2 : -2])
+                self._mono_ns.append(mono_ns)
+                self._kernel.append(kernel)
                 return len(self._segments) >= DRAIN_READS and self._bounded()
-        return self._add_at_length(data, (mono_ns, ancillary))
+        return self._add_at_length(data, (mono_ns, kernel))
 
     def _add_at_length(self, data: bytes, stamp: Stamp) -> bool:
         parser = self.parser
@@ -154,7 +163,9 @@ class Reply:
             self._headers_stamp = stamp
         for segment in parser.take():
             self._held_bytes += len(segment)
-            self._segments.append((segment, stamp))
+            self._segments.append(segment)
+            self._mono_ns.append(stamp[0])
+            self._kernel.append(stamp[1])
         self._take_whole_chunks = parser.at_chunk and self._is_stream
         if self._held_bytes > DRAIN_BYTES and self._bounded():
             return True
@@ -162,7 +173,7 @@ class Reply:
 
     def stamp_head(self, mono_ns: int) -> None:
         """For a client that is handed the head decoded."""
-        self._headers_stamp = (mono_ns, [])
+        self._headers_stamp = (mono_ns, None)
 
     def closed_by_peer(self, reason: str = "the server closed the connection") -> None:
         """The connection ended. That is a cut unless the body's end was to be the closing itself."""
@@ -183,13 +194,13 @@ class Reply:
         """Parse ahead, so that memory stays bounded; True when the reply is too large to go on."""
         try:
             if self._is_stream:
-                self._streamed_bytes += sum(len(segment) for segment, _ in self._segments)
+                self._streamed_bytes += sum(map(len, self._segments))
                 if self._streamed_bytes > MAX_STREAM_BYTES + 16384 * self.outgoing.output_tokens:
                     raise SseError(f"a stream of over {self._streamed_bytes} bytes")
                 self._held_bytes = 0
                 self._drain()
             elif self._held_bytes > MAX_BODY_BYTES:
-                self._segments = []
+                self._take_held()
                 raise Http1Error(f"a body of over {MAX_BODY_BYTES} bytes")
         except (SseError, Http1Error) as error:
             self.error = ("bad_sse" if isinstance(error, SseError) else "bad_http", str(error))
@@ -200,8 +211,13 @@ class Reply:
         """Parse what has come of a stream."""
         if self._reader is None:
             self._reader = StreamReader(self.outgoing.event_limit)
-        segments, self._segments = self._segments, []
-        self._reader.feed(segments)
+        self._reader.feed_all(*self._take_held())
+
+    def _take_held(self) -> tuple[list[bytes], list[Stamp]]:
+        """Hand over the segments and their stamps, and forget them. One read, one equal stamp."""
+        held = self._segments, list(zip(self._mono_ns, self._kernel, strict=True))
+        self._segments, self._mono_ns, self._kernel = [], [], []
+        return held
 
     def result(self, now_mono_ns: int, now_unix_ns: int) -> Exchange:
         """Parse what is left and work out the outcome. The two clocks are read by the caller, now."""
@@ -231,8 +247,7 @@ class Reply:
             assert self._reader is not None
             facts = self._reader.facts
         else:
-            body = b"".join(segment for segment, _ in self._segments)
-            self._segments = []
+            body = b"".join(self._take_held()[0])
         if self.error is not None:
             facts.fail(*self.error)
         if facts.error_type is not None:
@@ -283,7 +298,7 @@ class Reply:
             exchange.end_ns = self.ended_mono_ns - sent
         if chunks:
             exchange.chunk_ns = offsets[: len(chunks)]
-            if len(set(map(id, chunks))) < len(chunks):
+            if len(set(chunks)) < len(chunks):
                 exchange.shared_bounds_ns = _shared_bounds(chunks, user, offsets)
             if exchange.kernel_times:
                 sample = range(0, len(chunks), DELAY_STRIDE)
@@ -298,7 +313,7 @@ def _shared_bounds(chunks: list[Stamp], user: list[int], offsets: list[int]) -> 
     bounds: list[int] = []
     before = 0  # offset of the read before; the sending, for the first
     for i in range(len(chunks) - 1):
-        if chunks[i] is chunks[i + 1]:
+        if chunks[i] == chunks[i + 1]:
             delay = user[i] - offsets[i]
             since = offsets[i] - before
             bounds.append(min(delay, since) if delay > 0 else since)
@@ -309,11 +324,15 @@ def _shared_bounds(chunks: list[Stamp], user: list[int], offsets: list[int]) -> 
 
 def _kernel_offsets(stamps: list[Stamp], sent_unix_ns: int) -> list[int] | None:
     """Nanoseconds from ``sent_unix_ns`` by the kernel's clock; None unless it stamped every read."""
-    try:
-        times = [_unpack_timespec(ancillary[0][2]) for _, ancillary in stamps]
-    except IndexError:  # a read without a time
+    times = [kernel for _, kernel in stamps if kernel is not None]
+    packed = b"".join(times)
+    if not stamps or len(times) < len(stamps) or len(packed) != TIMESPEC_BYTES * len(times):
         return None
-    return [seconds * 1_000_000_000 + ns - sent_unix_ns for seconds, ns in times] or None
+    words = struct.unpack(f"{2 * len(times)}q", packed)
+    return [
+        seconds * 1_000_000_000 + ns - sent_unix_ns
+        for seconds, ns in zip(words[::2], words[1::2], strict=True)
+    ]
 
 
 def _status_fault(parser: ResponseParser, body: bytes) -> tuple[str, str]:

@@ -20,10 +20,10 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from greenbench.errors import UserError
-from loadgen.exchange import Ancillary, Exchange, Outgoing, Reply, failed
+from loadgen.exchange import Exchange, Outgoing, Reply, failed
 
 SO_TIMESTAMPNS: Final = 35  # asm-generic/socket.h; Python's socket module does not name it
-READ_BYTES: Final = 16 * 1024
+READ_BYTES: Final = 4 * 1024  # a token is 300 bytes; every read allocates this much first
 READ_BYTES_MAX: Final = 1024 * 1024
 ANCILLARY_BYTES: Final = 64
 SEND_BUFFER_BYTES: Final = 2 * 1024 * 1024  # a 128k-token prompt fits without waiting
@@ -132,7 +132,7 @@ class Connection:
         self._reply: Reply | None = None
         self._done: Done | None = None
         self._connect_ns: int | None = None  # not yet charged to a request
-        self._recvmsg: Callable[[int, int], tuple[bytes, Ancillary, int, object]]
+        self._recvmsg: Callable[[int, int], tuple[bytes, list[tuple[int, int, bytes]], int, object]]
 
     @property
     def idle(self) -> bool:
@@ -355,7 +355,7 @@ class Connection:
             self._closed_by_peer()
         elif reply is None or reply.sent_mono_ns is None:
             self.close()  # bytes that nobody asked for
-        elif reply.add(data, now, ancillary):
+        elif reply.add(data, now, ancillary[0][2] if ancillary else None):
             self._end(reply.error)
         elif self._goodbye:  # TLS: the last bytes and the goodbye came in one read
             self._closed_by_peer()

@@ -7,7 +7,7 @@ allow raises `Http1Error`; it never guesses where a message ends.
 
 import functools
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_LINE_BYTES: Final = 16 * 1024  # a chunk-size line or one trailer
@@ -163,52 +163,64 @@ class ResponseParser:
             if not b"HTTP/1.".startswith(buffer[at : at + 7]):
                 raise Http1Error(f"not an HTTP/1 response: {buffer[at : at + 40]!r}")
             return at
-        minor, status, headers = _head(buffer[at : match.start()])
-        if status == 101:
-            raise Http1Error("101 Switching Protocols, which was not asked for")
-        if status >= 200:
-            self.status = status
-            self.headers = headers
-            self._framing(minor)
+        head = _head(buffer[at : match.start()])
+        if head.status >= 200:
+            self.status = head.status
+            self.headers = head.headers
+            self.reusable = head.reusable
+            self._state = head.state
+            self._wanted = head.length
+            self.complete = head.state == DONE
         return match.end()
 
-    def _framing(self, minor: int) -> None:
-        """How the body ends (RFC 9112, section 6.3), and whether the connection stays open."""
-        headers = self.headers
-        options = {word.strip() for word in headers.get(b"connection", b"").lower().split(b",")}
-        self.reusable = b"close" not in options and (minor == 1 or b"keep-alive" in options)
-        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise Http1Error(
-                f"content-encoding {headers[b'content-encoding'][:40]!r}, not asked for"
-            )
-        coding = headers.get(b"transfer-encoding")
-        length = headers.get(b"content-length")
-        if self.status in (204, 304):
-            self._finish(self.reusable)
-        elif coding is not None:
-            if coding.lower() != b"chunked" or minor == 0:
-                raise Http1Error(f"transfer-encoding {coding[:40]!r} in HTTP/1.{minor}")
-            self.reusable = self.reusable and length is None
-            self._state = CHUNK_SIZE
-        elif length is not None:
-            if not re.fullmatch(rb"[0-9]{1,15}", length):
-                raise Http1Error(f"content-length {length[:40]!r}")
-            self._wanted = int(length)
-            self._state = LENGTH
-            if not self._wanted:
-                self._finish(self.reusable)
-        else:
-            self._state = UNTIL_CLOSE
+
+class Head(NamedTuple):
+    """What a head says. ``state``: what follows it; ``length``: of a body of state LENGTH."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    reusable: bool
+    state: int
+    length: int
 
 
 @functools.lru_cache(maxsize=256)  # a server's heads differ by the second, if at all
-def _head(head: bytes) -> tuple[int, int, dict[bytes, bytes]]:
-    """(minor version, status, headers by lower-case name) of a head without its empty line."""
+def _head(head: bytes) -> Head:
+    """Read a head without its empty line."""
     first, *lines = re.split(rb"\r?\n", head)
     status_line = _STATUS_LINE.fullmatch(first)
     if status_line is None:
         raise Http1Error(f"not an HTTP/1 status line: {first[:40]!r}")
-    return int(status_line[1]), int(status_line[2]), _headers(lines)
+    minor, status, headers = int(status_line[1]), int(status_line[2]), _headers(lines)
+    if status == 101:
+        raise Http1Error("101 Switching Protocols, which was not asked for")
+    if status < 200:
+        return Head(status, headers, False, HEAD, 0)
+    options = {word.strip() for word in headers.get(b"connection", b"").lower().split(b",")}
+    reusable = b"close" not in options and (minor == 1 or b"keep-alive" in options)
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise Http1Error(f"content-encoding {headers[b'content-encoding'][:40]!r}, not asked for")
+    state, length = _framing(minor, status, headers)
+    if state == CHUNK_SIZE and b"content-length" in headers:
+        reusable = False
+    return Head(status, headers, reusable, state, length)
+
+
+def _framing(minor: int, status: int, headers: dict[bytes, bytes]) -> tuple[int, int]:
+    """How the body ends (RFC 9112, section 6.3): the state that follows, and the body's length."""
+    coding = headers.get(b"transfer-encoding")
+    length = headers.get(b"content-length")
+    if status in (204, 304):
+        return DONE, 0
+    if coding is not None:
+        if coding.lower() != b"chunked" or minor == 0:
+            raise Http1Error(f"transfer-encoding {coding[:40]!r} in HTTP/1.{minor}")
+        return CHUNK_SIZE, 0
+    if length is not None:
+        if not re.fullmatch(rb"[0-9]{1,15}", length):
+            raise Http1Error(f"content-length {length[:40]!r}")
+        return (LENGTH if int(length) else DONE), int(length)
+    return UNTIL_CLOSE, 0
 
 
 def _headers(lines: list[bytes]) -> dict[bytes, bytes]:

@@ -6,8 +6,8 @@ With the page: locust -f loadgen/longctx.py
 
 Locust gives users, the web page, headless mode and workers; the requests themselves go through
 `loadgen.fast`, and every one is a row in the run directory. TTFT and E2E are separate rows of
-Locust's table. Only absolute imports and one concrete User: Locust loads this file by path and spawns
-every User class it finds in it.
+Locust's table; only E2E counts as a request in its totals. Only absolute imports and one concrete
+User: Locust loads this file by path and spawns every User class it finds in it.
 """
 
 import logging
@@ -184,20 +184,14 @@ class Drive:
         self._live.add(record)
         if record.error_type == "cut_at_drain":
             return  # a row, but no failure: the run was over
-        fire = self.environment.events.request.fire
         error = None
         if record.error_type is not None:
             error = f"{record.error_type}: {record.error_message}"
         elif record.first_token_ns is not None:
-            fire(
-                request_type=record.task,
-                name="TTFT",
-                response_time=record.first_token_ns / 1e6,
-                response_length=0,
-                exception=None,
-                context={},
-            )
-        fire(
+            # a row of its own and no request: it would count twice in the totals and in requests/s
+            ttft_ms = round(record.first_token_ns / 1e6)
+            self.environment.stats.get("TTFT", record.task).log(ttft_ms, 0)
+        self.environment.events.request.fire(
             request_type=record.task,
             name="E2E",
             response_time=None if record.end_ns is None else record.end_ns / 1e6,

@@ -262,6 +262,7 @@ class Session:
         if self._next_tick_ns is not None:
             self.audit.loop_lag.add(now_ns - self._next_tick_ns)
         self._next_tick_ns = now_ns + round(TICK_S * 1e9)
+        self._records.flush()
         phases = self.phases
         for name, moment in (
             ("warmup_start", phases.warmup_start),
@@ -317,6 +318,7 @@ class Session:
         for request_id, prompt_at, text, raw in self._replies:
             body: Any = msgspec.json.decode(raw) if raw else None
             outputs.write(grade_reply(self._prompts[prompt_at], request_id, text, body))
+            outputs.flush()
             self._breathe()
         outputs.close()
         self._replies.close()

@@ -111,7 +111,9 @@ class CompletionEvent(msgspec.Struct, gc=False):
     message: str | None = None
 
 
-_decode_event = msgspec.json.Decoder(CompletionEvent).decode
+_decoder = msgspec.json.Decoder(CompletionEvent)
+_decode_event = _decoder.decode
+_decode_events = _decoder.decode_lines
 
 
 @dataclass(slots=True)
@@ -160,6 +162,69 @@ class StreamReader:
         self._event_limit = event_limit
         self._splitter = SseSplitter()
 
+    def feed_all(self, segments: list[bytes], stamps: list[Any]) -> None:
+        """The same as `feed`, many segments at once: a run of usual ones is decoded in one call."""
+        usual = self._read_usual(segments, stamps) if self._splitter.between_events else 0
+        self.feed(zip(segments[usual:], stamps[usual:], strict=True))
+
+    def _read_usual(self, segments: list[bytes], stamps: list[Any]) -> int:
+        """Read the run of usual segments at the front; how many those were (0: look at each).
+
+        Usual: one event, an object, on one line with LF. Then joined lines decode to as many events
+        as there are segments, or something is odd: no object can go on in the next line, because no
+        JSON holds a bare LF inside a string, nor "}" and "{" side by side.
+        """
+        count = len(segments)
+        while count and not _is_usual(segments[count - 1]):  # the end: usage, [DONE]
+            count -= 1
+        front = segments[:count]
+        lines = b"".join([segment[6:-1] for segment in front])
+        if (
+            not count
+            or lines.count(b"\n") != count
+            or b"\r" in lines
+            or [segment[:7] for segment in front].count(b"data: {") != count
+            or [segment[-3:] for segment in front].count(b"}\n\n") != count
+        ):
+            return 0
+        try:
+            events = _decode_events(lines)
+        except msgspec.DecodeError:
+            return 0  # read one by one, it is known which
+        if len(events) != count or self.events + count > self._event_limit:
+            return 0
+        self._splitter.at_start = False
+        self.events += count
+        for event, stamp in zip(events, stamps, strict=False):
+            if not self._take_token(event, stamp):
+                self._take(event, stamp, None)
+        return count
+
+    def _take_token(self, event: CompletionEvent, stamp: Any) -> bool:
+        """Take an event that only brings tokens; False for any other. The same as `_take`, sooner."""
+        usage, choices, facts = event.usage, event.choices, self.facts
+        if usage is None or len(choices) != 1 or facts.chunk_tokens is None:
+            return False
+        tokens = usage.completion_tokens
+        if (
+            tokens is None
+            or tokens <= (facts.output_tokens or 0)
+            or event.error is not None
+            or event.metrics
+            or event.object == "error"
+            or usage.prompt_tokens_details is not None
+            or choices[0].finish_reason is not None
+        ):
+            return False
+        if usage.prompt_tokens is not None:
+            facts.prompt_tokens = usage.prompt_tokens
+        facts.output_tokens = tokens
+        facts.chunk_tokens.append(tokens)
+        facts.chunk_stamps.append(stamp)
+        if text := choices[0].text:
+            facts.texts.append(text)
+        return True
+
     def feed(self, segments: Iterable[tuple[bytes, Any]]) -> None:
         """Read (segment, stamp) pairs. A malformed event raises `SseError`; what came before is kept."""
         splitter = self._splitter
@@ -179,9 +244,8 @@ class StreamReader:
                     self._event(data, stamp)
 
     def _event(self, data: bytes, stamp: Any) -> None:
-        facts = self.facts
         if data == b"[DONE]":
-            facts.done = True
+            self.facts.done = True
             return
         self.events += 1
         if self.events > self._event_limit:
@@ -190,8 +254,12 @@ class StreamReader:
             event = _decode_event(data)
         except msgspec.DecodeError as error:  # also ValidationError: a field of the wrong type
             raise SseError(f"not a completion event: {error}") from error
+        self._take(event, stamp, data)
+
+    def _take(self, event: CompletionEvent, stamp: Any, data: bytes | None) -> None:
+        facts = self.facts
         if event.error is not None or event.object == "error":
-            facts.fail("server_error_event", error_text(data))
+            facts.fail("server_error_event", error_text(data or msgspec.json.encode(event)))
             return
         if event.metrics:
             facts.server_metrics = _numbers(event.metrics)
@@ -217,6 +285,10 @@ class StreamReader:
             facts.chunk_stamps.append(stamp)
             if facts.chunk_tokens is not None:
                 facts.chunk_tokens.append(running)
+
+
+def _is_usual(segment: bytes) -> bool:
+    return segment.startswith(b"data: {") and segment.endswith(b"}\n\n")
 
 
 def read_whole(body: bytes) -> Facts:

@@ -1,144 +1,56 @@
 """How far the load generator's own error reaches, measured against a server that logs the truth.
 
-    python scripts/bench_client.py [--runs 3] [--out docs/client-bench.md] [--clients ours,vllm,…]
+    python scripts/bench_client.py [--runs 3] [--clients ours,aiohttp] [--scenario saturation]
 
 Builds tests/fakes/golden.c with the system's compiler, pins server and client to a core each, and runs
-the real locustfile (records written) and every peer that is installed, interleaved. Prints and writes
-a table. Does not touch the network beyond loopback.
+the real locustfile (records written) and every peer that is installed, interleaved. Every run is a
+line of --results, so that a benchmark may be done in parts; the table is of all that stand there.
+Does not touch the network beyond loopback.
 """
 
 import argparse
 import json
-import os
-import resource
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from bench_peers import installed
+from bench_rig import (
+    ROOT,
+    SCENARIOS,
+    Result,
+    Scenario,
+    Told,
+    Truth,
+    build,
+    golden,
+    read_truth,
+    run_pinned,
+)
+
 sys.path.insert(0, str(ROOT))
 
-from tests.fakes.loadruns import make_run  # noqa: E402
+from tests.fakes.loadruns import make_run
 
-
-@dataclass(frozen=True)
-class Scenario:
-    """One load: ``streams`` users, each request ``tokens`` chunks, after ``ttft_us`` every ``gap_us``."""
-
-    name: str
-    streams: int
-    tokens: int
-    ttft_us: int
-    gap_us: int
-    measure_s: float
-    context: int = 64
-    rate_per_s: float | None = None  # an open loop instead of users
-
-
-SCENARIOS = [
-    Scenario("16 streams, 20 ms", 16, 64, 50_000, 20_000, 4),
-    Scenario("64 streams, 20 ms", 64, 64, 50_000, 20_000, 4),
-    Scenario("256 streams, 20 ms", 256, 64, 50_000, 20_000, 4),
-    Scenario("64,000 chunks/s", 256, 256, 50_000, 4_000, 4),
-    Scenario("100,000 chunks/s", 256, 256, 50_000, 2_560, 4),
-    Scenario("128,000 chunks/s", 256, 256, 50_000, 2_000, 4),
-    Scenario("saturation", 64, 1, 0, 0, 4),
-    Scenario("32k-token prompts", 16, 1, 0, 0, 4, context=32_768),
-    Scenario("pacing, 200 requests/s", 0, 64, 50_000, 10_000, 6, rate_per_s=200),
-]
-
-
-@dataclass
-class Truth:
-    """One request as the golden server logged it, CLOCK_MONOTONIC ns."""
-
-    received_ns: int
-    sent_ns: list[int]
-
-
-@dataclass
-class Result:
-    """Figures of one run of one client. ms unless named otherwise; None: the client does not say."""
-
-    requests: int = 0
-    failed: int = 0
-    seconds: float = 0.0
-    chunks: int = 0
-    cpu_s: float = 0.0
-    ttft_errors_ms: list[float] = field(default_factory=list)
-    itl_errors_ms: list[float] = field(default_factory=list)
-    lags_ms: list[float] = field(default_factory=list)
-
-    def figures(self) -> dict[str, float | None]:
-        return {
-            "ttft_error_p50_ms": _quantile([abs(e) for e in self.ttft_errors_ms], 0.5),
-            "ttft_error_p99_ms": _quantile([abs(e) for e in self.ttft_errors_ms], 0.99),
-            "itl_error_p99_ms": _quantile([abs(e) for e in self.itl_errors_ms], 0.99),
-            "chunks_per_s": self.chunks / self.seconds if self.seconds else None,
-            "cpu_ms_per_1000_chunks": 1e6 * self.cpu_s / self.chunks if self.chunks else None,
-            "requests_per_s": self.requests / self.seconds if self.seconds else None,
-            "cpu_ms_per_request": 1e3 * self.cpu_s / self.requests if self.requests else None,
-            "lag_p99_ms": _quantile(self.lags_ms, 0.99),
-            "lag_worst_ms": max(self.lags_ms, default=None),
-            "failed": float(self.failed),
-        }
-
-
-def _quantile(values: list[float], share: float) -> float | None:
-    if not values:
-        return None
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
-def build(folder: Path) -> Path:
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        raise SystemExit(
-            "error: no C compiler found; install one (cc) to run the client's benchmark"
-        )
-    program = folder / "golden"
-    subprocess.run(
-        [compiler, "-O2", "-o", str(program), str(ROOT / "tests/fakes/golden.c")], check=True
-    )
-    return program
-
-
-@contextmanager
-def golden(program: Path, scenario: Scenario, log: Path) -> Iterator[str]:
-    """The server on the first core of this host; its URL. The log is there after the block."""
-    argv = [str(program), "--log", str(log), "--prompt-tokens", str(scenario.context)]
-    argv += ["--ttft-us", str(scenario.ttft_us), "--gap-us", str(scenario.gap_us)]
-    server = subprocess.Popen(
-        argv, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, {0})
-    )
-    assert server.stdout is not None
-    try:
-        yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(20)
-
-
-def read_truth(log: Path) -> dict[str, Truth]:
-    truth: dict[str, Truth] = {}
-    for line in log.open():
-        request_id, received, _, *sent = line.split()
-        truth[request_id] = Truth(int(received), [int(t) for t in sent])
-    return truth
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+OURS, UNSTORED = "ours", "ours, storing nothing"
 
 
 def run_ours(
-    url: str, scenario: Scenario, folder: Path, finish: Callable[[], dict[str, Truth]]
+    url: str,
+    scenario: Scenario,
+    folder: Path,
+    finish: Callable[[], list[Truth]],
+    locustfile: str = "loadgen/longctx.py",
 ) -> Result:
-    """The real locustfile with a run directory, pinned to the second core."""
+    """The real locustfile with a run directory; figures of its measured window."""
     run = make_run(
         folder,
         url,
@@ -155,63 +67,43 @@ def run_ours(
             "request_timeout_s": 60,
         },
     )
-    argv = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadgen/longctx.py"), "--headless"]
+    argv = [sys.executable, "-m", "locust", "-f", str(ROOT / locustfile), "--headless"]
     if scenario.rate_per_s:
         argv = [sys.executable, "-m", "loadgen.openloop"]
-    _pinned([*argv, "--run-dir", str(run)], folder / "ours.log")
-    truth = finish()
-    (audit_path,) = (run / "client_audit").glob("*.json")
-    audit = json.loads(audit_path.read_text())
+    meter = run_pinned([*argv, "--run-dir", str(run)], folder / "ours.log")
+    truth = {true.request_id: true for true in finish()}
     events = {e["name"]: e["mono_ns"] for e in map(json.loads, (run / "events.jsonl").open())}
     start, end = events["measure_start"], events["measure_end"]
     result = Result(seconds=(end - start) / 1e9)
-    result.cpu_s = audit["figures"]["cpu_share"] * result.seconds
+    result.take_cpu(meter, start, end)
     (rows_path,) = (run / "requests").glob("*.jsonl")
     for row in map(json.loads, rows_path.open()):
-        compare(row, truth.get(row["request_id"]), start, end, result)
+        _add(row, truth.get(row["request_id"]), start, end, result)
     return result
 
 
-def compare(row: dict[str, Any], true: Truth | None, start: int, end: int, result: Result) -> None:
-    """Errors of one row against the truth: TTFT from sending, gaps chunk by chunk."""
+def _add(row: dict[str, Any], true: Truth | None, start: int, end: int, result: Result) -> None:
+    """A row: what fell into the window counts; errors are of requests that were sent in it."""
     if row["error_type"] is not None or true is None:
         result.failed += row["error_type"] != "cut_at_drain"
         return
     sent, chunk_ns = row["sent_mono_ns"], row["chunk_ns"]
     result.requests += start <= sent + row["end_ns"] < end
     result.chunks += sum(start <= sent + at < end for at in chunk_ns)
-    if not start <= sent < end:
-        return
-    if row["scheduled_unix_ns"] is not None:
-        result.lags_ms.append((row["sent_unix_ns"] - row["scheduled_unix_ns"]) / 1e6)
-    result.ttft_errors_ms.append((chunk_ns[0] - (true.sent_ns[0] - true.received_ns)) / 1e6)
-    for i in range(1, len(chunk_ns)):
-        gap, true_gap = chunk_ns[i] - chunk_ns[i - 1], true.sent_ns[i] - true.sent_ns[i - 1]
-        result.itl_errors_ms.append((gap - true_gap) / 1e6)
+    if start <= sent < end:
+        lag_ms = None
+        if row["scheduled_unix_ns"] is not None:
+            lag_ms = (row["sent_unix_ns"] - row["scheduled_unix_ns"]) / 1e6
+        gaps = [(b - a) / 1e6 for a, b in pairwise(chunk_ns)]
+        result.compare(Told(chunk_ns[0] / 1e6, gaps, lag_ms=lag_ms), true)
 
 
-def _pinned(argv: list[str], log: Path, env: dict[str, str] | None = None) -> float:
-    """Run a client on the second core; its CPU seconds."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    with log.open("w") as out:
-        ended = subprocess.run(
-            argv,
-            cwd=ROOT,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=os.environ | (env or {}),
-            preexec_fn=lambda: os.sched_setaffinity(0, {1}),
-            timeout=120,
-            check=False,
-        )
-    if ended.returncode:
-        raise RuntimeError(f"{argv[:4]} ended with {ended.returncode}: {log.read_text()[-800:]}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-Client = Callable[[str, Scenario, Path, Callable[[], dict[str, Truth]]], Result]
-CLIENTS: dict[str, Client] = {"ours": run_ours}
+Run = Callable[[str, Scenario, Path, Callable[[], list[Truth]]], Result]
+CLIENTS: dict[str, Run] = {
+    OURS: run_ours,
+    UNSTORED: partial(run_ours, locustfile="scripts/peers/ours_unstored.py"),
+    **{name: peer.run for name, peer in installed().items()},
+}
 
 
 def measure(program: Path, client: str, scenario: Scenario) -> dict[str, float | None]:
@@ -220,25 +112,35 @@ def measure(program: Path, client: str, scenario: Scenario) -> dict[str, float |
         log = folder / "golden.log"
         server = golden(program, scenario, log)
         url = server.__enter__()
+        stopped: list[Truth] = []
 
-        def finish() -> dict[str, Truth]:
+        def finish() -> list[Truth]:
             server.__exit__(None, None, None)
-            return read_truth(log)
+            stopped.extend(read_truth(log))
+            return stopped
 
-        return CLIENTS[client](url, scenario, folder, finish).figures()
+        try:
+            return CLIENTS[client](url, scenario, folder, finish).figures()
+        finally:
+            if not stopped:
+                server.__exit__(None, None, None)
 
 
 FIGURES = {
     "ttft_error_p50_ms": "TTFT error p50, ms",
     "ttft_error_p99_ms": "TTFT error p99, ms",
     "itl_error_p99_ms": "ITL error p99, ms",
+    "itl_p99_off_percent": "ITL p99 off by, %",
+    "mean_gap_error_p99_ms": "error of a request's mean gap p99, ms",
     "chunks_per_s": "chunks/s",
     "cpu_ms_per_1000_chunks": "CPU ms per 1,000 chunks",
     "requests_per_s": "requests/s",
     "cpu_ms_per_request": "CPU ms per request",
     "lag_p99_ms": "send lag p99, ms",
     "lag_worst_ms": "worst send lag, ms",
+    "miscounted": "miscounted",
     "failed": "failed",
+    "others_percent": "core taken by others, %",
 }
 
 
@@ -246,39 +148,75 @@ def cell(values: list[float]) -> str:
     """Median, and the range over the runs."""
     if not values:
         return "–"
-    middle = f"{median(values):,.3g}" if median(values) < 1000 else f"{median(values):,.0f}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.3g}–{max(values):.3g})"
+    words = [f"{v:,.3g}" if abs(v) < 1000 else f"{v:,.0f}" for v in values]
+    middle = f"{median(values):,.3g}" if abs(median(values)) < 1000 else f"{median(values):,.0f}"
+    if len(set(words)) == 1:
+        return middle
+    low, high = words[values.index(min(values))], words[values.index(max(values))]
+    return f"{middle} ({low} – {high})"
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """One table a load, a row a client, and only the columns that some client fills."""
+    parts: list[str] = []
+    for scenario in SCENARIOS:
+        runs: dict[str, list[dict[str, float | None]]] = {}
+        for line in lines:
+            if line["scenario"] == scenario.name:
+                runs.setdefault(line["client"], []).append(line["figures"])
+        if not runs:
+            continue
+        found = {key for many in runs.values() for one in many for key in one if one[key]}
+        columns = [key for key in FIGURES if key in found]
+        head = ["client", "runs", *(FIGURES[key] for key in columns)]
+        parts.append(f"\n**{scenario.name}**\n\n| {' | '.join(head)} |\n{'|---' * len(head)}|")
+        for client, many in runs.items():
+            cells = [
+                cell([v for one in many if (v := one.get(key)) is not None]) for key in columns
+            ]
+            parts.append(f"| {client} | {len(many)} | {' | '.join(cells)} |")
+    return "\n".join(parts) + "\n"
+
+
+def write_into(path: Path, text: str) -> None:
+    """Put the tables between the marks of a page, whose words stay."""
+    page = path.read_text() if path.exists() else f"{BEGIN}\n{END}\n"
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--clients", default=",".join(CLIENTS))
+    parser.add_argument("--clients", help=f"of {', '.join(CLIENTS)}; default: all, by load")
     parser.add_argument("--scenario", default="", help="only those whose name holds this")
-    parser.add_argument("--out", type=Path, help="write the table there (Markdown)")
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    default_results = ROOT / f"runs/bench-client/{stamp}.jsonl"
+    parser.add_argument("--results", type=Path, default=default_results, help="appended to")
+    parser.add_argument("--out", type=Path, help="write the tables into this page")
     options = parser.parse_args()
-    lines = [
-        "| load | client | " + " | ".join(FIGURES.values()) + " |",
-        "|---" * (len(FIGURES) + 2) + "|",
-    ]
-    print("\n".join(lines), flush=True)
+    options.results.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         program = build(Path(name))
         for scenario in (s for s in SCENARIOS if options.scenario in s.name):
-            runs: dict[str, list[dict[str, float | None]]] = {}
-            for _ in range(
-                options.runs
-            ):  # interleaved: a busy moment of the host hits every client
-                for client in options.clients.split(","):
-                    runs.setdefault(client, []).append(measure(program, client, scenario))
-            for client, found in runs.items():
-                cells = [
-                    cell([v for run in found if (v := run[key]) is not None]) for key in FIGURES
-                ]
-                lines.append(f"| {scenario.name} | {client} | " + " | ".join(cells) + " |")
-                print(lines[-1], flush=True)
+            default = CLIENTS if scenario.peers else [OURS]
+            for _ in range(options.runs):  # interleaved: a busy moment hits every client
+                for client in options.clients.split(",") if options.clients else default:
+                    try:
+                        figures = measure(program, client, scenario)
+                    except (RuntimeError, subprocess.TimeoutExpired) as error:
+                        print(f"{scenario.name} | {client} | failed: {error}", flush=True)
+                        continue
+                    line = {"scenario": scenario.name, "client": client, "figures": figures}
+                    with options.results.open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+                    words = [f"{k} {v:.4g}" for k, v in figures.items() if v]
+                    print(f"{scenario.name} | {client} | {', '.join(words)}", flush=True)
+    lines = [json.loads(line) for line in options.results.open()]
+    print(table(lines))
     if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
+        write_into(options.out, table(lines))
 
 
 if __name__ == "__main__":

@@ -63,6 +63,16 @@ def test_shards_together_are_exactly_the_one_schedule(count: int, kind: str) -> 
     assert sorted(itertools.chain(*parts), key=lambda a: a.offset_s) == whole
 
 
+def test_workers_that_share_a_seed_fail_the_test_of_exponential_gaps() -> None:
+    """The check of the fleet's union (test_loadgen_fleet) can fail: a sharing by seed is caught."""
+    right = itertools.islice(arrivals(load("poisson", 60), 7), 180)
+    halves = [itertools.islice(arrivals(load("poisson", 30), 7), 90) for _ in range(2)]
+    for found, passes in ((right, True), (itertools.chain(*halves), False)):
+        offsets = sorted(arrival.offset_s for arrival in found)
+        union = [b - a for a, b in itertools.pairwise(offsets)]
+        assert (kstest(union, "expon", args=(0, 1 / 60)).pvalue > 0.001) == passes
+
+
 @pytest.mark.parametrize(("to", "ramp_s"), [(50.0, 10.0), (2.0, 20.0)])
 def test_a_ramp_brings_as_many_requests_as_its_rate_integrates_to(to: float, ramp_s: float) -> None:
     """Second method: the integral of the rate at each arrival counts the arrivals."""

@@ -201,6 +201,13 @@ def test_a_connection_closed_between_two_requests_costs_no_row(client: str) -> N
         assert len({seen.connection for seen in server.seen}) == 3
 
 
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_reset_after_the_body_costs_no_row(client: str) -> None:
+    with GoldenServer(lambda seen: Script([*stream_script(EVENTS).writes], "rst")) as server:
+        got = CLIENTS[client](server.url, [lambda t, n: outgoing(t, TOKENS, number=n)] * 2)
+    assert [(g.facts.error_type, g.facts.output_tokens) for g in got] == [(None, 12)] * 2
+
+
 def test_a_kept_connection_is_reused_and_pays_for_connecting_once() -> None:
     with GoldenServer(lambda seen: stream_script(EVENTS)) as server:
         got = fast(server.url, [lambda t, n: outgoing(t, TOKENS, number=n)] * 3)

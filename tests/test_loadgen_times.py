@@ -43,8 +43,8 @@ def test_ttft_and_gaps_are_those_of_the_script(client: str, ttft_s: float, gap_s
     assert sum(gaps) >= 8 * gap_s * SECOND
 
 
-def ancillary(unix_ns: int) -> list[tuple[int, int, bytes]]:
-    return [(1, 35, struct.pack("qq", unix_ns // SECOND, unix_ns % SECOND))]
+def timespec(unix_ns: int) -> bytes:
+    return struct.pack("qq", unix_ns // SECOND, unix_ns % SECOND)
 
 
 SENT_UNIX, SENT_MONO = 1_795_000_000 * SECOND + 5, 700 * SECOND
@@ -62,7 +62,7 @@ def reply(kernel_at: list[int | None], user_at: list[int]) -> Reply:
     made = Reply(OUT, 0)
     made.sent_unix_ns, made.sent_mono_ns = SENT_UNIX, SENT_MONO
     for data, kernel, user in zip(READS, kernel_at, user_at, strict=True):
-        made.add(data, SENT_MONO + user, [] if kernel is None else ancillary(SENT_UNIX + kernel))
+        made.add(data, SENT_MONO + user, None if kernel is None else timespec(SENT_UNIX + kernel))
     return made
 
 
@@ -107,7 +107,7 @@ def test_a_chunk_that_shares_its_read_may_be_as_early_as_the_program_was_late() 
     """Read 1 us after the kernel's stamp: the first chunk came at most 1 us before the second."""
     made = Reply(OUT, 0)
     made.sent_unix_ns, made.sent_mono_ns = SENT_UNIX, SENT_MONO
-    made.add(b"".join(READS), SENT_MONO + 5_000, ancillary(SENT_UNIX + 4_000))
+    made.add(b"".join(READS), SENT_MONO + 5_000, timespec(SENT_UNIX + 4_000))
     got = made.result(SENT_MONO + 6_000, SENT_UNIX + 6_000)
     assert (got.chunk_ns, got.shared_bounds_ns) == ([4_000, 4_000], [1_000])
     assert got.facts.error_type is None
@@ -118,9 +118,9 @@ def test_the_read_before_bounds_a_shared_chunk_too() -> None:
     made = Reply(Outgoing("r", b"", b"", True, 9, 3), 0)
     made.sent_unix_ns, made.sent_mono_ns = SENT_UNIX, SENT_MONO
     events = [chunked(sse(data)) for data in completion_events(9, [1, 1, 1])]
-    made.add(OK_STREAM + events[0], SENT_MONO + 8_000_000, ancillary(SENT_UNIX + 8_000_000))
+    made.add(OK_STREAM + events[0], SENT_MONO + 8_000_000, timespec(SENT_UNIX + 8_000_000))
     rest = b"".join(events[1:]) + END_CHUNK
-    made.add(rest, SENT_MONO + 19_000_000, ancillary(SENT_UNIX + 10_000_000))
+    made.add(rest, SENT_MONO + 19_000_000, timespec(SENT_UNIX + 10_000_000))
     got = made.result(SENT_MONO + 20_000_000, SENT_UNIX + 20_000_000)
     assert got.shared_bounds_ns == [2_000_000]
 
@@ -131,10 +131,10 @@ def test_a_long_stream_parsed_in_parts_keeps_each_chunks_own_time() -> None:
     events = completion_events(9, [1] * count)
     made = Reply(Outgoing("r", b"", b"", True, 9, count), 0)
     made.sent_unix_ns, made.sent_mono_ns = SENT_UNIX, SENT_MONO
-    made.add(OK_STREAM, SENT_MONO + 1, ancillary(SENT_UNIX + 1))
+    made.add(OK_STREAM, SENT_MONO + 1, timespec(SENT_UNIX + 1))
     for i, data in enumerate(events):
-        made.add(chunked(sse(data)), SENT_MONO + 10 * i, ancillary(SENT_UNIX + 10 * i))
-    made.add(END_CHUNK, SENT_MONO + 10 * count, ancillary(SENT_UNIX + 10 * count))
+        made.add(chunked(sse(data)), SENT_MONO + 10 * i, timespec(SENT_UNIX + 10 * i))
+    made.add(END_CHUNK, SENT_MONO + 10 * count, timespec(SENT_UNIX + 10 * count))
     got = made.result(SENT_MONO + 60_000, SENT_UNIX + 60_000)
     assert got.chunk_ns == [10 * i for i in range(count)]
     assert (got.headers_ns, got.facts.error_type) == (1, None)

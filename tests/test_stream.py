@@ -69,6 +69,61 @@ def test_any_cutting_gives_the_same_counts(steps: list[int], data: st.DataObject
     assert facts.chunk_tokens == [sum(steps[: i + 1]) for i in range(len(steps))]
 
 
+ODD = [
+    b"[DONE]",
+    b"{",
+    b"{}{}",
+    b"{} {}",
+    b'{"object":"a}',
+    b'{b"}',
+    b"5",
+    b'{"error":"no"}',
+    b'{"object":"error","message":"no"}',
+    event("a", 3, 9, "length"),
+    event("", 4, 9),
+    event("b", None, 9),
+    event(None, 5, 9),
+    event("c", 2, 8, metrics={"queue_time_ms": 1.5}),
+    b'{"choices":[{"text":"d"}],"usage":{"completion_tokens":6,"prompt_tokens_details":{"cached_tokens":4}}}',
+]
+SEGMENTS = st.one_of(
+    st.integers(1, 9).map(lambda n: sse(event(f" t{n}", n, 9))),
+    st.sampled_from(ODD).map(sse),
+    st.sampled_from(
+        [b": ping\n\n", b"data: {}\r\n\r\n", b"data: {}\n", b"\n", b"data: {", b"}\n\n"]
+    ),
+)
+
+
+@given(st.lists(SEGMENTS, max_size=12), st.integers(1, 14))
+def test_many_segments_at_once_read_as_one_by_one(segments: list[bytes], limit: int) -> None:
+    """The usual run is decoded in one call: whatever it holds, nothing may come out otherwise."""
+    outcomes: list[object] = []
+    for at_once in (False, True):
+        reader = StreamReader(limit)
+        error = ""
+        try:
+            if at_once:
+                reader.feed_all(segments, list(range(len(segments))))
+            else:
+                reader.feed(zip(segments, range(len(segments)), strict=True))
+        except SseError as fault:
+            error = str(fault)
+        outcomes.append((reader.facts, reader.events, error))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_usual_stream_is_decoded_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = [sse(data) for data in completion_events(9, [1] * 500)]
+    monkeypatch.setattr(
+        StreamReader, "_event", lambda self, data, stamp: self.facts.fail("", "slow")
+    )
+    reader = StreamReader(1000)
+    reader.feed_all(segments[:-1], list(range(501)))
+    assert (reader.facts.output_tokens, reader.facts.error_type) == (500, None)
+    assert reader.facts.chunk_stamps == list(range(500))
+
+
 @given(st.binary(max_size=300))
 def test_no_bytes_crash_the_reader(body: bytes) -> None:
     """Fuzz: anything is read or refused as SseError, in one piece or in single bytes, alike."""

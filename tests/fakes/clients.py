@@ -65,10 +65,10 @@ def portable(url: str, makes: list[Make], timeout_s: float = 5.0) -> list[Exchan
     async def run() -> list[Exchange]:
         target = Target.from_url(url)
         client = AsyncHttpxClient(url)
-        results = [
-            await client.exchange(make(target, number), timeout_s)
-            for number, make in enumerate(makes)
-        ]
+        results: list[Exchange] = []
+        for number, make in enumerate(makes):
+            results.append(await client.exchange(make(target, number), timeout_s))
+            await asyncio.sleep(0.01)
         await client.close()
         return results
 

@@ -5,9 +5,10 @@
  *
  * Prints its port. A request is a POST with Content-Length; `max_tokens` is read from its body, prompt
  * tokens are the numbers of a `"prompt":[…]`. Tokens are made up, one a chunk. What is due at the same
- * moment is one write. SIGTERM writes the log: a line a request,
+ * moment is one write. SIGTERM writes the log: a line a request, in order of arrival,
  *   request-id received_mono_ns chunks send_mono_ns...
- * where received is the kernel's arrival time of the request's last byte.
+ * where received is the kernel's arrival time of the request's last byte. The reply to line N (from 0)
+ * has the id cmpl-<N as 16 hex digits>, for clients that name no request themselves.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -141,11 +142,11 @@ static size_t token_event(char *out, Connection *c) {
     int last = c->sent == c->tokens;
     size_t bytes = sprintf(
         data,
-        "data: {\"id\":\"cmpl-0123456789abcdef\",\"object\":\"text_completion\",\"created\":1790000000,"
+        "data: {\"id\":\"cmpl-%016lx\",\"object\":\"text_completion\",\"created\":1790000000,"
         "\"model\":\"golden\",\"choices\":[{\"index\":0,\"text\":\" tok%d\",\"logprobs\":null,"
         "\"finish_reason\":%s,\"stop_reason\":null}],\"usage\":{\"prompt_tokens\":%d,"
         "\"total_tokens\":%d,\"completion_tokens\":%d}}\n\n",
-        c->sent, last ? "\"length\"" : "null", c->prompt_tokens, c->prompt_tokens + c->sent, c->sent);
+        c->request, c->sent, last ? "\"length\"" : "null", c->prompt_tokens, c->prompt_tokens + c->sent, c->sent);
     return chunk(out, data, bytes);
 }
 
@@ -153,10 +154,10 @@ static size_t ending(char *out, Connection *c) {
     char data[512];
     size_t bytes = sprintf(
         data,
-        "data: {\"id\":\"cmpl-0123456789abcdef\",\"object\":\"text_completion\",\"created\":1790000000,"
+        "data: {\"id\":\"cmpl-%016lx\",\"object\":\"text_completion\",\"created\":1790000000,"
         "\"model\":\"golden\",\"choices\":[],\"usage\":{\"prompt_tokens\":%d,\"total_tokens\":%d,"
         "\"completion_tokens\":%d}}\n\n",
-        c->prompt_tokens, c->prompt_tokens + c->tokens, c->tokens);
+        c->request, c->prompt_tokens, c->prompt_tokens + c->tokens, c->tokens);
     size_t out_bytes = chunk(out, data, bytes);
     out_bytes += chunk(out + out_bytes, "data: [DONE]\n\n", 14);
     memcpy(out + out_bytes, "0\r\n\r\n", 5);
