@@ -22,7 +22,7 @@ setup: ## install both environments from the lock files (does nothing when alrea
 
 demo: setup ## compare backends of real vLLM servers on this machine, and write runs/demo/report.html
 	@$(BENCH)/greenbench run configs/sweeps/demo.yaml
-	@test -f runs/demo/ceilings.json || $(BENCH)/greenbench ceilings --out runs/demo/ceilings.json
+	@test -f runs/demo/ceilings.json || $(BENCH)/greenbench ceilings --out runs/demo/ceilings.json >/dev/null
 	@$(BENCH)/greenbench report runs/demo
 
 serve: setup ## start one proven server: make serve BACKEND=sdpa [MODEL=tiny-llama] [PORT=8000]
