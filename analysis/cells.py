@@ -40,6 +40,19 @@ class Cell:
     def place(self) -> tuple[str, str, int, str]:
         return self.model, self.task, self.context_tokens, self.load
 
+    @property
+    def errors(self) -> dict[str, int]:
+        """Failed requests of the measured phase by error type, over all usable starts."""
+        found: dict[str, int] = {}
+        for point in self.starts:
+            for kind, n in point.errors.items():
+                found[kind] = found.get(kind, 0) + n
+        return found
+
+    @property
+    def failed(self) -> int:
+        return sum(self.errors.values())
+
     def values(self, group: str, name: str) -> list[float]:
         """One value a usable start, those that have none left out. ``group`` may be a path: energy.gross."""
         first, *rest = group.split(".")

@@ -42,7 +42,9 @@ class EnergyRow:
     power_w: float | None = None
     starts: int = 0  # with a measured window
     phase: tuple[str, float] | None = None
+    refused: bool = False  # some window broke a rule; else its energy was never to be had
     refusals: list[str] = field(default_factory=list)
+    cpu_package_w: float | None = None
     cpu_package_j: float | None = None
     cpu_dram_j: float | None = None
     estimate_w: tuple[float, float] | None = None
@@ -59,6 +61,7 @@ class EnergySection:
     gpu: str | None
     cpu: str | None
     phases: bool  # some cell measured one phase alone
+    estimated: bool  # some cell has an estimate of the CPU
 
 
 def energy_section(cells: Sequence[Cell]) -> EnergySection:
@@ -75,6 +78,7 @@ def energy_section(cells: Sequence[Cell]) -> EnergySection:
         gpu="; ".join(reasons) or "no energy source was recorded" if none_on_gpu else None,
         cpu=None if measured_cpu else "; ".join(why),
         phases=any(row.phase for row in rows),
+        estimated=any(row.estimate_w for row in rows),
     )
 
 
@@ -82,8 +86,8 @@ def _row(cell: Cell) -> EnergyRow:
     held = [(point, point.energy or {}) for point in cell.starts]
     good = [energy for _, energy in held if energy.get("status") == "measured"]
     phases = [energy["phase"] for energy in good if energy.get("phase")]
-    refused = dict.fromkeys(
-        why for _, e in held if e.get("status") == "invalid" for why in e.get("explain", [])
+    reasons = dict.fromkeys(
+        why for _, e in held if e.get("status") != "measured" for why in e.get("explain", [])
     )
     watts = [_estimate_w(point, energy) for point, energy in held]
     spans = [span for span in watts if span]
@@ -104,7 +108,9 @@ def _row(cell: Cell) -> EnergyRow:
         phase=(phases[0]["phase"], _mean(p["j_per_token"] for p in phases) or 0.0)
         if phases
         else None,
-        refusals=list(refused),
+        refused=any(energy.get("status") == "invalid" for _, energy in held),
+        refusals=list(reasons),
+        cpu_package_w=_mean(_package_w(point, energy) for point, energy in held),
         cpu_package_j=_mean(_joules(cpu.get("package")) for cpu in cpus),
         cpu_dram_j=_mean(_joules(cpu.get("dram")) for cpu in cpus),
         estimate_w=_hull(spans),
@@ -126,6 +132,11 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _hull(spans: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
     """The widest of several starts' intervals: an estimate gets no narrower by repeating it."""
     return (min(low for low, _ in spans), max(high for _, high in spans)) if spans else None
+
+
+def _package_w(point: Point, energy: dict[str, Any]) -> float | None:
+    joules = _joules((energy.get("cpu") or {}).get("package"))
+    return None if joules is None or not point.window else joules / point.window["duration_s"]
 
 
 def _estimate_w(point: Point, energy: dict[str, Any]) -> tuple[float, float] | None:

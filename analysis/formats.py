@@ -42,7 +42,10 @@ def size(value: float | None) -> str:
 def joules(value: float | None) -> str:
     if value is None:
         return DASH
-    return f"{significant(value * 1000)} mJ" if abs(value) < 1 else f"{significant(value)} J"
+    for limit, factor, unit in ((1, 1e3, "mJ"), (1e4, 1, "J"), (1e7, 1e-3, "kJ")):
+        if abs(value) < limit:
+            return f"{significant(value * factor)} {unit}"
+    return f"{significant(value * 1e-6)} MJ"
 
 
 def percent(value: float | None) -> str:

@@ -31,7 +31,7 @@ def styles(backends: Sequence[str]) -> dict[str, dict[str, str]]:
     """The same colour and marker for a backend in every figure."""
     return {
         name: {"colour": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-        for i, name in enumerate(sorted(backends))
+        for i, name in enumerate(sorted(set(backends)))
     }
 
 

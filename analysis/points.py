@@ -26,6 +26,7 @@ from analysis.resources import (
 from analysis.windows import Window, activity, ml_energy_window, steady_window
 
 PointStatus = Literal["ok", "invalid", "failed", "interrupted", "superseded"]
+BURSTS = 0.2  # median gap over the median time a token, below which tokens came in bursts
 TIMING_FAULTS = {"client_bound", "clock_stepped"}  # they spoil times, not what the model said
 
 
@@ -175,14 +176,15 @@ def _without_metrics(
 
 
 def _with_metrics(run: Run, window: Window, measured: PointRequests) -> Point:
+    times = latency(measured)
     return Point(
         **_identity(run),
         status="ok",
         reasons=[],
-        notes=_notes(run, measured),
+        notes=_notes(run, measured, times),
         window=_window_json(window)
         | {"ml_energy": _window_json(ml_energy_window(run.requests, _in_flight_limit(run)))},
-        latency=latency(measured),
+        latency=times,
         throughput=throughput(measured, window.duration_s),
         goodput=asdict(goodput(measured.frame, run.point.slo, window.duration_s)),
         answers=asdict(answers(run)),
@@ -218,9 +220,15 @@ def _window_json(window: Window) -> dict[str, Any]:
     }
 
 
-def _notes(run: Run, measured: PointRequests) -> list[str]:
+def _notes(run: Run, measured: PointRequests, times: dict[str, dict[str, Any]]) -> list[str]:
     """What does not make a point invalid and a reader should still know."""
     notes: list[str] = []
+    gap, pace = times["itl_s"]["p50"], times["tpot_s"]["p50"]
+    if gap is not None and pace and gap < BURSTS * pace:
+        notes.append(
+            f"tokens arrived in bursts: half of the gaps are under {gap * 1e3:.3g} ms, while a request "
+            f"took {pace * 1e3:.3g} ms a token; the ITL says little"
+        )
     if run.manifest.server.proof == "unproven":
         notes.append("which attention class ran is unproven")
     failed = sum(errors(run).values())

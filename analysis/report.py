@@ -47,11 +47,13 @@ def render(whole: Study) -> str:
     page = environment.get_template("report.html.j2")
     return page.render(
         title=f"Attention backends: {whole.root.name}",
+        runs_name=whole.root.name,
         sentences=summary_sentences(whole),
         provenance=provenance(whole.runs),
         servers=servers(whole),
         weights_random=any(p.weights == "random" for p in whole.usable),
         decisions=decision_rows(whole.decisions),
+        tested=any(d.tested for d in whole.decisions),
         tables=tables(whole.cells),
         charts=charts(whole.cells, look, figures),
         points=point_sections(whole, figures),
@@ -245,7 +247,9 @@ def rooflines(
 def crossing_rows(
     whole: Study, look: dict[str, dict[str, str]], figures: Figures
 ) -> list[dict[str, Any]]:
-    """Every answer; a figure where there is a fit to draw; who is barred at some of the lengths."""
+    """Every answer, those that state something first; a figure where there is a fit to draw; who is
+    barred at some of the lengths."""
+    ranks = {"crossover": 0, "none": 1, "within noise": 2}
     return [
         {
             "crossing": crossing,
@@ -253,8 +257,9 @@ def crossing_rows(
             if crossing.found.bands
             else None,
             "barred": barred_in(crossing, whole.barred),
+            "answered": crossing.found.verdict in ranks,
         }
-        for crossing in whole.crossings
+        for crossing in sorted(whole.crossings, key=lambda c: ranks.get(c.found.verdict, 9))
     ]
 
 

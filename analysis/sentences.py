@@ -21,7 +21,8 @@ CLAIMS: dict[str, tuple[str, str]] = {
     "energy": ("needs", "fewer joules per output token than"),
 }
 HEADLINES = ("output", "total", "ttft", "itl", "e2e")
-VERDICT_BY = HEADLINES
+LEVEL = 1.02  # without a test, backends nearer than this are called level
+MOST_RIVALS = 3  # named in one clause
 
 
 def place_words(place: Place, many_models: bool) -> str:
@@ -46,14 +47,16 @@ def summary_sentences(whole: Study) -> list[str]:
 def _verdict(whole: Study) -> list[str]:
     """The backend to take, by length where it changes, and how surely."""
     made = [
-        d for d in whole.decisions if d.objective in VERDICT_BY and (d.tied or d.beaten or d.barred)
+        d for d in whole.decisions if d.objective in HEADLINES and (d.tied or d.beaten or d.barred)
     ]
     if not made:
         return []
     by_context: dict[int, list[Decision]] = {}
     for decision in made:
         by_context.setdefault(decision.place[2], []).append(decision)
-    leaders = {context: _leader(found) for context, found in sorted(by_context.items())}
+    leaders = {
+        context: _leader(found, whole.differences) for context, found in sorted(by_context.items())
+    }
     spans: list[tuple[str | None, list[int]]] = []
     for context, leader in leaders.items():
         if spans and spans[-1][0] == leader:
@@ -61,9 +64,10 @@ def _verdict(whole: Study) -> list[str]:
         else:
             spans.append((leader, [context]))
     parts = [
-        (f"`{leader}`" if leader else "no backend leads") + f" {_lengths(contexts)}"
+        (f"`{leader}`" if leader else "whichever you like") + f" {_lengths(contexts)}"
         for leader, contexts in spans
     ]
+    lead = f"Take {', then '.join(parts)}." if any(leaders.values()) else "No backend leads."
     compared = [d for d in made if d.tied or d.beaten]
     won = sum(d.winner is not None for d in compared)
     if not any(d.tested for d in compared):
@@ -75,17 +79,27 @@ def _verdict(whole: Study) -> list[str]:
         surety = (
             f"{won} of {len(compared)} comparisons have a winner beyond noise, the others are ties"
         )
-    return [f"**Take {', then '.join(parts)}.** Of speed (tokens/s and latencies): {surety}."]
+    return [f"**{lead}** Of speed (tokens/s and latencies): {surety}."]
 
 
-def _leader(found: list[Decision]) -> str | None:
-    """Who is ahead in most comparisons of one length; None when two are ahead equally often."""
+def _leader(here: list[Decision], found: list[Difference]) -> str | None:
+    """Who is ahead in most comparisons of one length; None when nobody is, or two equally often."""
     counts: dict[str, int] = {}
-    for decision in found:
-        counts[decision.best] = counts.get(decision.best, 0) + 1
+    for decision in here:
+        if _ahead(decision, found):
+            counts[decision.best] = counts.get(decision.best, 0) + 1
     ranked = sorted(counts, key=lambda name: -counts[name])
-    even = len(ranked) > 1 and counts[ranked[0]] == counts[ranked[1]]
-    return None if even else ranked[0]
+    if not ranked or (len(ranked) > 1 and counts[ranked[0]] == counts[ranked[1]]):
+        return None
+    return ranked[0]
+
+
+def _ahead(decision: Decision, found: list[Difference]) -> bool:
+    """Shown to be better; or, where nothing is tested, ahead of every rival by more than LEVEL."""
+    if decision.tested:
+        return decision.winner is not None
+    rivals = [*decision.tied, *decision.beaten]
+    return all(_against(decision, rival, found)[0] > LEVEL for rival in rivals)
 
 
 def _lengths(contexts: list[int]) -> str:
@@ -158,10 +172,8 @@ def _place_sentence(
         gists.append(gist)
     if not clauses:
         return None, ""
-    untested = any(not d.tested for d in here if d.tied or d.beaten)
-    caution = " One server start each, so nothing of this is tested." if untested else ""
     held = _held_back(here[0].place, whole)
-    words = f"{place_words(here[0].place, many_models)}: {'; '.join(clauses)}.{caution}{held}"
+    words = f"{place_words(here[0].place, many_models)}: {'; '.join(clauses)}.{held}"
     return words, "|".join(gists)
 
 
@@ -174,10 +186,15 @@ def _clause(decision: Decision, found: list[Difference]) -> tuple[str, str]:
         names = _list([decision.best, *decision.tied])
         behind = f", ahead of {_list(decision.beaten)}" if decision.beaten else ""
         return f"{title} is a tie between {names}{behind}", f"tie {decision.objective}"
-    parts: list[str] = []
-    for number, rival in enumerate(rivals):
-        ratio, interval = _against(decision, rival, found)
-        parts.append(f"{times(ratio)}{interval} {of if number == 0 else _again(of)} `{rival}`")
+    against = {rival: _against(decision, rival, found) for rival in rivals}
+    if not decision.tested and all(ratio < LEVEL for ratio, _ in against.values()):
+        return f"{title} is level (within 2 %)", f"level {decision.objective}"
+    parts = [
+        f"{times(ratio)}{interval} {of if number == 0 else _again(of)} `{rival}`"
+        for number, (rival, (ratio, interval)) in enumerate(list(against.items())[:MOST_RIVALS])
+    ]
+    if len(rivals) > MOST_RIVALS:
+        parts.append(f"more against {len(rivals) - MOST_RIVALS} others")
     gist = f"{decision.best}{'>' if decision.winner else '?'}{decision.objective}"
     return f"`{decision.best}` {verb} {' and '.join(parts)}", gist
 
