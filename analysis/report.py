@@ -59,6 +59,7 @@ def render(whole: Study) -> str:
         points=point_sections(whole, figures),
         paretos=paretos(whole.cells, whole.barred, look, figures),
         rooflines=rooflines(whole, look, figures),
+        beaten=whole.beaten,
         crossings=crossing_rows(whole, look, figures),
         gates=whole.gates,
         barred=whole.barred,
@@ -229,7 +230,7 @@ def rooflines(
     for point in whole.usable:
         ceilings = run_ceilings(whole.run(point), find_host_ceilings(whole.root))
         for use in whole.uses.get(point.run_id, []):
-            if ceilings:
+            if ceilings and use.ceiling is not None:
                 words = f"{point.backend}, {point.task} {point.context_tokens:,}, {point.load}, {use.phase}"
                 groups.setdefault((point.model, ceilings[0]), []).append(
                     (point.backend, words, use)

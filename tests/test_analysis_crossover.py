@@ -20,13 +20,44 @@ def curve(
 
 
 def test_published_break_even_of_fp8_kv_on_h100() -> None:
-    # vLLM blog 2026-04-22, Llama-3.1-8B on H100, ms: BF16 6.44 + 4.37e-5·L, FP8 6.58 + 2.37e-5·L.
+    """vLLM's blog of 2026-04-22, Llama-3.1-8B on H100, ms: BF16 6.44 + 4.37e-5·L, FP8 6.58 + 2.37e-5·L.
+
+    It states 7,010 tokens and prints its coefficients to three digits only. Those give 7,000; with all that
+    rounds to them the break-even lies between 6,468 and 7,538.
+    """
     bf16, fp8 = Fit((6.44, 4.37e-5)), Fit((6.58, 2.37e-5))
-    # 0.14 / 2.00e-5 by hand; the blog prints 7,010 from coefficients it does not round
-    assert break_evens(bf16, fp8, 256, 125_000) == [pytest.approx(7_000)]
-    # 7,010 comes out of coefficients that round to the printed ones
-    unrounded = break_evens(Fit((6.44, 4.37e-5)), Fit((6.5802, 2.37e-5)), 256, 125_000)
-    assert unrounded == [pytest.approx(7_010)]
+    assert break_evens(bf16, fp8, 256, 125_000) == [pytest.approx(0.14 / 2.00e-5)]
+    half, slope_half = 0.005, 0.005e-5  # of the last printed digit
+    allowed = [
+        break_evens(Fit((6.44 + i, 4.37e-5 + s)), Fit((6.58 - i, 2.37e-5 - s)), 256, 125_000)[0]
+        for i in (half, -half)
+        for s in (slope_half, -slope_half)
+    ]
+    assert min(allowed) == pytest.approx(0.13 / 2.01e-5) and max(allowed) == pytest.approx(
+        0.15 / 1.99e-5
+    )
+    assert min(allowed) < 7_010 < max(allowed)
+    # coefficients with one digit more that round to the printed ones, and give the published length
+    finer = Fit((6.4399, 4.370e-5)), Fit((6.5801, 2.370e-5))
+    assert break_evens(*finer, 256, 125_000) == [pytest.approx(7_010)]
+
+
+def test_measurements_on_the_published_lines_give_the_published_length() -> None:
+    """Through the whole way of a report: times at each length, fits, break-even with its interval."""
+    lengths = (256, 2048, 8192, 32_768, 125_000)
+    x = np.array(lengths, dtype=float)
+    rng = np.random.default_rng(11)
+
+    def measured(intercept: float, slope: float) -> Curve:
+        true = intercept + slope * x
+        return Curve(lengths, true * np.exp(rng.normal(0, 0.0005, (5, len(lengths)))))
+
+    found = crossover(
+        ("bf16", "fp8"), (measured(6.4399, 4.370e-5), measured(6.5801, 2.370e-5)), "linear"
+    )
+    assert (found.verdict, found.short, found.long) == ("crossover", "bf16", "fp8")
+    assert found.low is not None and found.high is not None
+    assert found.low < 7_010 < found.high and found.high - found.low < 1_000
 
 
 def test_published_law_is_recovered_from_measured_times() -> None:

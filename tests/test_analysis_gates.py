@@ -1,6 +1,7 @@
 """A fast backend with wrong answers must not win; an equal one must not be barred."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from analysis.gates import (
     mcnemar,
 )
 from analysis.load import load_runs
+from analysis.sentences import summary_sentences
 from analysis.study import study
 from tests.fakes.rundirs import FakeRun, write_run
 
@@ -173,3 +175,72 @@ def test_the_same_prompt_is_paired_by_its_hash(tmp_path: Path) -> None:
     write_run(tmp_path, FakeRun(backend="cpu_attn", correct_share=1.0))
     found = answers_by_prompt(load_runs(tmp_path))
     assert len(found) == 8 and all(answer.right for answer in found.values())
+
+
+def write_window(root: Path, task: str = "retrieve", **changes: object) -> None:
+    """A backend that sees 1,024 tokens beside one that sees all, at 512, 2,048 and 6,144 tokens."""
+    for backend, sees, speed in (("cpu_attn", None, 1.0), ("sink_window", 1024, 0.5)):
+        for number, context in enumerate((512, 2048, 6144)):
+            fake = FakeRun(
+                backend=backend,
+                task=task,
+                context_tokens=context,
+                prompts=30,
+                correct_share=1.0,
+                sees_tokens=sees,
+                start_factor=speed,
+                ttft_s=0.1,
+                itl_s=0.01,
+                measure_s=20,
+                weights="trained",
+                started_s=number,
+            )
+            write_run(root, replace(fake, **(changes if backend == "sink_window" else {})))  # type: ignore[arg-type]
+
+
+def test_a_window_is_equal_inside_and_barred_beyond(tmp_path: Path) -> None:
+    write_window(tmp_path)
+    whole = study(tmp_path)
+    found = {gate.context_tokens: gate for gate in whole.gates}
+    assert {context: gate.verdict for context, gate in found.items()} == {
+        512: "equal",
+        2048: "worse",
+        6144: "worse",
+    }
+    assert set(whole.barred) == {("tiny", 2048), ("tiny", 6144)}
+    # half of 2,048 tokens are seen, a sixth of 6,144: 15 and 5 of 30 needles
+    assert (found[2048].backend_right, found[6144].backend_right) == (15, 5)
+    for gate in (found[2048], found[6144]):
+        assert all((e.depth or 0) < 1 - 1024 / gate.context_tokens for e in gate.examples)
+    bests = {d.place[2]: d.best for d in whole.decisions if d.objective == "output"}
+    assert bests == {512: "sink_window", 2048: "cpu_attn", 6144: "cpu_attn"}
+    text = " ".join(summary_sentences(whole))
+    assert "`sink_window` is barred at 2,048, 6,144 tokens" in text
+    assert "answers 5 of 30 prompts right, `cpu_attn` 30" in text
+    assert "though it serves 2.0× the tokens/s of `cpu_attn` there" in text
+    assert "At 512 tokens its answers are equal." in text
+
+
+def test_answers_of_points_with_unbelievable_times_still_count(tmp_path: Path) -> None:
+    """A late client spoils its times; the wrong answers it got must still bar the backend."""
+    write_window(tmp_path, status="invalid", invalid_reasons=("client_bound",))
+    whole = study(tmp_path)
+    assert {p.status for p in whole.points if p.backend == "sink_window"} == {"invalid"}
+    assert set(whole.barred) == {("tiny", 2048), ("tiny", 6144)}
+
+
+def test_answers_of_another_backend_than_asked_for_do_not_count(tmp_path: Path) -> None:
+    write_window(tmp_path, proof="mismatch")
+    assert study(tmp_path).gates == []
+
+
+def test_a_verdict_that_holm_withdraws_is_withdrawn_in_words_too(tmp_path: Path) -> None:
+    # 5 of 30 lost is p = 0.0625 alone; 6 lost p = 0.03, which two comparisons do not keep
+    for context in (512, 1024):
+        for backend, share in (("cpu_attn", 1.0), ("sink_window", 0.8)):
+            fake = FakeRun(backend=backend, context_tokens=context, prompts=30, correct_share=share)
+            write_run(tmp_path, replace(fake, ttft_s=0.1, itl_s=0.01, measure_s=20))
+    for gate in gates(load_runs(tmp_path)):
+        assert gate.p == pytest.approx(2 / 2**6)
+        assert (gate.verdict, gate.barred) == ("not enough prompts", False)
+        assert gate.sentence.endswith(": not enough prompts")

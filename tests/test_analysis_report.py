@@ -4,12 +4,16 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
 from analysis.report import render
-from analysis.study import Study, study, summary
+from analysis.roofline import PhaseUse
+from analysis.sentences import summary_sentences
+from analysis.study import Study, study, summary, without_beaten
 from tests.fakes.rundirs import FakeRun, write_run
 
 
@@ -151,3 +155,59 @@ def test_command_writes_both_files(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, str(out)), done.stderr
     assert out.read_text().startswith("<!doctype html>")
     assert json.loads((out.parent / "summary.json").read_text())["schema_version"] == "1.0"
+
+
+def test_barred_backends_stand_in_the_decision_table_and_maps_need_no_script(
+    tmp_path: Path,
+) -> None:
+    for backend, sees in (("cpu_attn", None), ("sink_window", 1024)):
+        for context in (512, 4096):
+            fake = FakeRun(
+                backend=backend, context_tokens=context, sees_tokens=sees, ttft_s=0.1, itl_s=0.01
+            )
+            write_run(tmp_path, replace(fake, prompts=30, correct_share=1.0, measure_s=20))
+    whole = study(tmp_path)
+    page = render(whole)
+    decision = page[page.index('id="decisions"') : page.index('id="answers"')]
+    rows = re.findall(r"<tr><th.*?</tr>", decision.split("<tbody>")[1], flags=re.S)
+    assert [("sink_window</a>" in row, "4,096" in row) for row in rows] == [
+        (False, False),
+        (True, True),
+    ]
+    maps = re.findall(r'<table class="heat">.*?</table>', page, flags=re.S)
+    assert len(maps) == 2
+    cells = [re.sub(r"\s+", " ", words(cell)) for cell in maps[1].split("<td")[1:]]
+    assert cells[0].endswith("100 % n 6") and cells[1].endswith("0 % n 6")
+    lost = page[page.index('<details class="lost"') :]
+    assert "“wrong”" in lost and "“right”" in lost and "% into the report" in lost
+    found = json.loads(json.dumps(summary(whole), allow_nan=False))
+    assert [m["backend"] for m in found["heat_maps"]] == ["cpu_attn", "sink_window"]
+    assert found["barred"] == [
+        {"model": "tiny", "context_tokens": 4096, "backends": {"sink_window": ANY}}
+    ]
+
+
+def test_level_backends_are_not_ranked_and_many_rivals_do_not_fill_the_page(tmp_path: Path) -> None:
+    for number in range(6):
+        write_run(tmp_path, FakeRun(backend=f"same{number}", started_s=number))
+    text = " ".join(summary_sentences(study(tmp_path)))
+    assert "**No backend leads.**" in text
+    assert "Output tokens/s is level (within 2 %)" in text
+    write_run(tmp_path, FakeRun(backend="fast", start_factor=0.5, started_s=9))
+    text = " ".join(summary_sentences(study(tmp_path)))
+    assert "**Take `fast` at 1,024 tokens.**" in text
+    assert "this is a hint and no claim" in text
+    assert "more against 3 others" in text
+
+
+def test_a_ceiling_that_a_point_beats_is_none() -> None:
+    def use(mfu: float, ceiling: str) -> PhaseUse:
+        return PhaseUse("prefill", 1, 1.0, 0.5, 10, 0, 10.0, 1e9, 1e9, 1.0, mfu, 0.1, ceiling)
+
+    uses, beaten = without_beaten(
+        {"a": [use(0.6, "wrong"), use(0.5, "right")], "b": [use(1.3, "wrong")]}
+    )
+    assert beaten == {"wrong": 1.3}
+    assert [u.mfu for u in uses["a"]] == [None, 0.5]
+    assert (uses["b"][0].mfu, uses["b"][0].ceiling) == (None, None)
+    assert without_beaten({"a": [use(1.04, "noise")]})[1] == {}
