@@ -103,6 +103,11 @@ def _cell(members: list[Point], samples: Samples) -> Cell:
             for name in LATENCIES
         }
     )
+    tails = [p.extra.get("itl_tail_in_doubt") for p in usable]
+    if len(usable) > 1 and any(tails):
+        reason = next(reason for reason in tails if reason)
+        pooled["itl_s"] |= {"p90": None, "p99": None}
+        pooled["itl_s"]["refused"] = [*pooled["itl_s"]["refused"], f"p90, p99: {reason}"]
     return Cell(
         model=first.model,
         weights=first.weights,

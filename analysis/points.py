@@ -8,7 +8,9 @@ import numpy as np
 from analysis.checks import faults
 from analysis.load import Run
 from analysis.metrics import (
+    Goodput,
     PointRequests,
+    Statistic,
     answers,
     errors,
     goodput,
@@ -39,9 +41,11 @@ class Point:
     status: PointStatus
     reasons: list[str]
     notes: list[str]
-    model: str
+    model: str  # or "n models", see analysis.arms
+    of_model: str
+    of_backend: str  # label, with options
     weights: str
-    backend: str  # label, with options
+    backend: str  # what is compared: of_backend, or with several models the arm's label
     observed_backend: str | None
     proof: str
     task: str
@@ -123,7 +127,10 @@ def analyse(run: Run, replaced_by: str | None = None) -> tuple[Point, dict[str, 
     measured = point_requests(run, window)
     counted = measured.frame[measured.frame["in_window"] & measured.frame["ok"]]
     samples = {name: counted[name].to_numpy(dtype=float) for name in ("ttft_s", "tpot_s", "e2e_s")}
-    return _with_metrics(run, window, measured), samples | {"itl_s": measured.itl_s}
+    samples["itl_s"] = measured.itl_s
+    if doubt(run)[0] is not None:  # not to be pooled with other starts' either
+        samples |= {name: np.empty(0) for name in ("itl_s", "tpot_s")}
+    return _with_metrics(run, window, measured), samples
 
 
 def _status(run: Run, codes: list[str]) -> PointStatus:
@@ -140,6 +147,8 @@ def _identity(run: Run) -> dict[str, Any]:
         "run_id": manifest.run_id,
         "path": str(run.path),
         "model": point.model.name,
+        "of_model": point.model.name,
+        "of_backend": run.label,
         "weights": manifest.server.weights,
         "backend": run.label,
         "observed_backend": manifest.server.observed_backend,
@@ -169,14 +178,18 @@ def _without_metrics(
         **_identity(run),
         status=status,
         reasons=reasons,
-        notes=[],
+        notes=_imported_notes(run),
         window=_window_json(window) if window else None,
         faults=faults or [],
     )
 
 
 def _with_metrics(run: Run, window: Window, measured: PointRequests) -> Point:
-    times = latency(measured)
+    whole, tail = doubt(run)
+    times = believed(latency(measured), whole, tail)
+    met = goodput(measured.frame, run.point.slo, window.duration_s)
+    if whole is not None and run.point.slo.tpot_s is not None:
+        met = Goodput(reason=f"the SLO bounds TPOT, and {whole}")
     return Point(
         **_identity(run),
         status="ok",
@@ -186,7 +199,7 @@ def _with_metrics(run: Run, window: Window, measured: PointRequests) -> Point:
         | {"ml_energy": _window_json(ml_energy_window(run.requests, _in_flight_limit(run)))},
         latency=times,
         throughput=throughput(measured, window.duration_s),
-        goodput=asdict(goodput(measured.frame, run.point.slo, window.duration_s)),
+        goodput=asdict(met),
         answers=asdict(answers(run)),
         memory=memory(run, window),
         energy=energy(run, window, window.evidence["mean_residence_s"]),
@@ -201,6 +214,7 @@ def _extra(run: Run, window: Window, measured: PointRequests) -> dict[str, Any]:
     return {
         "output_tokens_per_request": int(lengths[0]) if len(lengths) == 1 else None,
         "kv_share_per_sequence": kv_share_per_sequence(run, window),
+        "itl_tail_in_doubt": doubt(run)[1],
     }
 
 
@@ -220,6 +234,42 @@ def _window_json(window: Window) -> dict[str, Any]:
     }
 
 
+def doubt(run: Run) -> tuple[str | None, str | None]:
+    """Why the gaps between tokens are not to be believed, and why their tail is not; by the client's word.
+
+    Chunks that were read together carry one time, and the client works out how far off that can be.
+    """
+    whole: str | None = None
+    tail: str | None = None
+    for audit in run.manifest.client_audit.values():
+        if not isinstance(audit, dict):
+            continue
+        figures = audit.get("figures") or {}
+        if audit.get("itl_in_doubt"):
+            whole = f"chunks shared reads: {figures.get('shared_time_p90_ms') or 0:.3g} ms of doubt at p90"
+        if audit.get("itl_tail_in_doubt"):
+            tail = f"chunks shared reads: {figures.get('shared_time_p99_ms') or 0:.3g} ms of doubt at p99"
+    return whole, tail
+
+
+def believed(
+    times: dict[str, dict[str, Any]], whole: str | None, tail: str | None
+) -> dict[str, dict[str, Any]]:
+    """Latency statistics without those that are in doubt: ITL and TPOT, or the tail of ITL only."""
+    kept = dict(times)
+    for name in ("itl_s", "tpot_s"):
+        if whole is not None:
+            kept[name] = asdict(Statistic(times[name]["n"], refused=[whole]))
+    if whole is None and tail is not None:
+        refused = [f"{name}: {tail}" for name in ("p90", "p99") if times["itl_s"][name] is not None]
+        kept["itl_s"] = times["itl_s"] | {
+            "p90": None,
+            "p99": None,
+            "refused": [*times["itl_s"]["refused"], *refused],
+        }
+    return kept
+
+
 def _notes(run: Run, measured: PointRequests, times: dict[str, dict[str, Any]]) -> list[str]:
     """What does not make a point invalid and a reader should still know."""
     notes: list[str] = []
@@ -236,10 +286,14 @@ def _notes(run: Run, measured: PointRequests, times: dict[str, dict[str, Any]]) 
         notes.append(f"{failed} measured requests failed")
     if measured.untimed:
         notes.append(f"{measured.untimed} requests carry no token counts per chunk: not in ITL")
-    imported = run.manifest.server.proof_detail.get("imported_from")
-    if imported:
-        notes.append(f"imported from {imported}")
-        notes += run.manifest.server.proof_detail.get("cannot_tell", [])
+    notes += _imported_notes(run)
     if run.manifest.code.dirty:
         notes.append("the code had uncommitted changes")
     return notes
+
+
+def _imported_notes(run: Run) -> list[str]:
+    """Where another tool's result comes from, and what it cannot tell."""
+    detail = run.manifest.server.proof_detail
+    source = detail.get("imported_from")
+    return [f"imported from {source}", *detail.get("cannot_tell", [])] if source else []

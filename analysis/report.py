@@ -69,7 +69,8 @@ def render(whole: Study) -> str:
         energy=energy_section(whole.cells),
         memory=memory_rows(whole.points),
         bounds=bounds(whole),
-        excluded=[p for p in whole.points if not p.usable],
+        excluded=[p for p in whole.points if not p.usable and p.status != "superseded"],
+        superseded=sum(p.status == "superseded" for p in whole.points),
         needs=PERCENTILE_NEEDS,
         figures=figures.json,
         plotlyjs=Markup(get_plotlyjs()),
@@ -97,7 +98,9 @@ def provenance(runs: Iterable[Run]) -> list[tuple[str, str]]:
             ("Model", f"{m.server.model} (weights: {m.server.weights}, {m.server.dtype})"),
             (
                 "Processor",
-                f"{m.host.cpu.strip()}, {m.host.cores} cores, {formats.size(m.host.ram_bytes)}",
+                f"{m.host.cpu.strip()}, {m.host.cores} cores, {formats.size(m.host.ram_bytes)}"
+                if m.host.cores
+                else "unknown",
             ),
             ("GPU", gpus or "none"),
             ("vLLM", m.server.vllm_version or m.code.packages.get("vllm") or "unknown"),
@@ -265,11 +268,18 @@ def crossing_rows(
 
 
 def heat_map_groups(found: list[HeatMap]) -> list[tuple[str, list[HeatMap]]]:
-    """The maps of one model and task side by side, so that a row reads across the backends."""
+    """The maps of one model and task side by side, so that a row reads across the backends.
+
+    A model that answers nothing right anywhere has no map: every cell would say the same.
+    """
     groups: dict[str, list[HeatMap]] = {}
     for each in found:
         groups.setdefault(f"{each.task} on {each.model}", []).append(each)
-    return list(groups.items())
+    return [
+        (words, maps)
+        for words, maps in groups.items()
+        if any(cell.right for each in maps for row in each.cells for cell in row)
+    ]
 
 
 def drift(
@@ -284,11 +294,11 @@ def drift(
 
 
 def bounds(whole: Study) -> list[dict[str, Any]]:
-    """One row a usable point: what held it back."""
+    """One row a point that is usable, or invalid because its client was late: what held it back."""
     return [
         {"point": point, "bottleneck": whole.bottlenecks[point.run_id]}
         for point in sorted(
-            whole.usable, key=lambda p: (p.model, p.task, p.load, p.context_tokens, p.backend)
+            whole.points, key=lambda p: (p.model, p.task, p.load, p.context_tokens, p.backend)
         )
         if point.run_id in whole.bottlenecks
     ]

@@ -112,16 +112,17 @@ def _scope(whole: Study) -> list[str]:
     usable = whole.usable
     if not usable:
         return [f"None of the {len(whole.points)} points can be used; the reasons stand below."]
-    backends = sorted({p.backend for p in usable})
+    backends = sorted({p.of_backend for p in usable})
     contexts = sorted({p.context_tokens for p in usable})
     span = (
         count(contexts[0])
         if len(contexts) == 1
         else f"{count(contexts[0])} to {count(contexts[-1])}"
     )
-    models = sorted({p.model for p in usable})
+    models = sorted({p.of_model for p in usable})
     gpus = sorted({gpu.name for run in whole.runs for gpu in run.manifest.host.gpus})
-    where = ", ".join(gpus) if gpus else f"the CPU ({whole.runs[0].manifest.host.cpu.strip()})"
+    cpus = sorted({run.manifest.host.cpu.strip() for run in whole.runs} - {"unknown", ""})
+    where = ", ".join(gpus) or (f"the CPU ({', '.join(cpus)})" if cpus else "an unknown host")
     return [
         f"{_list(backends)} on {_list(models)}, {span} tokens of context, on {where}: "
         f"{len(usable)} usable points of {len([p for p in whole.points if p.status != 'superseded'])}."

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from analysis.arms import arms, label_barred, label_gates, label_points, label_verifications
 from analysis.barring import Barred, Verification, barred, verifications
 from analysis.bottleneck import Bottleneck, classify, classify_client, fixed_shares, gather
 from analysis.ceilings import find_host_ceilings, run_ceilings
@@ -66,12 +67,15 @@ def study(root: Path, progress: Callable[[int, int], None] = lambda done, total:
         points.append(point)
         samples[point.run_id] = values
         progress(number, len(runs))
-    found = differences(points)
-    table = cells(points, samples)
     told = {point.path for point in points if point.answers_stand}
     answering = [run for run in runs if str(run.path) in told]
     judged, checked = gates(answering), verifications(root)
-    out = barred(judged, checked, runs)
+    names = arms(points)
+    out = label_barred(barred(judged, checked, runs), names)
+    judged, checked = label_gates(judged, names), label_verifications(checked, names)
+    points = label_points(points, names)
+    found = differences(points)
+    table = cells(points, samples)
     crossed = crossings(table, points, samples)
     uses, found_bounds, beaten = _bottlenecks(root, runs, points, crossed)
     return Study(

@@ -1,6 +1,8 @@
 """Metrics against scripts whose times are known: every expected value is worked out by hand."""
 
+import json
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pandas as pd
@@ -18,7 +20,7 @@ from analysis.metrics import (
     token_gaps,
     wilson,
 )
-from analysis.points import analyse, choose_window
+from analysis.points import Point, analyse, choose_window
 from greenbench.config import SloConfig
 from tests.fakes.rundirs import FakeRun, write_run
 
@@ -199,3 +201,35 @@ def test_telemetry_may_be_absent(tmp_path: Path) -> None:
     assert "mem_used_bytes" in loaded.gpu.columns
     window = choose_window(loaded)
     assert window is not None and window.valid
+
+
+def with_audit(root: Path, **audit: object) -> Point:
+    run = write_run(root, FakeRun(measure_s=60, users=20, slo_tpot_s=0.1))
+    raw = json.loads(run.manifest_path.read_text())
+    figures = {"shared_time_p90_ms": 13.8, "shared_time_p99_ms": 22.5}
+    raw["client_audit"] = {"locust": {"figures": figures, **audit}}
+    run.manifest_path.write_text(json.dumps(raw))
+    return analyse(load_run(run.path))[0]
+
+
+def test_gaps_in_doubt_are_null_with_the_clients_reason(tmp_path: Path) -> None:
+    sure = with_audit(tmp_path / "a")
+    assert sure.latency is not None and sure.goodput is not None
+    assert None not in (sure.latency["itl_s"]["p99"], sure.latency["tpot_s"]["p50"])
+    assert sure.goodput["per_s"] is not None
+    tail = with_audit(tmp_path / "b", itl_tail_in_doubt=True)
+    assert tail.latency is not None and tail.goodput is not None
+    found = tail.latency["itl_s"]
+    assert (found["p50"], found["p90"], found["p99"]) == (ANY, None, None)
+    assert found["p50"] == sure.latency["itl_s"]["p50"]
+    assert "22.5 ms of doubt" in found["refused"][0]
+    assert tail.latency["tpot_s"] == sure.latency["tpot_s"]
+    whole = with_audit(tmp_path / "c", itl_tail_in_doubt=True, itl_in_doubt=True)
+    assert whole.latency is not None and whole.goodput is not None
+    for name in ("itl_s", "tpot_s"):
+        assert whole.latency[name]["p50"] is None and whole.latency[name]["mean"] is None
+        assert "13.8 ms of doubt" in whole.latency[name]["refused"][0]
+    assert whole.goodput["per_s"] is None and "13.8 ms" in whole.goodput["reason"]
+    # what does not rest on gaps stands
+    assert whole.latency["ttft_s"] == sure.latency["ttft_s"]
+    assert whole.throughput == sure.throughput

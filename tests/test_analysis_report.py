@@ -176,8 +176,8 @@ def test_barred_backends_stand_in_the_decision_table_and_maps_need_no_script(
     ]
     maps = re.findall(r'<table class="heat">.*?</table>', page, flags=re.S)
     assert len(maps) == 2
-    cells = [re.sub(r"\s+", " ", words(cell)) for cell in maps[1].split("<td")[1:]]
-    assert cells[0].endswith("100 % n 6") and cells[1].endswith("0 % n 6")
+    cells = [words(cell) for cell in re.findall(r"<td.*?</td>", maps[1], flags=re.S)]
+    assert cells[:2] == ["100 % n 6", "0 % n 6"]
     lost = page[page.index('<details class="lost"') :]
     assert "“wrong”" in lost and "“right”" in lost and "% into the report" in lost
     found = json.loads(json.dumps(summary(whole), allow_nan=False))
@@ -211,3 +211,42 @@ def test_a_ceiling_that_a_point_beats_is_none() -> None:
     assert [u.mfu for u in uses["a"]] == [None, 0.5]
     assert (uses["b"][0].mfu, uses["b"][0].ceiling) == (None, None)
     assert without_beaten({"a": [use(1.04, "noise")]})[1] == {}
+
+
+def of_model(root: Path, model: str, **fake: object) -> None:
+    """A run of another model: FakeRun knows one, so its name is changed in the config."""
+    run = write_run(root, FakeRun(sweep=model, **fake))  # type: ignore[arg-type]
+    run.config_path.write_text(run.config_path.read_text().replace("name: tiny", f"name: {model}"))
+
+
+def test_several_models_are_compared_as_arms(tmp_path: Path) -> None:
+    for context in (512, 2048, 4096):
+        of_model(tmp_path, "mamba", context_tokens=context, ttft_s=0.1, itl_s=0.01)
+        slow = {"context_tokens": context, "ttft_s": 0.1 * context / 512, "itl_s": 0.02}
+        of_model(tmp_path, "llama", **slow)
+        of_model(tmp_path, "llama", backend="beta", started_s=1, **slow)
+    whole = study(tmp_path)
+    assert {p.backend for p in whole.points} == {"mamba", "llama · alpha", "llama · beta"}
+    ttft = {d.place[2]: d for d in whole.decisions if d.objective == "ttft"}
+    assert ttft[4096].best == "mamba"
+    assert set(ttft[4096].tied) == {"llama · alpha", "llama · beta"}
+    assert any({c.a, c.b} == {"mamba", "llama · alpha"} for c in whole.crossings)
+    # answers are judged within a model only
+    assert all("mamba" not in (gate.backend, gate.reference) for gate in whole.gates)
+    text = words(render(whole))
+    assert "Take mamba" in text and "mamba gives the first token 8.0× as fast as" in text
+    found = summary(whole)
+    assert {(p["of_model"], p["of_backend"]) for p in found["points"]} == {
+        ("mamba", "alpha"),
+        ("llama", "alpha"),
+        ("llama", "beta"),
+    }
+    assert "heat" not in {m for m in re.findall(r'<table class="(\w+)"', render(whole))}
+
+
+def test_points_measured_again_are_not_counted_as_excluded(tmp_path: Path) -> None:
+    write_run(tmp_path, FakeRun(status="failed", failure="it broke"))
+    write_run(tmp_path, FakeRun(started_s=100))
+    text = words(render(study(tmp_path)))
+    assert "Excluded (0)" in text and "None: every point is used." in text
+    assert "1 more were measured again later" in text or "1 more was measured again later" in text

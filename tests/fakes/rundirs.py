@@ -99,6 +99,7 @@ class FakeRun:
     kv_cache_tokens: int = 65_536
     max_num_seqs: int = 64
     slo_ttft_s: float | None = 1.0
+    slo_tpot_s: float | None = None
     prompts: int = 8
     started_s: float = 0.0  # after T0
     sweep: str = "fake"
@@ -128,7 +129,7 @@ def point_config(fake: FakeRun) -> PointConfig:
         context_tokens=fake.context_tokens,
         load=load,
         phases=PhaseConfig(warmup_s=fake.warmup_s, measure_s=fake.measure_s),
-        slo=SloConfig(ttft_s=fake.slo_ttft_s),
+        slo=SloConfig(ttft_s=fake.slo_ttft_s, tpot_s=fake.slo_tpot_s),
         telemetry=TelemetryConfig(),
         prompts_per_point=fake.prompts,
     )
