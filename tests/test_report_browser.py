@@ -89,7 +89,7 @@ class Page:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     for repeat in range(3):
-        for backend, factor in (("cpu_attn", 1.0), ("sdpa", 1.9)):
+        for backend, factor, sees in (("cpu_attn", 1.0, None), ("sink_window", 1.9, 1024)):
             for context in (512, 2048, 6144):
                 write_run(
                     root,
@@ -102,6 +102,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
                         start_factor=1 + 0.005 * repeat,
                         measure_s=15,
                         started_s=repeat,
+                        prompts=30,
+                        correct_share=1.0,
+                        sees_tokens=sees,
+                        weights="trained",
                     ),
                 )
     write_run(root, FakeRun(backend="broken", status="failed", failure="it died"))
@@ -163,7 +167,8 @@ def test_a_point_opens_by_click_and_shows_its_timeline(page: Page) -> None:
 
 
 def test_crossover_figures_open(page: Page) -> None:
-    page.js("document.querySelector('#crossovers details summary').click()")
+    holder = "document.querySelector('#crossovers .figure').closest('details')"
+    page.js(f"{holder}.open || {holder}.querySelector('summary').click()")
     page.js("document.querySelector('#crossovers .figure').scrollIntoView()")
     page.until("document.querySelectorAll('#crossovers .figure[data-drawn]').length >= 1")
 
@@ -177,6 +182,45 @@ def test_theme_switches_page_and_figures(page: Page) -> None:
     assert page.js(ink) != before
     page.js("document.getElementById('theme').click()")
     page.until(f"{figure} === '{drawn_before}'")
+
+
+CONTRAST = """(() => {
+  const parse = (text) => {
+    const c = text.match(/[\\d.]+/g).slice(0, 3).map(Number);
+    return text.startsWith("color(") ? c : c.map((v) => v / 255);
+  };
+  const light = (c) => c.map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  return Math.min(...[...document.querySelectorAll("table.heat td")].map((cell) => {
+    const style = getComputedStyle(cell);
+    const [a, b] = [light(parse(style.color)), light(parse(style.backgroundColor))];
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  }));
+})()"""
+
+
+def test_depth_maps_are_read_in_light_and_dark(page: Page) -> None:
+    """Two maps of 5 × 3 cells, coloured by share, each with its figure; WCAG's contrast for text is 4.5."""
+    cells = "[...document.querySelectorAll('table.heat td')]"
+    assert page.js(f"{cells}.length") == 30
+    colours = page.js(f"new Set({cells}.map(c => getComputedStyle(c).backgroundColor)).size")
+    assert colours >= 3  # all right, none right, some right
+    for _ in ("one theme", "the other"):
+        assert page.js(CONTRAST) >= 4.5
+        page.js("document.getElementById('theme').click()")
+
+
+def test_a_barred_backend_leads_to_the_prompts_it_lost(page: Page) -> None:
+    page.js("document.querySelector('#decisions a.barred').click()")
+    page.until("location.hash === '#answers'")
+    lost = "document.querySelector('#answers details.lost')"
+    assert page.js(f"{lost}.open")  # the first is read without a click
+    said = page.js(f"{lost}.innerText")
+    assert "“right”" in said and "“wrong”" in said
+    second = "document.querySelectorAll('#answers details.lost')[1]"
+    page.js(f"{second}.querySelector('summary').focus()")
+    page.press("Enter")
+    page.until(f"{second}.open")
 
 
 def test_links_lead_to_their_sections(page: Page) -> None:
