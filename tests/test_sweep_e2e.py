@@ -170,9 +170,10 @@ def test_5_the_report_and_the_check_accept_the_sweep(place: Path) -> None:
     checked = subprocess.run(
         [GREENBENCH, "check", str(place / "runs")], capture_output=True, text=True, cwd=ROOT
     )
-    # the killed and the died points are faults that check must name
-    assert checked.returncode == 1
-    assert "server_died" in checked.stdout and "interrupted" in checked.stdout
+    # the killed and the died point were measured again, so that nothing is wrong with the sweep now
+    assert checked.returncode == 0, checked.stdout
+    again = sum(m.status != "complete" for m in manifests(place))
+    assert again >= 2 and f"{again} of them measured again" in checked.stdout
 
 
 def test_6_one_changed_byte_in_a_run_is_found(place: Path) -> None:
