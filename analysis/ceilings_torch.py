@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import torch  # type: ignore[import-not-found]  # lives in the server environment
 
-MATMUL_SIZE = 2048
-GPU_MATMUL_SIZE = 8192
+MATMUL_SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}  # small ones stay in a CPU's caches
+LEAST_FLOPS = 2e9  # a round, so that the clock's own error does not count
 STREAM_BYTES = 1 << 29  # far beyond any cache
 ROUNDS = 5
 
@@ -33,18 +33,22 @@ def best_s(action: Callable[[], object], device: str, repeats: int = 1) -> float
     return min(once() for _ in range(ROUNDS))
 
 
+def matmul_flops(size: int, dtype: torch.dtype, device: str) -> float:
+    """FLOP/s of square matrix products. Normal numbers: zeros would draw less power and run faster."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    work = 2 * size**3
+    return work / best_s(lambda: a @ b, device, repeats=max(1, round(LEAST_FLOPS / work)))
+
+
 def measure() -> dict[str, object]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = GPU_MATMUL_SIZE if device == "cuda" else MATMUL_SIZE
     found: dict[str, object] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        # normal numbers: zeros would draw less power and run faster
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        found[f"{name}_flops"] = 2 * size**3 / best_s(lambda a=a, b=b: a @ b, device)
+        found[f"{name}_flops"] = max(matmul_flops(n, dtype, device) for n in MATMUL_SIZES[device])
     source = torch.ones(STREAM_BYTES // 4, device=device)
     target = torch.empty_like(source)
     found["copy_bytes_per_s"] = 2 * STREAM_BYTES / best_s(lambda: target.copy_(source), device)
