@@ -163,12 +163,20 @@ def _fixed_share(point: Point, crossed: list[Crossing]) -> float | None:
     return None
 
 
+def _point_json(point: Point) -> dict[str, Any]:
+    """Under the names of what ran; ``compared_as`` is the name in cells, differences and decisions."""
+    raw = asdict(point)
+    raw |= {"path": Path(point.path).name, "compared_as": point.backend}
+    raw |= {"model": raw.pop("of_model"), "backend": raw.pop("of_backend")}
+    return raw
+
+
 def summary(whole: Study) -> dict[str, Any]:
     """The machine-readable form of the report, without the path of this machine."""
     return {
         "schema_version": SCHEMA_VERSION,
         "made_unix_ns": time.time_ns(),
-        "points": [asdict(point) | {"path": Path(point.path).name} for point in whole.points],
+        "points": [_point_json(point) for point in whole.points],
         "cells": [
             {
                 "model": cell.model,

@@ -236,10 +236,10 @@ def test_several_models_are_compared_as_arms(tmp_path: Path) -> None:
     text = words(render(whole))
     assert "Take mamba" in text and "mamba gives the first token 8.0× as fast as" in text
     found = summary(whole)
-    assert {(p["of_model"], p["of_backend"]) for p in found["points"]} == {
-        ("mamba", "alpha"),
-        ("llama", "alpha"),
-        ("llama", "beta"),
+    assert {(p["model"], p["backend"], p["compared_as"]) for p in found["points"]} == {
+        ("mamba", "alpha", "mamba"),
+        ("llama", "alpha", "llama · alpha"),
+        ("llama", "beta", "llama · beta"),
     }
     assert "heat" not in {m for m in re.findall(r'<table class="(\w+)"', render(whole))}
 
