@@ -211,11 +211,12 @@ def main() -> None:
     left = any(measured["cells"].get(c.key, NOTHING)["count"] < c.count for c in CELLS)
     started = time.monotonic()
     if left:
-        # a connection that waits between two parts would be closed by the server just when it is used
+        # a connection that waits between two parts would be closed by the server just when it is used; no time
+        # limit, since nothing is timed and the machine may have other work
         limits = httpx.Limits(max_keepalive_connections=0)
         with (
             server() as found,
-            httpx.Client(base_url=found["base_url"], timeout=600, limits=limits) as client,
+            httpx.Client(base_url=found["base_url"], timeout=None, limits=limits) as client,
         ):
             measured["where"] = {
                 "vllm": found["vllm_version"],
