@@ -211,8 +211,8 @@ def main() -> None:
     left = any(measured["cells"].get(c.key, NOTHING)["count"] < c.count for c in CELLS)
     started = time.monotonic()
     if left:
-        # a connection that waits between two parts would be closed by the server just when it is used; no time
-        # limit, since nothing is timed and the machine may have other work
+        # a connection that waits between two parts would be closed by the server just when it is used;
+        # no time limit, since nothing is timed and the machine may have other work
         limits = httpx.Limits(max_keepalive_connections=0)
         with (
             server() as found,
