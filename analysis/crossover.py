@@ -18,6 +18,7 @@ from scipy.optimize import nnls
 FORMS: dict[str, int] = {"linear": 1, "quadratic": 2}
 DRAWS = 2000
 SURE = 0.95
+LEAST_SHARE_SAID = 0.05  # rarer outcomes of the draws stay in summary.json
 MIN_STARTS = 3
 GRID_POINTS = 61
 MISFIT = 0.15  # a form that misses a measured point by more says nothing between the points
@@ -243,6 +244,7 @@ def _conclude(
         listed = ", ".join(
             f"{s:.0%} {_in_words(k, by_letter)}"
             for k, s in sorted(found.shares.items(), key=lambda i: -i[1])
+            if s >= LEAST_SHARE_SAID
         )
         return replace(found, sentence=f"not settled {words}: of the redrawn measurements {listed}")
     if kind.endswith("middle"):

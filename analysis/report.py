@@ -40,7 +40,7 @@ def render(whole: Study) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters |= {"code": code, "answer": formats.answer}
+    environment.filters |= {"code": code, "answer": formats.answer, "breakable": breakable}
     environment.globals |= {"f": formats, "span": span, "load_words": formats.load_words}
     figures = Figures()
     look = plots.styles([point.backend for point in whole.points])
@@ -85,6 +85,11 @@ def code(text: str) -> Markup:
     joined = "".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(parts))
     strong = joined.split("**")
     return Markup("".join(f"<b>{p}</b>" if i % 2 else p for i, p in enumerate(strong)))
+
+
+def breakable(label: str) -> Markup:
+    """A backend's label may break before its options, and nowhere else."""
+    return Markup(str(escape(label)).replace("(", "<wbr>("))
 
 
 def provenance(runs: Iterable[Run]) -> list[tuple[str, str]]:
