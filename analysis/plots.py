@@ -373,7 +373,7 @@ def pareto_figure(
                 hovertemplate=f"%{{customdata}}<br>%{{x:.3g}}, %{{y:.4g}}<extra>{backend}</extra>",
             )
         )
-    for number, context in enumerate(sorted({cell.context_tokens for cell, _, _ in spots})):
+    for context in sorted({cell.context_tokens for cell, _, _ in spots}):
         here = [(a, b) for c, a, b in spots if c.context_tokens == context and not out(c)]
         front = pareto_front(here)
         figure.add_trace(
@@ -381,8 +381,7 @@ def pareto_figure(
                 x=[a for a, _ in front],
                 y=[b for _, b in front],
                 name="front at one length",
-                legendgroup="front",
-                showlegend=number == 0,
+                showlegend=False,  # the text above says what the dotted lines are
                 mode="lines",
                 line={"color": "#7f8c8d", "dash": "dot", "shape": "hv"},
                 hoverinfo="skip",
