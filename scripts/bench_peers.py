@@ -158,19 +158,10 @@ def plain(python: Path, script: str) -> Peer:
     return Peer(python, start, 1000)
 
 
-def run_fasthttp(url: str, scenario: Scenario, count: int, folder: Path) -> tuple[CpuMeter, Report]:
-    out = folder / "plain.jsonl"
-    env = {"PEER_TOKENS": str(scenario.tokens), "PEER_REQUESTS": str(count), "PEER_OUT": str(out)}
-    argv = [sys.executable, "-m", "locust", "-f", str(PEERS_FOLDER / "locust_fasthttp.py")]
-    argv += ["--headless", "-u", str(scenario.streams), "-r", str(scenario.streams), "-H", url]
-    return run_pinned(argv, folder / "plain.log", env), read_plain(out)
-
-
 PEERS = {
     "vllm bench serve": Peer(VLLM_PYTHON, run_vllm, 3000),
     "GuideLLM": Peer(GUIDELLM, run_guidellm, 150),
     "AIPerf": Peer(AIPERF, run_aiperf, 350),
-    "Locust FastHttpUser": Peer(Path(sys.executable), run_fasthttp, 1000),
     "aiohttp": plain(VLLM_PYTHON, "plain_aiohttp.py"),
     "httpx": plain(Path(sys.executable), "plain_httpx.py"),
 }
