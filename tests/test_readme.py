@@ -1,0 +1,53 @@
+"""What the README shows must work as it stands: its sweep, its row of the table, its links and commands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from greenbench.config import ROOT, ServerRequest, SweepConfig, load_model, parse
+from servers import backends
+from servers.choices import parse_choice
+from servers.command import plan
+from servers.facts import HostFacts, ModelFacts
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_sweep_of_the_readme_is_a_sweep() -> None:
+    (sweep,) = blocks("yaml")
+    config = parse(SweepConfig, yaml.safe_load(sweep), "README.md")
+    assert len(config.arms) == 4 and config.repeats == 3
+
+
+def test_the_row_of_the_readme_is_enough_to_plan_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = eval(blocks("python")[1], vars(backends).copy())
+    monkeypatch.setitem(backends.BACKENDS, row.name, row)
+    request = ServerRequest(
+        model=load_model("tiny-llama"), backend=parse_choice("my_attn(tile=64)")
+    )
+    host = HostFacts(vllm_build="cpu", vllm_version="0.32.0", modules=frozenset())
+    facts = ModelFacts("m", head_size=64, window_tokens=8192)
+    planned = plan(request, host, facts, "/models/m", 8000, "python3")
+    assert planned.refusals == []
+    assert planned.options == {"tile": 64}
+    assert "servers.plugins.my_attn.MyBackend" in planned.command.env.values()
+
+
+def test_every_link_and_target_exists() -> None:
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+    made = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = {
+        shlex.split(line)[1] for line in re.findall(r"^    (make .*)", README, flags=re.MULTILINE)
+    }
+    assert named and named <= made
+    for module in re.findall(r"python -m ([a-z.]+)", README):
+        path = ROOT / Path(*module.split("."))
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
