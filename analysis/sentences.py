@@ -21,7 +21,7 @@ CLAIMS: dict[str, tuple[str, str]] = {
     "energy": ("needs", "fewer joules per output token than"),
 }
 HEADLINES = ("output", "total", "ttft", "itl", "e2e")
-LEVEL = 1.02  # without a test, backends nearer than this are called level
+LEVEL = 1.05  # without a test, backends nearer than this are called level
 MOST_RIVALS = 3  # named in one clause
 
 
@@ -189,7 +189,7 @@ def _clause(decision: Decision, found: list[Difference]) -> tuple[str, str]:
         return f"{title} is a tie between {names}{behind}", f"tie {decision.objective}"
     against = {rival: _against(decision, rival, found) for rival in rivals}
     if not decision.tested and all(ratio < LEVEL for ratio, _ in against.values()):
-        return f"{title} is level (within 2 %)", f"level {decision.objective}"
+        return f"{title} is level (within {LEVEL * 100 - 100:.0f} %)", f"level {decision.objective}"
     parts = [
         f"{times(ratio)}{interval} {of if number == 0 else _again(of)} `{rival}`"
         for number, (rival, (ratio, interval)) in enumerate(list(against.items())[:MOST_RIVALS])

@@ -192,7 +192,7 @@ def test_level_backends_are_not_ranked_and_many_rivals_do_not_fill_the_page(tmp_
         write_run(tmp_path, FakeRun(backend=f"same{number}", started_s=number))
     text = " ".join(summary_sentences(study(tmp_path)))
     assert "**No backend leads.**" in text
-    assert "Output tokens/s is level (within 2 %)" in text
+    assert "Output tokens/s is level (within 5 %)" in text
     write_run(tmp_path, FakeRun(backend="fast", start_factor=0.5, started_s=9))
     text = " ".join(summary_sentences(study(tmp_path)))
     assert "**Take `fast` at 1,024 tokens.**" in text
