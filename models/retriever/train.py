@@ -1,6 +1,6 @@
 """Train the retriever from its constructed initial weights; writes checkpoints as it goes.
 
-It ends at ``--deadline-s`` of wall time, whatever the step, so it fits a lease of a GPU:
+It ends at ``--deadline-s`` of wall time, whatever the step, so it fits a GPU that is borrowed for minutes:
 ``python -m models.retriever.train --stages 1024:0.6,4096:0.25,8192:0.15 --deadline-s 300 --out DIR``
 A stage is LENGTH:SHARE of the time. ``--start FILE`` goes on from a checkpoint. Needs torch,
 tokenizers and safetensors, no vLLM.
