@@ -195,9 +195,9 @@ class StreamReader:
             return 0
         self._splitter.at_start = False
         self.events += count
-        for event, stamp in zip(events, stamps, strict=False):
+        for event, stamp, segment in zip(events, stamps, front, strict=False):
             if not self._take_token(event, stamp):
-                self._take(event, stamp, None)
+                self._take(event, stamp, segment[6:-2])
         return count
 
     def _take_token(self, event: CompletionEvent, stamp: Any) -> bool:
@@ -256,10 +256,10 @@ class StreamReader:
             raise SseError(f"not a completion event: {error}") from error
         self._take(event, stamp, data)
 
-    def _take(self, event: CompletionEvent, stamp: Any, data: bytes | None) -> None:
+    def _take(self, event: CompletionEvent, stamp: Any, data: bytes) -> None:
         facts = self.facts
         if event.error is not None or event.object == "error":
-            facts.fail("server_error_event", error_text(data or msgspec.json.encode(event)))
+            facts.fail("server_error_event", error_text(data))
             return
         if event.metrics:
             facts.server_metrics = _numbers(event.metrics)

@@ -5,7 +5,7 @@ import json
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loadgen import stream
@@ -95,6 +95,7 @@ SEGMENTS = st.one_of(
 )
 
 
+@example([sse(b'{"object":"error","message":"no"}')], 1)
 @given(st.lists(SEGMENTS, max_size=12), st.integers(1, 14))
 def test_many_segments_at_once_read_as_one_by_one(segments: list[bytes], limit: int) -> None:
     """The usual run is decoded in one call: whatever it holds, nothing may come out otherwise."""
