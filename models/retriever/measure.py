@@ -69,7 +69,8 @@ UNTAUGHT = [
 GROUPS = [
     [*SPREAD[:2], *MULTI[:1], *ABSENT[:2]],
     SPREAD[2:],
-    [*MULTI[1:], *ABSENT[2:], *SUMMARY],
+    [*MULTI[1:], *ABSENT[2:]],
+    SUMMARY,
     [*UNTAUGHT, *LONG],
 ]
 CELLS = [cell for group in GROUPS for cell in group]
