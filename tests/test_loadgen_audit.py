@@ -99,14 +99,29 @@ def test_shared_reads_count_by_the_doubt_they_leave_over_all_chunks() -> None:
     assert not slow["over_budget"] and slow["warnings"]
 
 
-def test_a_ttft_far_over_the_servers_own_is_over_budget() -> None:
-    near = {"server_metrics": {"time_to_first_token_ms": 140.0, "queue_time_ms": 0.0}}
-    far = {"server_metrics": {"time_to_first_token_ms": 60.0, "queue_time_ms": 0.0}}
-    assert not audit(*[sent([150, 160], **near)] * 5).report()["over_budget"]
-    assert audit(*[sent([150, 160], **far)] * 5).report()["over_budget"]
-    # a request that waited in the server's queue was late there, not here
-    queued = {"server_metrics": {"time_to_first_token_ms": 60.0, "queue_time_ms": 80.0}}
-    assert not audit(*[sent([150, 160], **queued)] * 5).report()["over_budget"]
+@pytest.mark.parametrize(
+    ("server_ms", "kernel", "over", "warnings"),
+    [
+        (140.0, True, False, 0),
+        (140.0, False, False, 0),
+        (90.0, True, False, 1),  # 60 of 150 ms: the kernel's times are not the client's lateness
+        (90.0, False, True, 1),
+        (60.0, True, True, 1),  # 90 of 150 ms: the run cannot say what it measured
+    ],
+)
+def test_a_ttft_far_over_the_servers_own_is_over_budget(
+    server_ms: float, kernel: bool, over: bool, warnings: int
+) -> None:
+    own = {"time_to_first_token_ms": server_ms, "queue_time_ms": 0.0}
+    found = audit(*[sent([150, 160], kernel=kernel, server_metrics=own)] * 5).report()
+    assert found["over_budget"] is over
+    assert len(found["warnings"]) == warnings
+    assert all("over the server's own" in each for each in found["reasons"] + found["warnings"])
+
+
+def test_time_in_the_servers_queue_is_the_servers() -> None:
+    queued = {"time_to_first_token_ms": 60.0, "queue_time_ms": 80.0}
+    assert not audit(*[sent([150, 160], server_metrics=queued)] * 5).report()["over_budget"]
 
 
 def test_a_clock_step_marks_the_run() -> None:
