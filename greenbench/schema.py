@@ -30,7 +30,7 @@ class Row:
         return cls(**{key: value for key, value in row.items() if key in known})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made between two sends, in 1 µs instead of 4
 class RequestRecord(Row):
     """requests/<client>.jsonl: what one request did. Offsets ``*_ns`` count from ``sent_unix_ns``."""
 

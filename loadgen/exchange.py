@@ -5,9 +5,9 @@ parsing for later, so that the callback of a read stays short. `Exchange` is the
 the moment of sending, counts, or the error. No sockets here; times are handed in.
 """
 
-import struct
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from loadgen.http1 import CHUNK_SIZES, Http1Error, ResponseParser
 from loadgen.stream import (
@@ -32,8 +32,7 @@ TIMESPEC_BYTES: Final = 16  # two native 64-bit numbers: seconds, nanoseconds
 Stamp = tuple[int, bytes | None]  # of a read: the program's monotonic ns, the kernel's timespec
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True):
     """A request ready to be written: ``head`` (ends with the empty line) and ``body``, encoded once."""
 
     request_id: str
@@ -53,8 +52,7 @@ class Outgoing:
         return 4 * self.output_tokens + 1024
 
 
-@dataclass(slots=True)
-class Exchange:
+class Exchange(msgspec.Struct):
     """The outcome of one request. Offsets ``*_ns`` count from ``sent_mono_ns``. None: not known."""
 
     sent_unix_ns: int | None = None
@@ -66,11 +64,11 @@ class Exchange:
     chunk_ns: list[int] | None = None
     kernel_times: bool = False
     http_status: int | None = None
-    facts: Facts = field(default_factory=Facts)
+    facts: Facts = msgspec.field(default_factory=Facts)
     body: bytes | None = None  # of a reply that is not streamed
-    delays_ns: list[int] = field(default_factory=list[int])  # kernel to program, a sample of chunks
+    delays_ns: list[int] = []  # kernel to program, a sample of chunks
     # of each chunk whose read brought a later chunk too: how much earlier it may have come than that
-    shared_bounds_ns: list[int] = field(default_factory=list[int])
+    shared_bounds_ns: list[int] = []
     clock_stepped: bool = False
     send_waits: int = 0  # times the kernel's send buffer was full
 
@@ -102,6 +100,7 @@ class Reply:
         "_reader",
         "_segments",
         "_streamed_bytes",
+        "_streams",
         "_take_whole_chunks",
         "connect_ns",
         "deadline_ns",
@@ -133,6 +132,7 @@ class Reply:
         self._reader: StreamReader | None = None
         self._held_bytes = 0
         self._streamed_bytes = 0
+        self._streams: bool | None = None  # None until the head has come
         self._headers_stamp: Stamp | None = None
         self._last_stamp: Stamp | None = None
 
@@ -184,11 +184,11 @@ class Reply:
 
     @property
     def _is_stream(self) -> bool:
-        if self.parser.status != 200 or not self.outgoing.streaming:
-            return False
-        return (
-            self.parser.headers.get(b"content-type", b"").lower().startswith(b"text/event-stream")
-        )
+        if self._streams is None and self.parser.status is not None:
+            kind = self.parser.headers.get(b"content-type", b"").lower()
+            events = kind.startswith(b"text/event-stream")
+            self._streams = events and self.parser.status == 200 and self.outgoing.streaming
+        return bool(self._streams)
 
     def _bounded(self) -> bool:
         """Parse ahead, so that memory stays bounded; True when the reply is too large to go on."""
@@ -280,32 +280,33 @@ class Reply:
         drift = unix_span - mono_span
         exchange.clock_stepped = abs(drift) > STEP_NS + STEP_SHARE * mono_span
         chunks: list[Stamp] = exchange.facts.chunk_stamps
+        count = len(chunks)
         edges = [stamp for stamp in (self._headers_stamp, self._last_stamp) if stamp is not None]
-        user = [stamp[0] - sent for stamp in (*chunks, *edges)]
+        stamps = [*chunks, *edges]
         offsets = None
         if not exchange.clock_stepped:
-            offsets = _kernel_offsets([*chunks, *edges], self.sent_unix_ns)
+            offsets = _kernel_offsets(stamps, self.sent_unix_ns)
         exchange.kernel_times = offsets is not None
         if offsets is None:
-            offsets = user
+            offsets = [stamp[0] - sent for stamp in stamps]
         elif abs(drift) > 1000 and unix_span > 0:  # the wall clock was slewed meanwhile
             offsets = [round(offset * mono_span / unix_span) for offset in offsets]
         if self._headers_stamp is not None:
-            exchange.headers_ns = offsets[len(chunks)]
+            exchange.headers_ns = offsets[count]
         if self.parser.complete and self._last_stamp is not None:
             exchange.end_ns = offsets[-1]
         elif self.ended_mono_ns is not None:  # cut or given up: no byte marks the end
             exchange.end_ns = self.ended_mono_ns - sent
         if chunks:
-            exchange.chunk_ns = offsets[: len(chunks)]
-            if len(set(chunks)) < len(chunks):
-                exchange.shared_bounds_ns = _shared_bounds(chunks, user, offsets)
+            exchange.chunk_ns = offsets[:count]
+            if len({stamp[0] for stamp in chunks}) < count:  # no two reads are at one moment
+                exchange.shared_bounds_ns = _shared_bounds(chunks, sent, offsets)
             if exchange.kernel_times:
-                sample = range(0, len(chunks), DELAY_STRIDE)
-                exchange.delays_ns = [user[i] - offsets[i] for i in sample]
+                sample = range(0, count, DELAY_STRIDE)
+                exchange.delays_ns = [chunks[i][0] - sent - offsets[i] for i in sample]
 
 
-def _shared_bounds(chunks: list[Stamp], user: list[int], offsets: list[int]) -> list[int]:
+def _shared_bounds(chunks: list[Stamp], sent_mono_ns: int, offsets: list[int]) -> list[int]:
     """Of each chunk that shares its read with a later one, how much too late its time may be, ns.
 
     It came after the read before, and not before the program last looked: bounded by both.
@@ -314,7 +315,7 @@ def _shared_bounds(chunks: list[Stamp], user: list[int], offsets: list[int]) -> 
     before = 0  # offset of the read before; the sending, for the first
     for i in range(len(chunks) - 1):
         if chunks[i] == chunks[i + 1]:
-            delay = user[i] - offsets[i]
+            delay = chunks[i][0] - sent_mono_ns - offsets[i]
             since = offsets[i] - before
             bounds.append(min(delay, since) if delay > 0 else since)
         else:
@@ -328,7 +329,7 @@ def _kernel_offsets(stamps: list[Stamp], sent_unix_ns: int) -> list[int] | None:
     packed = b"".join(times)
     if not stamps or len(times) < len(stamps) or len(packed) != TIMESPEC_BYTES * len(times):
         return None
-    words = struct.unpack(f"{2 * len(times)}q", packed)
+    words = memoryview(packed).cast("q").tolist()
     return [
         seconds * 1_000_000_000 + ns - sent_unix_ns
         for seconds, ns in zip(words[::2], words[1::2], strict=True)

@@ -9,7 +9,6 @@ Plain HTTP/1.1, one request at a time on a connection; proxies and redirects are
 
 import _socket
 import contextlib
-import functools
 import os
 import socket
 import ssl
@@ -91,7 +90,6 @@ class Target:
             server_name=parts.hostname,
         )
 
-    @functools.lru_cache(maxsize=1024)  # noqa: B019 - targets live as long as the process
     def head(self, path: str, body_bytes: int, accept: str) -> bytes:
         """The head of a POST up to the request's id, which `whole_head` adds."""
         return (

@@ -1,10 +1,10 @@
 """gevent's hub as the streaming client wants it: one persistent libev watcher a descriptor.
 
-Two things keep the reads punctual and cheap. What follows a reply (the next send of its user) runs
-after the reads that are ready, for a slice of time at once, so that 256 replies that end together do
-not hold up the others' tokens. And a hub with many streams may nap between two looks: the kernel stamps
-what comes meanwhile, and one waking serves many reads (256 streams: 14 ms of CPU for 1,000 chunks
-instead of 22).
+Two things keep the reads punctual and cheap. What follows a reply (the next send of its user, then its
+parsing) runs after the reads that are ready, for a slice of time at once, so that 256 replies that end
+together do not hold up the others' tokens. And a hub with many streams may nap between two looks: the
+kernel stamps what comes meanwhile, and one waking serves many reads (256 streams: 14 ms of CPU for 1,000
+chunks instead of 22).
 """
 
 import time
@@ -13,11 +13,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import gevent
-from gevent.hub import Waiter
 from gevent.monkey import get_original
 
-from loadgen.exchange import Outgoing, Reply
-from loadgen.fast import Connection, Watch
+from loadgen.fast import Watch
 
 READ, WRITE = 1, 2
 SLICE_NS: Final = 300_000  # of what may wait, before the next look at the sockets
@@ -38,6 +36,7 @@ class GeventLoop:
         self._loop: Any = gevent.get_hub().loop
         self._may_nap = may_nap
         self._later: deque[Callable[[], object]] = deque()
+        self._at_leisure: deque[Callable[[], object]] = deque()
         self._timer = self._loop.timer(0, priority=AFTER_READS)
         self._closed = False
         self._looked_s = 0.0
@@ -51,38 +50,54 @@ class GeventLoop:
         return _GeventWatch(self._loop.io(fd, WRITE), callback)
 
     def later(self, callback: Callable[[], object]) -> None:
-        """Call in the hub, after the reads that are ready. In order."""
-        self._later.append(callback)
-        if self._closed:
-            self._loop.run_callback(self._run_later)
-        elif not self._timer.active:
-            self._timer.start(self._run_later)
+        """Call in the hub, after the reads that are ready. In order; at once when closed."""
+        self._put(self._later, callback)
 
-    def _run_later(self) -> None:
+    def at_leisure(self, callback: Callable[[], object]) -> None:
+        """Call in the hub when there is nothing to do ``later``. In order; at once when closed."""
+        self._put(self._at_leisure, callback)
+
+    def after(self, seconds: float, callback: Callable[[], object]) -> None:
+        gevent.spawn_later(seconds, callback)
+
+    def _put(self, queue: deque[Callable[[], object]], callback: Callable[[], object]) -> None:
+        if self._closed:
+            callback()
+            return
+        queue.append(callback)
+        if not self._timer.active:
+            self._timer.start(self._run_waiting)
+
+    @property
+    def _waiting(self) -> deque[Callable[[], object]]:
+        return self._later or self._at_leisure
+
+    def _run_waiting(self) -> None:
         until = time.monotonic_ns() + SLICE_NS
-        while self._later:
-            self._later.popleft()()
-            if time.monotonic_ns() > until:
-                break
-        if self._later and not self._closed:
-            self._timer.start(self._run_later)
-        elif self._later:
-            self._loop.run_callback(self._run_later)
+        try:
+            while queue := self._later or self._at_leisure:
+                queue.popleft()()
+                if time.monotonic_ns() > until:
+                    break
+        finally:
+            if self._waiting and not self._closed:
+                self._timer.start(self._run_waiting)
 
     def _nap(self) -> None:
-        if not self._later and self._may_nap():
+        if not self._waiting and self._may_nap():
             left_s = NAP_S - (time.perf_counter() - self._looked_s)
             if left_s > 0:
                 _sleep(left_s)
         self._looked_s = time.perf_counter()
 
     def close(self) -> None:
+        """Look no more, and do what waits, now."""
         for watcher in (self._before_look, self._timer):
             watcher.stop()
             watcher.close()
         self._closed = True
-        if self._later:  # whoever still waits is told
-            self._loop.run_callback(self._run_later)
+        while self._waiting:
+            self._waiting.popleft()()
 
 
 class _GeventWatch:
@@ -93,20 +108,3 @@ class _GeventWatch:
     def stop(self) -> None:
         self._watcher.stop()
         self._watcher.close()
-
-
-class Sent:
-    """A request under way; ``wait`` puts the calling greenlet to sleep until its reply is over."""
-
-    def __init__(
-        self, loop: GeventLoop, connection: Connection, outgoing: Outgoing, timeout_s: float
-    ) -> None:
-        self._loop = loop
-        self._waiter: Waiter[Reply] = Waiter()
-        connection.start(outgoing, timeout_s, self._over)
-
-    def _over(self, reply: Reply) -> None:
-        self._loop.later(lambda: self._waiter.switch(reply))  # only the hub may switch to it
-
-    def wait(self) -> Reply:
-        return self._waiter.get()

@@ -13,6 +13,7 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_LINE_BYTES: Final = 16 * 1024  # a chunk-size line or one trailer
 # Sizes as servers write them. A hit is exact; a miss (upper case, extensions) is parsed at length.
 CHUNK_SIZES: Final = {b"%x" % size: size for size in range(1, 8192)}
+LAST_CHUNK: Final = b"0\r\n\r\n"  # without trailers
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n]*)?")
@@ -102,6 +103,9 @@ class ResponseParser:
         """Use up a chunk that lies whole in ``buffer``, its size written as servers do; or nothing."""
         line_end = buffer.find(b"\r\n", at, at + 8)
         size = CHUNK_SIZES.get(buffer[at:line_end]) if line_end > 0 else None
+        if size is None and buffer.startswith(LAST_CHUNK, at):
+            self._finish(self.reusable)
+            return at + len(LAST_CHUNK)
         if size is None or buffer[line_end + 2 + size : line_end + 4 + size] != b"\r\n":
             return at
         self.segments.append(buffer[line_end + 2 : line_end + 2 + size])
@@ -156,14 +160,14 @@ class ResponseParser:
         self._state = CHUNK_DATA if self._wanted else TRAILERS
 
     def _consume_head(self, buffer: bytes, at: int) -> int:
-        match = _HEAD_END.search(buffer, at)
-        if match is None or match.end() - at > MAX_HEAD_BYTES:
+        head_end, end = _head_ends(buffer, at)
+        if head_end < 0 or end - at > MAX_HEAD_BYTES:
             if len(buffer) - at > MAX_HEAD_BYTES:
                 raise Http1Error(f"a response head of over {MAX_HEAD_BYTES} bytes")
             if not b"HTTP/1.".startswith(buffer[at : at + 7]):
                 raise Http1Error(f"not an HTTP/1 response: {buffer[at : at + 40]!r}")
             return at
-        head = _head(buffer[at : match.start()])
+        head = _head(buffer[at:head_end])
         if head.status >= 200:
             self.status = head.status
             self.headers = head.headers
@@ -171,7 +175,16 @@ class ResponseParser:
             self._state = head.state
             self._wanted = head.length
             self.complete = head.state == DONE
-        return match.end()
+        return end
+
+
+def _head_ends(buffer: bytes, at: int) -> tuple[int, int]:
+    """Where a head ends without its empty line, and with it; (-1, -1) when it has not come whole."""
+    head_end = buffer.find(b"\r\n\r\n", at)
+    if buffer.find(b"\n\r\n", at) == head_end + 1 > 0 > buffer.find(b"\n\n", at, head_end):
+        return head_end, head_end + 4
+    match = _HEAD_END.search(buffer, at)  # some line ends with LF alone
+    return match.span() if match else (-1, -1)
 
 
 class Head(NamedTuple):

@@ -13,14 +13,12 @@ User: Locust loads this file by path and spawns every User class it finds in it.
 import logging
 import sys
 import time
-from collections import deque
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import gevent
 from gevent import GreenletExit
-from gevent.event import Event
 from locust import User, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
@@ -33,11 +31,12 @@ from greenbench.schema import RequestRecord
 from loadgen import adhoc
 from loadgen.arrivals import shard
 from loadgen.client import HttpxClient
+from loadgen.closedloop import ClosedLoop, Over
 from loadgen.dispatch import Dispatcher, open_ahead, schedule
 from loadgen.exchange import Exchange, Outgoing, Reply
 from loadgen.fast import outcome
 from loadgen.fleet import DONE, START, Part, Roll, parts
-from loadgen.gevent_loop import GeventLoop, Sent
+from loadgen.gevent_loop import GeventLoop
 from loadgen.loops import Alarm
 from loadgen.openloop import raise_file_limit, take_priority
 from loadgen.pool import Pool
@@ -47,8 +46,6 @@ from loadgen.webtab import Live, install
 
 logger = logging.getLogger(__name__)
 
-# A timer and not sleep(0): gevent runs its callbacks for up to 5 ms before it looks at the sockets.
-LOOK_AT_SOCKETS_S: Final = 1e-6
 NAP_STREAMS: Final = 32  # with fewer, a nap could hold up the next send of a fast server's user
 NO_NAP_NS: Final = 1_000_000_000  # after tokens that shared a read, or had no kernel time
 ROWS_OF_CUT_S: Final = (
@@ -83,11 +80,9 @@ class Drive:
         self._naps_at_ns: int | None = None  # no nap before this moment; None: not at all
         self.loop = GeventLoop(self._nap_now)
         self.pool = Pool(session.target, self.loop, session.timeout_s)
-        self._aside: deque[Over] = deque()
-        self._some_aside = Event()
         opened = session.live.point.load.kind == "open"
         self._alarm = self._open_loop(self.loop) if opened else None
-        self._greenlets = [gevent.spawn(self._tick), gevent.spawn(self._settle_aside)]
+        self._ticking = gevent.spawn(self._tick)
 
     def _open_loop(self, loop: GeventLoop) -> Alarm:
         """Of an open load the hub itself sends what is due; the users only stand by."""
@@ -148,15 +143,13 @@ class Drive:
 
     def close(self) -> None:
         """Cut what is open, write what is known, grade. Safe to call twice."""
-        gevent.killall(self._greenlets)
+        self._ticking.kill()
         if self._alarm is not None:
             self._alarm.close()
             self._alarm = None
         self.session.phases.stop(time.monotonic_ns())
         self.pool.close()
         self.loop.close()
-        while self._aside:
-            self.settle(self._aside.popleft())
         self.session.close()
         logger.info("records in %s", self.session.run.path)
 
@@ -165,7 +158,6 @@ class Drive:
         return (
             self._naps_at_ns is not None
             and self.session.in_flight >= NAP_STREAMS
-            and not self._aside
             and self._alarm is None
             and time.monotonic_ns() > self._naps_at_ns
         )
@@ -179,20 +171,11 @@ class Drive:
         elif self._naps_at_ns is None:
             self._naps_at_ns = 0
 
-    def set_aside(self, over: "Over") -> None:
-        """Parse it when there is time, one reply between two looks at the sockets."""
-        self._aside.append(over)
-        self._some_aside.set()
+    def set_aside(self, over: Over) -> None:
+        """Parse it when there is time, between two looks at the sockets."""
+        self.loop.at_leisure(partial(self.settle, over))
 
-    def _settle_aside(self) -> None:
-        while True:
-            self._some_aside.wait()
-            while self._aside:
-                self.settle(self._aside.popleft())
-                gevent.sleep(LOOK_AT_SOCKETS_S)
-            self._some_aside.clear()
-
-    def settle(self, over: "Over") -> RequestRecord:
+    def settle(self, over: Over) -> RequestRecord:
         """Parse and record a reply that is over, once."""
         if over.record is None:
             exchange = outcome(over.reply)
@@ -227,16 +210,6 @@ class Drive:
         )
 
 
-@dataclass(slots=True)
-class Over:
-    """A request whose reply is over; ``record`` once it has been parsed and written."""
-
-    outgoing: Outgoing
-    reply: Reply
-    in_flight: int
-    record: RequestRecord | None = None
-
-
 class LongContextUser(User):
     """One closed loop: the next request goes out when the reply to the last is over."""
 
@@ -251,35 +224,15 @@ class LongContextUser(User):
         gevent.sleep(3600)  # sending is over: wait to be stopped, or Locust would begin anew
 
 
-def _loop_fast(drive: Drive) -> None:
-    """Send, wait, send the next; outcomes are parsed aside, at the latest before the one after."""
-    session = drive.session
-    connection = drive.pool.connection()
-    previous: Over | None = None
-    load = session.live.point.load
-    talk = Talk(load.turns)
-    while (outgoing := session.next(time.monotonic_ns(), talk)) is not None:
-        in_flight = session.depart()
-        sent = Sent(drive.loop, connection, outgoing, session.timeout_s)
-        try:
-            reply = sent.wait()
-        except GreenletExit:
-            connection.abort("cut_at_drain", "the user was stopped")
-            session.arrived()
-            drive.settle(Over(outgoing, sent.wait(), in_flight))
-            raise
-        session.arrived()
-        if previous is not None:
-            drive.settle(previous)
-        previous = Over(outgoing, reply, in_flight)
-        if reply.error is not None or reply.parser.status != 200:
-            gevent.sleep(pause_after(drive.settle(previous)))
-        else:
-            drive.set_aside(previous)
-            if load.turn_pause_s and talk.turn:
-                gevent.sleep(load.turn_pause_s)
-    if previous is not None:
-        drive.settle(previous)
+def _loop_fast(drive: Drive) -> NoReturn:
+    """The hub drives the user's requests; its greenlet only waits to be stopped."""
+    user = ClosedLoop(drive, drive.pool.connection())
+    try:
+        user.send()
+        while True:
+            gevent.sleep(3600)
+    finally:
+        user.stop()
 
 
 def _loop_httpx(drive: Drive) -> None:

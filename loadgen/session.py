@@ -83,6 +83,7 @@ class Session:
         self._prompts = _prompts(live)
         self._bodies = Bodies(self._task, live.served_model, self._prompts)
         self._accept = "text/event-stream" if self._task.streaming else "application/json"
+        self._heads: dict[int, bytes] = {}  # by length of the body
         self._sequence = shard[0]
         self._token = os.urandom(4).hex()  # keeps request ids of two runs apart in one server's log
         self._records = RowWriter(self.run.requests_dir / f"{client_id}.jsonl")
@@ -154,10 +155,9 @@ class Session:
         request_id = f"{self._token}-{self.client_id}-{sequence:06d}"
         if turn is not None:
             request_id += f"-t{turn}"
-        head = self.target.head(COMPLETIONS_PATH, len(body), self._accept)
         return Outgoing(
             request_id=request_id,
-            head=whole_head(head, request_id),
+            head=whole_head(self._head(len(body)), request_id),
             body=body,
             streaming=self._task.streaming,
             context_tokens=context_tokens or prompt.context_tokens,
@@ -167,6 +167,13 @@ class Session:
             conversation=conversation,
             turn=turn,
         )
+
+    def _head(self, body_bytes: int) -> bytes:
+        head = self._heads.get(body_bytes)
+        if head is None:
+            head = self.target.head(COMPLETIONS_PATH, body_bytes, self._accept)
+            self._heads[body_bytes] = head
+        return head
 
     # --- outcomes -----------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ with nothing else: U+2028 is text), an empty line ends an event, `data` lines ar
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -37,12 +36,12 @@ class SseSplitter:
 
     __slots__ = ("_carry", "_carry_bytes", "_data", "_skip_lf", "at_start", "between_events")
 
-    def __init__(self) -> None:
+    def __init__(self, at_start: bool = True) -> None:
         self._carry: list[bytes] = []  # pieces of a line whose end has not come
         self._carry_bytes = 0  # of the whole unfinished event
         self._data: list[bytes] = []  # data lines of an event whose empty line has not come
         self._skip_lf = False  # the last byte was CR: an LF that follows belongs to it
-        self.at_start = True  # only the first bytes may be a byte-order mark
+        self.at_start = at_start  # only the first bytes may be a byte-order mark
         self.between_events = True  # nothing carried: the next byte begins a line of a new event
 
     def feed(self, segment: bytes) -> list[bytes]:
@@ -116,15 +115,12 @@ _decode_event = _decoder.decode
 _decode_events = _decoder.decode_lines
 
 
-@dataclass(slots=True)
-class Facts:
+class Facts(msgspec.Struct):
     """What the reply said. ``chunk_stamps``: the stamp of the segment that completed each chunk."""
 
-    chunk_stamps: list[Any] = field(default_factory=list[Any])
-    chunk_tokens: list[int] | None = field(
-        default_factory=list[int]
-    )  # None once a chunk lacks usage
-    texts: list[str] = field(default_factory=list[str])
+    chunk_stamps: list[Any] = []
+    chunk_tokens: list[int] | None = []  # None once a chunk lacks usage
+    texts: list[str] = []
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
@@ -154,17 +150,18 @@ class Facts:
 class StreamReader:
     """Body segments of a streamed completion to `Facts`. ``event_limit`` bounds an endless stream."""
 
-    __slots__ = ("_event_limit", "_splitter", "events", "facts")
+    __slots__ = ("_at_start", "_event_limit", "_splitter", "events", "facts")
 
     def __init__(self, event_limit: int) -> None:
         self.facts = Facts()
         self.events = 0
         self._event_limit = event_limit
-        self._splitter = SseSplitter()
+        self._splitter: SseSplitter | None = None  # made for the first segment that is not usual
+        self._at_start = True
 
     def feed_all(self, segments: list[bytes], stamps: list[Any]) -> None:
         """The same as `feed`, many segments at once: a run of usual ones is decoded in one call."""
-        usual = self._read_usual(segments, stamps) if self._splitter.between_events else 0
+        usual = self._read_usual(segments, stamps) if self._between_events else 0
         self.feed(zip(segments[usual:], stamps[usual:], strict=True))
 
     def _read_usual(self, segments: list[bytes], stamps: list[Any]) -> int:
@@ -193,7 +190,7 @@ class StreamReader:
             return 0  # read one by one, it is known which
         if len(events) != count or self.events + count > self._event_limit:
             return 0
-        self._splitter.at_start = False
+        self._skip_start()
         self.events += count
         for event, stamp, segment in zip(events, stamps, front, strict=False):
             if not self._take_token(event, stamp):
@@ -227,7 +224,6 @@ class StreamReader:
 
     def feed(self, segments: Iterable[tuple[bytes, Any]]) -> None:
         """Read (segment, stamp) pairs. A malformed event raises `SseError`; what came before is kept."""
-        splitter = self._splitter
         for segment, stamp in segments:
             # the usual segment: one event on one line; anything else is split at length
             if (
@@ -235,13 +231,25 @@ class StreamReader:
                 and segment.find(b"\n", 6) == len(segment) - 2
                 and segment.endswith(b"\n")
                 and b"\r" not in segment
-                and splitter.between_events
+                and self._between_events
             ):
-                splitter.at_start = False
+                self._skip_start()
                 self._event(segment[6:-2], stamp)
             else:
-                for data in splitter.feed(segment):
+                if self._splitter is None:
+                    self._splitter = SseSplitter(self._at_start)
+                for data in self._splitter.feed(segment):
                     self._event(data, stamp)
+
+    @property
+    def _between_events(self) -> bool:
+        return self._splitter is None or self._splitter.between_events
+
+    def _skip_start(self) -> None:
+        """A usual segment was read: a byte-order mark may not come any more."""
+        self._at_start = False
+        if self._splitter is not None:
+            self._splitter.at_start = False
 
     def _event(self, data: bytes, stamp: Any) -> None:
         if data == b"[DONE]":

@@ -50,13 +50,33 @@ def test_more_may_be_asked_for_by_what_waited(loop: GeventLoop) -> None:
     assert done == [1, 2]
 
 
+def test_what_is_for_leisure_comes_after_all_that_is_put_off(loop: GeventLoop) -> None:
+    """Also after what is put off meanwhile: sends are never behind the parsing."""
+    done: list[str] = []
+    loop.at_leisure(lambda: (done.append("parse 1"), loop.later(lambda: done.append("send 2"))))
+    loop.at_leisure(lambda: done.append("parse 2"))
+    loop.later(lambda: done.append("send 1"))
+    gevent.sleep(0.01)
+    assert done == ["send 1", "parse 1", "send 2", "parse 2"]
+
+
+def test_a_fault_in_what_waited_does_not_hold_up_the_rest(
+    loop: GeventLoop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[int] = []
+    loop.later(lambda: 1 // 0)
+    loop.later(lambda: done.append(1))
+    gevent.sleep(0.01)
+    assert done == [1]
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
 def test_what_waits_when_the_loop_is_closed_is_done_all_the_same() -> None:
     loop = GeventLoop()
     done: list[int] = []
-    loop.later(lambda: done.append(1))
+    loop.at_leisure(lambda: done.append(1))
     loop.close()
     loop.later(lambda: done.append(2))
-    gevent.sleep(0.01)
     assert done == [1, 2]
 
 

@@ -185,3 +185,16 @@ def test_an_endless_head_and_an_endless_chunk_line_are_refused() -> None:
     with pytest.raises(Http1Error, match="line of over"):
         for _ in range(2000):
             parser.feed(b"1;" + b"x" * 100)
+
+
+@given(st.text(alphabet="\r\na", max_size=24))
+def test_the_first_empty_line_ends_a_head_however_lines_end(text: str) -> None:
+    """Against a look at every place where a line may end."""
+    data = text.encode()
+    ends = [
+        (at, at + len(ending))
+        for at in range(len(data))
+        for ending in (b"\r\n\r\n", b"\r\n\n", b"\n\r\n", b"\n\n")
+        if data.startswith(ending, at)
+    ]
+    assert http1._head_ends(data, 0) == min(ends, default=(-1, -1))
