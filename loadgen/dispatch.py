@@ -42,16 +42,20 @@ class Dispatcher:
         self._schedule = schedule
         self._sender = sender
         self._due_ns = 0
-        self._over = False
+        self._over = True  # until the schedule begins
 
     @property
     def due_ns(self) -> int | None:
-        """When the next request is due; None when the schedule has ended."""
+        """When the next request is due; None before the schedule begins, and when it has ended."""
         return None if self._over else self._due_ns
+
+    def overdue(self) -> bool:
+        return not self._over and self._due_ns <= time.monotonic_ns()
 
     def begin(self, start_ns: int) -> int:
         """Start the schedule at ``start_ns``; the moment of the first request."""
         self._start_ns = start_ns
+        self._over = False
         self._session.phases.begin(start_ns)
         self._advance()
         return self._due_ns

@@ -37,7 +37,7 @@ from loadgen.exchange import Exchange, Outgoing, Reply
 from loadgen.fast import outcome
 from loadgen.fleet import DONE, START, Part, Roll, parts
 from loadgen.gevent_loop import GeventLoop
-from loadgen.loops import Alarm
+from loadgen.loops import Alarm, Checking
 from loadgen.openloop import raise_file_limit, take_priority
 from loadgen.pool import Pool
 from loadgen.session import TICK_S, Session, Talk, pause_after
@@ -79,27 +79,33 @@ class Drive:
         self._live: Live = environment.live  # type: ignore[attr-defined]
         self._naps_at_ns: int | None = None  # no nap before this moment; None: not at all
         self.loop = GeventLoop(self._nap_now)
-        self.pool = Pool(session.target, self.loop, session.timeout_s)
         opened = session.live.point.load.kind == "open"
-        self._alarm = self._open_loop(self.loop) if opened else None
+        reads = Checking(self.loop, self._send_overdue) if opened else self.loop
+        self.pool = Pool(session.target, reads, session.timeout_s)
+        self._alarm = self._open_loop() if opened else None
         self._ticking = gevent.spawn(self._tick)
 
-    def _open_loop(self, loop: GeventLoop) -> Alarm:
+    def _open_loop(self) -> Alarm:
         """Of an open load the hub itself sends what is due; the users only stand by."""
         point = self.session.live.point
         self._ahead = open_ahead(point)
-        dispatcher = Dispatcher(self.session, shard(schedule(point), *self.session.shard), self)
-
-        def ring() -> None:
-            due_ns = dispatcher.send_due()
-            if due_ns is not None:
-                alarm.set(due_ns)
-
-        alarm = Alarm(loop, ring)
+        self._dispatcher = Dispatcher(
+            self.session, shard(schedule(point), *self.session.shard), self
+        )
+        alarm = Alarm(self.loop, self._ring)
         self.pool.open_ahead(self._ahead)
         start_ns = self.session.phases.warmup_start or time.monotonic_ns() + round(TICK_S * 1e9)
-        alarm.set(dispatcher.begin(start_ns))
+        alarm.set(self._dispatcher.begin(start_ns))
         return alarm
+
+    def _ring(self) -> None:
+        due_ns = self._dispatcher.send_due()
+        if due_ns is not None and self._alarm is not None:
+            self._alarm.set(due_ns)
+
+    def _send_overdue(self) -> None:
+        if self._alarm is not None and self._dispatcher.overdue():
+            self._ring()
 
     def send(self, outgoing: Outgoing) -> None:
         """Send now, on a pooled connection (called by the dispatcher, in the hub)."""

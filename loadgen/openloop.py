@@ -26,7 +26,7 @@ from loadgen.client import AsyncHttpxClient
 from loadgen.dispatch import Dispatcher, open_ahead, schedule
 from loadgen.exchange import Exchange, Outgoing, Reply
 from loadgen.fast import outcome
-from loadgen.loops import Alarm, AsyncioLoop
+from loadgen.loops import Alarm, AsyncioLoop, Checking
 from loadgen.pool import Pool
 from loadgen.session import TICK_S, Session
 
@@ -102,23 +102,26 @@ async def drive(session: Session, schedule: Iterator[Arrival], client: str) -> N
 
 
 async def _drive_fast(session: Session, schedule: Iterator[Arrival], stop: asyncio.Event) -> None:
-    watcher = AsyncioLoop(asyncio.get_running_loop())
-    pool = Pool(session.target, watcher, session.timeout_s)
-    ahead = open_ahead(session.live.point)
-    sender = FastSender(session, pool, ahead)
-    dispatcher = Dispatcher(session, schedule, sender)
-
     def ring() -> None:
         due_ns = dispatcher.send_due()
         if due_ns is not None:
             alarm.set(due_ns)
         settle()
 
+    def send_overdue() -> None:
+        if dispatcher.overdue():
+            ring()
+
     def settle() -> None:
         due_ns = dispatcher.due_ns
         until_ns = time.monotonic_ns() + SETTLE_NS
         sender.settle(until_ns if due_ns is None else min(until_ns, due_ns - GUARD_NS))
 
+    watcher = AsyncioLoop(asyncio.get_running_loop())
+    pool = Pool(session.target, Checking(watcher, send_overdue), session.timeout_s)
+    ahead = open_ahead(session.live.point)
+    sender = FastSender(session, pool, ahead)
+    dispatcher = Dispatcher(session, schedule, sender)
     alarm = Alarm(watcher, ring)
     pool.open_ahead(ahead)
     await asyncio.sleep(TICK_S)  # the connections stand before the first send

@@ -42,10 +42,13 @@ def test_what_is_due_too_late_is_a_row_and_the_rest_is_sent(tmp_path: Path) -> N
     made = session(tmp_path, load=OPEN, phases={"warmup_s": 0, "measure_s": 60})
     sender = Sender()
     dispatcher = Dispatcher(made, schedule(made.live.point), sender)
+    assert not dispatcher.overdue()  # before it begins, nothing is due
     begun = time.monotonic_ns() - 2 * SECOND - SECOND // 20
     dispatcher.begin(begun)
+    assert dispatcher.overdue()
     due = dispatcher.send_due()
     assert due is not None and due > time.monotonic_ns()
+    assert not dispatcher.overdue()
     assert made.audit.report()["over_budget"]
     made.close()
     late = rows(made)
