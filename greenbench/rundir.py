@@ -82,12 +82,11 @@ class JsonlWriter:
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield rows. A torn last line (kill -9) is dropped; a broken line elsewhere raises UserError."""
     with path.open(encoding="utf-8") as file:
-        lines = enumerate(file, start=1)
-        for number, line in lines:
+        for number, line in enumerate(file, start=1):
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                if next(lines, None) is None and not line.endswith("\n"):
+                if not line.endswith("\n"):
                     return
                 raise UserError(f"{path}:{number}: not a JSON line ({error.msg})") from error
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,14 @@ def query(prometheus: str, expression: str, at_s: float | None = None) -> float 
     return float(found[0]["value"][1]) if found else None
 
 
+def recorded_j(file: Path, start_s: float, end_s: float) -> float | None:
+    """Joules between two Unix times by the recorder's rows; None while they do not enclose them."""
+    rows = pd.DataFrame(list(read_jsonl(file)))
+    curve = energy_curve(rows["mono_ns"], rows["energy_mj"])
+    offset_ns = int((rows["unix_ns"] - rows["mono_ns"]).median())
+    return curve and curve.energy_j(*(round(at * 1e9) - offset_ns for at in (start_s, end_s)))
+
+
 def test_prometheus_and_the_recorder_agree_within_one_scrape(
     started: str, vllm: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -152,20 +161,16 @@ def test_prometheus_and_the_recorder_agree_within_one_scrape(
     end_s = time.time()
     ends = [query(started, energy, at) for at in (start_s, end_s)]
     assert ends[0] is not None and ends[1] is not None
-    rows = pd.DataFrame(list(read_jsonl(tmp_path / "telemetry/gpu.jsonl")))
-    curve = energy_curve(rows["mono_ns"], rows["energy_mj"])
-    assert curve is not None
-    offset_ns = int((rows["unix_ns"] - rows["mono_ns"]).median())
-    recorded_j = curve.energy_j(*(round(at * 1e9) - offset_ns for at in (start_s, end_s)))
-    assert recorded_j is not None
-    bound_j = HIGH_W * (
-        SCRAPE_S + 0.2
-    )  # one interval at the card's most, and the refresh of the sensor
+    recorder_says = partial(recorded_j, tmp_path / "telemetry/gpu.jsonl", start_s, end_s)
+    # the counter's next change after the end has yet to come, and to be written
+    recorder_j = wait_until(recorder_says, 20, "the recorder's row past the end")
+    # one interval at the card's most, and the refresh of the sensor
+    bound_j = HIGH_W * (SCRAPE_S + 0.2)
     print(
-        f"Prometheus {ends[1] - ends[0]:.0f} J, recorder {recorded_j:.0f} J, bound {bound_j:.0f} J"
+        f"Prometheus {ends[1] - ends[0]:.0f} J, recorder {recorder_j:.0f} J, bound {bound_j:.0f} J"
     )
-    assert abs((ends[1] - ends[0]) - recorded_j) <= bound_j
-    assert recorded_j > 3 * bound_j  # long enough for the bound to mean something
+    assert abs((ends[1] - ends[0]) - recorder_j) <= bound_j
+    assert recorder_j > 3 * bound_j  # long enough for the bound to mean something
     # nothing ran in the last scrape before the start and the last before the end: tokens agree exactly
     counted = [query(started, f"sum({tokens})", at) for at in (start_s, end_s)]
     assert counted[0] is not None and counted[1] is not None
