@@ -33,7 +33,9 @@ def test_ttft_and_gaps_are_those_of_the_script(client: str, ttft_s: float, gap_s
     arrived = [got.sent_mono_ns + at for at in got.chunk_ns]
     assert got.sent_mono_ns < seen.received_ns
     assert got.chunk_ns[0] > ttft_s * SECOND
-    assert all(arrived[i] >= seen.sent_ns[i] - 50_000 for i in range(12))  # never before it was sent
+    assert all(
+        arrived[i] >= seen.sent_ns[i] - 50_000 for i in range(12)
+    )  # never before it was sent
     if client == "fast":  # loopback delivers within the write, but where the kernel puts it off
         assert median(arrived[i] - seen.written_ns[i] for i in range(12)) <= 50_000
     gaps = [b - a for a, b in itertools.pairwise(got.chunk_ns)]
