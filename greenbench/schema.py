@@ -37,7 +37,7 @@ class RequestRecord(Row):
     run_id: str
     client_id: str
     request_id: str  # sent as X-Request-Id, joins the server's log
-    phase: Phase  # by the moment of sending (scheduled moment in open loop)
+    phase: Phase  # by the moment a user took it up (scheduled moment in open loop)
     task: str
     prompt_index: int
     prompt_sha256: str

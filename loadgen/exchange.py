@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from greenbench.schema import Phase
 from loadgen.http1 import CHUNK_SIZES, Http1Error, ResponseParser
 from loadgen.stream import (
     MAX_BODY_BYTES,
@@ -45,6 +46,7 @@ class Outgoing(msgspec.Struct, frozen=True):
     scheduled_mono_ns: int | None = None
     conversation: int | None = None
     turn: int | None = None
+    phase: Phase = "measure"  # in which it was let out; it may be on the wire a moment later
 
     @property
     def event_limit(self) -> int:

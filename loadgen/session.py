@@ -20,7 +20,7 @@ import msgspec
 from greenbench.config import LivePoint, PhaseConfig
 from greenbench.errors import UserError, nearest
 from greenbench.rundir import RunDir, file_sha256, write_atomic
-from greenbench.schema import Phase, RequestRecord
+from greenbench.schema import RequestRecord
 from loadgen.arrivals import Arrival
 from loadgen.audit import Audit
 from loadgen.bodies import Bodies
@@ -106,13 +106,13 @@ class Session:
         if not self.phases.admit(now_ns):
             return None
         if talk is None or talk.turns == 1:
-            return self._outgoing(self._step())
+            return self._outgoing(self._step(), now_ns)
         if talk.turn == 0:
             talk.sequence = self._step()
         prompt = self._prompts[talk.sequence % len(self._prompts)]
         share = prompt.context_tokens * (talk.turn + 1) // talk.turns
         outgoing = self._outgoing(
-            talk.sequence, context_tokens=share, conversation=talk.sequence, turn=talk.turn
+            talk.sequence, now_ns, context_tokens=share, conversation=talk.sequence, turn=talk.turn
         )
         talk.turn = (talk.turn + 1) % talk.turns
         return outgoing
@@ -123,6 +123,7 @@ class Session:
             return None
         return self._outgoing(
             self._step(),
+            moment_ns,
             context_tokens=arrival.context_tokens,
             output_tokens=arrival.output_tokens,
             scheduled_mono_ns=moment_ns,
@@ -136,13 +137,17 @@ class Session:
     def _outgoing(
         self,
         sequence: int,
+        moment_ns: int,
         context_tokens: int | None = None,
         output_tokens: int | None = None,
         scheduled_mono_ns: int | None = None,
         conversation: int | None = None,
         turn: int | None = None,
     ) -> Outgoing:
-        """Request number ``sequence`` of the run; shorter than its prompt where lengths are given."""
+        """Request number ``sequence`` of the run, let out at ``moment_ns``.
+
+        Shorter than its prompt where lengths are given.
+        """
         prompt_at = sequence % len(self._prompts)
         prompt = self._prompts[prompt_at]
         if context_tokens is None and output_tokens is None:
@@ -166,6 +171,7 @@ class Session:
             scheduled_mono_ns=scheduled_mono_ns,
             conversation=conversation,
             turn=turn,
+            phase=self.phases.phase_of(moment_ns),
         )
 
     def _head(self, body_bytes: int) -> bytes:
@@ -219,12 +225,11 @@ class Session:
         facts = exchange.facts
         chunk_ns = exchange.chunk_ns
         scheduled = outgoing.scheduled_mono_ns
-        counted = scheduled if scheduled is not None else exchange.sent_mono_ns
         return RequestRecord(
             run_id=self.live.run_id,
             client_id=self.client_id,
             request_id=outgoing.request_id,
-            phase=self._phase(counted),
+            phase=outgoing.phase,
             task=prompt.task,
             prompt_index=prompt.prompt_index,
             prompt_sha256=prompt.sha256,
@@ -258,9 +263,6 @@ class Session:
     def _asked(self, prompt: Prompt) -> tuple[int, int]:
         """Prompt and output length of a prompt that is sent whole."""
         return prompt.context_tokens, prompt.output_tokens if self._task.streaming else 1
-
-    def _phase(self, moment_ns: int | None) -> Phase:
-        return self.phases.phase_of(time.monotonic_ns() if moment_ns is None else moment_ns)
 
     # --- phases -------------------------------------------------------------------------------
 

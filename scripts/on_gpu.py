@@ -14,14 +14,15 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from greenbench.config import ServerConfig, ServerRequest, load_model
 from greenbench.rundir import slug
-from greenbench.stages import ServerStage, StageError
+from greenbench.stages import Child, ServerStage, StageError
 from servers.choices import parse_choice
 
 PYTHON = os.environ.get("VLLM_PYTHON", sys.executable)
@@ -47,7 +48,31 @@ OTHER_FAMILIES = (
     "zamba2-1.2b",
     "nemotron-h-small",
 )
+OURS = ("sdpa", "sdpa_gather", "xformers", "sink_window")
+SMOKE_MODELS = ("llama-3.2-1b", "qwen3-1.7b")
 BOOT_LIMIT_S = 400.0
+STOP_S = 25.0  # a stage at its limit gets so long to stop what it started
+CACHES = (
+    "VLLM_CACHE_ROOT",
+    "TRITON_CACHE_DIR",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "FLASHINFER_WORKSPACE_BASE",
+)
+ANSWERS = {
+    "name": "answers",
+    "models": ["retriever"],
+    "contexts": [2048, 8000],
+    "tasks": [{"name": "retrieve", "requests": 50}],
+    "loads": [{"kind": "closed", "users": 8}],
+    "prompts_per_point": 50,
+    "server": {
+        "kv_cache_gib": 2,
+        "gpu_memory_utilization": 0.06,
+        "max_num_batched_tokens": 8192,
+        "max_num_seqs": 16,
+    },
+    "phases": {"warmup_s": 0, "measure_s": 120, "drain_s": 60},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +87,29 @@ def command(line: str) -> Callable[[Path, float], None]:
     """A stage that is one command. ``{out}`` is the stage's folder, ``{vllm}`` and ``{bench}`` pythons."""
 
     def run(folder: Path, limit_s: float) -> None:
-        argv = shlex.split(line.format(out=folder, vllm=PYTHON, bench=sys.executable))
-        with (folder / "log").open("w") as log:
-            code = subprocess.run(
-                argv, stdout=log, stderr=subprocess.STDOUT, timeout=limit_s, check=False
-            ).returncode
-        if code != 0:
-            raise StageError(f"{line} ended with {code}; see {folder / 'log'}")
+        filled = line.format(out=folder, vllm=PYTHON, bench=sys.executable, limit=limit_s)
+        run_argv(shlex.split(filled), folder / "log", limit_s)
 
     return run
 
 
-def smoke(pairs: list[tuple[str, str]], at_once: int) -> Callable[[Path, float], None]:
-    """Boot (model, backend) pairs, several beside each other on one card, prove and smoke-test each.
+def run_argv(argv: list[str], log: Path, limit_s: float) -> None:
+    """Run to the end. Near the limit TERM first, so that what it started on the card goes with it."""
+    child = Child(argv, log)
+    try:
+        code = child.process.wait(max(1.0, limit_s - STOP_S))
+    except subprocess.TimeoutExpired:
+        child.stop(STOP_S)
+        raise StageError(f"{shlex.join(argv[:4])} was stopped at its limit; see {log}") from None
+    if code != 0:
+        raise StageError(f"{shlex.join(argv[:4])} ended with {code}: {child.message()}; see {log}")
+
+
+Wanted = tuple[str, str, str]  # model, backend, execution
+
+
+def smoke(wanted: list[Wanted], at_once: int) -> Callable[[Path, float], None]:
+    """Boot servers, several beside each other on one card, prove and smoke-test each.
 
     Beside each other nothing is timed: only what was built and whether it answers counts.
     """
@@ -83,33 +118,39 @@ def smoke(pairs: list[tuple[str, str]], at_once: int) -> Callable[[Path, float],
         end = time.monotonic() + limit_s
         share = 0.8 / at_once
 
-        def boot(pair: tuple[str, str]) -> dict[str, object]:
-            model, backend = pair
+        def boot(one: Wanted) -> dict[str, object]:
             if time.monotonic() > end - 60:
-                return {"model": model, "backend": backend, "verdict": "not run: no time left"}
-            return boot_once(model, backend, share, folder / slug(f"{model}-{backend}"))
+                return named(one) | {"verdict": "not run: no time left"}
+            return boot_once(one, small_server(one, share), folder / slug("-".join(one)))
 
         with ThreadPoolExecutor(at_once) as pool:
-            rows = list(pool.map(boot, pairs))
+            rows = list(pool.map(boot, wanted))
         (folder / "smoke.json").write_text(json.dumps(rows, indent=1))
         for row in rows:
-            print("smoke", row["model"], row["backend"], row["verdict"], flush=True)
+            print("smoke", *(str(value)[:120] for value in row.values()), sep="  ", flush=True)
 
     return run
 
 
-def boot_once(model: str, backend: str, share: float, folder: Path) -> dict[str, object]:
-    config = load_model(model)
-    server = ServerConfig(
+def named(one: Wanted) -> dict[str, object]:
+    return dict(zip(("model", "backend", "execution"), one, strict=True))
+
+
+def small_server(one: Wanted, share: float) -> ServerConfig:
+    return ServerConfig(
+        execution=one[2],  # type: ignore[arg-type]
         gpu_memory_utilization=share,
         kv_cache_gib=4,  # pinned, so that what neighbours take does not matter
-        max_model_len=min(36864, config.max_model_len),
+        max_model_len=min(36864, load_model(one[0]).max_model_len),
         max_num_seqs=16,
         max_num_batched_tokens=8192,
         boot_timeout_s=BOOT_LIMIT_S,
     )
-    request = ServerRequest(model=config, backend=parse_choice(backend), server=server)
-    row: dict[str, object] = {"model": model, "backend": backend}
+
+
+def boot_once(one: Wanted, server: ServerConfig, folder: Path) -> dict[str, object]:
+    request = ServerRequest(model=load_model(one[0]), backend=parse_choice(one[1]), server=server)
+    row = named(one)
     started = time.monotonic()
     try:
         with ServerStage(request, folder) as stage:
@@ -127,6 +168,60 @@ def boot_once(model: str, backend: str, share: float, folder: Path) -> dict[str,
     return row | {"took_s": round(time.monotonic() - started, 1)}
 
 
+def boots(folder: Path, limit_s: float) -> None:
+    """One server as vLLM starts it with nothing kept, then as a sweep does, one after the other."""
+    rows = []
+    one = ("llama-3.2-1b", "flash_attn3", "full")
+    server = small_server(one, 0.5)
+    tuned = server.model_copy(update={"extra_args": ["--enable-flashinfer-autotune"]})
+    end = time.monotonic() + limit_s
+    for name, config, cache in (
+        ("nothing kept, autotuning on", tuned, "cold"),
+        ("nothing kept, autotuning off", server, "cold too"),
+        ("caches kept, autotuning off", server, "cold too"),
+    ):
+        if time.monotonic() > end - 100:
+            break
+        with caches(folder / slug(cache)):
+            rows.append({"what": name} | boot_once(one, config, folder / slug(name)))
+        (folder / "boots.json").write_text(json.dumps(rows, indent=1))
+        print("boot", name, rows[-1].get("ready_s"), rows[-1].get("boot_stages_s"), flush=True)
+
+
+@contextmanager
+def caches(folder: Path) -> Iterator[None]:
+    """Every start-up cache of a server below ``folder``."""
+    places = {name: str(folder / name.lower()) for name in CACHES}
+    before = {name: os.environ.get(name) for name in CACHES}
+    os.environ |= places
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def answers(backends: tuple[str, ...]) -> Callable[[Path, float], None]:
+    """The trained model's right answers under each backend, a sweep each, all beside each other."""
+
+    def run(folder: Path, limit_s: float) -> None:
+        def sweep(backend: str) -> None:
+            choice = parse_choice(backend)
+            path = folder / f"{slug(backend)}.yaml"
+            path.write_text(json.dumps(ANSWERS | {"backends": [choice.model_dump()]}))
+            argv = [sys.executable, "-c", "from greenbench.cli import main; main()", "run"]
+            argv += [str(path), "--out", str(folder / slug(backend))]
+            try:
+                run_argv(argv, folder / f"{slug(backend)}.log", limit_s)
+            except StageError as error:
+                print("answers", backend, error, flush=True)
+
+        with ThreadPoolExecutor(len(backends)) as pool:
+            list(pool.map(sweep, backends))
+
+    return run
+
+
 def table() -> dict[str, Stage]:
     exact = ",".join((*CUDA_BACKENDS[:-2], "sink_window(window=4096)"))
     arms = "flash_attn3,sdpa,xformers,xformers cutlass,sink_window,flash_attn2"
@@ -136,17 +231,37 @@ def table() -> dict[str, Stage]:
         "tests": Stage(
             command("{vllm} -m pytest -m gpu --durations=8 tests/vllm/test_attention_exact.py"), 40
         ),
-        "smoke-llama": Stage(smoke([("llama-3.2-1b", b) for b in CUDA_BACKENDS], 11), 90),
-        "smoke-qwen": Stage(smoke([("qwen3-1.7b", b) for b in CUDA_BACKENDS], 11), 90),
-        "smoke-families": Stage(smoke([(m, "flash_attn3") for m in OTHER_FAMILIES], 7), 90),
+        "smoke": Stage(
+            smoke(
+                [
+                    *(("llama-3.2-1b", b, "piecewise") for b in OURS),
+                    *((m, b, "eager") for m in SMOKE_MODELS for b in CUDA_BACKENDS),
+                ],
+                12,
+            ),
+            120,
+        ),
+        "smoke-families": Stage(
+            smoke([(m, "flash_attn3", "eager") for m in OTHER_FAMILIES], 7), 90
+        ),
+        "answers": Stage(answers(CUDA_BACKENDS), 90),
         "verify": Stage(
             command(
                 "{bench} -m servers verify --out {out} --model qwen3-1.7b --reference sdpa_gather "
-                "--reference-dtype float32 --dtype bfloat16 --tolerance 0.25 --parallel "
+                "--reference-dtype float32 --dtype bfloat16 --parallel "
                 f"--kv-cache-gib 2 --backends '{exact}'"
             ),
             100,
         ),
+        "turns": Stage(
+            command(
+                "{bench} scripts/by_turns.py measure --out {out} --model llama-3.2-1b "
+                "--backend flash_attn3 --execution full --kv-cache-gib 60 --limit-s {limit} "
+                "--shape 8192x16:ours,off,on,ours,on,off --shape 32768x8:ours,on,ours,on"
+            ),
+            200,
+        ),
+        "boots": Stage(boots, 150),
         "energy": Stage(command("{bench} -m telemetry selftest --quick --out {out}"), 240),
         "layers": Stage(
             command(
@@ -185,7 +300,7 @@ def run_stage(name: str, stage: Stage, folder: Path, end: float) -> bool:
     started = time.monotonic()
     try:
         stage.run(folder, left_s)
-    except (StageError, subprocess.TimeoutExpired) as error:
+    except StageError as error:
         print(f"{name}: failed after {time.monotonic() - started:.0f} s: {error}", flush=True)
         return True
     (folder / "done").write_text(f"{time.monotonic() - started:.1f} s\n")

@@ -68,3 +68,13 @@ def test_a_trace_is_replayed_with_its_times_and_lengths_and_ends_the_run(tmp_pat
     assert {r["error_type"] for r in rows} == {None}
     marks = {e["name"]: e["mono_ns"] for e in map(json.loads, (run / "events.jsonl").open())}
     assert marks["drain_end"] - marks["measure_start"] < 5e9  # not the 30 s that were allowed
+
+
+def test_fewer_requests_than_users_are_all_measured(tmp_path: Path) -> None:
+    """The phase ends while they still connect: they were let out before, so they count."""
+    with GoldenServer() as server:
+        load = {"kind": "closed", "users": 8}
+        phases = {"warmup_s": 0, "measure_s": 30, "requests": 6}
+        run = make_run(tmp_path, server.url, load=load, phases=phases)
+        rows, _ = drive(run, "locust", "-f", "loadgen/longctx.py", "--headless")
+    assert [(row["phase"], row["error_type"]) for row in rows] == [("measure", None)] * 6

@@ -1,0 +1,307 @@
+"""Our client and `vllm bench serve` by turns on one real server, the recorder and exporter on and off.
+
+    python scripts/by_turns.py measure --out DIR --model llama-3.2-1b --backend flash_attn3 \\
+        --shape 8192x16:off,ours,on,on,ours,off --shape 32768x8:on,ours,on
+    python scripts/by_turns.py read DIR
+
+A shape is CONTEXTxUSERS and its turns: `ours` is an ordinary point of a sweep, `on` and `off` are
+`vllm bench serve` with and without our recorder and exporter beside it. Both clients keep USERS requests
+open, each of CONTEXT prompt tokens and --output-tokens forced ones. `read` counts, for either client and
+by one rule, the output tokens that arrived while all users were busy.
+
+The card's energy counter is read once a second in every turn, by this program and nothing else in `off`.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from greenbench import provenance
+from greenbench.config import ROOT, PointConfig, SweepConfig, load_model
+from greenbench.manifest import Server
+from greenbench.points import Origin, run_point
+from greenbench.rundir import RunDir, read_json, read_jsonl, write_atomic
+from greenbench.runner import build_model, make_prompts
+from greenbench.stages import Child, RecorderStage, ServerStage, python_module
+from greenbench.sweep import ServerStart, expand, point_hash
+from telemetry.nvml import NoGpu, NvmlReader
+
+WARMUP_S = 5.0
+THEIR_SCRIPT = ROOT / "scripts" / "peers" / "vllm_bench_serve.py"
+VLLM_PYTHON = os.environ.get("VLLM_PYTHON", str(ROOT / ".venv-vllm" / "bin" / "python"))
+TURNS = ("ours", "on", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    context: int
+    users: int
+    turns: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Shape":
+        size, _, turns = text.partition(":")
+        context, _, users = size.partition("x")
+        names = tuple(turns.split(","))
+        if set(names) - set(TURNS) or not context.isdigit() or not users.isdigit():
+            raise argparse.ArgumentTypeError(
+                f"'{text}' is no shape; give e.g. 8192x16:off,ours,on with turns out of {TURNS}"
+            )
+        return cls(int(context), int(users), names)
+
+    @property
+    def label(self) -> str:
+        return f"{self.context}x{self.users}"
+
+
+def start_of(options: argparse.Namespace) -> ServerStart:
+    """One server and all its points, as the sweep of the same settings would have them."""
+    sweep = SweepConfig.model_validate({
+        "name": "by-turns",
+        "models": [options.model],
+        "backends": [options.backend],
+        "contexts": sorted({shape.context for shape in options.shape}),
+        "tasks": [{"name": "retrieve", "output_tokens": options.output_tokens}],
+        "loads": [{"kind": "closed", "users": n} for n in {s.users for s in options.shape}],
+        "prompts_per_point": 24,
+        "server": {
+            "execution": options.execution,
+            "max_model_len": max(shape.context for shape in options.shape) + 2048,
+            "max_num_batched_tokens": options.step_tokens,
+            "max_num_seqs": 32,
+            "kv_cache_gib": options.kv_cache_gib,
+        },
+        "phases": {"warmup_s": WARMUP_S, "measure_s": options.our_s, "drain_s": 60},
+        "telemetry": {"period_s": 0.05},
+    })  # fmt: skip
+    (start,) = expand(sweep, [load_model(options.model)])
+    return start
+
+
+def point_of(start: ServerStart, shape: Shape) -> PointConfig:
+    return next(
+        point
+        for point in start.points
+        if (point.context_tokens, point.load.users) == (shape.context, shape.users)
+    )
+
+
+class Counter:
+    """The first card's energy counter, once a second: rows (monotonic s, mJ). Empty without a card."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[float, int]] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        with suppress(NoGpu):
+            card = NvmlReader()
+            while not self._over.wait(1.0):
+                energy = card.read(0).energy_mj
+                if energy is not None:
+                    self.rows.append((time.monotonic(), energy))
+            card.close()
+
+    def __enter__(self) -> "Counter":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(5)
+
+
+@contextmanager
+def watched(folder: Path, server: Server) -> Iterator[None]:
+    """Our recorder and our exporter beside whatever runs in the block."""
+    recorder = RecorderStage(RunDir(folder), server, 0.05, 0.5)
+    exporter = Child(
+        python_module("telemetry", "serve", "--port", "0"), folder / "exporter.log", True
+    )
+    try:
+        recorder.wait_started()
+        yield
+    finally:
+        exporter.stop(10)
+        recorder.stop()
+
+
+def their_turn(
+    server: Server, shape: Shape, count: int, output_tokens: int, folder: Path, with_us: bool
+) -> None:
+    argv = [VLLM_PYTHON, str(THEIR_SCRIPT), "--backend", "vllm", "--base-url", server.base_url]
+    argv += ["--model", server.served_model, "--tokenizer", server.model_path]
+    argv += ["--dataset-name", "random", "--random-input-len", str(shape.context)]
+    argv += ["--random-output-len", str(output_tokens), "--ignore-eos", "--disable-tqdm"]
+    argv += ["--num-prompts", str(count), "--max-concurrency", str(shape.users)]
+    argv += ["--save-result", "--save-detailed", "--result-dir", str(folder)]
+    argv += ["--result-filename", "theirs.json"]
+    with ExitStack() as beside:
+        if with_us:
+            beside.enter_context(watched(folder, server))
+        client = Child(argv, folder / "theirs.log", True)
+        client.process.wait()
+    if client.code != 0:
+        print(f"vllm bench serve ended with {client.code}: {client.message()}", flush=True)
+
+
+def measure(options: argparse.Namespace) -> int:
+    out: Path = options.out
+    start = start_of(options)
+    end_s = time.monotonic() + options.limit_s
+    model_path = build_model(start.request)
+    prompts = make_prompts(out, list(start.points), model_path)
+    origin = Origin(out, provenance.code(), provenance.host(), os.getpid())
+    with ServerStage(start.request, out / "server") as stage:
+        server = stage.start(lambda: None)
+        print(f"ready after {server.ready_s} s, {server.observed_backend}", flush=True)
+        rates: dict[str, float] = {shape.label: options.guess_per_s for shape in options.shape}
+        for shape in options.shape:
+            for number, turn in enumerate(shape.turns):
+                if time.monotonic() + options.our_s + 20 > end_s:
+                    print(f"{shape.label} {number} {turn}: not run, no time left", flush=True)
+                    continue
+                folder = out / "turns" / f"{shape.label}-{number}-{turn}"
+                folder.mkdir(parents=True)
+                about: dict[str, Any] = {"shape": shape.label, "turn": turn}
+                point = point_of(start, shape)
+                began = time.monotonic()
+                with Counter() as counter:
+                    if turn == "ours":
+                        prompt_file = prompts[point_hash(point)]
+                        made = run_point(origin, stage, server, point, prompt_file, lambda: None)
+                        about["run"] = made.run_id
+                        rates[shape.label] = made.counts.ok / (options.our_s + WARMUP_S)
+                    else:
+                        seconds = options.their_s + WARMUP_S
+                        count = shape.users + round(rates[shape.label] * seconds)
+                        their_turn(
+                            server, shape, count, options.output_tokens, folder, turn == "on"
+                        )
+                about["counter"] = counter.rows
+                write_atomic(folder / "turn.json", json.dumps(about))
+                took_s = time.monotonic() - began
+                print(f"{shape.label} {number} {turn}: {took_s:.0f} s", flush=True)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One good request, in seconds of one monotonic clock."""
+
+    start_s: float
+    chunk_s: list[float]
+    tokens: int
+
+
+def theirs(folder: Path) -> list[Sent]:
+    raw = read_json(folder / "theirs.json")
+    columns = ("start_times", "ttfts", "itls", "output_lens", "errors")
+    rows = zip(*(raw[name] for name in columns), strict=True)
+    return [
+        Sent(start, list(np.cumsum([start + ttft, *gaps])), tokens)
+        for start, ttft, gaps, tokens, error in rows
+        if not error
+    ]
+
+
+def ours(run: Path) -> list[Sent]:
+    rows = [row for file in (run / "requests").glob("*.jsonl") for row in read_jsonl(file)]
+    return [
+        Sent(
+            row["sent_mono_ns"] / 1e9,
+            [(row["sent_mono_ns"] + at) / 1e9 for at in row["chunk_ns"]],
+            row["output_tokens"],
+        )
+        for row in rows
+        if row["error_type"] is None
+    ]
+
+
+def busy_window(sent: list[Sent]) -> tuple[float, float]:
+    """From WARMUP_S after the first request to the last one's start: every user has one open."""
+    starts = [request.start_s for request in sent]
+    return min(starts) + WARMUP_S, max(starts)
+
+
+def figures(sent: list[Sent], counter: list[tuple[float, int]]) -> dict[str, float | None]:
+    """tokens_per_s counts each chunk of a request as an equal share of its tokens."""
+    start_s, end_s = busy_window(sent)
+    inside = sum(
+        request.tokens / len(request.chunk_s)
+        for request in sent
+        for at in request.chunk_s
+        if start_s <= at < end_s
+    )
+    asked = [request for request in sent if start_s <= request.start_s < end_s]
+    ttft = [1e3 * (request.chunk_s[0] - request.start_s) for request in asked]
+    tpot = [1e3 * (r.chunk_s[-1] - r.chunk_s[0]) / (r.tokens - 1) for r in asked]
+    return {
+        "window_s": end_s - start_s,
+        "requests": len(asked),
+        "tokens_per_s": inside / (end_s - start_s),
+        "mean_ttft_ms": statistics.fmean(ttft),
+        "mean_tpot_ms": statistics.fmean(tpot),
+        "watts": watts(counter, start_s, end_s),
+    }
+
+
+def watts(counter: list[tuple[float, int]], start_s: float, end_s: float) -> float | None:
+    """Mean power between the first and the last reading inside the window; None with fewer than two."""
+    inside = [(at, energy) for at, energy in counter if start_s <= at <= end_s]
+    if len(inside) < 2:
+        return None
+    (first_s, first_mj), (last_s, last_mj) = inside[0], inside[-1]
+    return (last_mj - first_mj) / 1e3 / (last_s - first_s)
+
+
+def read(options: argparse.Namespace) -> int:
+    for folder in sorted((options.out / "turns").iterdir()):
+        about = read_json(folder / "turn.json")
+        sent = ours(options.out / about["run"]) if "run" in about else theirs(folder)
+        found = figures(sent, about["counter"])
+        words = (f"{name} {value:.2f}" for name, value in found.items() if value is not None)
+        print(folder.name, *words, sep="  ")
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("measure")
+    command.set_defaults(run=measure)
+    command.add_argument("--out", type=lambda text: Path(text).resolve(), required=True)
+    command.add_argument("--model", default="tiny-llama")
+    command.add_argument("--backend", default="cpu_attn")
+    command.add_argument("--execution", default="eager")
+    command.add_argument("--shape", type=Shape.parse, action="append", required=True)
+    command.add_argument("--output-tokens", type=int, default=128)
+    command.add_argument("--step-tokens", type=int, default=8192)
+    command.add_argument("--kv-cache-gib", type=float, default=1.0)
+    command.add_argument("--our-s", type=float, default=62.0, help="measured seconds of our turns")
+    command.add_argument("--their-s", type=float, default=25.0, help="about, of theirs")
+    command.add_argument("--guess-per-s", type=float, default=1.0, help="requests, before any turn")
+    command.add_argument(
+        "--limit-s", type=float, default=1e9, help="no turn starts too late for it"
+    )
+    command = commands.add_parser("read")
+    command.set_defaults(run=read)
+    command.add_argument("out", type=Path)
+    options = parser.parse_args()
+    return options.run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
