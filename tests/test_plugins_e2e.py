@@ -104,35 +104,36 @@ def test_without_a_sink_it_is_vllms_own_sliding_window_and_frees_what_it_does_no
 
 
 def kv_use(server: dict, prompts: int, tokens: int) -> float:
-    """Largest share of KV blocks in use while ``prompts`` requests of ``tokens`` tokens run together.
+    """Largest share of KV blocks in use until ``prompts`` requests of ``tokens`` tokens decode together.
 
-    They stream, and are read until each gave its first token and some scrapes saw all of them decode:
-    what is seen does not depend on how fast the server, or this test, is.
+    That they do is what the same scrape of the server says, and they do not stream: a front end busy
+    with four streams answered a scrape so late that a request was over before ten were seen.
     """
-    body = {"model": server["served_model"], "max_tokens": 2000, "ignore_eos": True, "stream": True}
+    body = {"model": server["served_model"], "max_tokens": 2000, "ignore_eos": True}
     prompt = [[(i * 7 + k * 13) % 4000 + 8 for i in range(tokens)] for k in range(prompts)]
 
     async def drive() -> float:
         async with httpx.AsyncClient(base_url=server["base_url"], timeout=300) as client:
-            decoding = [asyncio.Event() for _ in prompt]
 
-            async def ask(ids: list[int], first: asyncio.Event) -> None:
-                whole = body | {"prompt": ids}
-                async with client.stream("POST", "/v1/completions", json=whole) as response:
-                    assert response.status_code == 200
-                    async for _ in response.aiter_lines():
-                        first.set()
+            async def scrape() -> str:
+                return (await client.get("/metrics")).raise_for_status().text
 
+            read_before = metric(await scrape(), "vllm:prompt_tokens_total")
             asking = [
-                asyncio.create_task(ask(ids, first))
-                for ids, first in zip(prompt, decoding, strict=True)
+                asyncio.create_task(client.post("/v1/completions", json=body | {"prompt": ids}))
+                for ids in prompt
             ]
-            most, together = 0.0, 0
-            while together < 10:
-                together += all(first.is_set() for first in decoding)
-                assert not any(task.done() for task in asking), "a request ended before it was seen"
-                text = (await client.get("/metrics")).raise_for_status().text
+            most, together = 0.0, False
+            while not together:
+                for task in asking:
+                    if task.done():
+                        task.result().raise_for_status()
+                        raise AssertionError("a request ended before all were seen to decode")
+                text = await scrape()
                 most = max(most, metric(text, "vllm:kv_cache_usage_perc"))
+                read = metric(text, "vllm:prompt_tokens_total") - read_before
+                running = metric(text, "vllm:num_requests_running")
+                together = running == prompts and read == prompts * tokens
                 await asyncio.sleep(0.02)
             for task in asking:
                 task.cancel()

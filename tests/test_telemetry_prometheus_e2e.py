@@ -121,13 +121,15 @@ def started(tmp_path: Path, vllm: dict[str, Any]) -> Iterator[str]:
 
 
 def query(prometheus: str, expression: str, at_s: float | None = None) -> float | None:
-    """Value of a query with one result, now or at a Unix time; None when it has none."""
+    """Value of a query with one result, now or at a Unix time; None when it has none, or is not up yet."""
     params: dict[str, Any] = {"query": expression} | ({"time": at_s} if at_s else {})
     try:
-        answer = httpx.get(f"{prometheus}/api/v1/query", params=params, timeout=5).json()
+        answer = httpx.get(f"{prometheus}/api/v1/query", params=params, timeout=5)
     except httpx.TransportError:
         return None
-    found = answer["data"]["result"]
+    if answer.status_code == 503:  # it listens, and still reads its storage
+        return None
+    found = answer.raise_for_status().json()["data"]["result"]
     return float(found[0]["value"][1]) if found else None
 
 
