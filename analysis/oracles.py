@@ -1,11 +1,13 @@
 """Judges a recording of `python -m telemetry selftest`: oracles G-1 to G-12, figure, bound and verdict.
 
-    python -m analysis.oracles DIR
+    python -m analysis.oracles DIR [--served RUNS] [--published-j-per-token J]
 
-Writes DIR/oracles.json and prints the table. Exit code 1 when an oracle failed, 0 otherwise, also when none
-could run. Every figure comes from the recorder's files and the marks of the load program.
+RUNS is a finished sweep, for what needs a served model. Writes DIR/oracles.json and prints the table.
+Exit code 1 when an oracle failed, 0 otherwise, also when none could run. Every figure comes from the
+recorder's files and the marks of the load program.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -21,6 +23,14 @@ from analysis.power_series import (
     energy_curve,
     integrate_average,
     integrate_hold,
+)
+from analysis.served_oracles import (
+    Judged,
+    Missing,
+    Served,
+    equal_arms,
+    near_a_published_figure,
+    real_over_random,
 )
 from greenbench.errors import UserError, exit_on_user_error
 from greenbench.rundir import read_jsonl, write_atomic
@@ -63,10 +73,6 @@ class Sensors:
         return _watts(integrate_hold(self.instant, start_ns, end_ns), start_ns, end_ns)
 
 
-class Missing(Exception):
-    """What an oracle needs was not captured; the text is the reason of its `not run`."""
-
-
 def _watts(integral: Any, start_ns: int, end_ns: int) -> float:
     if integral is None or not integral.whole:
         raise Missing("power samples are missing in the window")
@@ -81,9 +87,10 @@ class Recording:
     marks: dict[str, dict[str, Any]]
     sources: dict[str, Any]
     sensors: Sensors | None
+    served: Served | None = None
 
     @classmethod
-    def read(cls, folder: Path) -> "Recording":
+    def read(cls, folder: Path, served: Served | None = None) -> "Recording":
         setup_path = folder / "selftest.json"
         if not setup_path.is_file():
             raise UserError(
@@ -94,7 +101,8 @@ class Recording:
         marks = {row["name"]: row for row in read_jsonl(marks_path)} if marks_path.is_file() else {}
         sources_path = main / "telemetry" / "sources.json"
         sources = json.loads(sources_path.read_text()) if sources_path.is_file() else {}
-        return cls(setup, marks, sources, _sensors(main, setup.get("gpu", {}).get("uuid")))
+        sensors = _sensors(main, setup.get("gpu", {}).get("uuid"))
+        return cls(setup, marks, sources, sensors, served)
 
     def mark(self, name: str) -> dict[str, Any]:
         if name not in self.marks:
@@ -153,9 +161,6 @@ def _sensors(folder: Path, uuid: str | None) -> Sensors | None:
         clean(stamps, own["power_avg_w"]),
         clean(stamps, own["power_w"]),
     )
-
-
-Judged = tuple[str, str, bool | None]  # figure, bound, passed (None: published)
 
 
 def refresh_and_boxcar(r: Recording) -> Judged:
@@ -290,11 +295,13 @@ def doubled_work(r: Recording) -> Judged:
     return figure, "2.00 ± 2 %", abs(ratio / 2 - 1) <= 0.02
 
 
-def needs_server(what: str) -> Callable[[Recording], Judged]:
-    def refuse(r: Recording) -> Judged:
-        raise Missing(what)
+def of_a_sweep(judged: Callable[[Served], Judged]) -> Callable[[Recording], Judged]:
+    def of_recording(r: Recording) -> Judged:
+        if r.served is None:
+            raise Missing("needs a served model: give a finished sweep with --served RUNS")
+        return judged(r.served)
 
-    return refuse
+    return of_recording
 
 
 ORACLES: tuple[tuple[str, str, Callable[[Recording], Judged]], ...] = (
@@ -305,23 +312,11 @@ ORACLES: tuple[tuple[str, str, Callable[[Recording], Judged]], ...] = (
     ("G-5", "order of powers", order_of_powers),
     ("G-6", "power against the values computed on", data_dependence),
     ("G-7", "cost of the sampler", samplers_own_cost),
-    (
-        "G-8",
-        "A/A: one backend as both arms",
-        needs_server("a sweep that lists a backend twice gives it"),
-    ),
-    (
-        "G-9",
-        "real against random weights",
-        needs_server("needs real weights and a sweep with each"),
-    ),
+    ("G-8", "A/A: one backend as both arms", of_a_sweep(equal_arms)),
+    ("G-9", "real against random weights", of_a_sweep(real_over_random)),
     ("G-10", "bytes copied against GPM's bandwidth", bandwidth),
     ("G-11", "twice the work", doubled_work),
-    (
-        "G-12",
-        "a public figure of a near model",
-        needs_server("needs a served model that was published"),
-    ),
+    ("G-12", "a public figure of a near model", of_a_sweep(near_a_published_figure)),
 )
 
 
@@ -350,10 +345,14 @@ def table(verdicts: list[Verdict]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) != 1:
-        raise UserError("give the one folder that `python -m telemetry selftest --out DIR` wrote")
-    folder = Path(argv[0])
-    recording = Recording.read(folder)
+    parser = argparse.ArgumentParser(description="Judge what `python -m telemetry selftest` wrote.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--served", type=Path, help="a finished sweep")
+    parser.add_argument("--published-j-per-token", type=float, help="of a near model")
+    options = parser.parse_args(argv)
+    folder = options.folder
+    served = Served.read(options.served, options.published_j_per_token) if options.served else None
+    recording = Recording.read(folder, served)
     verdicts = judge(recording)
     found = {"setup": recording.setup, "oracles": [asdict(verdict) for verdict in verdicts]}
     write_atomic(folder / "oracles.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")

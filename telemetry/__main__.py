@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     test.add_argument(
         "--limit-s", type=float, default=math.inf, help="stop early, keep what there is"
     )
+    test.add_argument("--served", type=Path, help="a finished sweep, for G-8, G-9 and G-12")
+    test.add_argument("--published-j-per-token", type=float, help="of a near model, for G-12")
     test.set_defaults(run=_selftest)
     smi = commands.add_parser(
         "import-smi", help="a CSV recording of nvidia-smi, into a run directory"
@@ -126,7 +128,14 @@ def _selftest(args: argparse.Namespace) -> int:
         lengths = replace(lengths, steady=args.steady_s)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     out = args.out or Path("runs") / "energy-selftest" / stamp
-    code = selftest(out, lengths, args.limit_s)
+    judging: list[str] = []
+    if args.served is not None:
+        judging += ["--served", str(args.served.resolve())]
+        if not args.served.is_dir():
+            raise UserError(f"--served {args.served}: no such folder; give one that a sweep wrote")
+    if args.published_j_per_token is not None:
+        judging += ["--published-j-per-token", str(args.published_j_per_token)]
+    code = selftest(out, lengths, args.limit_s, judging)
     print(f"written to {out}")
     return code
 

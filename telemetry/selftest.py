@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,10 +167,13 @@ class Marks:
         return row
 
 
-def selftest(out: Path, lengths: Lengths, limit_s: float = math.inf) -> int:
+def selftest(
+    out: Path, lengths: Lengths, limit_s: float = math.inf, judging: Sequence[str] = ()
+) -> int:
     """Capture into ``out``, judge, print. 0: nothing failed (or nothing could run); 1: an oracle failed.
 
     No experiment starts that would end after ``limit_s``; the oracles it was for are `not run`.
+    ``judging`` are further words for the judge (a sweep for what needs a served model).
     """
     deadline_s = time.monotonic() + limit_s
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -196,7 +199,7 @@ def selftest(out: Path, lengths: Lengths, limit_s: float = math.inf) -> int:
         logger.error("the experiments ended early: %s", error)
     write_atomic(out / SETUP, json.dumps(setup, indent=1) + "\n")
     return subprocess.run(
-        [sys.executable, "-m", "analysis.oracles", str(out.resolve())], cwd=ROOT
+        [sys.executable, "-m", "analysis.oracles", str(out.resolve()), *judging], cwd=ROOT
     ).returncode
 
 

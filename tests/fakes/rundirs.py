@@ -76,6 +76,8 @@ class FakeRun:
     jitter: float = 0.0
     start_factor: float = 1.0  # speed of this server start: multiplies every time
     repeat: int = 0
+    arm: int = 0
+    model: str = "tiny"
     seed: int = 7
     streaming: bool = True
     tokens_per_chunk: int = 1
@@ -116,8 +118,9 @@ def point_config(fake: FakeRun) -> PointConfig:
         sweep=fake.sweep,
         seed=fake.seed,
         repeat=fake.repeat,
+        arm=fake.arm,
         model=ModelConfig(
-            name="tiny",
+            name=fake.model,
             build=BuiltModel(config=fake.config),
             weights=fake.weights,  # type: ignore[arg-type]
             max_model_len=8192,
@@ -231,7 +234,7 @@ def _manifest(
             requested_backend=point.backend.label,
             observed_backend=fake.observed_backend,
             proof=fake.proof,  # type: ignore[arg-type]
-            model="tiny",
+            model=fake.model,
             model_path="models/none",
             weights=fake.weights,  # type: ignore[arg-type]
             dtype="bfloat16",
