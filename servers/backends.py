@@ -19,17 +19,24 @@ GRAPHS = ("eager", "piecewise", "full")
 OURS = ("eager", "piecewise")  # our metadata is Python of one step; a whole graph cannot replay it
 _FA3_FEATURES = ("soft_cap", "sliding_window", "learned_sinks")
 _FA4_MODULES = {"cutlass": "nvidia-cutlass-dsl"}
+_XFORMERS = {"xformers": "xformers"}
+_FLASH_ATTN = {"flash_attn": "flash-attn"}  # the package of that name, not the copy within vLLM
 ANY_HEAD_SIZE = range(1, 100_000)
+SPLIT_K_HEAD_SIZES = (16, 32, 64, 128, 256, 512)
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option of a backend of ours, passed to its class."""
+    """One option of a backend of ours, passed to its class.
+
+    ``values``: the words it may be, each with the fields of the row that differ when it is chosen.
+    """
 
     default: int | float | str | bool
     describe: str
     minimum: int | None = None
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,15 @@ class Backend:
     def on(self, device: Device) -> "Backend":
         """The row as it holds on that device."""
         return replace(self, **self.on_cuda) if device == "cuda" else self
+
+    def with_options(self, chosen: Mapping[str, int | float | str | bool]) -> "Backend":
+        """The row as it holds with these values of its options."""
+        differ = (self.options[name].values.get(str(chosen[name]), {}) for name in chosen)
+        return replace(self, **{key: value for fields in differ for key, value in fields.items()})
+
+    @property
+    def defaults(self) -> dict[str, int | float | str | bool]:
+        return {name: option.default for name, option in self.options.items()}
 
     @property
     def is_ours(self) -> bool:
@@ -184,11 +200,26 @@ _ROWS = (
         impls=("XformersImpl",),
         class_path="servers.plugins.xformers_attn.XformersBackend",
         capability_min=(8, 0),
-        head_sizes=range(16, 257, 8),
+        head_sizes=SPLIT_K_HEAD_SIZES[:-1],
         kv_dtypes=("auto", *HALF),
-        modules={"xformers": "xformers"},
-        block_sizes={"cuda": 64},  # its paged kernel reads pages of a multiple of 64 tokens
+        modules=_XFORMERS,
+        block_sizes={"cuda": 64},  # split-K reads pages of a multiple of 64 tokens
         executions=OURS,
+        options={
+            "prefill": Option(
+                "flash",
+                "whose kernel computes prompts, PyTorch's FlashAttention 2 or its CUTLASS",
+                values={"flash": {}, "cutlass": {"head_sizes": SPLIT_K_HEAD_SIZES}},
+            ),
+            "decode": Option(
+                "split_k",
+                "what reads the pages, Triton's split-K or the flash-attn package",
+                values={
+                    "split_k": {},
+                    "flash": {"modules": _XFORMERS | _FLASH_ATTN, "block_sizes": {"cuda": 256}},
+                },
+            ),
+        },
     ),
     Backend(
         "sink_window",
@@ -211,4 +242,4 @@ _ROWS = (
 )
 
 BACKENDS: dict[str, Backend] = {row.name: row for row in _ROWS}
-MODULES = sorted({module for row in _ROWS for module in row.modules})
+MODULES = sorted({module for row in _ROWS for module in row.modules} | {*_FLASH_ATTN})

@@ -52,7 +52,7 @@ def find(name: str) -> Backend:
 
 
 def resolve(choice: BackendChoice) -> tuple[Backend, dict[str, Any]]:
-    """The row, and every option of it with its value. Unknown names and wrong values: UserError."""
+    """The row as it then holds, and every option with its value. Unknown or wrong ones: UserError."""
     backend = find(choice.name)
     for name, value in choice.options.items():
         if name not in backend.options:
@@ -60,8 +60,8 @@ def resolve(choice: BackendChoice) -> tuple[Backend, dict[str, Any]]:
                 f"Backend '{backend.name}' has no option '{name}'; {nearest(name, backend.options)}"
             )
         _check_value(backend.name, name, backend.options[name], value)
-    defaults = {name: option.default for name, option in backend.options.items()}
-    return backend, {**defaults, **choice.options}
+    chosen = {**backend.defaults, **choice.options}
+    return backend.with_options(chosen), chosen
 
 
 def _check_value(backend: str, name: str, option: Option, value: int | float | str | bool) -> None:
@@ -71,4 +71,9 @@ def _check_value(backend: str, name: str, option: Option, value: int | float | s
     if wrong_type or (option.minimum is not None and float(value) < option.minimum):
         raise UserError(
             f"Backend '{backend}': option '{name}' wants {wanted.__name__}{least}, found {value!r}"
+        )
+    if option.values and value not in option.values:
+        raise UserError(
+            f"Backend '{backend}': option '{name}' is not {value!r}; "
+            f"{nearest(str(value), option.values)}"
         )

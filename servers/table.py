@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from servers.backends import Backend
+from servers.backends import Backend, Option
 from servers.facts import HostFacts
 
 Rows = list[tuple[Backend, list[str]]]
@@ -25,7 +25,11 @@ def _row(backend: Backend, reasons: list[str]) -> dict[str, Any]:
         "dtypes": list(backend.dtypes),
         "executions": list(backend.executions),
         "options": {
-            name: {"default": option.default, "describe": option.describe}
+            name: {
+                "default": option.default,
+                "describe": option.describe,
+                "values": list(option.values),
+            }
             for name, option in backend.options.items()
         },
         "can_run": not reasons,
@@ -43,10 +47,15 @@ def as_table(rows: Rows, host: HostFacts) -> str:
         indent = " " * (width + 7)
         lines += [f"{indent}{reason}" for reason in reasons]
         lines += [
-            f"{indent}option {name}={option.default}: {option.describe}"
+            f"{indent}option {name}={_values(option)}: {option.describe}"
             for name, option in backend.options.items()
         ]
     return "\n".join(lines)
+
+
+def _values(option: Option) -> str:
+    """The default; where there is a list to choose from, all of it."""
+    return "|".join(option.values) or str(option.default)
 
 
 def _host(host: HostFacts) -> str:

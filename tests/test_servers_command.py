@@ -1,12 +1,14 @@
 """argv and env of every backend: all that could differ between arms is pinned, and only that differs."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from greenbench.config import BackendChoice, ModelConfig, ServerConfig, ServerRequest
+from greenbench.config import ModelConfig, ServerConfig, ServerRequest
 from greenbench.errors import UserError
 from servers.backends import BACKENDS
+from servers.choices import parse_choice
 from servers.command import child_env, plan, recorded_env
 from servers.facts import HostFacts, ModelFacts
 
@@ -39,11 +41,15 @@ PINNED = (
 )
 
 
-def planned(name: str, host: HostFacts = CPU, model: ModelConfig = MODEL, **server: object):
-    request = ServerRequest(
-        model=model, backend=BackendChoice(name=name), server=ServerConfig(**server)
-    )
-    return plan(request, host, FACTS, "/models/m", 8000, "python3")
+def planned(
+    name: str,
+    host: HostFacts = CPU,
+    model: ModelConfig = MODEL,
+    facts: ModelFacts = FACTS,
+    **server: object,
+):
+    request = ServerRequest(model=model, backend=parse_choice(name), server=ServerConfig(**server))
+    return plan(request, host, facts, "/models/m", 8000, "python3")
 
 
 def flags(argv: list[str]) -> dict[str, str | None]:
@@ -130,6 +136,22 @@ def test_block_size_is_the_tables_unless_given():
     assert flags(planned("sdpa", H200).command.argv)["--block-size"] == "256"
     assert flags(planned("triton", H200).command.argv)["--block-size"] == "16"
     assert flags(planned("sdpa", block_size=64).command.argv)["--block-size"] == "64"
+
+
+def test_a_chosen_value_changes_its_fields_of_the_row():
+    """The flash-attn package reads pages of 256 tokens, split-K of 64; CUTLASS has larger heads."""
+    wide = ModelFacts("m", head_size=512, window_tokens=8192)
+    there = replace(H200, modules=frozenset({"xformers"}))
+    assert flags(planned("xformers", there).command.argv)["--block-size"] == "64"
+    paged = planned("xformers(decode=flash)", there)
+    assert flags(paged.command.argv)["--block-size"] == "256"
+    [reason] = paged.refusals
+    assert "needs the module flash_attn (package flash-attn)" in reason
+    [reason] = planned("xformers", there, facts=wide).refusals
+    assert reason.startswith("xformers has head sizes 16, 32, 64, 128 or 256; m has 512")
+    assert planned("xformers(prefill=cutlass)", there, facts=wide).refusals == []
+    with pytest.raises(UserError, match="option 'prefill' is not 'cutlas'; did you mean 'cutlass'"):
+        planned("xformers(prefill=cutlas)", there)
 
 
 def test_a_window_that_is_too_long_is_refused_before_anything_starts():

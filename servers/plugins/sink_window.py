@@ -9,17 +9,16 @@ request and layer.
 from vllm.platforms import current_platform
 
 from greenbench.errors import UserError
+from servers.backends import BACKENDS
 from servers.plugins import backend_options, page_views
 from servers.plugins.step import StepBackend, StepBuilder, StepImpl
 from servers.plugins.tiles import plan_gather
 from servers.plugins.visibility import Visibility
 
-DEFAULTS = {"window": 1024, "sink": 4, "free_blocks": False}
-
 
 def sink_window_options() -> tuple[Visibility, bool]:
     """What is seen, and whether blocks that never will be again are freed, from the options given."""
-    options = backend_options("sink_window", DEFAULTS)
+    options = backend_options("sink_window", BACKENDS["sink_window"].defaults)
     window, sink = int(options["window"]), int(options["sink"])
     if window < 1 or sink < 0:
         raise UserError(

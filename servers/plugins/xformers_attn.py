@@ -17,6 +17,7 @@ from vllm.v1.attention.backend import MultipleOf
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from greenbench.errors import UserError, nearest
+from servers.backends import BACKENDS
 from servers.plugins import backend_options
 from servers.plugins.cache import split_kv
 from servers.plugins.step import Attend, Batch, StepBackend, StepBuilder, StepImpl
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
         PagedBlockDiagonalCausalWithOffsetPaddedKeysMask,
     )
 
-DEFAULTS = {"prefill": "flash", "decode": "split_k"}
-SPLIT_K_HEAD_SIZES = (16, 32, 64, 128, 256, 512)
+ROW = BACKENDS["xformers"]
 FLASH_PAGE = 256  # the flash-attn package's paged kernel reads pages of a multiple of this
 SPLIT_K_PAGE = 64
 
@@ -46,8 +46,8 @@ def operators() -> dict[str, dict[str, Any]]:
 
 def chosen(phase: str) -> str:
     """The option's value for ``phase``, checked against the table."""
-    value = str(backend_options("xformers", DEFAULTS)[phase])
-    known = {"prefill": ("flash", "cutlass"), "decode": ("split_k", "flash")}[phase]
+    value = str(backend_options(ROW.name, ROW.defaults)[phase])
+    known = ROW.options[phase].values
     if value not in known:
         raise UserError(f"xformers: {phase}={value!r} is unknown; {nearest(value, known)}")
     if phase == "decode" and value == "flash" and not flash_attn_package():
@@ -284,7 +284,8 @@ class XformersBackend(StepBackend):
 
     @classmethod
     def supports_head_size(cls, head_size: int) -> bool:
-        return head_size in SPLIT_K_HEAD_SIZES
+        chosen_here = {phase: chosen(phase) for phase in ROW.options}
+        return head_size in ROW.with_options(chosen_here).head_sizes
 
     @classmethod
     def supports_sliding_window(cls) -> bool:
