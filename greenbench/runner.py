@@ -99,9 +99,11 @@ def check_tasks(sweep: SweepConfig, table: dict[str, dict[str, Any]]) -> None:
 
 def run_sweep(sweep: SweepConfig, out: Path, view: View, skip_refused: bool = False) -> Outcome:
     """Measure every pending point of the sweep into ``out``. Raises UserError before any start."""
+    plans, refused = _split_refused(plan_sweep(sweep), skip_refused)
     prepare_directory(out)
-    plans = plan_sweep(sweep)
-    plans = _drop_refused(plans, out, skip_refused, view)
+    write_atomic(out / "refused.json", json.dumps(refused, indent=1) + "\n")
+    for label, reasons in refused.items():
+        view.note(f"left out {label}: {'; '.join(reasons)}")
     for sentence in stop_orphans(out):
         view.note(sentence)
     write_atomic(out / "sweep.yaml", dump_yaml(sweep))
@@ -176,18 +178,16 @@ def _is_sweep(pid: int, manifest: Manifest) -> bool:
         return False
 
 
-def _drop_refused(plans: list[Plan], out: Path, skip: bool, view: View) -> list[Plan]:
+def _split_refused(plans: list[Plan], skip: bool) -> tuple[list[Plan], dict[str, list[str]]]:
+    """The plans that this host can run, and of the others the reasons by label."""
     refused = {p.launch["label"]: p.launch["refusals"] for p in plans if p.launch["refusals"]}
-    write_atomic(out / "refused.json", json.dumps(refused, indent=1) + "\n")
     if refused and not skip:
         label, reasons = next(iter(refused.items()))
         raise UserError(
-            f"{label} cannot run on this host: {'; '.join(reasons)} "
+            f"{label} cannot run on this host: {'; '.join(reasons)}. "
             "Take it out of the sweep, or pass --skip-refused to measure the others."
         )
-    for label, reasons in refused.items():
-        view.note(f"left out {label}: {'; '.join(reasons)}")
-    return [plan for plan in plans if not plan.launch["refusals"]]
+    return [plan for plan in plans if not plan.launch["refusals"]], refused
 
 
 def _pending(start: ServerStart, done: set[str]) -> list[PointConfig]:

@@ -60,6 +60,16 @@ def test_a_full_disk_is_said_before_anything_starts(
         runner.prepare_directory(tmp_path)
 
 
+def test_a_refused_sweep_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = SimpleNamespace(points=[POINT])
+    launch = {"label": "m flashinfer", "refusals": ["it needs an NVIDIA GPU", "and more"]}
+    monkeypatch.setattr(runner, "plan_sweep", lambda _: [runner.Plan(start, launch)])  # type: ignore[arg-type]
+    said = r"m flashinfer cannot run on this host: it needs an NVIDIA GPU; and more\. Take it out"
+    with pytest.raises(UserError, match=said):
+        runner.run_sweep(SimpleNamespace(), tmp_path / "runs", SimpleNamespace())  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_orphan_server_is_named_and_stopped(
     tmp_path: Path, sleeper: subprocess.Popen[bytes]
 ) -> None:
