@@ -70,6 +70,7 @@ def render(whole: Study) -> str:
         memory=memory_rows(whole.points),
         bounds=bounds(whole),
         excluded=[p for p in whole.points if not p.usable and p.status != "superseded"],
+        left_out=whole.left_out,
         superseded=sum(p.status == "superseded" for p in whole.points),
         needs=PERCENTILE_NEEDS,
         figures=figures.json,

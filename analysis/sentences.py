@@ -8,6 +8,7 @@ from analysis.decisions import Decision, Place
 from analysis.differences import OBJECTIVES, Difference
 from analysis.formats import count, load_words, percent, significant, times
 from analysis.gates import Gate
+from analysis.left_out import LeftOut
 from analysis.points import Point
 from analysis.study import Study
 
@@ -40,7 +41,7 @@ def summary_sentences(whole: Study) -> list[str]:
         *_answers(whole.points),
         *_energy(whole.usable),
         *_scope(whole),
-        *_excluded(whole.points),
+        *_excluded(whole.points, whole.left_out),
     ]
 
 
@@ -378,10 +379,8 @@ def _energy(usable: list[Point]) -> list[str]:
     ]
 
 
-def _excluded(points: list[Point]) -> list[str]:
-    out = [p for p in points if p.status in ("failed", "invalid", "interrupted")]
-    if not out:
-        return []
-    kinds = sorted({p.status for p in out})
-    words = ", ".join(f"{sum(p.status == kind for p in out)} {kind}" for kind in kinds)
-    return [f"Left out: {words}; each with its reason under Excluded points."]
+def _excluded(points: list[Point], servers: list[LeftOut]) -> list[str]:
+    out = [p.status for p in points if p.status in ("failed", "invalid", "interrupted")]
+    words = [f"{out.count(kind)} {kind}" for kind in sorted(set(out))]
+    words += [f"`{server.label}` ({server.status})" for server in servers]
+    return [f"Left out: {', '.join(words)}; each with its reason under Excluded."] if words else []

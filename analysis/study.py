@@ -18,6 +18,7 @@ from analysis.decisions import Decision, decisions
 from analysis.differences import Difference, differences
 from analysis.gates import Gate, gates
 from analysis.heat_maps import HeatMap, heat_maps
+from analysis.left_out import LeftOut, left_out
 from analysis.load import Run, load_runs
 from analysis.points import Point, analyse
 from analysis.roofline import PhaseUse, phase_uses
@@ -47,6 +48,7 @@ class Study:
     verifications: list[Verification]
     heat_maps: list[HeatMap]
     barred: Barred
+    left_out: list[LeftOut]
 
     def run(self, point: Point) -> Run:
         return next(run for run in self.runs if str(run.path) == point.path)
@@ -94,6 +96,7 @@ def study(root: Path, progress: Callable[[int, int], None] = lambda done, total:
         verifications=checked,
         heat_maps=heat_maps(answering),
         barred=out,
+        left_out=left_out(root),
     )
 
 
@@ -203,6 +206,7 @@ def summary(whole: Study) -> dict[str, Any]:
             {"model": model, "context_tokens": context, "backends": backends}
             for (model, context), backends in whole.barred.items()
         ],
+        "left_out": [asdict(server) for server in whole.left_out],
         "crossings": [asdict(crossing) for crossing in whole.crossings],
         "decisions": [
             asdict(decision) | {"winner": decision.winner} for decision in whole.decisions
