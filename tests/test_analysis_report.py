@@ -248,5 +248,5 @@ def test_points_measured_again_are_not_counted_as_excluded(tmp_path: Path) -> No
     write_run(tmp_path, FakeRun(status="failed", failure="it broke"))
     write_run(tmp_path, FakeRun(started_s=100))
     text = words(render(study(tmp_path)))
-    assert "Excluded (0)" in text and "None: every point is used." in text
+    assert "Excluded (0)" in text and "Every point that was measured is used." in text
     assert "1 more were measured again later" in text or "1 more was measured again later" in text
