@@ -44,7 +44,7 @@ def report(args: argparse.Namespace) -> int:
         raise UserError(
             f"{out.parent}: cannot be made ({error.strerror}); choose another --out"
         ) from error
-    whole = study(args.runs, progress)
+    whole = study(args.runs, progress, args.across_executions)
     write_summary(whole, out.with_name("summary.json"))
     write_report(whole, out)
     print(out)
@@ -95,6 +95,11 @@ def main() -> int:
         command.set_defaults(action=action)
         if name == "report":
             command.add_argument("--out", type=Path, help="default: report.html in RUNS")
+            command.add_argument(
+                "--across-executions",
+                action="store_true",
+                help="rank eager and CUDA graphs together; default: each by itself",
+            )
     measure = commands.add_parser("ceilings", help=(ceilings.__doc__ or "").splitlines()[0])
     measure.add_argument("--out", type=Path, default=Path("runs/ceilings.json"))
     measure.set_defaults(action=ceilings)

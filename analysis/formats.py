@@ -77,8 +77,14 @@ def times(ratio: float) -> str:
     return f"{significant(ratio, 2 if ratio < 10 else 3)}×"
 
 
+MARK = " · "  # between a load's label and its execution, see analysis.executions
+
+
 def load_words(load: str) -> str:
-    """``closed4`` → "4 users", ``open2.5`` → "2.5 requests/s"."""
+    """``closed4`` → "4 users", ``open2.5`` → "2.5 requests/s"; `` · full`` behind it → ", full"."""
+    load, mark, execution = load.partition(MARK)
+    if mark:
+        return f"{load_words(load)}, {execution}"
     if load.startswith("closed"):
         users = load.removeprefix("closed")
         return f"{users} user{'' if users == '1' else 's'}"

@@ -11,6 +11,7 @@ from analysis.barring import Barred
 from analysis.ceilings import Ceiling
 from analysis.cells import Cell
 from analysis.crossings import Crossing
+from analysis.executions import execution_of
 from analysis.formats import load_words
 from analysis.gates import Gate
 from analysis.load import Run
@@ -333,7 +334,7 @@ def pareto_figure(
     look: dict[str, dict[str, str]],
     barred: Barred,
 ) -> go.Figure | None:
-    """Points of (x lower is better, y higher is better), one front a context length.
+    """Points of (x lower is better, y higher is better), one front a context length and execution.
 
     Work at two lengths is not the same work, so points of different lengths do not beat each other. A
     barred backend is drawn hollow and stands on no front.
@@ -373,8 +374,13 @@ def pareto_figure(
                 hovertemplate=f"%{{customdata}}<br>%{{x:.3g}}, %{{y:.4g}}<extra>{backend}</extra>",
             )
         )
-    for context in sorted({cell.context_tokens for cell, _, _ in spots}):
-        here = [(a, b) for c, a, b in spots if c.context_tokens == context and not out(c)]
+    ranks = {(cell.context_tokens, execution_of(cell.load)) for cell, _, _ in spots}
+    for context, execution in sorted(ranks):
+        here = [
+            (a, b)
+            for c, a, b in spots
+            if (c.context_tokens, execution_of(c.load)) == (context, execution) and not out(c)
+        ]
         front = pareto_front(here)
         figure.add_trace(
             go.Scatter(

@@ -56,6 +56,7 @@ class Point:
     repeat: int
     arm: int
     server_id: str
+    execution: str
     created_unix_ns: int
     counts: dict[str, int]
     errors: dict[str, int]
@@ -161,6 +162,7 @@ def _identity(run: Run) -> dict[str, Any]:
         "repeat": point.repeat,
         "arm": point.arm,
         "server_id": manifest.server.server_id,
+        "execution": manifest.server.execution,
         "created_unix_ns": manifest.created_unix_ns,
         "counts": manifest.counts.model_dump(),
         "errors": errors(run) if manifest.status != "running" else {},

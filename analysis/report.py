@@ -43,7 +43,8 @@ def render(whole: Study) -> str:
     environment.filters |= {"code": code, "answer": formats.answer, "breakable": breakable}
     environment.globals |= {"f": formats, "span": span, "load_words": formats.load_words}
     figures = Figures()
-    look = plots.styles([point.backend for point in whole.points])
+    named = [point.backend for point in whole.points] + [gate.backend for gate in whole.gates]
+    look = plots.styles(named)
     page = environment.get_template("report.html.j2")
     return page.render(
         title=f"Attention backends: {whole.root.name}",

@@ -41,6 +41,7 @@ def summary_sentences(whole: Study) -> list[str]:
         *_answers(whole.points),
         *_energy(whole.usable),
         *_scope(whole),
+        *_executions(whole),
         *_excluded(whole.points, whole.left_out),
     ]
 
@@ -376,6 +377,20 @@ def _energy(usable: list[Point]) -> list[str]:
     )
     return [
         f"No joules were measured: {'; '.join(reasons) or 'no energy source was recorded'}.{guess}"
+    ]
+
+
+def _executions(whole: Study) -> list[str]:
+    if len(whole.executions) < 2:
+        return []
+    found = ", ".join(whole.executions)
+    if whole.across_executions:
+        return [
+            f"Execution differs ({found}) within one ranking, as was asked for: a difference may be the "
+            "CUDA graphs' and not the backend's."
+        ]
+    return [
+        f"Execution differs ({found}): each is ranked by itself. `--across-executions` compares them."
     ]
 
 

@@ -16,6 +16,8 @@ from analysis.checks import superseded
 from analysis.crossings import Crossing, crossings
 from analysis.decisions import Decision, decisions
 from analysis.differences import Difference, differences
+from analysis.executions import apart, executions, together
+from analysis.formats import MARK
 from analysis.gates import Gate, gates
 from analysis.heat_maps import HeatMap, heat_maps
 from analysis.left_out import LeftOut, left_out
@@ -49,6 +51,8 @@ class Study:
     heat_maps: list[HeatMap]
     barred: Barred
     left_out: list[LeftOut]
+    executions: list[str]
+    across_executions: bool  # one ranking for all of them, as was asked for
 
     def run(self, point: Point) -> Run:
         return next(run for run in self.runs if str(run.path) == point.path)
@@ -58,8 +62,15 @@ class Study:
         return [point for point in self.points if point.usable]
 
 
-def study(root: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Study:
-    """Load and analyse every run at or below ``root``."""
+def study(
+    root: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    across_executions: bool = False,
+) -> Study:
+    """Load and analyse every run at or below ``root``.
+
+    ``across_executions``: eager and CUDA graphs in one ranking; otherwise each has its own.
+    """
     runs = load_runs(root)
     replaced = superseded(runs)
     points: list[Point] = []
@@ -76,6 +87,10 @@ def study(root: Path, progress: Callable[[int, int], None] = lambda done, total:
     out = label_barred(barred(judged, checked, runs), names)
     judged, checked = label_gates(judged, names), label_verifications(checked, names)
     points = label_points(points, names)
+    if across_executions:
+        points, out = together(points, out)
+    else:
+        points = apart(points)
     found = differences(points)
     table = cells(points, samples)
     crossed = crossings(table, points, samples)
@@ -97,6 +112,8 @@ def study(root: Path, progress: Callable[[int, int], None] = lambda done, total:
         heat_maps=heat_maps(answering),
         barred=out,
         left_out=left_out(root),
+        executions=executions(points),
+        across_executions=across_executions,
     )
 
 
@@ -170,6 +187,7 @@ def _point_json(point: Point) -> dict[str, Any]:
     """Under the names of what ran; ``compared_as`` is the name in cells, differences and decisions."""
     raw = asdict(point)
     raw |= {"path": Path(point.path).name, "compared_as": point.backend}
+    raw |= {"load": point.load.partition(MARK)[0]}
     raw |= {"model": raw.pop("of_model"), "backend": raw.pop("of_backend")}
     return raw
 

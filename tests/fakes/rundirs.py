@@ -77,6 +77,7 @@ class FakeRun:
     start_factor: float = 1.0  # speed of this server start: multiplies every time
     repeat: int = 0
     arm: int = 0
+    execution: str = "eager"
     model: str = "tiny"
     seed: int = 7
     streaming: bool = True
@@ -127,7 +128,10 @@ def point_config(fake: FakeRun) -> PointConfig:
             dtype="bfloat16",
         ),
         backend=BackendChoice(name=fake.backend, options=fake.options),
-        server=ServerConfig(max_num_seqs=fake.max_num_seqs),
+        server=ServerConfig(
+            max_num_seqs=fake.max_num_seqs,
+            execution=fake.execution,  # type: ignore[arg-type]
+        ),
         task=TaskConfig(name=fake.task, output_tokens=fake.output_tokens),
         context_tokens=fake.context_tokens,
         load=load,
@@ -239,7 +243,7 @@ def _manifest(
             weights=fake.weights,  # type: ignore[arg-type]
             dtype="bfloat16",
             kv_cache_dtype="auto",
-            execution="eager",
+            execution=fake.execution,
             max_model_len=8192,
             kv_cache_tokens=fake.kv_cache_tokens,
             kv_cache_bytes=fake.kv_cache_tokens * 2048,
