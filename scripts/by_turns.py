@@ -35,7 +35,7 @@ from greenbench.rundir import RunDir, read_json, read_jsonl, write_atomic
 from greenbench.runner import build_model, make_prompts
 from greenbench.stages import Child, RecorderStage, ServerStage, python_module
 from greenbench.sweep import ServerStart, expand, point_hash
-from telemetry.nvml import NoGpu, NvmlReader
+from telemetry.nvml import GpuIdentity, NoGpu, NvmlReader, visible_uuids
 
 WARMUP_S = 5.0
 THEIR_SCRIPT = ROOT / "scripts" / "peers" / "vllm_bench_serve.py"
@@ -97,8 +97,14 @@ def point_of(start: ServerStart, shape: Shape) -> PointConfig:
     )
 
 
+def first_visible(cards: list[GpuIdentity]) -> int | None:
+    """Index of the card that a server of one GPU takes; None where none is visible."""
+    chosen = visible_uuids(cards)[:1]
+    return next((card.index for card in cards if card.uuid in chosen), None)
+
+
 class Counter:
-    """The first card's energy counter, once a second: rows (monotonic s, mJ). Empty without a card."""
+    """That card's energy counter, once a second: rows (monotonic s, mJ). Empty without a card."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[float, int]] = []
@@ -107,12 +113,13 @@ class Counter:
 
     def _run(self) -> None:
         with suppress(NoGpu):
-            card = NvmlReader()
-            while not self._over.wait(1.0):
-                energy = card.read(0).energy_mj
+            reader = NvmlReader()
+            index = first_visible(reader.gpus())
+            while index is not None and not self._over.wait(1.0):
+                energy = reader.read(index).energy_mj
                 if energy is not None:
                     self.rows.append((time.monotonic(), energy))
-            card.close()
+            reader.close()
 
     def __enter__(self) -> "Counter":
         self._thread.start()

@@ -4,7 +4,8 @@
 
 Each stage writes to OUT/<stage>/ and, when it ended well, OUT/<stage>/done; a stage that is done is
 skipped, one that does not fit before the deadline is left out and said. Nothing here measures by
-itself: the stages are the project's own commands.
+itself: the stages are the project's own commands. On a host of two cards start it twice, with
+CUDA_VISIBLE_DEVICES and an OUT of its own each: what is timed then has a card to itself.
 """
 
 import argparse
@@ -73,6 +74,25 @@ ANSWERS = {
     },
     "phases": {"warmup_s": 0, "measure_s": 120, "drain_s": 60},
 }
+EQUAL_ARMS = {
+    "name": "equal-arms",  # G-8
+    "models": ["llama-3.2-1b"],
+    "backends": ["flash_attn3", "flash_attn3"],
+    "contexts": [8192],
+    "tasks": [{"name": "retrieve", "output_tokens": 128}],
+    "loads": [{"kind": "closed", "users": 16}],
+    "prompts_per_point": 24,
+    "repeats": 5,
+    "server": {
+        "execution": "full",
+        "max_model_len": 36864,
+        "max_num_batched_tokens": 8192,
+        "max_num_seqs": 32,
+        "kv_cache_gib": 24,
+    },
+    "phases": {"warmup_s": 5, "measure_s": 70, "drain_s": 30},
+    "telemetry": {"period_s": 0.05},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +136,7 @@ def smoke(wanted: list[Wanted], at_once: int) -> Callable[[Path, float], None]:
 
     def run(folder: Path, limit_s: float) -> None:
         end = time.monotonic() + limit_s
-        share = 0.8 / at_once
+        share = 0.85 / at_once
 
         def boot(one: Wanted) -> dict[str, object]:
             if time.monotonic() > end - 60:
@@ -201,30 +221,38 @@ def caches(folder: Path) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+def sweep(config: dict[str, object], out: Path, limit_s: float) -> None:
+    """`greenbench run` of ``config`` into ``out``; what is complete there is not measured again."""
+    path = out.with_suffix(".yaml")
+    path.write_text(json.dumps(config))
+    argv = [sys.executable, "-c", "from greenbench.cli import main; main()", "run"]
+    run_argv([*argv, str(path), "--out", str(out)], out.with_suffix(".log"), limit_s)
+
+
+def equal_arms(folder: Path, limit_s: float) -> None:
+    sweep(EQUAL_ARMS, folder / "runs", limit_s)
+
+
 def answers(backends: tuple[str, ...]) -> Callable[[Path, float], None]:
     """The trained model's right answers under each backend, a sweep each, all beside each other."""
 
     def run(folder: Path, limit_s: float) -> None:
-        def sweep(backend: str) -> None:
-            choice = parse_choice(backend)
-            path = folder / f"{slug(backend)}.yaml"
-            path.write_text(json.dumps(ANSWERS | {"backends": [choice.model_dump()]}))
-            argv = [sys.executable, "-c", "from greenbench.cli import main; main()", "run"]
-            argv += [str(path), "--out", str(folder / slug(backend))]
+        def ask(backend: str) -> None:
+            config = ANSWERS | {"backends": [parse_choice(backend).model_dump()]}
             try:
-                run_argv(argv, folder / f"{slug(backend)}.log", limit_s)
+                sweep(config, folder / slug(backend), limit_s)
             except StageError as error:
                 print("answers", backend, error, flush=True)
 
         with ThreadPoolExecutor(len(backends)) as pool:
-            list(pool.map(sweep, backends))
+            list(pool.map(ask, backends))
 
     return run
 
 
 def table() -> dict[str, Stage]:
     exact = ",".join((*CUDA_BACKENDS[:-2], "sink_window(window=4096)"))
-    arms = "flash_attn3,sdpa,xformers,xformers cutlass,sink_window,flash_attn2"
+    arms = "flash_attn3,flash_attn2,sdpa,sink_window,xformers,xformers cutlass,flashinfer,triton"
     return {
         "facts": Stage(command("nvidia-smi -q"), 5),
         "doctor": Stage(command("{bench} -m servers backends"), 10),
@@ -234,10 +262,10 @@ def table() -> dict[str, Stage]:
         "smoke": Stage(
             smoke(
                 [
-                    *(("llama-3.2-1b", b, "piecewise") for b in OURS),
                     *((m, b, "eager") for m in SMOKE_MODELS for b in CUDA_BACKENDS),
+                    *(("llama-3.2-1b", b, "piecewise") for b in OURS),
                 ],
-                12,
+                7,
             ),
             120,
         ),
@@ -247,25 +275,26 @@ def table() -> dict[str, Stage]:
         "answers": Stage(answers(CUDA_BACKENDS), 90),
         "verify": Stage(
             command(
-                "{bench} -m servers verify --out {out} --model qwen3-1.7b --reference sdpa_gather "
-                "--reference-dtype float32 --dtype bfloat16 --parallel "
-                f"--kv-cache-gib 2 --backends '{exact}'"
+                "{bench} -m servers verify --out {out} --model llama-3.2-1b --reference sdpa_gather "
+                "--reference-dtype float32 --dtype bfloat16 --parallel --skip-refused "
+                f"--kv-cache-gib 1 --backends '{exact}'"
             ),
             100,
         ),
         "turns": Stage(
             command(
-                "{bench} scripts/by_turns.py measure --out {out} --model llama-3.2-1b "
-                "--backend flash_attn3 --execution full --kv-cache-gib 60 --limit-s {limit} "
-                "--shape 8192x16:ours,off,on,ours,on,off --shape 32768x8:ours,on,ours,on"
+                "{bench} scripts/by_turns.py measure --out {out} --model llama-3.2-1b --our-s 66 "
+                "--backend flash_attn3 --execution full --kv-cache-gib 24 --limit-s {limit} "
+                "--shape 8192x16:ours,off,on,on,off,ours --shape 32768x8:ours,on,ours"
             ),
             200,
         ),
+        "equal-arms": Stage(equal_arms, 300),
         "boots": Stage(boots, 150),
         "energy": Stage(command("{bench} -m telemetry selftest --quick --out {out}"), 240),
         "layers": Stage(
             command(
-                "{vllm} -m servers.plugins.bench --device cuda --limit-s 150 "
+                "{vllm} -m servers.plugins.bench --device cuda --limit-s 60 "
                 f"--out {{out}}/layers.json --backends '{arms}'"
             ),
             60,

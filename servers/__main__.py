@@ -168,6 +168,7 @@ def command_verify(args: argparse.Namespace) -> int:
         execution=args.execution,
         kv_cache_gib=args.kv_cache_gib,
         parallel=args.parallel,
+        skip_refused=args.skip_refused,
         tolerance_nats=args.tolerance,
     )
     out = _folder(args.out, "verify", order.model.name)
@@ -224,6 +225,9 @@ def _verify_arguments(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("--execution", default="eager", choices=GRAPHS)
     verify.add_argument("--kv-cache-gib", type=float, default=1.0, help="KV pool of each server")
     verify.add_argument("--parallel", action="store_true", help="all servers at once")
+    verify.add_argument(
+        "--skip-refused", action="store_true", help="leave out what this host cannot run"
+    )
     verify.add_argument(
         "--tolerance",
         type=float,

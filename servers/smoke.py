@@ -14,7 +14,7 @@ from servers.facts import Device
 
 OUTPUT_TOKENS = 8
 CONCURRENT = 4
-LONG_TOKENS = 32_000
+GPU_TOKENS = (2_000, 8_000, 32_000)
 _SEED_TEXT = (
     "A clerk counted 1234 crates in the river port before the evening bell and wrote it down. "
 )
@@ -27,12 +27,12 @@ class SmokeFailure(Exception):
 def prompt_lengths(max_model_len: int, max_num_batched_tokens: int, device: Device) -> list[int]:
     """Lengths in tokens: one block and less, several blocks, and one longer than a scheduler step.
 
-    On a GPU, where it costs a second, also a long one: kernels split the context by its length.
+    On a GPU, where it costs a second, also long ones: kernels split the context by its length.
     """
     longest = max_model_len - OUTPUT_TOKENS
     wanted = [16, 130, 700, max_num_batched_tokens + 64]
     if device == "cuda":
-        wanted.append(LONG_TOKENS)
+        wanted += GPU_TOKENS
     return sorted({min(length, longest) for length in wanted})
 
 

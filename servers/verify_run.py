@@ -51,6 +51,7 @@ class Order:
     execution: str = "eager"
     kv_cache_gib: float = 1.0
     parallel: bool = False
+    skip_refused: bool = False
     tolerance_nats: float | None = None
 
     @property
@@ -81,7 +82,10 @@ class Arm:
 def run(
     order: Order, out: Path, around: Surroundings, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """All verdicts, in the order asked. Bad input raises UserError before a server starts."""
+    """All verdicts, in the order asked. Bad input raises UserError before a server starts.
+
+    With ``order.skip_refused`` a backend that this host cannot run is said and left out.
+    """
     if not resolve(order.reference)[0].exact:
         raise UserError(
             f"'{order.reference.name}' is approximate by design; take an exact reference"
@@ -96,7 +100,14 @@ def run(
         return Arm(choice, dtype, where, Launch(request, where, around, say))
 
     reference = arm(order.reference_model, order.reference, order.reference_dtype, "reference-")
-    arms = [arm(order.model, choice, order.dtype) for choice in order.backends]
+    arms: list[Arm] = []
+    for choice in order.backends:
+        try:
+            arms.append(arm(order.model, choice, order.dtype))
+        except UserError as error:
+            if not order.skip_refused:
+                raise
+            say(f"left out {choice.label}: {error}")
     rounded = None
     if order.measures_rounding:
         rounded = arm(order.reference_model, order.reference, order.dtype, ROUNDED)

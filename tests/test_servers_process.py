@@ -295,7 +295,7 @@ def test_smoke_prompts_share_no_prefix_and_have_exact_lengths():
     assert len({prompt[0] for prompt in prompts}) == 6
     assert smoke.prompt_lengths(8192, 2048, "cpu") == [16, 130, 700, 2112]
     assert smoke.prompt_lengths(512, 2048, "cpu") == [16, 130, 504]
-    assert smoke.prompt_lengths(65536, 2048, "cuda") == [16, 130, 700, 2112, 32_000]
+    assert smoke.prompt_lengths(65536, 2048, "cuda") == [16, 130, 700, 2_000, 2112, 8_000, 32_000]
 
 
 def test_weights_are_counted_in_the_served_dtype(tmp_path: Path):

@@ -232,6 +232,23 @@ class LayerRig:
             self.wait()
             return [a.elapsed_time(b) / 1e3 for a, b in pairwise(events)]
 
+    def graph_seconds(self, calls: list[Callable[[], None]], repeats: int) -> float | None:
+        """Seconds of a call, all captured as one CUDA graph: the GPU's time without the host's.
+
+        The median over replays; None where the calls cannot be captured.
+        """
+        torch = self.torch
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with self.context(), torch.no_grad(), torch.cuda.graph(graph):
+                for call in calls:
+                    call()
+        except Exception as error:  # a kernel that asks the host while it is captured
+            print(f"not captured: {str(error).splitlines()[0]}", flush=True)
+            return None
+        whole = [graph.replay] * max(3, repeats // len(calls))
+        return statistics.median(self.seconds(whole, len(whole))) / len(calls)
+
 
 def model_config(shape: Shape) -> dict[str, Any]:
     """config.json of a Llama whose attention has ``shape``; no weights are ever loaded."""
@@ -250,6 +267,10 @@ def model_config(shape: Shape) -> dict[str, Any]:
     }
 
 
+def repeats(point: LayerPoint) -> int:
+    return 40 if point.kind == "decode" else 5
+
+
 def run_arm(
     results: Connection, arm: LayerArm, shape: Shape, device: str, points: list[LayerPoint]
 ) -> None:
@@ -258,9 +279,10 @@ def run_arm(
         os.environ["GREENBENCH_ATTENTION_OPTIONS"] = json.dumps(arm.options)
         with tempfile.TemporaryDirectory() as folder:
             rig = LayerRig(arm, shape, device, Path(folder))
+            done: list[tuple[LayerPoint, list[Callable[[], None]], dict[str, Any]]] = []
             for point in points:
                 calls, build_s = rig.runner(point)
-                seconds = rig.seconds(calls, 40 if point.kind == "decode" else 5)
+                seconds = rig.seconds(calls, repeats(point))
                 figures = {
                     "median_us": 1e6 * statistics.median(seconds),
                     "least_us": 1e6 * min(seconds),
@@ -269,6 +291,12 @@ def run_arm(
                     "distinct_steps": len(calls),
                 }
                 results.send({point.label: figures})
+                done.append((point, calls, figures))
+            # all of these last: what a failed capture leaves behind would spoil the launches
+            for point, calls, figures in done if device == "cuda" else ():
+                graph_s = rig.graph_seconds(calls, repeats(point))
+                graph_us = None if graph_s is None else 1e6 * graph_s
+                results.send({point.label: figures | {"graph_us": graph_us}})
         results.send(None)
     except BaseException:  # whatever it is, it is this arm's result
         results.send(traceback.format_exc())
@@ -302,19 +330,19 @@ def measure_arm(
         process.join()
 
 
-def layer_table(results: dict[str, dict[str, Any]], points: list[LayerPoint]) -> str:
-    """Markdown: microseconds of the first arm, ratios of the others to it."""
+def layer_table(
+    results: dict[str, dict[str, Any]], points: list[LayerPoint], column: str, title: str
+) -> str:
+    """Markdown: microseconds of the first arm by ``column``, ratios of the others to it."""
     reference, *others = results
     lines = [
-        f"| one layer | {reference} µs | " + " | ".join(f"{name} ×" for name in others) + " |",
+        f"| {title} | {reference} µs | " + " | ".join(f"{name} ×" for name in others) + " |",
         "|---|" + "---|" * len(results),
     ]
     for point in points:
-        own = results[reference].get(point.label)
-        cells = [f"{own['median_us']:.0f}" if own else "–"]
-        for name in others:
-            other = results[name].get(point.label)
-            cells.append(f"{other['median_us'] / own['median_us']:.2f}" if own and other else "–")
+        own, *rest = (results[name].get(point.label, {}).get(column) for name in results)
+        cells = [f"{own:.0f}" if own else "–"]
+        cells += [f"{other / own:.2f}" if own and other else "–" for other in rest]
         lines.append(f"| {point.label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -335,7 +363,9 @@ def bench_layers(device: str, names: list[str] | None, limit_s: float) -> dict[s
         results[name] = measure_arm(arms[name], shape, device, points, limit_s)
         error = results[name].get("error")
         print(f"{name}: {error or 'done'}", flush=True)
-    print(layer_table(results, points))
+    print(layer_table(results, points, "median_us", "one layer, launched"))
+    if device == "cuda":
+        print(layer_table(results, points, "graph_us", "one layer, as a CUDA graph"))
     return {
         "level": "layer",
         "device": device,

@@ -19,9 +19,12 @@ def test_the_step_table_shows_least_time_and_ratio_with_range():
 def test_a_failed_backend_leaves_a_gap_and_no_number():
     point, later = LayerPoint("decode", 2048, 1), LayerPoint("prefill", 2048, 1)
     results = {
-        "flash_attn3": {point.label: {"median_us": 100.0}},
-        "sdpa": {point.label: {"median_us": 130.0}, "error": "took longer than 60 s"},
+        "flash_attn3": {point.label: {"median_us": 100.0, "graph_us": 40.0}},
+        "sdpa": {point.label: {"median_us": 130.0, "graph_us": None}, "error": "took longer"},
     }
-    lines = layer_table(results, [point, later]).splitlines()
+    lines = layer_table(results, [point, later], "median_us", "one layer").splitlines()
+    assert lines[0] == "| one layer | flash_attn3 µs | sdpa × |"
     assert lines[2] == "| decode 2,048 × 1 | 100 | 1.30 |"
     assert lines[3] == "| prefill 2,048 × 1 | – | – |"
+    captured = layer_table(results, [point], "graph_us", "captured").splitlines()
+    assert captured[2] == "| decode 2,048 × 1 | 40 | – |"
