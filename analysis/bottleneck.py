@@ -14,9 +14,9 @@ import pandas as pd
 from analysis.checks import audit_over_budget
 from analysis.load import Run
 from analysis.points import Point
-from analysis.resources import metric_series
+from analysis.resources import kernel_share, metric_series
 from analysis.roofline import PhaseUse
-from analysis.steps import read_steps
+from analysis.steps import overlapped, read_steps
 from analysis.windows import Window, activity, in_flight, share_above
 
 PointBound = Literal[
@@ -57,7 +57,8 @@ class Evidence:
     max_num_seqs: int = 0
     max_num_batched_tokens: int = 0
     step_tokens_p50: float | None = None  # of steps that prefill
-    engine_share: float | None = None  # of the window spent in steps
+    # of the window spent in steps; on a GPU that plans ahead, with a kernel running
+    engine_share: float | None = None
     open_share: float | None = None  # of the window with a request open, by the client's times
     open_loop: bool = False
     served_per_s: float | None = None
@@ -98,8 +99,13 @@ def gather(run: Run, window: Window, point: Point) -> Evidence:
         "kv_p50": _quantile(series("vllm:kv_cache_usage_perc"), 0.5),
         "kv_p90": _quantile(series("vllm:kv_cache_usage_perc"), 0.9),
     }
+    steps = read_steps(run)
+    stepped = step_figures(steps, window)
+    if overlapped(steps, run.manifest.server.async_scheduling):
+        # steps follow each other without a gap there, whatever the GPU does meanwhile
+        stepped["engine_share"] = kernel_share(run, window)
     return Evidence(
-        **(scraped | step_figures(read_steps(run), window)),
+        **(scraped | stepped),
         waiting=_mean(waiting),
         preemptions=None if preempted is None else float(preempted[-1] - preempted[0]),
         kv_share_per_sequence=point.extra.get("kv_share_per_sequence"),
@@ -114,7 +120,7 @@ def gather(run: Run, window: Window, point: Point) -> Evidence:
     )
 
 
-def step_figures(steps: pd.DataFrame, window: Window) -> dict[str, float]:
+def step_figures(steps: pd.DataFrame, window: Window) -> dict[str, float | None]:
     """Of the steps that ended in the window; none without a step log or without its time stamps."""
     inside = steps[steps["unix_ns"].between(window.start_unix_ns, window.end_unix_ns)]
     if len(inside) == 0:
@@ -122,7 +128,7 @@ def step_figures(steps: pd.DataFrame, window: Window) -> dict[str, float]:
     took = inside["elapsed_s"].to_numpy(dtype=float)
     requests = (inside["prefill_requests"] + inside["decode_requests"]).to_numpy(dtype=float)
     usage = inside["kv_usage"].to_numpy(dtype=float)
-    found = {
+    found: dict[str, float | None] = {
         "running": float(np.average(requests, weights=took)),
         "kv_p50": _weighted_quantile(usage, took, 0.5),
         "kv_p90": _weighted_quantile(usage, took, 0.9),
@@ -155,8 +161,9 @@ def classify(
 ) -> Bottleneck:
     """The point's bound and that of each phase. ``fixed_share``: of the time per token, by the fit over
     contexts, that does not grow with context."""
-    bound, sentence = classify_point(evidence)
     phases = [classify_phase(use, fixed_share if use.phase == "decode" else None) for use in uses]
+    compute = next((p for p in phases if (p.phase, p.bound) == ("prefill", "compute")), None)
+    bound, sentence = classify_point(evidence, compute)
     return Bottleneck(bound, sentence, phases, evidence)
 
 
@@ -182,7 +189,9 @@ def _users_missing(run: Run, point: Point) -> list[str]:
     return [f"on average {_short(open_requests)} of {users} requests were open", *late]
 
 
-def classify_point(e: Evidence) -> tuple[PointBound, str]:
+def classify_point(
+    e: Evidence, compute_bound_prefill: PhaseVerdict | None = None
+) -> tuple[PointBound, str]:
     if e.client_reasons:
         return "client", f"the load generator held it back: {'; '.join(e.client_reasons)}"
     if e.running is None or e.waiting is None:
@@ -196,6 +205,13 @@ def classify_point(e: Evidence) -> tuple[PointBound, str]:
     if e.waiting >= WAITING and at_limit:
         return "scheduler-limit", f"max_num_seqs held it back: {queue}, {kv}"
     full_steps = (e.step_tokens_p50 or 0) >= AT_LIMIT * e.max_num_batched_tokens
+    if e.waiting >= WAITING and full_steps and compute_bound_prefill is not None:
+        return (
+            "engine",
+            f"the engine's own pace held it back: requests waited for prefill steps that are full "
+            f"({e.step_tokens_p50:.0f} tokens) and bound by compute, so larger ones would hardly serve "
+            f"more: {queue}, {kv}",
+        )
     if e.waiting >= WAITING and full_steps:
         return (
             "scheduler-limit",

@@ -54,6 +54,7 @@ class Rules:
     longest_gap_s: float = 1.0
     sm_clock_shift: float = 0.05  # median SM clock of the second half against the first
     idle_drift: float = 0.03
+    warming_c_per_min: float = 0.5  # rule R8: beyond it the card had not settled
 
 
 class Counted(Protocol):
@@ -90,6 +91,8 @@ class GpuEnergy:
     sw_power_cap_share: float | None
     longest_gap_s: float | None
     gap_share: float | None
+    power_drift: float | None  # mean power of the second half over the first, −1, by the counter
+    temperature_c_per_min: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +223,8 @@ def point_energy(
     flags, idle_w, drift = _idle(idle_before, idle_after, rules)
     if any((f.sw_power_cap_share or 0) > 0 for f in found):
         flags.append("sw_power_cap")
+    if any(abs(f.temperature_c_per_min or 0) > rules.warming_c_per_min for f in found):
+        flags.append("warming")
     result = EnergyResult(
         status="invalid" if reasons else "measured",
         reasons=reasons,
@@ -347,7 +352,26 @@ def _card_energy(card: _Card, start_ns: int, end_ns: int) -> GpuEnergy:
         sw_power_cap_share=float(((bits & SW_POWER_CAP) > 0).mean()) if len(bits) else None,
         longest_gap_s=integral.longest_gap_s if integral else None,
         gap_share=integral.gap_share if integral else None,
+        power_drift=_power_drift(curve, start_ns, end_ns),
+        temperature_c_per_min=_warming(inside),
     )
+
+
+def _power_drift(curve: EnergyCurve, start_ns: int, end_ns: int) -> float | None:
+    middle_ns = (start_ns + end_ns) // 2
+    first_j, second_j = curve.energy_j(start_ns, middle_ns), curve.energy_j(middle_ns, end_ns)
+    return second_j / first_j - 1 if first_j and second_j is not None else None
+
+
+def _warming(rows: pd.DataFrame) -> float | None:
+    """Slope of the temperature, °C a minute, by least squares; None with fewer than ten readings."""
+    if "temp_c" not in rows:
+        return None
+    known = rows[pd.to_numeric(rows["temp_c"]).notna()]
+    if len(known) < 10 or known["mono_ns"].nunique() < 2:
+        return None
+    minutes = (known["mono_ns"] - known["mono_ns"].min()).to_numpy(dtype=float) / 60e9
+    return float(np.polyfit(minutes, known["temp_c"].to_numpy(dtype=float), 1)[0])
 
 
 def _device_reasons(sources: dict[str, Any], wanted: list[str]) -> list[str]:

@@ -30,6 +30,7 @@ FLAG_WORDS = {
     "idle_measured_once": "loaded idle was measured on one side of the load only",
     "idle_drift": "loaded idle before and after the load differ by more than 3 %",
     "sw_power_cap": "the power cap was reached in the window",
+    "warming": "the card's temperature had not settled, and its power rises with it",
 }
 
 
@@ -180,9 +181,20 @@ def point_facts(point: Point) -> list[tuple[str, str]]:
     else:
         facts = _measured_facts(energy)
     facts += [("", FLAG_WORDS[flag]) for flag in energy.get("flags", [])]
+    if "warming" in energy.get("flags", []):
+        facts.append(("", "; ".join(_settling(card) for card in energy["per_gpu"])))
     if status == "measured":
         facts += attributed_facts(energy.get("attributed") or {})
     return facts + _cpu_facts(point, energy)
+
+
+def _settling(card: dict[str, Any]) -> str:
+    """``GPU-5e43…: +9.6 °C a minute, power of the second half +1.5 % on the first``."""
+    slope = card["temperature_c_per_min"]
+    words = ["temperature unknown" if slope is None else f"{slope:+.1f} °C a minute"]
+    if card["power_drift"] is not None:
+        words.append(f"power of the second half {card['power_drift'] * 100:+.1f} % on the first")
+    return f"{card['uuid']}: {', '.join(words)}"
 
 
 def _agreement(energy: dict[str, Any]) -> str:

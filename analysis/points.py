@@ -23,7 +23,6 @@ from analysis.resources import (
     kv_share_per_sequence,
     memory,
     metric_series,
-    temperature_series,
 )
 from analysis.windows import Window, activity, ml_energy_window, steady_window
 
@@ -105,7 +104,6 @@ def choose_window(run: Run) -> Window | None:
         phase,
         run.point.load.users,
         metric_series(run, "vllm:kv_cache_usage_perc"),
-        temperature_series(run),
     )
 
 

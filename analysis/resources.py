@@ -9,7 +9,7 @@ import pyarrow.json as pajson
 
 from analysis.attribution import Attribution, PhaseEnergy, attribute, phase_energy, step_work
 from analysis.clocks import wall_clock
-from analysis.energy import EnergyResult, IdlePower, idle_power, point_energy
+from analysis.energy import EnergyResult, IdlePower, idle_power, point_energy, used_gpus
 from analysis.load import Run
 from analysis.memory import point_memory
 from analysis.metrics import Tokens, count_tokens
@@ -107,13 +107,12 @@ def metric_series(run: Run, metric: str) -> Series | None:
     return Series(summed.index.to_numpy(dtype=np.int64), summed.to_numpy(dtype=float))
 
 
-def temperature_series(run: Run) -> Series | None:
-    """The hottest GPU at each tick."""
-    known = run.gpu[run.gpu["temp_c"].notna()]
-    if len(known) == 0:
-        return None
-    hottest = known.groupby("unix_ns", sort=True)["temp_c"].max()
-    return Series(hottest.index.to_numpy(dtype=np.int64), hottest.to_numpy(dtype=float))
+def kernel_share(run: Run, window: Window) -> float | None:
+    """Share of the window in which a kernel ran on the server's cards, by NVML; None when not sampled."""
+    rows = run.gpu[run.gpu["gpu_uuid"].isin(used_gpus(run.gpu, run.sources))]
+    inside = rows[rows["unix_ns"].between(window.start_unix_ns, window.end_unix_ns)]
+    share = inside["util_pct"].dropna()
+    return float(share.mean()) / 100 if len(share) else None
 
 
 def kv_share_per_sequence(run: Run, window: Window) -> float | None:

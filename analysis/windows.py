@@ -1,7 +1,7 @@
 """The measured window of a point: the one definition that every number of the report rests on.
 
 ``steady_window`` looks inside the measure phase for a stretch in which the load stood at its target and
-neither the KV pool, the completion rate nor the temperature drifted. Finding none makes the point
+neither the KV pool nor the completion rate drifted. Finding none makes the point
 invalid; the whole run is never taken instead. ``ml_energy_window`` is ML.ENERGY's definition under its
 own name, for comparison with its published figures.
 """
@@ -28,7 +28,6 @@ class WindowRule:
     rate_drift: float = (
         0.10  # completions, and the mean request time, of the second half to the first
     )
-    temperature_c_per_min: float = 0.5  # judged on windows of 60 s and more
     min_residences: float = 3.0  # window length over the mean time in the server
     min_completions: int = 6  # the fewest for which a median has a 95 % interval
     steps: int = 10  # the search trims by tenths …
@@ -125,7 +124,6 @@ def steady_window(
     phase_ns: tuple[int, int],
     users: int | None,
     kv_usage: Series | None = None,
-    temperature_c: Series | None = None,
     rule: WindowRule | None = None,
 ) -> Window:
     """The longest steady stretch of the measure phase (``phase_ns``, unix ns).
@@ -149,13 +147,11 @@ def steady_window(
     cuts = [(a, b) for a in range(most + 1) for b in range(most + 1 - a)]
     for head, tail in sorted(cuts, key=lambda cut: (sum(cut), cut[1])):
         start, end = first + head * step, last - tail * step
-        reasons, evidence = _judge(
-            load, times, levels, (start, end), users, kv_usage, temperature_c, rule
-        )
+        reasons, evidence = _judge(load, times, levels, (start, end), users, kv_usage, rule)
         if not reasons:
             return Window("steady", round(start), round(end), (), evidence)
         full = full or reasons
-    _, evidence = _judge(load, times, levels, (first, last), users, kv_usage, temperature_c, rule)
+    _, evidence = _judge(load, times, levels, (first, last), users, kv_usage, rule)
     return Window("steady", round(first), round(last), full, evidence)
 
 
@@ -189,7 +185,6 @@ def _judge(
     span: tuple[float, float],
     users: int | None,
     kv_usage: Series | None,
-    temperature_c: Series | None,
     rule: WindowRule,
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Why ``span`` is not steady (nothing: it is), and the figures it was judged by."""
@@ -224,8 +219,6 @@ def _judge(
     )
     if kv_usage is not None:
         reasons += _kv_drift(kv_usage, span, rule)
-    if temperature_c is not None and length_s >= 60:
-        reasons += _temperature_drift(temperature_c, span, rule)
     return tuple(reasons), evidence
 
 
@@ -328,19 +321,6 @@ def _kv_drift(kv_usage: Series, span: tuple[float, float], rule: WindowRule) -> 
     if abs(after - before) <= max(rule.kv_drift_share * (before + after) / 2, rule.kv_drift_pool):
         return []
     return [f"KV usage drifted from {before:.2f} to {after:.2f}"]
-
-
-def _temperature_drift(
-    temperature_c: Series, span: tuple[float, float], rule: WindowRule
-) -> list[str]:
-    part = temperature_c.within(*span)
-    if len(part.values) < 10:
-        return []
-    minutes = (part.unix_ns - part.unix_ns[0]) / NS / 60
-    slope = float(np.polyfit(minutes, part.values, 1)[0])
-    if abs(slope) <= rule.temperature_c_per_min:
-        return []
-    return [f"the GPU's temperature drifted by {slope:+.1f} °C a minute"]
 
 
 def ml_energy_window(requests: pd.DataFrame, max_num_seqs: int) -> Window:

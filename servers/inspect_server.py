@@ -30,6 +30,11 @@ class ServerSays:
         return str(config["dtype"]).removeprefix("torch.") if config.get("dtype") else None
 
     @property
+    def async_scheduling(self) -> bool | None:
+        config = (self.info or {}).get("vllm_config", {}).get("scheduler_config", {})
+        return config.get("async_scheduling")
+
+    @property
     def kv_cache_tokens(self) -> int | None:
         found = self.cache.get("kv_cache_size_tokens", "")
         return int(found) if found.isdigit() else None

@@ -53,6 +53,7 @@ def probe(request: ServerRequest, out: Path) -> Server:
         base_url=base_url,
         served_model=served,
         vllm_version=says.version,
+        async_scheduling=says.async_scheduling,
     )
     state = StateFile(out, server)
     state.create()

@@ -254,6 +254,7 @@ def _observed(
         "proof_detail": found.detail,
         "dtype": dtype,
         "vllm_version": says.version,
+        "async_scheduling": says.async_scheduling,
         # without attention a request's state has one size at any length: tokens say nothing then
         "kv_cache_tokens": says.kv_cache_tokens if found.detail["attention_layers"] != {} else None,
         "kv_cache_bytes": None if fixed_pool else pool_bytes or bootlog.kv_memory_bytes(log),

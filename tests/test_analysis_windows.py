@@ -96,17 +96,6 @@ def test_growing_kv_usage_is_not_steady() -> None:
     assert window.reasons == ("KV usage drifted from 0.31 to 0.74",)
 
 
-def test_temperature_drift_is_judged_where_known() -> None:
-    times = T0 + np.arange(0, 120 * S, S)
-    warming = Series(times, 50 + np.arange(120) / 60)  # 1 °C a minute
-    load = closed(4, 1.0, 0, 120)
-    window = steady_window(
-        load, phase(0, 120), 4, temperature_c=warming, rule=WindowRule(kept_share=1)
-    )
-    assert window.reasons == ("the GPU's temperature drifted by +1.0 °C a minute",)
-    assert steady_window(load, phase(0, 120), 4).valid
-
-
 def test_too_short_and_too_few_are_named() -> None:
     window = steady_window(closed(1, 10.0, 0, 25), phase(0, 25), users=1)
     assert any("shorter than 3 times" in reason for reason in window.reasons)

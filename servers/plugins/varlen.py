@@ -4,6 +4,10 @@ The operation is ``torch.nn.attention.varlen.varlen_attn_out`` with a block tabl
 Python custom op around one ATen operator and costs more host time a call than all else a layer does, so
 the operator is called here. Its kernel (the FlashAttention inside PyTorch) reads pages of a multiple of
 256 tokens, in half precision.
+
+Left to itself the operator splits long keys over more of the GPU, and over pages it then writes the output
+of the first sequence only (PyTorch 2.13, github.com/pytorch/pytorch/issues/194167): under concurrent
+requests a served model answered 2 of 50 right. So it may split a call of one sequence, and no other.
 """
 
 from collections.abc import Callable
@@ -20,16 +24,17 @@ from servers.plugins.visibility import Visibility
 OPERATOR = "aten::_flash_attention_forward_no_dropout_inplace over the block table"
 PAGE_MULTIPLE = 256
 MAX_HEAD_SIZE = 256
+WANTED = {"block_table", "num_splits"}  # arguments of the operator
 
 
 def varlen_kernel() -> Callable[..., torch.Tensor]:
     """The ATen operator; a PyTorch without it, or whose version takes no block table, raises."""
     packet = getattr(torch.ops.aten, "_flash_attention_forward_no_dropout_inplace", None)
     kernel = packet.default if packet else None
-    if kernel is None or "block_table" not in {a.name for a in kernel._schema.arguments}:
+    if kernel is None or not WANTED <= {a.name for a in kernel._schema.arguments}:
         raise UserError(
-            f"sdpa on CUDA needs PyTorch's varlen attention with a block table, which PyTorch "
-            f"{torch.__version__} lacks; take sdpa_gather"
+            f"sdpa on CUDA needs PyTorch's varlen attention with a block table and a choice of splits, which "
+            f"PyTorch {torch.__version__} lacks; take sdpa_gather"
         )
     return kernel
 
@@ -83,6 +88,7 @@ class Part:
     longest: int
     window: tuple[int, int]
     grouped: bool
+    splits: int | None  # of the keys; None: as many as the operator likes
 
     @classmethod
     def of(
@@ -100,6 +106,7 @@ class Part:
             longest=max(batch.lengths[first:stop]),
             window=window,
             grouped=grouped,
+            splits=None if stop - first == 1 else 1,
         )
 
     def __call__(
@@ -152,4 +159,5 @@ class Part:
             window_size_right=self.window[1],
             seqused_k=self.lengths,
             block_table=self.table,
+            num_splits=self.splits,
         )
