@@ -1,13 +1,15 @@
 """Run the comparison of ``servers.verify`` on real servers: the reference first, then each backend.
 
-Writes OUT/verify/<backend>/verify.json beside that server's own files. Servers run one after another, or
-all at once where the device has room (``parallel``).
+Writes OUT/verify/<backend>/verify.json beside that server's own files, as soon as that backend and the
+reference have answered: a comparison that is cut short keeps what it found. Servers run one after
+another, or all at once where the device has room (``parallel``).
 """
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,16 +114,42 @@ def run(
     if order.measures_rounding:
         rounded = arm(order.reference_model, order.reference, order.dtype, ROUNDED)
     started = [each for each in (reference, rounded, *arms) if each is not None]
-    for group in [started] if order.parallel else [[one] for one in started]:
-        _answer(group, asks)
-        _answers_of(reference)  # nothing can be compared without them
-    tolerance, floor_nats = order.tolerance, None
-    if rounded is not None:
-        floor_nats = verify.rounding_floor(asks, _answers_of(rounded), _answers_of(reference))
-        tolerance = tolerance.above(floor_nats)
-        name = f"{order.reference.label} in {order.dtype}"
-        say(f"{name} is off by {floor_nats:.2g} nats from rounding alone")
-    return [_verdict(order, arm, reference, asks, tolerance, floor_nats, say) for arm in arms]
+    groups = [started] if order.parallel else [[one] for one in started]
+    verdicts: dict[str, dict[str, Any]] = {}
+    unjudged: list[Arm] = []
+    yardstick: Yardstick | None = None
+    with closing(_answered(groups, asks)) as finished:
+        for one in finished:
+            if one is reference or one is rounded:
+                _answers_of(one)  # nothing can be compared without them
+                if all(each is None or each.answers for each in (reference, rounded)):
+                    yardstick = _yardstick(order, reference, rounded, asks, say)
+            else:
+                unjudged.append(one)
+            while yardstick and unjudged:
+                next_one = unjudged.pop(0)
+                verdict = _verdict(order, next_one, reference, asks, yardstick, say)
+                verdicts[str(next_one.folder)] = verdict
+    return [verdicts[str(each.folder)] for each in arms]
+
+
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """What a backend may differ by. ``floor_nats``: what rounding alone does, where it was measured."""
+
+    tolerance: Tolerance
+    floor_nats: float | None = None
+
+
+def _yardstick(
+    order: Order, reference: Arm, rounded: Arm | None, asks: list[Ask], say: Callable[[str], None]
+) -> Yardstick:
+    if rounded is None:
+        return Yardstick(order.tolerance)
+    floor_nats = verify.rounding_floor(asks, _answers_of(rounded), _answers_of(reference))
+    name = f"{order.reference.label} in {order.dtype}"
+    say(f"{name} is off by {floor_nats:.2g} nats from rounding alone")
+    return Yardstick(order.tolerance.above(floor_nats), floor_nats)
 
 
 def _answers_of(reference: Arm) -> dict[str, Answer]:
@@ -147,22 +175,36 @@ def _server_config(order: Order, model: ModelConfig, dtype: str) -> ServerConfig
     )
 
 
-def _answer(arms: Iterable[Arm], asks: list[Ask]) -> None:
-    """Start all, then boot and ask each in turn; an arm that fails keeps its sentence."""
-    with ExitStack() as servers:
-        arms = list(arms)
-        for arm in arms:
-            servers.enter_context(arm.launch)
-        for arm in arms:
-            try:
-                arm.server = arm.launch.boot()
-                server = arm.server
-                arm.answers = asyncio.run(ask_all(server.base_url, server.served_model, asks))
-            except BootFailed as error:
-                arm.error = str(error)
-            except httpx.HTTPError as error:
-                what = f"A request of the comparison failed ({type(error).__name__}: {error})"
-                arm.error = arm.launch.failed_serving(what)
+def _answered(groups: list[list[Arm]], asks: list[Ask]) -> Generator[Arm, None, None]:
+    """Each arm once it has answered or failed. The servers of a group run at the same time."""
+    for group in groups:
+        with ExitStack() as running:
+            pool = running.enter_context(ThreadPoolExecutor(len(group)))
+            for arm in group:  # entered after the pool: they are stopped before it is waited for
+                running.enter_context(arm.launch)
+            for done in as_completed([pool.submit(_boot_and_ask, arm, asks) for arm in group]):
+                yield done.result()
+
+
+def _boot_and_ask(arm: Arm, asks: list[Ask]) -> Arm:
+    """The arm with its answers; one that fails keeps its sentence."""
+    try:
+        arm.server = server = arm.launch.boot()
+        arm.answers = asyncio.run(ask_all(server.base_url, server.served_model, asks))
+    except BootFailed as error:
+        arm.error = str(error)
+    except httpx.HTTPStatusError as error:
+        arm.error = arm.launch.failed_serving(_refused(error.response))
+    except httpx.HTTPError as error:
+        what = f"A request of the comparison failed ({type(error).__name__}: {error})"
+        arm.error = arm.launch.failed_serving(what)
+    return arm
+
+
+def _refused(response: httpx.Response) -> str:
+    """What the server answered instead; vLLM says there, for one, that log-probabilities are not numbers."""
+    said = " ".join(response.text.split())[:300]
+    return f"A request of the comparison was answered with HTTP {response.status_code}: {said}"
 
 
 async def ask_all(base_url: str, model: str, asks: list[Ask]) -> dict[str, Answer]:
@@ -213,8 +255,7 @@ def _verdict(
     arm: Arm,
     reference: Arm,
     asks: list[Ask],
-    tolerance: Tolerance,
-    floor_nats: float | None,
+    yardstick: Yardstick,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     backend, options = resolve(arm.choice)
@@ -222,7 +263,9 @@ def _verdict(
     if arm.answers is None:
         judged: dict[str, Any] = {"verdict": "fail", "reasons": [arm.error or "it gave no answers"]}
     else:
-        judged = verify.judge(asks, arm.answers, _answers_of(reference), tolerance, window)
+        judged = verify.judge(
+            asks, arm.answers, _answers_of(reference), yardstick.tolerance, window
+        )
     body = {
         "schema_version": SCHEMA_VERSION,
         "backend": arm.choice.name,
@@ -236,7 +279,7 @@ def _verdict(
         "reference": order.reference.label,
         "reference_model": order.reference_model.name,
         "reference_dtype": order.reference_dtype,
-        "rounding_floor_nats": floor_nats,
+        "rounding_floor_nats": yardstick.floor_nats,
         **judged,
     }
     write_atomic(arm.folder / VERIFY_JSON, json.dumps(body, indent=1) + "\n")

@@ -232,6 +232,7 @@ def test_a_running_server_is_described(tmp_path: Path, around: serve.Surrounding
         ("good", True, "pass", None),
         ("custom_differs", True, "fail", "not among the reference's"),
         ("custom_dies", False, "fail", "ended with code 9 on a request: AssertionError: page 7"),
+        ("custom_nan", True, "fail", 'HTTP 400: {"error": {"message": "Out of range float'),
     ],
 )
 def test_a_backend_is_compared_with_the_reference(
@@ -259,8 +260,12 @@ def test_a_backend_is_compared_with_the_reference(
     assert words is None or words in body["reasons"][0]
     if mode == "good":
         assert body["identical"] == body["compared"] == body["requests"] >= 20
-    for folder, died in (("sdpa", mode == "custom_dies"), ("reference-cpu_attn", False)):
-        assert state(out / "verify" / folder)["state"] == ("failed" if died else "stopped")
+    died = mode in ("custom_dies", "custom_nan")
+    for folder, ended in (
+        ("sdpa", "failed" if died else "stopped"),
+        ("reference-cpu_attn", "stopped"),
+    ):
+        assert state(out / "verify" / folder)["state"] == ended
         assert_gone(out / "verify" / folder)
 
 
@@ -277,6 +282,40 @@ def test_against_a_float32_reference_rounding_is_measured_first(
     assert any("cpu_attn in bfloat16 is off by 0 nats from rounding alone" in line for line in said)
     argv = state(tmp_path / "out" / "verify" / "rounded-reference-cpu_attn")["server"]["argv"]
     assert argv[argv.index("--dtype") + 1] == "bfloat16"
+
+
+def test_a_comparison_that_is_cut_short_keeps_its_verdicts(
+    tmp_path: Path, around: serve.Surroundings
+):
+    """Guards against nine judged servers lost with the tenth, which was still booting."""
+    model, out = request(tmp_path).model, tmp_path / "out"
+    sdpa, cpu_attn = BackendChoice(name="sdpa"), BackendChoice(name="cpu_attn")
+    gather = BackendChoice(name="sdpa_gather")
+    order = verify_run.Order(model, [sdpa, gather], cpu_attn, model, "float32", "float32")
+
+    def stop_at_the_third(line: str) -> None:
+        if line.startswith("booting sdpa_gather"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        verify_run.run(order, out, around, stop_at_the_third)
+    assert json.loads((out / "verify" / "sdpa" / "verify.json").read_text())["verdict"] == "pass"
+    assert not (out / "verify" / "sdpa_gather" / "verify.json").exists()
+    for folder in ("sdpa", "sdpa_gather", "reference-cpu_attn"):
+        assert_gone(out / "verify" / folder)
+
+
+def test_what_the_host_cannot_run_may_be_left_out(tmp_path: Path, around: serve.Surroundings):
+    model = request(tmp_path).model
+    sdpa, triton = BackendChoice(name="sdpa"), BackendChoice(name="triton")
+    cpu_attn = BackendChoice(name="cpu_attn")
+    order = verify_run.Order(
+        model, [triton, sdpa], cpu_attn, model, "float32", "float32", skip_refused=True
+    )
+    said: list[str] = []
+    [body] = verify_run.run(order, tmp_path / "out", around, said.append)
+    assert (body["label"], body["verdict"]) == ("sdpa", "pass")
+    assert any(line.startswith("left out triton: triton needs an NVIDIA GPU") for line in said)
 
 
 def test_a_refused_comparison_writes_nothing(tmp_path: Path, around: serve.Surroundings):

@@ -31,7 +31,7 @@ def varlen_kernel() -> Callable[..., torch.Tensor]:
     """The ATen operator; a PyTorch without it, or whose version takes no block table, raises."""
     packet = getattr(torch.ops.aten, "_flash_attention_forward_no_dropout_inplace", None)
     kernel = packet.default if packet else None
-    if kernel is None or not WANTED <= {a.name for a in kernel._schema.arguments}:
+    if kernel is None or not {a.name for a in kernel._schema.arguments} >= WANTED:
         raise UserError(
             f"sdpa on CUDA needs PyTorch's varlen attention with a block table and a choice of splits, which "
             f"PyTorch {torch.__version__} lacks; take sdpa_gather"

@@ -116,6 +116,12 @@ class Handler(BaseHTTPRequestHandler):
         if ARGS.fake == "custom_dies" and custom and "logprobs" in body:
             print("AssertionError: page 7", flush=True)
             os._exit(9)
+        if ARGS.fake == "custom_nan" and custom and "logprobs" in body:
+            said = (
+                b'{"error": {"message": "Out of range float values are not JSON compliant: nan"}}'
+            )
+            self.answer(400, said)
+            return
         lost = 1 if ARGS.fake == "short_answer" else 0
         usage = {
             "prompt_tokens": len(body["prompt"]),
