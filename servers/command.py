@@ -30,8 +30,9 @@ PASSED_ON = frozenset((
     "OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU",
     "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR",
     "FLASHINFER_WORKSPACE_BASE", "FLASHINFER_CUDA_ARCH_LIST", "TORCH_CUDA_ARCH_LIST",
-    "MAX_JOBS", "PYTHONPATH", "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HTTP_PROXY",
-    "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "http_proxy", "https_proxy",
+    "CUDA_CACHE_PATH", "CUDA_CACHE_MAXSIZE", "MAX_JOBS", "PYTHONPATH", "HF_HOME", "HF_HUB_CACHE",
+    "HF_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR",
+    "http_proxy", "https_proxy",
     "no_proxy",
 ))  # fmt: skip
 RECORDED = frozenset((
@@ -179,6 +180,8 @@ def _env(
         "VLLM_PLUGINS": "greenbench,greenbench_cpu" if backend.is_ours else "none",
         "VLLM_SERVER_DEV_MODE": "1",  # model inspection and /server_info, the proof; loopback only
         "VLLM_NO_USAGE_STATS": "1",
+        # FlashInfer's sampler is compiled at a first start (136 s on an H100); greedy requests never use it
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
         # a logging format, put before vLLM's own: its date has whole seconds and no year, and the
         # duration of an engine step is placed in time by this epoch
         "VLLM_LOGGING_PREFIX": "%(created).6f ",

@@ -309,6 +309,29 @@ def test_point_classes(changes: dict[str, object], bound: str, words: str) -> No
     assert words in sentence
 
 
+@pytest.mark.parametrize(
+    ("mfu", "bound", "words"),
+    [
+        (0.7, "engine", "prefill steps that are full (8192 tokens) and bound by compute"),
+        (0.2, "scheduler-limit", "max_num_batched_tokens held it back"),
+    ],
+)
+def test_full_prefill_steps_are_a_limit_only_where_larger_ones_would_serve_more(
+    mfu: float, bound: str, words: str
+) -> None:
+    peak = gpu_ceilings("NVIDIA H200")[0]
+    full = Evidence(
+        running=12,
+        waiting=2.5,
+        max_num_seqs=32,
+        max_num_batched_tokens=8192,
+        step_tokens_p50=8192.0,
+    )
+    found = classify(full, [use(mfu * peak.flops_per_s, 1e9, phase="prefill")])
+    assert found.bound == bound
+    assert words in found.sentence
+
+
 def test_fixed_share_of_a_fit() -> None:
     # 4 ms + 1 µs a token: at 1,000 tokens 4 of 5 ms are fixed
     assert fixed_shares((4e-3, 1e-6), 1000) == pytest.approx(0.8)

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from analysis.memory import sequences_that_fit
 from analysis.model_shape import CacheShape, cache_shape, layer_kinds
-from analysis.steps import parse_steps
+from analysis.steps import between_lines, overlapped, parse_steps
+from analysis.windows import Activity
 
 # lines as vLLM 0.32 writes them, with the launcher's epoch in front
 LOG = """\
@@ -44,6 +46,40 @@ def test_each_step_line_is_a_row_with_an_exact_stamp() -> None:
 
 def test_a_log_without_steps_is_an_empty_table_with_its_columns() -> None:
     assert "prefill_tokens" in parse_steps(["nothing here"]).columns
+
+
+LAUNCHED = (
+    "{0:.3f} INFO Engine {1:03d}: Iteration({2}): 0 context requests, 0 context tokens, 4 generation "
+    "requests, 4 generation tokens, iteration elapsed time: 0.03 ms, GPU KV cache usage: 1.0%"
+)
+
+
+def test_steps_of_an_engine_that_plans_ahead_last_from_line_to_line() -> None:
+    """Guards against the log's time of a launch, 0.03 ms for 10, and against idle time taken for work."""
+    start = 1_700_000_000
+    ends = [*(0.01 * i for i in range(1, 101)), *(3 + 0.01 * i for i in range(1, 101))]
+    lines = [LAUNCHED.format(start + at, 0, i) for i, at in enumerate(ends)]
+    lines += [LAUNCHED.format(start + at, 1, i) for i, at in enumerate((0.5, 1.0, 4.0))]
+    steps = parse_steps(lines)
+    opened, closed = np.array([0.0, 0.2, 3.0]), np.array([0.6, 1.0, 4.0])  # nothing from 1 s to 3 s
+    load = Activity(*(np.array((start + at) * 1e9, dtype=np.int64) for at in (opened, closed)))
+    took = between_lines(steps, load)
+    first, second = (took[steps["engine"] == engine] for engine in (0, 1))
+    assert first.to_numpy() == pytest.approx(np.full(200, 0.01), abs=1e-5)
+    assert second.tolist() == pytest.approx([0.5, 0.5, 1.0], abs=1e-5)
+    assert between_lines(parse_steps([lines[0].partition(" ")[2]]), load).isna().all()
+
+
+@pytest.mark.parametrize(
+    ("says", "device", "expected"),
+    [(None, "GPU", True), (None, "CPU", False), (False, "GPU", False), (True, "CPU", True)],
+)
+def test_the_server_says_whether_its_times_are_those_of_launches(
+    says: bool | None, device: str, expected: bool
+) -> None:
+    steps = parse_steps([LAUNCHED.format(1.7e9, 0, 1).replace("GPU", device)])
+    assert overlapped(steps, says) == expected
+    assert not overlapped(parse_steps([]), None)
 
 
 LLAMA: dict[str, Any] = {

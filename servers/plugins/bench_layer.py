@@ -132,7 +132,8 @@ class LayerRig:
             spec = self.layer.get_kv_cache_spec(self.config)
             layouts = backend.supported_kv_cache_layouts() or (KVCacheLayout.LBNHC,)
             self.config.cache_config.kv_cache_layout = layouts[0].name
-            self.builder = backend.get_builder_cls()(
+            # one for each step: FlashInfer's holds the plan of its last step, and its calls would read that
+            self.new_builder = lambda: backend.get_builder_cls()(
                 spec, [self.layer.layer_name], self.config, self.device
             )
         self.block_size = arm.block_size
@@ -183,13 +184,14 @@ class LayerRig:
         torch = self.torch
         steps, build_s, built = self.steps(point), [], []
         with self.context():
-            for common in [steps[0], *steps]:  # the first one loads what the builder needs
+            for common in steps:
+                builder = self.new_builder()
+                builder.build(0, common)  # loads what a builder needs
                 self.wait()
                 start = time.perf_counter()
-                built.append(self.builder.build(0, common))
+                built.append(builder.build(0, common))
                 self.wait()
                 build_s.append(time.perf_counter() - start)
-        built, build_s = built[1:], build_s[1:]
         tokens = steps[0].num_actual_tokens
         sizes = (self.shape.heads, self.shape.kv_heads, self.shape.kv_heads)
         query, key, value = (
