@@ -8,7 +8,7 @@ import torch
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import MultipleOf
 
-from servers.plugins import page_views, varlen
+from servers.plugins import page_views, varlen, varlen_call
 from servers.plugins.step import StepBackend, StepBuilder, StepImpl
 
 ON_CUDA = current_platform.is_cuda()
@@ -20,7 +20,7 @@ class SdpaBuilder(StepBuilder):
 
 
 class SdpaImpl(StepImpl):
-    operator = varlen.OPERATOR if ON_CUDA else page_views.OPERATOR
+    operator = varlen_call.OPERATOR if ON_CUDA else page_views.OPERATOR
 
 
 class SdpaBackend(StepBackend):
@@ -36,8 +36,8 @@ class SdpaBackend(StepBackend):
 
     @staticmethod
     def get_supported_kernel_block_sizes(kv_cache_spec: object = None) -> list[int | MultipleOf]:
-        return [MultipleOf(varlen.PAGE_MULTIPLE if ON_CUDA else 16)]
+        return [MultipleOf(varlen_call.PAGE_MULTIPLE if ON_CUDA else 16)]
 
     @classmethod
     def supports_head_size(cls, head_size: int) -> bool:
-        return not ON_CUDA or (head_size % 8 == 0 and head_size <= varlen.MAX_HEAD_SIZE)
+        return not ON_CUDA or (head_size % 8 == 0 and head_size <= varlen_call.MAX_HEAD_SIZE)

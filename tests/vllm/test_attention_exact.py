@@ -6,6 +6,7 @@ On the GPU the same property holds for the CUDA paths: ``pytest -m gpu tests/vll
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from emulation import emulated_xformers
 from paged import dense_reference, make_case, make_impl, run, to_device
 
-from servers.plugins import OPTIONS_ENV
+from servers.plugins import OPTIONS_ENV, pieces, varlen
 from servers.plugins.page_views import plan_page_views
 from servers.plugins.sdpa import SdpaImpl
 from servers.plugins.sdpa_gather import SdpaGatherImpl
@@ -152,3 +153,37 @@ def test_equals_dense_attention_on_cuda(name, data):
         pytest.importorskip("xformers", reason=NO_XFORMERS)
     arguments, seen = data.draw(checks(CUDA[name]))
     assert worst_error(CUDA[name], arguments, seen, "cuda") < BOUND[arguments["dtype"]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@settings(max_examples=20, deadline=None)
+@given(
+    pasts=st.lists(st.integers(0, 3000), min_size=1, max_size=5),
+    prompt=st.booleans(),
+    seed=st.integers(0, 2**31),
+    group=st.sampled_from([1, 4]),
+    head_size=st.sampled_from([64, 128]),
+    piece_tokens=st.sampled_from([256, 1024, 4096]),
+)
+def test_long_decodes_equal_dense_attention_on_cuda(
+    pasts, prompt, seed, group, head_size, piece_tokens
+):
+    """Contexts beyond a page, which the operator itself would split (and lose rows of, left alone)."""
+    arguments = {
+        "requests": [*((past, 1) for past in pasts), *([(500, 40)] if prompt else [])],
+        "seed": seed,
+        "dtype": torch.bfloat16,
+        "group": group,
+        "head_size": head_size,
+        "block_size": 256,
+    }
+    with patch.object(varlen, "cut", partial(pieces.cut, piece_tokens=piece_tokens)):
+        error = worst_error(CUDA["sdpa"], arguments, Visibility(), "cuda")
+    assert error < BOUND[torch.bfloat16]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_this_pytorch_returns_log_sum_exps_that_pieces_are_joined_by():
+    assert pieces.joining_works(varlen.varlen_kernel(), torch.device("cuda"))

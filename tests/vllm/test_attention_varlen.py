@@ -7,6 +7,7 @@ kernel runs in test_attention_exact.py.
 
 import inspect
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from paged import dense_reference, make_case, make_impl, run
 
 from greenbench.errors import UserError
-from servers.plugins import varlen
+from servers.plugins import pieces, varlen, varlen_call
 from servers.plugins.sdpa import SdpaImpl
 from servers.plugins.visibility import Visibility
 
@@ -32,8 +33,9 @@ class Kernel:
     the first are not written. NaN stands for what their memory held.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lse_scale: float = 1.0) -> None:
         self.calls: list[tuple[int, int]] = []
+        self.lse_scale = lse_scale
 
     def __call__(
         self,
@@ -69,6 +71,7 @@ class Kernel:
         assert cu_seq_q[0] == 0 and cu_seq_q[-1] == len(query)
         assert max_q == (cu_seq_q[1:] - cu_seq_q[:-1]).max() and max_k == seqused_k.max()
         page = key.shape[1]
+        sums = torch.full((query.shape[1], len(query)), torch.nan)  # as the operator's fake has it
         for i, length in enumerate(seqused_k.tolist()):
             pages = block_table[i, : -(-length // page)].long()
             keys, values = (
@@ -90,6 +93,8 @@ class Kernel:
             scores = torch.einsum("qhd,khd->hqk", query[rows].double(), keys) * scale
             share = scores.masked_fill(hidden, -torch.inf).softmax(-1)
             out[rows] = torch.einsum("hqk,khd->qhd", share, values).to(out.dtype)
+            sums[:, rows] = scores.masked_fill(hidden, -torch.inf).logsumexp(-1).float()
+        return sums * self.lse_scale
 
 
 requests = st.lists(
@@ -138,6 +143,59 @@ def test_the_kernel_gets_what_dense_attention_needs(
         assert len(kernel.calls) <= 2
 
 
+long_decodes = st.lists(st.integers(0, 2600), min_size=1, max_size=4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    pasts=long_decodes,
+    prompt=st.booleans(),
+    seed=st.integers(0, 2**31),
+    group=st.sampled_from([1, 3]),
+)
+def test_long_decodes_in_pieces_equal_dense_attention(pasts, prompt, seed, group):
+    shapes = [*((past, 1) for past in pasts), *([(100, 20)] if prompt else [])]
+    case = make_case(
+        shapes, seed=seed, dtype=torch.float32, group=group, kv_heads=1, block_size=256, padding=2
+    )
+    impl, kernel = make_impl(SdpaImpl, case), Kernel()
+    in_pieces = partial(pieces.cut, piece_tokens=256)
+    with (
+        patch.object(varlen, "varlen_kernel", lambda: kernel),
+        patch.object(varlen, "cut", in_pieces),
+    ):
+        found = run(impl, varlen.plan_varlen, case)
+    assert (found.double() - dense_reference(case, impl.visibility)).abs().max() < 1e-5
+    expected = sum(-(-(past + 1) // 256) for past in pasts) if len(pasts) > 1 else 1
+    assert kernel.calls[-2 if prompt else -1] == (expected, 1)
+
+
+def test_pieces_are_whole_pages_even_and_no_more_than_pay():
+    assert pieces.cut([100_000], 256) is None  # the operator splits one sequence itself
+    assert pieces.cut([4096, 4096], 256) is None
+    assert pieces.cut([32_768] * 32, 256) is None  # a piece a request fills the GPU already
+    found = pieces.cut([32_768] * 8, 256)
+    assert found.lengths == [8192] * 32 and found.first_pages[:5] == [0, 32, 64, 96, 0]
+    uneven = pieces.cut([9000, 10], 256)
+    assert uneven == pieces.Cut([0, 0, 0, 1], [0, 16, 32, 0], [4096, 4096, 808, 10])
+
+
+def test_an_operator_with_other_log_sum_exps_gets_no_pieces():
+    """Guards against wrong weights, and so wrong answers, from a PyTorch that returns them in base 2."""
+    assert pieces.joining_works(Kernel(), torch.device("cpu"))
+    other = Kernel(lse_scale=1.4427)
+    assert not pieces.joining_works(other, torch.device("cpu"))
+    case = make_case([(2000, 1), (2000, 1)], seed=1, dtype=torch.float32, block_size=256)
+    other.calls.clear()
+    with (
+        patch.object(varlen, "varlen_kernel", lambda: other),
+        patch.object(varlen, "cut", partial(pieces.cut, piece_tokens=256)),
+    ):
+        found = run(make_impl(SdpaImpl, case), varlen.plan_varlen, case)
+    assert other.calls == [(2, 1)]
+    assert (found.double() - dense_reference(case, Visibility())).abs().max() < 1e-5
+
+
 def test_one_sequence_may_be_split_and_several_may_not():
     """A lone long request would else use as many of the GPU's units as it has key heads."""
     asked = []
@@ -169,12 +227,12 @@ def test_a_pytorch_without_block_tables_is_refused(monkeypatch):
     ):
         monkeypatch.setattr(torch.ops, "aten", aten)
         with pytest.raises(UserError, match=r"lacks; take sdpa_gather"):
-            varlen.varlen_kernel()
+            varlen_call.varlen_kernel()
 
 
 def test_this_pytorch_has_the_operator_that_varlen_attn_out_calls():
     """Guards against a changed argument list that only a GPU host would notice."""
-    names = [argument.name for argument in varlen.varlen_kernel()._schema.arguments]
+    names = [argument.name for argument in varlen_call.varlen_kernel()._schema.arguments]
     positional = ["out", "query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k"]
     assert names[:11] == [*positional, "dropout_p", "is_causal", "return_debug_mask"]
     bounds = {"window_size_left", "window_size_right"}

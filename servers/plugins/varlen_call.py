@@ -1,0 +1,100 @@
+"""One call of PyTorch's variable-length attention over pages of the cache, on CUDA.
+
+The operation is ``torch.nn.attention.varlen.varlen_attn_out`` with a block table. That function is a
+Python custom op around one ATen operator and costs more host time a call than all else a layer does, so
+the operator is called here. Its kernel (the FlashAttention inside PyTorch) reads pages of a multiple of
+256 tokens, in half precision.
+
+Left to itself the operator splits long keys over more of the GPU, and over pages it then writes the output
+of the first sequence only (PyTorch 2.13, github.com/pytorch/pytorch/issues/194167): under concurrent
+requests a served model answered 2 of 50 right. So it may split a call of one sequence, and no other.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from greenbench.errors import UserError
+
+OPERATOR = "aten::_flash_attention_forward_no_dropout_inplace over the block table"
+WANTED = {"block_table", "num_splits"}  # arguments of the operator
+PAGE_MULTIPLE = 256
+MAX_HEAD_SIZE = 256
+
+
+def varlen_kernel() -> Callable[..., torch.Tensor]:
+    """The ATen operator; a PyTorch without it, or whose version takes no block table, raises."""
+    packet = getattr(torch.ops.aten, "_flash_attention_forward_no_dropout_inplace", None)
+    kernel = packet.default if packet else None
+    if kernel is None or not {a.name for a in kernel._schema.arguments} >= WANTED:
+        raise UserError(
+            f"sdpa on CUDA needs PyTorch's varlen attention with a block table and a choice of splits, "
+            f"which PyTorch {torch.__version__} lacks; take sdpa_gather"
+        )
+    return kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """What one call computes: queries of some sequences on the keys in their pages."""
+
+    query_starts: torch.Tensor  # int32 [sequences + 1], counted from the call's first row
+    lengths: torch.Tensor  # int32 [sequences], keys of each
+    key_starts: torch.Tensor  # lengths summed up; the kernel wants it, pages or not
+    table: torch.Tensor  # int32 [sequences, pages]
+    longest_query: int
+    longest: int
+    window: tuple[int, int]  # keys seen before and after a query's own; −1: no bound
+
+    @classmethod
+    def of(
+        cls,
+        query_starts: torch.Tensor,
+        lengths: torch.Tensor,
+        table: torch.Tensor,
+        longest_query: int,
+        longest: int,
+        window: tuple[int, int],
+    ) -> "Sequences":
+        key_starts = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        return cls(query_starts, lengths, key_starts, table, longest_query, longest, window)
+
+    def attend(
+        self,
+        kernel: Callable[..., torch.Tensor],
+        scale: float,
+        output: torch.Tensor,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        queries_a_row: int = 1,
+    ) -> torch.Tensor:
+        """Write ``output`` [rows, heads, D]; returns the log-sum-exps [heads, rows], float32.
+
+        query like output; keys, values [blocks, block, kv_heads, D]. With ``queries_a_row`` each row
+        that ``query_starts`` counts stands for so many.
+        """
+        arguments: dict[str, Any] = {
+            "scale": scale,
+            "window_size_left": self.window[0],
+            "window_size_right": self.window[1],
+            "seqused_k": self.lengths,
+            "block_table": self.table,
+            "num_splits": None if len(self.lengths) == 1 else 1,
+        }
+        return kernel(
+            output,
+            query,
+            keys,
+            values,
+            self.query_starts if queries_a_row == 1 else self.query_starts * queries_a_row,
+            self.key_starts,
+            self.longest_query * queries_a_row,
+            self.longest,
+            0.0,  # dropout
+            self.window == (-1, 0),  # causal, aligned at the bottom right
+            False,  # no debug mask
+            **arguments,
+        )
