@@ -54,6 +54,36 @@ def _with_detail(lines: list[str], index: int) -> str:
     return f"{line}: {wanted.removeprefix('Value error, ')}"
 
 
+# What a line says that ends a stage of the boot. Each process writes its own; the order is that of a boot.
+_STAGE_ENDS = {
+    "imports": re.compile(r"non-default args:"),
+    "engine_start": re.compile(r"Initializing a V1 LLM engine"),  # its imports, in its own process
+    "load": re.compile(r"(Loading weights|Model loading) took"),
+    "compile": re.compile(r"torch\.compile took"),
+    "warm_up": re.compile(
+        r"init engine \(.*\) took"
+    ),  # kernels built and tuned, graphs captured, KV pool
+}
+
+
+def boot_stages(log: str, started_unix_s: float, healthy_unix_s: float) -> dict[str, float]:
+    """Seconds by stage from the process's start until it answered; they add up to that time.
+
+    A stage that the log does not show is in the next one; ``api`` is what is left at the end.
+    """
+    ends: dict[str, float] = {}
+    for line in log.splitlines():
+        stamp, _, text = line.partition(" ")
+        for stage, says in _STAGE_ENDS.items():
+            if says.search(text) and re.fullmatch(r"\d{9,}\.\d+", stamp):
+                ends[stage] = float(stamp)
+    stages, before = {}, started_unix_s
+    for stage, end in [*((s, ends[s]) for s in _STAGE_ENDS if s in ends), ("api", healthy_unix_s)]:
+        if end >= before:
+            stages[stage], before = end - before, end
+    return stages
+
+
 def flash_attention_version(log: str) -> int | None:
     found = re.findall(r"Using FlashAttention version (\d+)", log)
     return int(found[-1]) if found else None

@@ -162,7 +162,7 @@ class Launch:
         deadline = self._started_s + request.server.boot_timeout_s
         base_url = self.state.server.base_url
         process.wait_healthy(base_url, deadline)
-        healthy_s = time.monotonic()
+        healthy_s, healthy_unix_s = time.monotonic(), time.time()
         _smoke(request, plan, process, base_url, deadline)
         smoked_s = time.monotonic()
         says = _ask(process, base_url)
@@ -175,6 +175,12 @@ class Launch:
             raise BootFailed(f"Another attention backend runs than was asked for: {found.sentence}")
         _check_execution(request.server.execution, bootlog.changed_cudagraph_mode(log))
         ready_s = time.monotonic()
+        started_unix_s = healthy_unix_s - (healthy_s - self._started_s)
+        stages = {
+            **bootlog.boot_stages(log, started_unix_s, healthy_unix_s),
+            "smoke": smoked_s - healthy_s,
+            "proof": ready_s - smoked_s,
+        }
         detail = {
             **found.detail,
             "operators": bootlog.operators(log),
@@ -184,15 +190,12 @@ class Launch:
             "ready",
             proof_detail=detail,
             ready_s=ready_s - self._started_s,
-            boot_stages_s={
-                "healthy": healthy_s - self._started_s,
-                "smoke": smoked_s - healthy_s,
-                "proof": ready_s - smoked_s,
-            },
+            boot_stages_s=stages,
         )
         seconds = f"{ready_s - self._started_s:.1f} s"
         proven = "; ".join([found.sentence, *detail["operators"]])
-        self._say(f"ready at {base_url} in {seconds}; {found.verdict}: {proven}")
+        where = ", ".join(f"{stage} {took:.0f}" for stage, took in stages.items())
+        self._say(f"ready at {base_url} in {seconds} ({where}); {found.verdict}: {proven}")
         return self.state.server
 
 

@@ -131,3 +131,32 @@ def test_memory_lines():
     assert bootlog.kv_memory_bytes(gpu) == 141 * 2**29
     assert bootlog.weights_bytes(gpu) == 9 * 2**28
     assert bootlog.weights_bytes("") is None and bootlog.kv_memory_bytes("") is None
+
+
+BOOT_LOG = """\
+warnings before vLLM's logger is there
+1700000022.300000 (APIServer pid=1) INFO 11-25 13:04:02 [api_utils.py:286] non-default args: {'model': 'm'}
+1700000056.200000 (EngineCore pid=2) INFO 11-25 13:04:36 [core.py:133] Initializing a V1 LLM engine (v0.32.0)
+1700000066.000000 (EngineCore pid=2) INFO 11-25 13:04:46 [default_loader.py:501] Loading weights took 0.46 s
+1700000068.200000 (EngineCore pid=2) INFO 11-25 13:04:48 [model_runner.py:424] Model loading took 2.3 GiB
+1700000089.500000 (EngineCore pid=2) INFO 11-25 13:05:10 [monitor.py:62] [backbone] torch.compile took 20 s
+1700000228.000000 (EngineCore pid=2) INFO 11-25 13:07:28 [core.py:395] init engine (profile) took 160 s
+"""
+
+
+def test_a_boot_is_told_by_stages_that_add_up_to_it():
+    """As an H100 wrote it: 138 of 231 s went into kernels that greedy requests never use."""
+    stages = bootlog.boot_stages(BOOT_LOG, 1_700_000_000.0, 1_700_000_230.6)
+    expected = {
+        "imports": 22.3,
+        "engine_start": 33.9,
+        "load": 12.0,
+        "compile": 21.3,
+        "warm_up": 138.5,
+    }
+    assert stages == pytest.approx({**expected, "api": 2.6})
+    eager = "".join(line for line in BOOT_LOG.splitlines(True) if "torch.compile" not in line)
+    del expected["compile"]
+    stages = bootlog.boot_stages(eager, 1_700_000_000.0, 1_700_000_230.6)
+    assert stages == pytest.approx({**expected, "warm_up": 159.8, "api": 2.6})
+    assert bootlog.boot_stages("", 5.0, 9.0) == {"api": 4.0}
