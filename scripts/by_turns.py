@@ -298,7 +298,7 @@ def main() -> int:
     command.add_argument("--step-tokens", type=int, default=8192)
     command.add_argument("--kv-cache-gib", type=float, default=1.0)
     command.add_argument("--our-s", type=float, default=62.0, help="measured seconds of our turns")
-    command.add_argument("--their-s", type=float, default=25.0, help="about, of theirs")
+    command.add_argument("--their-s", type=float, default=15.0, help="about, of theirs")
     command.add_argument("--guess-per-s", type=float, default=1.0, help="requests, before any turn")
     command.add_argument(
         "--limit-s", type=float, default=1e9, help="no turn starts too late for it"
