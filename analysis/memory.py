@@ -89,7 +89,7 @@ def point_memory(run: MemoryRun, start_mono_ns: int, end_mono_ns: int) -> Memory
         peak_source=peak_source,
         weights_bytes=server.weights_bytes,
         activation_peak_bytes=_gib(r"([\d.]+) GiB for peak activation", log),
-        graph_bytes=_gib(r"([\d.]+)\s+GiB for CUDAGraph memory", log),
+        graph_bytes=graph_bytes(log),
         kv_pool_bytes=pool_bytes,
         kv_pool_tokens=pool_tokens,
         kv_bytes_per_token=shape.kv_bytes_per_token if shape else None,
@@ -141,6 +141,14 @@ def _shape(run: MemoryRun, reasons: list[str]) -> CacheShape | None:
 def _server_log(run: MemoryRun) -> str:
     path = run.dir.path.parent / SERVERS_DIR / run.manifest.server.server_id / "server.log"
     return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def graph_bytes(log: str) -> int | None:
+    """Of CUDA graphs: vLLM sums them up only where it sized the KV pool itself, and says each capture's."""
+    summed = _gib(r"([\d.]+)\s+GiB for CUDAGraph memory", log)
+    return (
+        _gib(r"Graph capturing finished in .* took ([\d.]+) GiB", log) if summed is None else summed
+    )
 
 
 def _gib(pattern: str, log: str) -> int | None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.memory import sequences_that_fit
+from analysis.memory import graph_bytes, sequences_that_fit
 from analysis.model_shape import CacheShape, cache_shape, layer_kinds
 from analysis.steps import between_lines, overlapped, parse_steps
 from analysis.windows import Activity
@@ -46,6 +46,21 @@ def test_each_step_line_is_a_row_with_an_exact_stamp() -> None:
 
 def test_a_log_without_steps_is_an_empty_table_with_its_columns() -> None:
     assert "prefill_tokens" in parse_steps(["nothing here"]).columns
+
+
+@pytest.mark.parametrize(
+    ("line", "gib"),
+    [
+        (
+            "2.3 GiB for weight, 0.7 GiB for peak activation, and 0.61 GiB for CUDAGraph memory.",
+            0.61,
+        ),
+        ("[model_runner.py:1127] Graph capturing finished in 2 secs, took 0.08 GiB", 0.08),
+        ("Enforce eager set, disabling torch.compile", None),
+    ],
+)
+def test_graphs_take_what_the_log_says(line: str, gib: float | None) -> None:
+    assert graph_bytes(line) == (None if gib is None else round(gib * 2**30))
 
 
 LAUNCHED = (
