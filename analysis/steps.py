@@ -8,14 +8,12 @@ between its line and the line before while a request was open.
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
+from analysis.load import Run
 from analysis.windows import Activity, activity, in_flight
-from greenbench.manifest import Manifest
-from greenbench.rundir import RunDir
 
 # 1795461709.47 (APIServer pid=1) INFO … Engine 000: Iteration(19): 0 context requests, 0 context tokens,
 # 1 generation requests, 1 generation tokens, iteration elapsed time: 4.89 ms, CPU KV cache usage: 0.0%
@@ -38,15 +36,6 @@ COLUMNS = {
     "kv_usage": "float64",  # 0..1
     "device": "string",  # GPU or CPU
 }
-
-
-class HasSteps(Protocol):
-    @property
-    def dir(self) -> RunDir: ...
-    @property
-    def manifest(self) -> Manifest: ...
-    @property
-    def requests(self) -> pd.DataFrame: ...
 
 
 def parse_steps(lines: Iterable[str]) -> pd.DataFrame:
@@ -78,7 +67,7 @@ def parse_steps(lines: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame({name: pd.array(list(v), dtype=kind) for (name, kind), v in named})  # type: ignore[call-overload]
 
 
-def read_steps(run: HasSteps) -> pd.DataFrame:
+def read_steps(run: Run) -> pd.DataFrame:
     """Steps of one run, from its slice of the server's log; empty when the log has none."""
     path: Path = run.dir.logs_dir / "server.log"
     if not path.is_file():

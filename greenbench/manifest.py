@@ -96,7 +96,7 @@ class Server(Part):
     argv: list[str] = Field(default_factory=list[str])
     env: dict[str, str] = Field(default_factory=dict[str, str])  # allow-listed
     vllm_version: str | None = None
-    async_scheduling: bool | None = None  # the engine plans a step while the one before still computes
+    async_scheduling: bool | None = None  # a step is planned while the one before still computes
     ready_s: float | None = None
     boot_stages_s: dict[str, float] = Field(default_factory=dict[str, float])
 
