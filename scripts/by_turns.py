@@ -6,8 +6,8 @@
 
 A shape is CONTEXTxUSERS and its turns: `ours` is an ordinary point of a sweep, `on` and `off` are
 `vllm bench serve` with and without our recorder and exporter beside it. Both clients keep USERS requests
-open, each of CONTEXT prompt tokens and --output-tokens forced ones. `read` counts, for either client and
-by one rule, the output tokens that arrived while all users were busy.
+open on the same prompts of CONTEXT tokens, with --output-tokens forced ones; theirs sends them as text.
+`read` counts, for either client and by one rule, the output tokens that arrived while all users were busy.
 
 The card's energy counter is read once a second in every turn, by this program and nothing else in `off`.
 """
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from greenbench import provenance
 from greenbench.config import ROOT, PointConfig, SweepConfig, load_model
@@ -35,6 +36,7 @@ from greenbench.rundir import RunDir, read_json, read_jsonl, write_atomic
 from greenbench.runner import build_model, make_prompts
 from greenbench.stages import Child, RecorderStage, ServerStage, python_module
 from greenbench.sweep import ServerStart, expand, point_hash
+from loadgen.prompts import read_prompts
 from telemetry.nvml import GpuIdentity, NoGpu, NvmlReader, visible_uuids
 
 WARMUP_S = 5.0
@@ -145,13 +147,22 @@ def watched(folder: Path, server: Server) -> Iterator[None]:
         recorder.stop()
 
 
+def as_text(prompts: Path, model_path: str, out: Path) -> Path:
+    """Our prompts as a dataset file of theirs, which wants text."""
+    tokenizer = Tokenizer.from_file(str(Path(model_path) / "tokenizer.json"))
+    texts = (tokenizer.decode(prompt.token_ids, False) for prompt in read_prompts(prompts))
+    write_atomic(out, "".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    return out
+
+
 def their_turn(
-    server: Server, shape: Shape, count: int, output_tokens: int, folder: Path, with_us: bool
+    server: Server, shape: Shape, texts: Path, count: int, output_tokens: int, with_us: bool
 ) -> None:
+    folder = texts.parent
     argv = [VLLM_PYTHON, str(THEIR_SCRIPT), "--backend", "vllm", "--base-url", server.base_url]
     argv += ["--model", server.served_model, "--tokenizer", server.model_path]
-    argv += ["--dataset-name", "random", "--random-input-len", str(shape.context)]
-    argv += ["--random-output-len", str(output_tokens), "--ignore-eos", "--disable-tqdm"]
+    argv += ["--dataset-name", "custom", "--dataset-path", str(texts), "--skip-chat-template"]
+    argv += ["--custom-output-len", str(output_tokens), "--ignore-eos", "--disable-tqdm"]
     argv += ["--num-prompts", str(count), "--max-concurrency", str(shape.users)]
     argv += ["--save-result", "--save-detailed", "--result-dir", str(folder)]
     argv += ["--result-filename", "theirs.json"]
@@ -194,9 +205,9 @@ def measure(options: argparse.Namespace) -> int:
                     else:
                         seconds = options.their_s + WARMUP_S
                         count = shape.users + round(rates[shape.label] * seconds)
-                        their_turn(
-                            server, shape, count, options.output_tokens, folder, turn == "on"
-                        )
+                        path = prompts[point_hash(point)][0]
+                        texts = as_text(path, server.model_path, folder / "prompts.jsonl")
+                        their_turn(server, shape, texts, count, options.output_tokens, turn == "on")
                 about["counter"] = counter.rows
                 write_atomic(folder / "turn.json", json.dumps(about))
                 took_s = time.monotonic() - began
