@@ -1,11 +1,12 @@
 """One run directory to one ``Point``: what it measured, in which window, and whether it may be used."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from analysis.checks import faults
+from analysis.checks import faults, superseded
 from analysis.load import Run
 from analysis.metrics import (
     Goodput,
@@ -18,12 +19,7 @@ from analysis.metrics import (
     point_requests,
     throughput,
 )
-from analysis.resources import (
-    energy,
-    kv_share_per_sequence,
-    memory,
-    metric_series,
-)
+from analysis.resources import energy, kv_share_per_sequence, memory, metric_series
 from analysis.windows import Window, activity, ml_energy_window, steady_window
 
 PointStatus = Literal["ok", "invalid", "failed", "interrupted", "superseded"]
@@ -130,6 +126,18 @@ def analyse(run: Run, replaced_by: str | None = None) -> tuple[Point, dict[str, 
     if doubt(run)[0] is not None:  # not to be pooled with other starts' either
         samples |= {name: np.empty(0) for name in ("itl_s", "tpot_s")}
     return _with_metrics(run, window, measured), samples
+
+
+def analyse_all(
+    runs: list[Run], progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[tuple[Point, dict[str, np.ndarray]]]:
+    """``analyse`` of each run, in order; one that was measured again says which run stands for it."""
+    replaced = superseded(runs)
+    found: list[tuple[Point, dict[str, np.ndarray]]] = []
+    for number, run in enumerate(runs, start=1):
+        found.append(analyse(run, replaced.get(run.path)))
+        progress(number, len(runs))
+    return found
 
 
 def _status(run: Run, codes: list[str]) -> PointStatus:

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.checks import superseded
 from analysis.differences import OBJECTIVES, Ratio, paired_ratio
 from analysis.load import load_runs
-from analysis.points import Point, analyse
+from analysis.points import Point, analyse_all
 
 BLOCKS = 5  # G-8 asks for as many
 SAME_ORDER = 2.0  # G-12: a factor either way
@@ -39,9 +38,7 @@ class Served:
 
     @classmethod
     def read(cls, root: Path, published_j: float | None = None) -> "Served":
-        runs = load_runs(root)
-        replaced = superseded(runs)
-        points = [analyse(run, replaced.get(run.path))[0] for run in runs]
+        points = [point for point, _ in analyse_all(load_runs(root))]
         return cls([point for point in points if ENERGY.value(point) is not None], published_j)
 
 

@@ -76,7 +76,7 @@ def read_steps(run: Run) -> pd.DataFrame:
         steps = parse_steps(log)
     if not overlapped(steps, run.manifest.server.async_scheduling):
         return steps
-    return steps.assign(elapsed_s=between_lines(steps, activity(run.requests)))
+    return steps.assign(elapsed_s=between_lines(steps, in_engine(run.requests)))
 
 
 def overlapped(steps: pd.DataFrame, async_scheduling: bool | None) -> bool:
@@ -86,8 +86,28 @@ def overlapped(steps: pd.DataFrame, async_scheduling: bool | None) -> bool:
     return bool((steps["device"] == "GPU").any())
 
 
+def in_engine(requests: pd.DataFrame) -> Activity:
+    """When the engine had each request, where it says how long that was until the first token.
+
+    What comes before, the network, the server's front end and the end of a running step, is no step's time.
+    """
+    own_ms = [f"server_metrics.{name}_ms" for name in ("queue_time", "time_to_first_token")]
+    if not {*own_ms} <= {*requests.columns}:
+        return activity(requests)
+    before_ns = requests["first_token_ns"].astype(float) - 1e6 * requests[own_ms].sum(
+        axis=1, skipna=False
+    )
+    before_ns = before_ns.fillna(0).clip(lower=0).astype("int64")
+    return activity(
+        requests.assign(
+            sent_unix_ns=requests["sent_unix_ns"] + before_ns,
+            end_ns=requests["end_ns"] - before_ns,
+        )
+    )
+
+
 def between_lines(steps: pd.DataFrame, load: Activity) -> pd.Series:
-    """Seconds from each engine's line to its next, without those in which no request was open.
+    """Seconds from each engine's line to its next, without those in which it had no request.
 
     NaN where the log has no time stamps. The first step counts from the first request.
     """

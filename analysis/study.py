@@ -12,7 +12,6 @@ from analysis.barring import Barred, Verification, barred, verifications
 from analysis.bottleneck import Bottleneck, classify, classify_client, fixed_shares, gather
 from analysis.ceilings import find_host_ceilings, run_ceilings
 from analysis.cells import Cell, Samples, cells
-from analysis.checks import superseded
 from analysis.crossings import Crossing, crossings
 from analysis.decisions import Decision, decisions
 from analysis.differences import Difference, differences
@@ -22,7 +21,7 @@ from analysis.gates import Gate, gates
 from analysis.heat_maps import HeatMap, heat_maps
 from analysis.left_out import LeftOut, left_out
 from analysis.load import Run, load_runs
-from analysis.points import Point, analyse
+from analysis.points import Point, analyse_all
 from analysis.roofline import PhaseUse, phase_uses
 from analysis.windows import Window
 from greenbench import SCHEMA_VERSION
@@ -72,14 +71,9 @@ def study(
     ``across_executions``: eager and CUDA graphs in one ranking; otherwise each has its own.
     """
     runs = load_runs(root)
-    replaced = superseded(runs)
-    points: list[Point] = []
-    samples: Samples = {}
-    for number, run in enumerate(runs, start=1):
-        point, values = analyse(run, replaced.get(run.path))
-        points.append(point)
-        samples[point.run_id] = values
-        progress(number, len(runs))
+    analysed = analyse_all(runs, progress)
+    points = [point for point, _ in analysed]
+    samples: Samples = {point.run_id: values for point, values in analysed}
     told = {point.path for point in points if point.answers_stand}
     answering = [run for run in runs if str(run.path) in told]
     judged, checked = gates(answering), verifications(root)

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.memory import graph_bytes, sequences_that_fit
 from analysis.model_shape import CacheShape, cache_shape, layer_kinds
-from analysis.steps import between_lines, overlapped, parse_steps
+from analysis.steps import between_lines, in_engine, overlapped, parse_steps
 from analysis.windows import Activity
 
 # lines as vLLM 0.32 writes them, with the launcher's epoch in front
@@ -83,6 +83,26 @@ def test_steps_of_an_engine_that_plans_ahead_last_from_line_to_line() -> None:
     assert first.to_numpy() == pytest.approx(np.full(200, 0.01), abs=1e-5)
     assert second.tolist() == pytest.approx([0.5, 0.5, 1.0], abs=1e-5)
     assert between_lines(parse_steps([lines[0].partition(" ")[2]]), load).isna().all()
+
+
+def test_a_step_starts_no_earlier_than_the_engine_had_its_request() -> None:
+    """Guards against 40 ms of a front end that count as the 60 ms prefill after it."""
+    start_ns = 1_700_000_000 * 10**9
+    rows: dict[str, list[Any]] = {
+        "sent_unix_ns": [start_ns, start_ns + 10**9],
+        "first_token_ns": [100e6, np.nan],
+        "end_ns": [100e6, 50e6],
+        "server_metrics.queue_time_ms": [20.0, np.nan],
+        "server_metrics.time_to_first_token_ms": [40.0, np.nan],
+    }
+    requests = pd.DataFrame(rows)
+    load = in_engine(requests)
+    assert ((load.start_ns - start_ns) / 1e6).tolist() == pytest.approx([40, 1000])
+    assert ((load.end_ns - start_ns) / 1e6).tolist() == pytest.approx([100, 1050])
+    [took] = between_lines(parse_steps([LAUNCHED.format(1_700_000_000.1, 0, 1)]), load)
+    assert took == pytest.approx(0.06, abs=1e-4)
+    silent = requests[["sent_unix_ns", "first_token_ns", "end_ns"]]
+    assert ((in_engine(silent).start_ns - start_ns) / 1e6).tolist() == pytest.approx([0, 1000])
 
 
 @pytest.mark.parametrize(
