@@ -42,6 +42,9 @@ class EnergyRow:
     measured: dict[str, dict[str, float | None]] = field(default_factory=dict)
     power_w: float | None = None
     starts: int = 0  # with a measured window
+    warming: float | None = (
+        None  # largest change of power between halves, of starts on warming cards
+    )
     phase: tuple[str, float] | None = None
     refused: bool = False  # some window broke a rule; else its energy was never to be had
     refusals: list[str] = field(default_factory=list)
@@ -106,6 +109,7 @@ def _row(cell: Cell) -> EnergyRow:
         },
         power_w=_mean(e.get("power_w") for e in good),
         starts=len(good),
+        warming=_largest_drift(good),
         phase=(phases[0]["phase"], _mean(p["j_per_token"] for p in phases) or 0.0)
         if phases
         else None,
@@ -119,6 +123,17 @@ def _row(cell: Cell) -> EnergyRow:
         estimate_model=estimates[0]["model"] if estimates else None,
         no_estimate=None if estimates else "no load samples of the host in the window",
     )
+
+
+def _largest_drift(energies: list[dict[str, Any]]) -> float | None:
+    drifts = [
+        card["power_drift"]
+        for energy in energies
+        if "warming" in energy.get("flags", [])
+        for card in energy["per_gpu"]
+        if card["power_drift"] is not None
+    ]
+    return max(drifts, key=abs, default=None)
 
 
 def _joules(measured: dict[str, Any] | None) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from analysis.ceilings import run_ceilings
+from analysis.energy_section import energy_section
 from analysis.load import Run, load_run
 from analysis.points import Point, analyse
 from analysis.study import study
@@ -101,3 +102,9 @@ def test_steps_fill_the_window_and_stay_below_what_an_h100_can_do(
     assert bound.bound == "engine" and "full (8192 tokens) and bound by compute" in bound.sentence
     assert [phase.bound for phase in bound.phases] == ["compute", "bandwidth"]
     assert bound.evidence.engine_share == pytest.approx(0.93, abs=0.01)  # NVML: a kernel ran
+
+
+def test_the_energy_table_says_that_the_card_had_not_settled(folder: Path) -> None:
+    [row] = energy_section(study(folder).cells).rows
+    assert row.power_w == pytest.approx(622, abs=1)
+    assert row.warming == pytest.approx(0.0147, abs=5e-4)

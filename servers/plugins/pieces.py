@@ -123,16 +123,18 @@ def joining_works(kernel: Callable[..., torch.Tensor], device: torch.device) -> 
     def random(*size: int) -> torch.Tensor:
         return torch.randn(*size, generator=made).to(device, torch.bfloat16)
 
-    query, keys, values = random(2, 4, 64), random(*shape), random(*shape)
+    # sharp queries: pieces then differ in weight, and a wrong weight shows
+    query, keys, values = 3 * random(2, 4, 64), random(*shape), random(*shape)
     table = torch.tensor([[0, 1, 2], [3, 0, 0]], dtype=torch.int32, device=device)
     results = []
-    for piece_tokens in (1024, PAGE_MULTIPLE):
-        whole = Cut([0, 1], [0, 0], lengths)
-        found = cut(lengths, PAGE_MULTIPLE, piece_tokens) or whole
+    for found in (Cut([0, 1], [0, 0], lengths), cut(lengths, PAGE_MULTIPLE, PAGE_MULTIPLE)):
         output = torch.full_like(query, torch.nan)
-        Pieces.of(found, table, PAGE_MULTIPLE)(kernel, impl, query, keys, values, output)
+        try:
+            Pieces.of(found, table, PAGE_MULTIPLE)(kernel, impl, query, keys, values, output)
+        except RuntimeError:  # log-sum-exps of another shape
+            break
         results.append(output.float())
-    works = bool((results[0] - results[1]).abs().max() < TOLERANCE)
+    works = len(results) == 2 and bool((results[0] - results[1]).abs().max() < TOLERANCE)
     if not works:
         logger.warning_once(
             "greenbench: PyTorch %s returns log-sum-exps that pieces cannot be joined by; decodes of "

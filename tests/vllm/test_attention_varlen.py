@@ -72,6 +72,10 @@ class Kernel:
         assert max_q == (cu_seq_q[1:] - cu_seq_q[:-1]).max() and max_k == seqused_k.max()
         page = key.shape[1]
         sums = torch.full((query.shape[1], len(query)), torch.nan)  # as the operator's fake has it
+        if self.lse_scale == 0:
+            return torch.zeros(
+                len(seqused_k), query.shape[1], max_q + 1
+            )  # padded, as in older ones
         for i, length in enumerate(seqused_k.tolist()):
             pages = block_table[i, : -(-length // page)].long()
             keys, values = (
@@ -183,6 +187,7 @@ def test_pieces_are_whole_pages_even_and_no_more_than_pay():
 def test_an_operator_with_other_log_sum_exps_gets_no_pieces():
     """Guards against wrong weights, and so wrong answers, from a PyTorch that returns them in base 2."""
     assert pieces.joining_works(Kernel(), torch.device("cpu"))
+    assert not pieces.joining_works(Kernel(lse_scale=0), torch.device("cpu"))
     other = Kernel(lse_scale=1.4427)
     assert not pieces.joining_works(other, torch.device("cpu"))
     case = make_case([(2000, 1), (2000, 1)], seed=1, dtype=torch.float32, block_size=256)
