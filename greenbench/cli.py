@@ -37,16 +37,21 @@ def run(
     skip_refused: Annotated[
         bool, typer.Option(help="Leave out backends that this host cannot run.")
     ] = False,
+    blocks: Annotated[
+        str | None,
+        typer.Option(help="Only these repeats of every server, e.g. 0-2 or 1,3: a card its share."),
+    ] = None,
 ) -> None:
     """Start each server of a sweep and measure every point that is not complete yet."""
     config = load_sweep(find_sweep(sweep))
+    chosen = None if blocks is None else parse_blocks(blocks, config.repeats)
     console = Console(soft_wrap=True)
     if dry_run:
-        print_plan(plan_sweep(config))
+        print_plan(plan_sweep(config, chosen))
         return
     target = (out or ROOT / "runs" / config.name).resolve()
     with SweepProgress(console) as view:
-        outcome = run_sweep(config, target, view, skip_refused)
+        outcome = run_sweep(config, target, view, skip_refused, chosen)
     print_outcome(outcome, config, target)
     raise typer.Exit(1 if outcome.failures or outcome.pending else 0)
 
@@ -101,6 +106,23 @@ def doctor() -> None:
     for finding in findings:
         print(finding.line())
     raise typer.Exit(any(finding.state == "missing" for finding in findings))
+
+
+def parse_blocks(text: str, repeats: int) -> frozenset[int]:
+    """``0-2`` or ``1,3`` as numbers of repeats; anything else, or one the sweep lacks, raises UserError."""
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            chosen = set()
+            break
+        chosen |= set(range(int(first), int(last if dash else first) + 1))
+    if not chosen or max(chosen) >= repeats:
+        known = f"0 to {repeats - 1}" if repeats > 1 else "0 alone (repeats: 1)"
+        raise UserError(
+            f"--blocks wants repeats of the sweep, such as 0-2 or 1,3, found '{text}'; it has {known}"
+        )
+    return frozenset(chosen)
 
 
 def find_sweep(sweep: Path) -> Path:

@@ -73,10 +73,10 @@ class Plan:
     launch: dict[str, Any]
 
 
-def plan_sweep(sweep: SweepConfig) -> list[Plan]:
-    """Expand the sweep and have the other rooms check every name in it. Raises UserError."""
+def plan_sweep(sweep: SweepConfig, blocks: frozenset[int] | None = None) -> list[Plan]:
+    """Expand the sweep, or some repeats, and have the other rooms check every name. Raises UserError."""
     models = [load_model(name) for name in sweep.models]
-    starts = expand(sweep, models)
+    starts = [s for s in expand(sweep, models) if blocks is None or s.repeat in blocks]
     tasks = call_json(python_module("loadgen", "tasks"))
     check_tasks(sweep, tasks)
     check_window(sweep, models, {name: task["output_tokens"] for name, task in tasks.items()})
@@ -97,9 +97,18 @@ def check_tasks(sweep: SweepConfig, table: dict[str, dict[str, Any]]) -> None:
                 )
 
 
-def run_sweep(sweep: SweepConfig, out: Path, view: View, skip_refused: bool = False) -> Outcome:
-    """Measure every pending point of the sweep into ``out``. Raises UserError before any start."""
-    plans, refused = _split_refused(plan_sweep(sweep), skip_refused)
+def run_sweep(
+    sweep: SweepConfig,
+    out: Path,
+    view: View,
+    skip_refused: bool = False,
+    blocks: frozenset[int] | None = None,
+) -> Outcome:
+    """Measure every pending point of the sweep, or of some repeats, into ``out``.
+
+    Raises UserError before any start.
+    """
+    plans, refused = _split_refused(plan_sweep(sweep, blocks), skip_refused)
     prepare_directory(out)
     write_atomic(out / "refused.json", json.dumps(refused, indent=1) + "\n")
     for label, reasons in refused.items():

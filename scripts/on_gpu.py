@@ -1,6 +1,6 @@
 """What a GPU host is asked for, as one script with a deadline that can be taken up again.
 
-    VLLM_PYTHON=python3 python3 scripts/on_gpu.py --out results/gpu --deadline-s 540 [--stages smoke,verify]
+    VLLM_PYTHON=python3 python3 scripts/on_gpu.py --out results/gpu --deadline-s 540 --stages smoke,verify
 
 Each stage writes to OUT/<stage>/ and, when it ended well, OUT/<stage>/done; a stage that is done is
 skipped, one that does not fit before the deadline is left out and said. Nothing here measures by
@@ -221,16 +221,18 @@ def caches(folder: Path) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def sweep(config: dict[str, object], out: Path, limit_s: float) -> None:
+def sweep(config: dict[str, object], out: Path, limit_s: float, blocks: str = "") -> None:
     """`greenbench run` of ``config`` into ``out``; what is complete there is not measured again."""
     path = out.with_suffix(".yaml")
     path.write_text(json.dumps(config))
     argv = [sys.executable, "-c", "from greenbench.cli import main; main()", "run"]
-    run_argv([*argv, str(path), "--out", str(out)], out.with_suffix(".log"), limit_s)
+    argv += [str(path), "--out", str(out), *(["--blocks", blocks] if blocks else [])]
+    run_argv(argv, out.with_suffix(".log"), limit_s)
 
 
-def equal_arms(folder: Path, limit_s: float) -> None:
-    sweep(EQUAL_ARMS, folder / "runs", limit_s)
+def equal_arms(blocks: str = "") -> Callable[[Path, float], None]:
+    """The arms of G-8; two cards take some blocks each and are judged together."""
+    return lambda folder, limit_s: sweep(EQUAL_ARMS, folder / "runs", limit_s, blocks)
 
 
 def answers(backends: tuple[str, ...]) -> Callable[[Path, float], None]:
@@ -289,7 +291,9 @@ def table() -> dict[str, Stage]:
             ),
             200,
         ),
-        "equal-arms": Stage(equal_arms, 300),
+        "equal-arms": Stage(equal_arms(), 300),
+        "equal-arms-0-2": Stage(equal_arms("0-2"), 300),
+        "equal-arms-3-4": Stage(equal_arms("3-4"), 300),
         "boots": Stage(boots, 150),
         "energy": Stage(command("{bench} -m telemetry selftest --quick --out {out}"), 240),
         "layers": Stage(
@@ -308,7 +312,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--deadline-s", type=float, required=True)
-    parser.add_argument("--stages", default=",".join(table()))
+    parser.add_argument("--stages", required=True, help=", ".join(table()))
     options = parser.parse_args()
     end = time.monotonic() + options.deadline_s
     failed = False

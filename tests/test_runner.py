@@ -11,14 +11,15 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from greenbench import points, runner, stages
-from greenbench.config import PointConfig, parse
+from greenbench import cli, points, runner, stages
+from greenbench.config import PointConfig, SweepConfig, parse
 from greenbench.errors import UserError
 from greenbench.rundir import RunDir
 from greenbench.stages import Child, ServerStage, StageError
 from tests.test_contract import manifest
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
+KNOWN_TASKS = {"retrieve": {"output_tokens": 16, "params": {}}}
 POINT = parse(
     PointConfig,
     {
@@ -63,11 +64,41 @@ def test_a_full_disk_is_said_before_anything_starts(
 def test_a_refused_sweep_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = SimpleNamespace(points=[POINT])
     launch = {"label": "m flashinfer", "refusals": ["it needs an NVIDIA GPU", "and more"]}
-    monkeypatch.setattr(runner, "plan_sweep", lambda _: [runner.Plan(start, launch)])  # type: ignore[arg-type]
+    monkeypatch.setattr(runner, "plan_sweep", lambda *_: [runner.Plan(start, launch)])  # type: ignore[arg-type]
     said = r"m flashinfer cannot run on this host: it needs an NVIDIA GPU; and more\. Take it out"
     with pytest.raises(UserError, match=said):
         runner.run_sweep(SimpleNamespace(), tmp_path / "runs", SimpleNamespace())  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("text", "chosen"), [("0", {0}), ("1-3", {1, 2, 3}), ("4,0-1", {0, 1, 4})])
+def test_blocks_are_repeats(text: str, chosen: set[int]) -> None:
+    assert cli.parse_blocks(text, 5) == chosen
+
+
+@pytest.mark.parametrize("text", ["", "5", "-1", "1-", "two", "0-7", "2-1"])
+def test_blocks_that_the_sweep_lacks_are_one_sentence(text: str) -> None:
+    with pytest.raises(UserError, match=r"--blocks wants repeats of the sweep.* it has 0 to 4$"):
+        cli.parse_blocks(text, 5)
+
+
+def test_two_cards_share_a_sweep_without_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a block that both cards measure, or none, and against another order within one."""
+    monkeypatch.setattr(
+        runner, "call_json", lambda argv, stdin=None: [{}] * len(stdin) if stdin else KNOWN_TASKS
+    )
+    sweep = SweepConfig.model_validate({
+        "name": "s", "models": ["tiny-llama"], "backends": ["cpu_attn", "sdpa"], "contexts": [256],
+        "tasks": ["retrieve"], "loads": [{"users": 1}], "repeats": 3,
+    })  # fmt: skip
+
+    def names(blocks: frozenset[int] | None) -> list[str]:
+        return [plan.start.label for plan in runner.plan_sweep(sweep, blocks)]
+
+    first, second = names(frozenset({0, 2})), names(frozenset({1}))
+    whole = names(None)
+    assert sorted(first + second) == sorted(whole) and len(set(whole)) == 6
+    assert first == [name for name in whole if name in first]
 
 
 def test_an_orphan_server_is_named_and_stopped(
