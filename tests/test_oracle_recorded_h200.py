@@ -4,23 +4,18 @@ Guards: a change of the energy arithmetic that moves a figure of a real card.
 """
 
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from analysis.oracles import Recording, judge
-
-RECORDED = Path(__file__).resolve().parent.parent / "docs/results/h200-energy-selftest.tgz"
+from tests.recorded import unpack
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("recorded")
-    with tarfile.open(RECORDED) as archive:
-        archive.extractall(place, filter="data")
-    return place / "e"
+    return unpack("h200-energy-selftest.tgz", tmp_path_factory.mktemp("recorded")) / "e"
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

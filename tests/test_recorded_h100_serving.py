@@ -5,7 +5,6 @@ Guards: a change that moves a figure of a real GPU run, and a step time that no 
 
 import json
 import re
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,18 @@ from analysis.ceilings import run_ceilings
 from analysis.energy_section import energy_section
 from analysis.load import Run, load_run
 from analysis.points import Point, analyse
-from analysis.study import study
-
-RECORDED = Path(__file__).resolve().parent.parent / "docs/results/h100-serving.txz"
+from analysis.study import Study, study
+from tests.recorded import unpack
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("h100")
-    with tarfile.open(RECORDED) as archive:
-        archive.extractall(place, filter="data")
-    return place
+    return unpack("h100-serving.txz", tmp_path_factory.mktemp("h100"))
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Study:
+    return study(folder)
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +82,10 @@ def test_throughput_is_what_ended_in_the_minute(run: Run, point: Point) -> None:
 
 
 def test_steps_fill_the_window_and_stay_below_what_an_h100_can_do(
-    folder: Path, run: Run, point: Point
+    whole: Study, run: Run, point: Point
 ) -> None:
     """vLLM's own figure, 0.03 ms a decode step, would have read 70 TB/s from a card of 3.35."""
-    found = study(folder)
-    uses = {use.phase: use for use in found.uses[point.run_id]}
+    uses = {use.phase: use for use in whole.uses[point.run_id]}
     lines = (run.path / "logs/server.log").read_text().splitlines()
     stamps = [float(line.split()[0]) for line in lines if re.search(r"Iteration\(\d+\)", line)]
     assert point.window is not None
@@ -98,13 +97,13 @@ def test_steps_fill_the_window_and_stay_below_what_an_h100_can_do(
     [spec] = run_ceilings(run, None)
     assert 0.4 < uses["prefill"].flops_per_s / spec.flops_per_s < 0.8
     assert 0.4 < uses["decode"].bytes_per_s / spec.bytes_per_s < 0.8
-    bound = found.bottlenecks[point.run_id]
+    bound = whole.bottlenecks[point.run_id]
     assert bound.bound == "engine" and "full (8192 tokens) and bound by compute" in bound.sentence
     assert [phase.bound for phase in bound.phases] == ["compute", "bandwidth"]
     assert bound.evidence.engine_share == pytest.approx(0.93, abs=0.01)  # NVML: a kernel ran
 
 
-def test_the_energy_table_says_that_the_card_had_not_settled(folder: Path) -> None:
-    [row] = energy_section(study(folder).cells).rows
+def test_the_energy_table_says_that_the_card_had_not_settled(whole: Study) -> None:
+    [row] = energy_section(whole.cells).rows
     assert row.power_w == pytest.approx(622, abs=1)
     assert row.warming == pytest.approx(0.0147, abs=5e-4)

@@ -12,7 +12,6 @@ requests a served model answered 2 of 50 right. So it may split a call of one se
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -76,14 +75,6 @@ class Sequences:
         query like output; keys, values [blocks, block, kv_heads, D]. With ``queries_a_row`` each row
         that ``query_starts`` counts stands for so many.
         """
-        arguments: dict[str, Any] = {
-            "scale": scale,
-            "window_size_left": self.window[0],
-            "window_size_right": self.window[1],
-            "seqused_k": self.lengths,
-            "block_table": self.table,
-            "num_splits": None if len(self.lengths) == 1 else 1,
-        }
         return kernel(
             output,
             query,
@@ -96,5 +87,10 @@ class Sequences:
             0.0,  # dropout
             self.window == (-1, 0),  # causal, aligned at the bottom right
             False,  # no debug mask
-            **arguments,
+            scale=scale,
+            window_size_left=self.window[0],
+            window_size_right=self.window[1],
+            seqused_k=self.lengths,
+            block_table=self.table,
+            num_splits=None if len(self.lengths) == 1 else 1,
         )
