@@ -1,13 +1,14 @@
 """Our client and `vllm bench serve` by turns on one real server, the recorder and exporter on and off.
 
     python scripts/by_turns.py measure --out DIR --model llama-3.2-1b --backend flash_attn3 \\
-        --shape 8192x16:off,ours,on,on,ours,off --shape 32768x8:on,ours,on
+        --shape 8192x16:ours,on,off,off,on --shape 32768x8:ours,on,ours
     python scripts/by_turns.py read DIR
 
 A shape is CONTEXTxUSERS and its turns: `ours` is an ordinary point of a sweep, `on` and `off` are
 `vllm bench serve` with and without our recorder and exporter beside it. Both clients keep USERS requests
 open on the same prompts of CONTEXT tokens, with --output-tokens forced ones; theirs sends them as text.
-`read` counts, for either client and by one rule, the output tokens that arrived while all users were busy.
+`read` works out both clients' throughput by one rule, from the requests that ended while all users were busy.
+A shape begins with `ours`: its rate tells how many requests --their-s wants.
 
 The card's energy counter is read once a second in every turn, by this program and nothing else in `off`.
 """
@@ -40,6 +41,7 @@ from loadgen.prompts import read_prompts
 from telemetry.nvml import GpuIdentity, NoGpu, NvmlReader, visible_uuids
 
 WARMUP_S = 5.0
+ROUNDS = 24  # answers of every user, at least, in a turn of theirs
 THEIR_SCRIPT = ROOT / "scripts" / "peers" / "vllm_bench_serve.py"
 VLLM_PYTHON = os.environ.get("VLLM_PYTHON", str(ROOT / ".venv-vllm" / "bin" / "python"))
 TURNS = ("ours", "on", "off")
@@ -56,9 +58,10 @@ class Shape:
         size, _, turns = text.partition(":")
         context, _, users = size.partition("x")
         names = tuple(turns.split(","))
-        if set(names) - set(TURNS) or not context.isdigit() or not users.isdigit():
+        numbers = context.isdigit() and users.isdigit()
+        if set(names) - set(TURNS) or names[0] != "ours" or not numbers:
             raise argparse.ArgumentTypeError(
-                f"'{text}' is no shape; give e.g. 8192x16:off,ours,on with turns out of {TURNS}"
+                f"'{text}' is no shape; give e.g. 8192x16:ours,on,off with turns out of {TURNS}, ours first"
             )
         return cls(int(context), int(users), names)
 
@@ -155,6 +158,11 @@ def as_text(prompts: Path, model_path: str, out: Path) -> Path:
     return out
 
 
+def their_requests(users: int, per_s: float, least_s: float) -> int:
+    """For ``least_s`` after the warm-up and ROUNDS at least: users keep in step, so rounds are the sample."""
+    return users + round(max(per_s * least_s, ROUNDS * users) + per_s * WARMUP_S)
+
+
 def their_turn(
     server: Server, shape: Shape, texts: Path, count: int, output_tokens: int, with_us: bool
 ) -> None:
@@ -185,7 +193,7 @@ def measure(options: argparse.Namespace) -> int:
     with ServerStage(start.request, out / "server") as stage:
         server = stage.start(lambda: None)
         print(f"ready after {server.ready_s} s, {server.observed_backend}", flush=True)
-        rates: dict[str, float] = {shape.label: options.guess_per_s for shape in options.shape}
+        rates: dict[str, float] = {}
         for shape in options.shape:
             for number, turn in enumerate(shape.turns):
                 if time.monotonic() + options.our_s + 20 > end_s:
@@ -203,8 +211,7 @@ def measure(options: argparse.Namespace) -> int:
                         about["run"] = made.run_id
                         rates[shape.label] = made.counts.ok / (options.our_s + WARMUP_S)
                     else:
-                        seconds = options.their_s + WARMUP_S
-                        count = shape.users + round(rates[shape.label] * seconds)
+                        count = their_requests(shape.users, rates[shape.label], options.their_s)
                         path = prompts[point_hash(point)][0]
                         texts = as_text(path, server.model_path, folder / "prompts.jsonl")
                         their_turn(server, shape, texts, count, options.output_tokens, turn == "on")
@@ -254,24 +261,32 @@ def busy_window(sent: list[Sent]) -> tuple[float, float]:
     return min(starts) + WARMUP_S, max(starts)
 
 
-def figures(sent: list[Sent], counter: list[tuple[float, int]]) -> dict[str, float | None]:
-    """tokens_per_s counts each chunk of a request as an equal share of its tokens."""
+def figures(sent: list[Sent], counter: list[tuple[float, int]]) -> dict[str, float | None] | None:
+    """Of the requests that ended while all users were busy; None where none did.
+
+    tokens_per_s is Little's law, requests in flight over the time of one: a count of the tokens in a
+    window is off by up to one round of the users, who keep in step (6 % for 16 rounds).
+    """
     start_s, end_s = busy_window(sent)
-    inside = sum(
-        request.tokens / len(request.chunk_s)
+    ended = [request for request in sent if start_s <= request.chunk_s[-1] < end_s]
+    if not ended:
+        return None
+    busy_s = sum(
+        max(0.0, min(end_s, request.chunk_s[-1]) - max(start_s, request.start_s))
         for request in sent
-        for at in request.chunk_s
-        if start_s <= at < end_s
     )
-    asked = [request for request in sent if start_s <= request.start_s < end_s]
-    ttft = [1e3 * (request.chunk_s[0] - request.start_s) for request in asked]
-    tpot = [1e3 * (r.chunk_s[-1] - r.chunk_s[0]) / (r.tokens - 1) for r in asked]
+    in_flight = busy_s / (end_s - start_s)
+    e2e_s = statistics.fmean(request.chunk_s[-1] - request.start_s for request in ended)
+    tokens = statistics.fmean(request.tokens for request in ended)
     return {
         "window_s": end_s - start_s,
-        "requests": len(asked),
-        "tokens_per_s": inside / (end_s - start_s),
-        "mean_ttft_ms": statistics.fmean(ttft),
-        "mean_tpot_ms": statistics.fmean(tpot),
+        "requests": len(ended),
+        "in_flight": in_flight,
+        "tokens_per_s": in_flight * tokens / e2e_s,
+        "mean_ttft_ms": statistics.fmean(1e3 * (r.chunk_s[0] - r.start_s) for r in ended),
+        "mean_tpot_ms": statistics.fmean(
+            1e3 * (r.chunk_s[-1] - r.chunk_s[0]) / (r.tokens - 1) for r in ended
+        ),
         "watts": watts(counter, start_s, end_s),
     }
 
@@ -290,6 +305,9 @@ def read(options: argparse.Namespace) -> int:
         about = read_json(folder / "turn.json")
         sent = ours(options.out / about["run"]) if "run" in about else theirs(folder)
         found = figures(sent, about["counter"])
+        if found is None:
+            print(f"{folder.name}  no request ended while all users were busy")
+            continue
         words = (f"{name} {value:.2f}" for name, value in found.items() if value is not None)
         print(folder.name, *words, sep="  ")
     return 0
@@ -310,7 +328,6 @@ def main() -> int:
     command.add_argument("--kv-cache-gib", type=float, default=1.0)
     command.add_argument("--our-s", type=float, default=62.0, help="measured seconds of our turns")
     command.add_argument("--their-s", type=float, default=15.0, help="about, of theirs")
-    command.add_argument("--guess-per-s", type=float, default=1.0, help="requests, before any turn")
     command.add_argument(
         "--limit-s", type=float, default=1e9, help="no turn starts too late for it"
     )
