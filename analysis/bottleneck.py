@@ -16,7 +16,7 @@ from analysis.load import Run
 from analysis.points import Point
 from analysis.resources import kernel_share, metric_series
 from analysis.roofline import PhaseUse
-from analysis.steps import overlapped, read_steps
+from analysis.steps import overlapped
 from analysis.windows import Window, activity, in_flight, share_above
 
 PointBound = Literal[
@@ -99,7 +99,7 @@ def gather(run: Run, window: Window, point: Point) -> Evidence:
         "kv_p50": _quantile(series("vllm:kv_cache_usage_perc"), 0.5),
         "kv_p90": _quantile(series("vllm:kv_cache_usage_perc"), 0.9),
     }
-    steps = read_steps(run)
+    steps = run.steps
     stepped = step_figures(steps, window)
     if overlapped(steps, run.manifest.server.async_scheduling):
         # steps follow each other without a gap there, whatever the GPU does meanwhile

@@ -1,6 +1,7 @@
 """Run directories as frames: one ``Run`` a point, each table read when first asked for.
 
-Reads only; the sole thing written is the Parquet cache in ``derived/``. Nothing is computed here.
+Reads only; the sole thing written is the Parquet cache in ``derived/``. Nothing is computed here but the
+times of engine steps, which take the requests beside the log.
 """
 
 import json
@@ -15,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis.steps import read_steps
 from analysis.tables import SOURCES, parquet_path
 from greenbench.config import LivePoint, PointConfig, load_live_point
 from greenbench.errors import UserError
@@ -93,6 +95,12 @@ class Run:
     def server(self) -> pd.DataFrame:
         """Samples of /metrics; labels are columns ``labels.<name>``."""
         return _by_time(_frame(self.path, "server"))
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """Engine steps of the server's log, columns of ``analysis.steps.COLUMNS``."""
+        log = self.dir.logs_dir / "server.log"
+        return read_steps(log, self.manifest.server.async_scheduling, self.requests)
 
     def chunk_batches(self) -> Iterator[ChunkBatch]:
         """The requests with their chunks, some tens of thousands at a time."""

@@ -13,7 +13,6 @@ from analysis.energy import EnergyResult, IdlePower, idle_power, point_energy, u
 from analysis.load import Run
 from analysis.memory import point_memory
 from analysis.metrics import Tokens, count_tokens
-from analysis.steps import read_steps
 from analysis.windows import Series, Window
 from greenbench.rundir import SERVERS_DIR
 
@@ -72,7 +71,7 @@ def _by_phase(run: Run, result: EnergyResult) -> tuple[PhaseEnergy | None, Attri
 
     if result.start_mono_ns is None or result.end_mono_ns is None or result.status != "measured":
         return without("the window has no measured energy to attribute")
-    steps = read_steps(run)
+    steps = run.steps
     if steps.empty or not run.events:
         return without("the server's log has no engine steps")
     clock = wall_clock((event.unix_ns, event.mono_ns) for event in run.events)

@@ -17,7 +17,6 @@ from analysis.ceilings import Ceiling
 from analysis.load import Run
 from analysis.metrics import count_context
 from analysis.model_work import ModelWork, Work, model_work
-from analysis.steps import read_steps
 from analysis.windows import Window
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -67,7 +66,7 @@ def _seen(options: dict[str, Any]) -> int | None:
 def phase_uses(run: Run, window: Window, ceilings: list[Ceiling]) -> list[PhaseUse]:
     """Prefill and decode of one point; empty without a step log or a known model."""
     model = model_of(run)
-    steps = read_steps(run)
+    steps = run.steps
     if model is None or len(steps) == 0 or steps["unix_ns"].isna().any():
         return []
     inside = steps[steps["unix_ns"].between(window.start_unix_ns, window.end_unix_ns)]

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.load import Run
 from analysis.windows import Activity, activity, in_flight
 
 # 1795461709.47 (APIServer pid=1) INFO … Engine 000: Iteration(19): 0 context requests, 0 context tokens,
@@ -67,16 +66,15 @@ def parse_steps(lines: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame({name: pd.array(list(v), dtype=kind) for (name, kind), v in named})  # type: ignore[call-overload]
 
 
-def read_steps(run: Run) -> pd.DataFrame:
+def read_steps(log: Path, async_scheduling: bool | None, requests: pd.DataFrame) -> pd.DataFrame:
     """Steps of one run, from its slice of the server's log; empty when the log has none."""
-    path: Path = run.dir.logs_dir / "server.log"
-    if not path.is_file():
+    if not log.is_file():
         return parse_steps([])
-    with path.open(encoding="utf-8", errors="replace") as log:
-        steps = parse_steps(log)
-    if not overlapped(steps, run.manifest.server.async_scheduling):
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        steps = parse_steps(lines)
+    if not overlapped(steps, async_scheduling):
         return steps
-    return steps.assign(elapsed_s=between_lines(steps, in_engine(run.requests)))
+    return steps.assign(elapsed_s=between_lines(steps, in_engine(requests)))
 
 
 def overlapped(steps: pd.DataFrame, async_scheduling: bool | None) -> bool:
