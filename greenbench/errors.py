@@ -14,7 +14,7 @@ class UserError(Exception):
 def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that names the nearest known word and lists the rest, for an 'unknown X' sentence."""
     words = sorted(known)
-    close = difflib.get_close_matches(name, words, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, words, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}Known: {', '.join(words) or '(none)'}."
 
