@@ -183,9 +183,15 @@ class LayerRig:
         """Calls of the layer, one a step, and the median seconds that building their metadata took."""
         torch = self.torch
         steps, build_s, built = self.steps(point), [], []
+        scratch = None
         with self.context():
             for common in steps:
                 builder = self.new_builder()
+                if hasattr(
+                    builder, "set_workspace_buffer"
+                ):  # FlashInfer's: 4 GiB here, one for all
+                    scratch = builder._get_workspace_buffer() if scratch is None else scratch
+                    builder.set_workspace_buffer(scratch)
                 builder.build(0, common)  # loads what a builder needs
                 self.wait()
                 start = time.perf_counter()

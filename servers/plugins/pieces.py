@@ -20,31 +20,34 @@ from servers.plugins.varlen_call import PAGE_MULTIPLE, Sequences
 logger = init_logger("vllm.plugins.greenbench")
 
 WANTED_PIECES = 32  # of a step: with 8 key heads two of them for each unit of an H100
-PIECE_TOKENS = 4096  # below it joining costs more than more units give
+PIECE_TOKENS = 1024  # the least of one
+WORTH_TOKENS = 4096  # a longest context up to it is done before joining would be
 TOLERANCE = 0.02  # of the check, in bfloat16
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Pieces in the order of their requests."""
+    """Every request in ``most`` pieces of ``span`` tokens, its last shorter and those past it empty."""
 
-    owners: list[int]  # the request of each piece
-    first_pages: list[int]  # of the request's own
-    lengths: list[int]  # tokens
+    span: int  # tokens, whole pages
+    most: int
+    lengths: list[int]  # tokens of each piece, request by request
 
 
-def cut(lengths: list[int], page: int, piece_tokens: int = PIECE_TOKENS) -> Cut | None:
-    """Even pieces of whole pages; None where one a request is enough, and for one request."""
+def cut(
+    lengths: list[int],
+    page: int,
+    piece_tokens: int = PIECE_TOKENS,
+    worth_tokens: int = WORTH_TOKENS,
+) -> Cut | None:
+    """None for one request, where one piece a request is enough, and where more would not pay."""
     span = max(piece_tokens, math.ceil(sum(lengths) / WANTED_PIECES))
     span = math.ceil(span / page) * page
-    if len(lengths) < 2 or max(lengths) <= span:
+    if len(lengths) < 2 or max(lengths) <= max(span, worth_tokens):
         return None
-    pieces = [
-        (owner, start // page, min(span, length - start))
-        for owner, length in enumerate(lengths)
-        for start in range(0, length, span)
-    ]
-    return Cut(*(list(column) for column in zip(*pieces, strict=True)))
+    most = math.ceil(max(lengths) / span)
+    ends = [min(span, max(0, n - at * span)) for n in lengths for at in range(most)]
+    return Cut(span, most, ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,41 +55,28 @@ class Pieces:
     """The first requests of a step, one query each, in one call on pieces of their contexts."""
 
     count: int  # requests
-    owners: torch.Tensor  # int64 [pieces]
+    most: int  # pieces of one
     sequences: Sequences
-    slots: torch.Tensor  # int64 [requests, most pieces of one]: which piece; any where hidden
-    hidden: torch.Tensor  # bool, like slots
+    empty: torch.Tensor | None  # bool [requests, most, 1, 1]; None where no piece is
 
     @classmethod
     def of(cls, found: Cut, table: torch.Tensor, page: int) -> "Pieces":
         """``table`` int32 [requests, pages] on the device; entries past a length are never read."""
-        device = table.device
-
-        def there(values: list[Any], dtype: torch.dtype = torch.int64) -> torch.Tensor:
-            return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
-
-        owners = there(found.owners)
-        pages = math.ceil(max(found.lengths) / page)
-        columns = there(found.first_pages)[:, None] + torch.arange(pages, device=device)
-        own = table[owners[:, None], columns.clamp(max=table.shape[1] - 1)]
-        requests = len(table)
-        each = [found.owners.count(owner) for owner in range(requests)]
-        starts = [sum(each[:owner]) for owner in range(requests)]
-        most = max(each)
-        slots = [
-            [start + min(at, n - 1) for at in range(most)]
-            for start, n in zip(starts, each, strict=True)
-        ]
+        device, requests, pages = table.device, len(table), found.span // page
+        lengths = torch.tensor(found.lengths, dtype=torch.int32).to(device, non_blocking=True)
+        columns = torch.arange(found.most * pages, device=device).clamp(max=table.shape[1] - 1)
         sequences = Sequences.of(
-            query_starts=torch.arange(len(found.owners) + 1, dtype=torch.int32, device=device),
-            lengths=there(found.lengths, torch.int32),
-            table=own.contiguous(),
+            query_starts=torch.arange(len(found.lengths) + 1, dtype=torch.int32, device=device),
+            lengths=lengths,
+            table=table[:, columns].view(requests * found.most, pages),
             longest_query=1,
             longest=max(found.lengths),
             window=(-1, -1),
         )
-        hidden = there([[at >= n for at in range(most)] for n in each], torch.bool)
-        return cls(requests, owners, sequences, there(slots), hidden)
+        empty = None
+        if min(found.lengths) == 0:
+            empty = (lengths == 0).view(requests, found.most, 1, 1)
+        return cls(requests, found.most, sequences, empty)
 
     def __call__(
         self,
@@ -97,17 +87,18 @@ class Pieces:
         values: torch.Tensor,
         output: torch.Tensor,
     ) -> None:
-        heads, group, pieces = impl.num_kv_heads, impl.group, len(self.owners)
-        query, output = query[: self.count], output[: self.count]
+        count, most, heads, group = self.count, self.most, impl.num_kv_heads, impl.group
         # the heads of a group see the same keys: they go in as that many queries of one head
-        rows = query.unflatten(1, (heads, group))[self.owners].transpose(1, 2).flatten(0, 1)
-        parts = torch.empty_like(rows)
+        by_group = query[:count].unflatten(1, (heads, group)).transpose(1, 2)
+        rows = by_group.unsqueeze(1).expand(-1, most, -1, -1, -1).flatten(0, 2)
+        # what an empty piece leaves there has no weight, and must be a number
+        parts = torch.empty_like(rows) if self.empty is None else torch.zeros_like(rows)
         lse = self.sequences.attend(kernel, impl.scale, parts, rows, keys, values, group)
-        lse = lse.view(heads, pieces, group).permute(1, 2, 0)[self.slots]
-        weights = lse.masked_fill(self.hidden[:, :, None, None], -torch.inf).softmax(1)
-        parts = parts.unflatten(0, (pieces, group))[self.slots]  # [requests, most, group, heads, D]
-        joined = (parts * weights.unsqueeze(-1)).sum(1).transpose(1, 2)
-        output.unflatten(1, (heads, group)).copy_(joined)
+        lse = lse.view(heads, count, most, group).permute(1, 2, 3, 0)
+        if self.empty is not None:
+            lse = lse.masked_fill(self.empty, -torch.inf)
+        weighted = parts.view(count, most, group, heads, -1) * lse.softmax(1).unsqueeze(-1)
+        output[:count].unflatten(1, (heads, group)).copy_(weighted.sum(1).transpose(1, 2))
 
 
 @cache
@@ -127,10 +118,11 @@ def joining_works(kernel: Callable[..., torch.Tensor], device: torch.device) -> 
     query, keys, values = 3 * random(2, 4, 64), random(*shape), random(*shape)
     table = torch.tensor([[0, 1, 2], [3, 0, 0]], dtype=torch.int32, device=device)
     results = []
-    for found in (Cut([0, 1], [0, 0], lengths), cut(lengths, PAGE_MULTIPLE, PAGE_MULTIPLE)):
+    whole, page = Cut(3 * PAGE_MULTIPLE, 1, lengths), PAGE_MULTIPLE
+    for found in (whole, cut(lengths, page, page, worth_tokens=0)):
         output = torch.full_like(query, torch.nan)
         try:
-            Pieces.of(found, table, PAGE_MULTIPLE)(kernel, impl, query, keys, values, output)
+            Pieces.of(found, table, page)(kernel, impl, query, keys, values, output)
         except RuntimeError:  # log-sum-exps of another shape
             break
         results.append(output.float())

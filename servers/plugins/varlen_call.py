@@ -46,6 +46,9 @@ class Sequences:
     longest_query: int
     longest: int
     window: tuple[int, int]  # keys seen before and after a query's own; −1: no bound
+    starts_of: dict[
+        int, torch.Tensor
+    ]  # query_starts by queries a row; all layers of a model ask for one
 
     @classmethod
     def of(
@@ -58,7 +61,10 @@ class Sequences:
         window: tuple[int, int],
     ) -> "Sequences":
         key_starts = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-        return cls(query_starts, lengths, key_starts, table, longest_query, longest, window)
+        starts_of = {1: query_starts}
+        return cls(
+            query_starts, lengths, key_starts, table, longest_query, longest, window, starts_of
+        )
 
     def attend(
         self,
@@ -75,12 +81,14 @@ class Sequences:
         query like output; keys, values [blocks, block, kv_heads, D]. With ``queries_a_row`` each row
         that ``query_starts`` counts stands for so many.
         """
+        if queries_a_row not in self.starts_of:
+            self.starts_of[queries_a_row] = self.query_starts * queries_a_row
         return kernel(
             output,
             query,
             keys,
             values,
-            self.query_starts if queries_a_row == 1 else self.query_starts * queries_a_row,
+            self.starts_of[queries_a_row],
             self.key_starts,
             self.longest_query * queries_a_row,
             self.longest,

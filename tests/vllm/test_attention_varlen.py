@@ -77,6 +77,8 @@ class Kernel:
                 len(seqused_k), query.shape[1], max_q + 1
             )  # padded, as in older ones
         for i, length in enumerate(seqused_k.tolist()):
+            if length == 0:
+                continue  # nothing is promised of such rows: out keeps what it held
             pages = block_table[i, : -(-length // page)].long()
             keys, values = (
                 side[pages].flatten(0, 1)[:length].double().repeat_interleave(group, 1)
@@ -147,6 +149,7 @@ def test_the_kernel_gets_what_dense_attention_needs(
         assert len(kernel.calls) <= 2
 
 
+IN_PAGES = partial(pieces.cut, piece_tokens=256, worth_tokens=256)
 long_decodes = st.lists(st.integers(0, 2600), min_size=1, max_size=4)
 
 
@@ -163,25 +166,26 @@ def test_long_decodes_in_pieces_equal_dense_attention(pasts, prompt, seed, group
         shapes, seed=seed, dtype=torch.float32, group=group, kv_heads=1, block_size=256, padding=2
     )
     impl, kernel = make_impl(SdpaImpl, case), Kernel()
-    in_pieces = partial(pieces.cut, piece_tokens=256)
     with (
         patch.object(varlen, "varlen_kernel", lambda: kernel),
-        patch.object(varlen, "cut", in_pieces),
+        patch.object(varlen, "cut", IN_PAGES),
     ):
         found = run(impl, varlen.plan_varlen, case)
     assert (found.double() - dense_reference(case, impl.visibility)).abs().max() < 1e-5
-    expected = sum(-(-(past + 1) // 256) for past in pasts) if len(pasts) > 1 else 1
-    assert kernel.calls[-2 if prompt else -1] == (expected, 1)
+    grid = len(pasts) * max(-(-(past + 1) // 256) for past in pasts) if len(pasts) > 1 else 1
+    assert kernel.calls[-2 if prompt else -1] == (grid, 1)
 
 
 def test_pieces_are_whole_pages_even_and_no_more_than_pay():
     assert pieces.cut([100_000], 256) is None  # the operator splits one sequence itself
     assert pieces.cut([4096, 4096], 256) is None
     assert pieces.cut([32_768] * 32, 256) is None  # a piece a request fills the GPU already
-    found = pieces.cut([32_768] * 8, 256)
-    assert found.lengths == [8192] * 32 and found.first_pages[:5] == [0, 32, 64, 96, 0]
-    uneven = pieces.cut([9000, 10], 256)
-    assert uneven == pieces.Cut([0, 0, 0, 1], [0, 16, 32, 0], [4096, 4096, 808, 10])
+    assert pieces.cut([32_768] * 8, 256) == pieces.Cut(span=8192, most=4, lengths=[8192] * 32)
+    assert pieces.cut([8192] * 8, 256) == pieces.Cut(span=2048, most=4, lengths=[2048] * 32)
+    uneven = pieces.cut([4500, 10], 256)
+    assert uneven == pieces.Cut(1024, 5, [1024, 1024, 1024, 1024, 404, 10, 0, 0, 0, 0])
+    odd = pieces.cut([5000, 40_000], 256)  # 45,000 / 32 is 1,406.25: six pages of 256
+    assert (odd.span, odd.most, sum(odd.lengths)) == (1536, 27, 45_000)
 
 
 def test_an_operator_with_other_log_sum_exps_gets_no_pieces():
@@ -194,7 +198,7 @@ def test_an_operator_with_other_log_sum_exps_gets_no_pieces():
     other.calls.clear()
     with (
         patch.object(varlen, "varlen_kernel", lambda: other),
-        patch.object(varlen, "cut", partial(pieces.cut, piece_tokens=256)),
+        patch.object(varlen, "cut", IN_PAGES),
     ):
         found = run(make_impl(SdpaImpl, case), varlen.plan_varlen, case)
     assert other.calls == [(2, 1)]
