@@ -53,23 +53,7 @@ def _verdict(whole: Study) -> list[str]:
     ]
     if not made:
         return []
-    by_context: dict[int, list[Decision]] = {}
-    for decision in made:
-        by_context.setdefault(decision.place[2], []).append(decision)
-    leaders = {
-        context: _leader(found, whole.differences) for context, found in sorted(by_context.items())
-    }
-    spans: list[tuple[str | None, list[int]]] = []
-    for context, leader in leaders.items():
-        if spans and spans[-1][0] == leader:
-            spans[-1][1].append(context)
-        else:
-            spans.append((leader, [context]))
-    parts = [
-        (f"`{leader}`" if leader else "whichever you like") + f" {_lengths(contexts)}"
-        for leader, contexts in spans
-    ]
-    lead = f"Take {', then '.join(parts)}." if any(leaders.values()) else "No backend leads."
+    lead = _lead(made, whole.differences)
     compared = [d for d in made if d.tied or d.beaten]
     won = sum(d.winner is not None for d in compared)
     if not any(d.tested for d in compared):
@@ -82,6 +66,52 @@ def _verdict(whole: Study) -> list[str]:
             f"{won} of {len(compared)} comparisons have a winner beyond noise, the others are ties"
         )
     return [f"**{lead}** Of speed (tokens/s and latencies): {surety}."]
+
+
+def _lead(made: list[Decision], found: list[Difference]) -> str:
+    """One choice where all loads agree; else each with the loads that it holds for."""
+    settings: dict[tuple[str, str], list[Decision]] = {}
+    for decision in made:
+        model, _, _, load = decision.place
+        settings.setdefault((model, load), []).append(decision)
+    choices: dict[str, list[tuple[str, str]]] = {}
+    for setting, here in settings.items():
+        choices.setdefault(_choice(here, found), []).append(setting)
+    if len(choices) == 1:
+        (choice,) = choices
+        return f"{choice[0].upper()}{choice[1:]}."
+    many = len({model for model, _ in settings}) > 1
+    parts = [
+        f"{' and '.join(_setting_words(setting, many) for setting in held)}, {choice}"
+        for choice, held in choices.items()
+    ]
+    return f"It depends on the {'model and the ' if many else ''}load: {'; '.join(parts)}."
+
+
+def _choice(here: list[Decision], found: list[Difference]) -> str:
+    """What to take under one load, by length where it changes."""
+    by_context: dict[int, list[Decision]] = {}
+    for decision in here:
+        by_context.setdefault(decision.place[2], []).append(decision)
+    spans: list[tuple[str | None, list[int]]] = []
+    for context in sorted(by_context):
+        leader = _leader(by_context[context], found)
+        if spans and spans[-1][0] == leader:
+            spans[-1][1].append(context)
+        else:
+            spans.append((leader, [context]))
+    if all(leader is None for leader, _ in spans):
+        return "no backend leads"
+    parts = [
+        (f"`{leader}`" if leader else "whichever you like") + f" {_lengths(contexts)}"
+        for leader, contexts in spans
+    ]
+    return f"take {', then '.join(parts)}"
+
+
+def _setting_words(setting: tuple[str, str], many_models: bool) -> str:
+    model, load = setting
+    return f"with {load_words(load)}{f' of {model}' if many_models else ''}"
 
 
 def _leader(here: list[Decision], found: list[Difference]) -> str | None:

@@ -200,6 +200,21 @@ def test_level_backends_are_not_ranked_and_many_rivals_do_not_fill_the_page(tmp_
     assert "more against 3 others" in text
 
 
+def test_what_to_take_is_said_by_load_where_loads_disagree(tmp_path: Path) -> None:
+    """Guards against a majority over loads that names a backend which some of them should not take."""
+    for users, factors in ((1, {"lean": 0.5, "wide": 1.0}), (16, {"lean": 1.0, "wide": 0.5})):
+        for backend, factor in factors.items():
+            write_run(tmp_path, FakeRun(backend=backend, users=users, start_factor=factor))
+    text = " ".join(summary_sentences(study(tmp_path)))
+    assert (
+        "**It depends on the load: with 1 user, take `lean` at 1,024 tokens; "
+        "with 16 users, take `wide` at 1,024 tokens.**" in text
+    )
+    for users in (1, 16):
+        write_run(tmp_path, FakeRun(backend="fast", users=users, start_factor=0.2, started_s=9))
+    assert "**Take `fast` at 1,024 tokens.**" in " ".join(summary_sentences(study(tmp_path)))
+
+
 def test_a_ceiling_that_a_point_beats_is_none() -> None:
     def use(mfu: float, ceiling: str) -> PhaseUse:
         return PhaseUse("prefill", 1, 1.0, 0.5, 10, 0, 10.0, 1e9, 1e9, 1.0, mfu, 0.1, ceiling)
