@@ -120,11 +120,24 @@ def shared(keys: torch.Tensor, impl: StepImpl) -> torch.Tensor:
     return keys[None, :, :, None].expand(-1, -1, -1, impl.group, -1)
 
 
+def rows_of(batch: Batch, requests: list[int], device: torch.device) -> slice | torch.Tensor:
+    """Where the queries of ``requests`` stand; a slice where they are neighbours.
+
+    A view costs nothing, and an index tensor two kernels a layer, at some 40 µs of the host's time each.
+    """
+    starts = batch.query_starts
+    first, last = requests[0], requests[-1]
+    if requests == list(range(first, last + 1)):
+        return slice(starts[first], starts[last + 1])
+    rows = torch.cat([torch.arange(starts[r], starts[r + 1]) for r in requests])
+    return rows.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Prompts:
     """All requests with more than one query: block-diagonal, causal from the bottom right."""
 
-    rows: torch.Tensor  # of the query tensor
+    rows: slice | torch.Tensor  # of the query tensor
     slots: (
         torch.Tensor | None
     )  # of every key, request after request; None: the step's own keys suffice
@@ -158,7 +171,7 @@ class Prompts:
 class Decodes:
     """All requests with one query, keys read in place through the block table."""
 
-    rows: torch.Tensor
+    rows: slice | torch.Tensor
     bias: "PagedBlockDiagonalCausalWithOffsetPaddedKeysMask"
 
     def __call__(
@@ -185,8 +198,7 @@ class Decodes:
 def plan_prompts(batch: Batch, requests: list[int], device: torch.device) -> Prompts:
     from xformers.ops.fmha.attn_bias import BlockDiagonalCausalFromBottomRightMask
 
-    starts, lens = batch.query_starts, batch.query_lens
-    rows = torch.cat([torch.arange(starts[r], starts[r] + lens[r]) for r in requests])
+    lens = batch.query_lens
     slots = None
     if any(batch.lengths[r] > lens[r] for r in requests):
         owner = torch.tensor(requests).repeat_interleave(torch.tensor(batch.lengths)[requests])
@@ -195,7 +207,7 @@ def plan_prompts(batch: Batch, requests: list[int], device: torch.device) -> Pro
         blocks = batch.table[owner, position // batch.block_size].long()
         slots = blocks * batch.block_size + position % batch.block_size
     return Prompts(
-        rows=rows.to(device, non_blocking=True),
+        rows=rows_of(batch, requests, device),
         slots=slots,
         bias=BlockDiagonalCausalFromBottomRightMask.from_seqlens(
             [lens[r] for r in requests], [batch.lengths[r] for r in requests], device=device
@@ -207,7 +219,7 @@ def plan_decodes(batch: Batch, requests: list[int], device: torch.device) -> Dec
     from xformers.ops.fmha.attn_bias import PagedBlockDiagonalCausalWithOffsetPaddedKeysMask
 
     return Decodes(
-        rows=torch.tensor([batch.query_starts[r] for r in requests], device=device),
+        rows=rows_of(batch, requests, device),
         bias=PagedBlockDiagonalCausalWithOffsetPaddedKeysMask.from_seqlens(
             [1] * len(requests),
             [batch.lengths[r] for r in requests],
