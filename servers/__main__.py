@@ -28,6 +28,8 @@ from servers.table import as_json, as_table
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 INTERRUPTED = 130
+# what verify compares with, and in which dtype, unless told
+VERIFY_DEFAULTS = {"cpu": ("cpu_attn", "float32"), "cuda": ("sdpa_gather", "bfloat16")}
 
 
 def surroundings() -> serve.Surroundings:
@@ -158,13 +160,15 @@ def command_backends(args: argparse.Namespace) -> int:
 
 def command_verify(args: argparse.Namespace) -> int:
     model = load_model(args.model)
+    around = surroundings()
+    reference, dtype = VERIFY_DEFAULTS[around.host.device]
     order = verify_run.Order(
         model=model,
         reference_model=load_model(args.reference_model) if args.reference_model else model,
         backends=parse_choices(args.backends),
-        reference=parse_choice(args.reference),
-        dtype=args.dtype,
-        reference_dtype=args.reference_dtype or args.dtype,
+        reference=parse_choice(args.reference or reference),
+        dtype=args.dtype or dtype,
+        reference_dtype=args.reference_dtype,
         execution=args.execution,
         kv_cache_gib=args.kv_cache_gib,
         parallel=args.parallel,
@@ -172,12 +176,12 @@ def command_verify(args: argparse.Namespace) -> int:
         tolerance_nats=args.tolerance,
     )
     out = _folder(args.out, "verify", order.model.name)
-    return _until_stopped(lambda: _verify(order, out))
+    return _until_stopped(lambda: _verify(order, out, around))
 
 
-def _verify(order: verify_run.Order, out: Path) -> int:
+def _verify(order: verify_run.Order, out: Path, around: serve.Surroundings) -> int:
     try:
-        verdicts = verify_run.run(order, out, surroundings(), say)
+        verdicts = verify_run.run(order, out, around, say)
     except ServerDied as error:
         say(f"failed: {error}")
         return serve.BOOT_FAILED
@@ -217,11 +221,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _verify_arguments(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("--backends", required=True, help="comma-separated, options in parentheses")
-    verify.add_argument("--reference", default="cpu_attn", help="an exact backend")
+    verify.add_argument(
+        "--reference", help="an exact backend; default cpu_attn, on a GPU sdpa_gather"
+    )
     verify.add_argument("--model", default="tiny-llama", help="name, YAML file or folder")
     verify.add_argument("--reference-model", help="the same weights under another config")
-    verify.add_argument("--dtype", default="float32", choices=ALL_DTYPES)
-    verify.add_argument("--reference-dtype", choices=ALL_DTYPES, help="default: that of --dtype")
+    verify.add_argument(
+        "--dtype", choices=ALL_DTYPES, help="default float32, on a GPU bfloat16 (most kernels' own)"
+    )
+    verify.add_argument(
+        "--reference-dtype",
+        default="float32",
+        choices=ALL_DTYPES,
+        help="of the reference; in float32 (default) it also runs in --dtype, to see what rounding does",
+    )
     verify.add_argument("--execution", default="eager", choices=GRAPHS)
     verify.add_argument("--kv-cache-gib", type=float, default=1.0, help="KV pool of each server")
     verify.add_argument("--parallel", action="store_true", help="all servers at once")

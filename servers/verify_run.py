@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from servers.choices import resolve
 from servers.facts import model_facts
 from servers.process import ServerDied
 from servers.serve import BootFailed, Launch, Surroundings
-from servers.verify import Answer, Ask, Tolerance
+from servers.verify import Answer, Ask, Gaps, Tolerance
 
 VERIFY_JSON = "verify.json"
 VERIFY_DIR = "verify"
@@ -35,6 +35,10 @@ LONGEST_TOKENS = 4096  # window asked of the servers; the longest request needs 
 STEP_TOKENS = 512  # scheduler step: longer prompts are prefilled in chunks
 REQUEST_TIMEOUT_S = 600.0
 UNKNOWN_VOCAB = 1000  # ids below exist in every vocabulary
+SERVER_ARGS = [
+    "--logprobs-mode",
+    "processed_logprobs",
+]  # of the candidates alone, not of all tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class Order:
         usual = Tolerance.of(self.dtype, self.reference_dtype)
         if self.tolerance_nats is None:
             return usual
-        return Tolerance(usual.same_tokens, self.tolerance_nats)
+        return Tolerance.flat(usual.same_tokens, self.tolerance_nats)
 
 
 @dataclass(slots=True)
@@ -135,10 +139,10 @@ def run(
 
 @dataclass(frozen=True, slots=True)
 class Yardstick:
-    """What a backend may differ by. ``floor_nats``: what rounding alone does, where it was measured."""
+    """What a backend may differ by. ``floor``: what rounding alone does, where it was measured."""
 
     tolerance: Tolerance
-    floor_nats: float | None = None
+    floor: Gaps | None = None
 
 
 def _yardstick(
@@ -146,10 +150,13 @@ def _yardstick(
 ) -> Yardstick:
     if rounded is None:
         return Yardstick(order.tolerance)
-    floor_nats = verify.rounding_floor(asks, _answers_of(rounded), _answers_of(reference))
+    floor = verify.rounding_floor(asks, _answers_of(rounded), _answers_of(reference))
     name = f"{order.reference.label} in {order.dtype}"
-    say(f"{name} is off by {floor_nats:.2g} nats from rounding alone")
-    return Yardstick(order.tolerance.above(floor_nats), floor_nats)
+    say(
+        f"{name} is off by {floor.typical_nats:.2g} nats typically and {floor.worst_nats:.2g} at worst, "
+        "from rounding alone"
+    )
+    return Yardstick(order.tolerance.above(floor), floor)
 
 
 def _answers_of(reference: Arm) -> dict[str, Answer]:
@@ -171,6 +178,7 @@ def _server_config(order: Order, model: ModelConfig, dtype: str) -> ServerConfig
             "prefix_caching": "--no-enable-prefix-caching" not in model.server_args,
             "kv_cache_gib": order.kv_cache_gib,  # not a share: servers that boot together disturb it
             "gpu_memory_utilization": 0.85 / servers,
+            "extra_args": SERVER_ARGS,
         }
     )
 
@@ -208,7 +216,10 @@ def _refused(response: httpx.Response) -> str:
 
 
 async def ask_all(base_url: str, model: str, asks: list[Ask]) -> dict[str, Answer]:
-    """Group after group, the requests of a group at their delays. A failed request raises HTTPError."""
+    """Group after group, the requests of a group at their delays. A failed request raises HTTPError.
+
+    The server must have been started with SERVER_ARGS.
+    """
     answers: dict[str, Answer] = {}
     async with httpx.AsyncClient(
         base_url=base_url, timeout=REQUEST_TIMEOUT_S, limits=httpx.Limits(), trust_env=False
@@ -228,7 +239,8 @@ async def _ask(client: httpx.AsyncClient, model: str, ask: Ask) -> Answer:
         "max_tokens": verify.OUTPUT_TOKENS,
         "temperature": 0,
         "ignore_eos": True,
-        "logprobs": verify.TOP_LOGPROBS,
+        "allowed_token_ids": ask.candidates,
+        "logprobs": len(ask.candidates),
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,
     }
@@ -243,7 +255,7 @@ def read_answer(body: dict[str, Any]) -> Answer:
     top = choice["logprobs"]["top_logprobs"]
     return Answer(
         tokens=tuple(choice["token_ids"]),
-        top=tuple(
+        logprobs=tuple(
             {int(name.partition(":")[2]): value for name, value in step.items()} for step in top
         ),
         cached_tokens=details.get("cached_tokens"),
@@ -279,7 +291,7 @@ def _verdict(
         "reference": order.reference.label,
         "reference_model": order.reference_model.name,
         "reference_dtype": order.reference_dtype,
-        "rounding_floor_nats": yardstick.floor_nats,
+        "rounding_floor": asdict(yardstick.floor) if yardstick.floor else None,
         **judged,
     }
     write_atomic(arm.folder / VERIFY_JSON, json.dumps(body, indent=1) + "\n")
@@ -307,7 +319,10 @@ def summary(body: dict[str, Any]) -> str:
             f"{body['tokens_agreeing']} of {body['tokens']} tokens before any difference"
         )
         if gap is not None:
-            line += f", worst log-probability gap {gap:.2g} nats at position {body['worst_gap_position']}"
+            line += (
+                f", log-probabilities off by {body['typical_gap_nats']:.2g} nats typically and "
+                f"{gap:.2g} at worst, at position {body['worst_gap_position']}"
+            )
         if body["not_comparable"]:
             line += f"; {body['not_comparable']} requests reach beyond its window"
     return "\n  ".join([line, *body["reasons"]])

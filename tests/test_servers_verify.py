@@ -11,6 +11,7 @@ from servers.verify import (
     OUTPUT_TOKENS,
     Answer,
     Ask,
+    Gaps,
     Tolerance,
     compare,
     faults,
@@ -20,8 +21,8 @@ from servers.verify import (
 )
 from servers.verify_run import Order, _window_to_judge, read_answer, summary
 
-EXACT = Tolerance(same_tokens=True, logprob_nats=1e-3)
-ROUNDED = Tolerance(same_tokens=False, logprob_nats=0.1)
+EXACT = Tolerance.flat(same_tokens=True, nats=1e-3)
+ROUNDED = Tolerance.flat(same_tokens=False, nats=0.1)
 ASK = Ask("one", "g", tuple(range(10)))
 
 
@@ -35,16 +36,22 @@ REFERENCE = answer({1: -0.5, 2: -2.0}, {3: -0.25, 4: -1.0}, {5: -0.75, 6: -0.80}
 
 def test_equal_answers():
     row = compare(ASK, REFERENCE, REFERENCE)
-    assert (row.agreeing_tokens, row.worst_gap_nats, row.first_divergence) == (3, 0.0, None)
+    assert (row.agreeing_tokens, row.gaps, row.first_divergence) == (3, Gaps(0.0, 0.0), None)
     assert faults(row, EXACT) == []
 
 
 def test_the_worst_gap_and_where_it_is():
     other = answer({1: -0.5625, 2: -2.0}, {3: -0.75, 4: -1.0}, {5: -0.75, 6: -0.8})
     row = compare(ASK, other, REFERENCE)
-    assert (row.worst_gap_nats, row.worst_gap_step) == (0.5, 1)
+    assert (row.gaps.worst_nats, row.worst_gap_step) == (0.5, 1)
     [reason] = faults(row, ROUNDED)
     assert reason == "one: log-probabilities differ by 0.5 nats at position 11, allowed are 0.1"
+
+
+def test_every_candidate_counts_and_not_only_the_chosen():
+    other = answer({1: -0.5, 2: -2.0}, {3: -0.25, 4: -4.0}, {5: -0.75, 6: -0.8})
+    row = compare(ASK, other, REFERENCE)
+    assert (row.first_divergence, row.gaps.worst_nats, row.worst_gap_step) == (None, 3.0, 1)
 
 
 def test_a_near_tie_may_fall_either_way_in_a_short_dtype_only():
@@ -53,30 +60,52 @@ def test_a_near_tie_may_fall_either_way_in_a_short_dtype_only():
     assert (row.agreeing_tokens, row.first_divergence) == (2, 2)
     assert row.margin_nats == pytest.approx(0.05)  # -0.75 against -0.80 in the reference
     assert faults(row, ROUNDED) == []
-    [reason] = faults(row, EXACT)
+    [reason] = faults(row, Tolerance.flat(same_tokens=True, nats=0.1))
     assert (
         reason == "one: another token at position 12, the reference preferred its own by 0.05 nats"
     )
 
 
 def test_a_clear_preference_that_flips_is_a_fault():
+    """At the flip both still have one context, so its log-probabilities count: -2.0 against -0.5."""
     other = answer({2: -0.5, 1: -2.0}, {3: -0.25}, {5: -0.75})
     row = compare(ASK, other, REFERENCE)
     assert row.agreeing_tokens == 0 and row.margin_nats == 1.5
-    assert "by 1.5 nats; a near-tie of 0.1 is allowed" in faults(row, ROUNDED)[0]
+    assert (row.gaps.worst_nats, row.worst_gap_step) == (1.5, 0)
+    worst, typical = faults(row, ROUNDED)
+    assert "differ by 1.5 nats at position 10" in worst
+    assert typical == "one: log-probabilities typically differ by 1.5 nats, allowed are 0.1"
+
+
+def test_one_bad_step_is_the_worst_gap_and_a_bad_request_the_typical_one():
+    """Root mean squares of two candidates off by d are d; the median of 0, 0.25, 2 is 0.25."""
+    three = answer({1: -0.5, 2: -2.0}, {3: -0.5, 4: -4.0}, {5: -1.0, 6: -4.0})
+    other = answer({1: -0.5, 2: -2.0}, {3: -0.75, 4: -3.75}, {5: -3.0, 6: -6.0})
+    row = compare(ASK, other, three)
+    assert row.gaps == Gaps(worst_nats=2.0, typical_nats=0.25)
+    assert faults(row, Tolerance(False, worst_nats=2.0, typical_nats=0.25)) == []
+    [reason] = faults(row, Tolerance(False, worst_nats=2.0, typical_nats=0.2))
+    assert "typically differ by 0.25 nats, allowed are 0.2" in reason
+    [reason] = faults(row, Tolerance(False, worst_nats=1.9, typical_nats=0.25))
+    assert "differ by 2 nats at position 12, allowed are 1.9" in reason
+
+
+def test_a_candidate_that_one_server_does_not_tell_is_a_fault():
     stranger = answer({99: -0.1}, {3: -0.25}, {5: -0.75})
-    assert "not among the reference's" in faults(compare(ASK, stranger, REFERENCE), ROUNDED)[0]
+    assert "differ by inf nats" in faults(compare(ASK, stranger, REFERENCE), ROUNDED)[0]
 
 
 def test_what_comes_after_a_divergence_is_not_compared():
-    other = answer({1: -0.5}, {4: -0.1}, {7: -9.0})
+    other = answer({1: -0.5, 2: -2.0}, {4: -0.25, 3: -1.0}, {7: -9.0})
     row = compare(ASK, other, REFERENCE)
-    assert row.first_divergence == 1 and row.worst_gap_nats == 0.0
+    assert row.first_divergence == 1 and row.gaps.worst_nats == 0.75
 
 
 def test_a_shorter_answer_is_a_difference():
-    short = Answer(REFERENCE.tokens[:2], REFERENCE.top[:2])
-    assert compare(ASK, short, REFERENCE).first_divergence == 2
+    short = Answer(REFERENCE.tokens[:2], REFERENCE.logprobs[:2])
+    row = compare(ASK, short, REFERENCE)
+    assert row.first_divergence == 2
+    assert faults(row, ROUNDED) == ["one: one answer ends at position 12, the other goes on"]
 
 
 def long_answer(gap: float = 0.0) -> Answer:
@@ -104,14 +133,15 @@ def test_tolerances_go_by_both_dtypes():
 
 
 def test_rounding_widens_the_tolerance_and_never_narrows_it():
-    """A gap of 0.25 nats and a flip of 0.05: 0.25 is the floor, twice that is allowed."""
-    rounded = answer({1: -0.75, 2: -2.0}, {3: -0.25, 4: -1.0}, {5: -0.80, 6: -0.75})
-    floor = rounding_floor([ASK], {"one": rounded}, {"one": REFERENCE})
-    assert floor == 0.25
-    assert ROUNDED.above(floor) == Tolerance(same_tokens=False, logprob_nats=0.5)
-    assert ROUNDED.above(0.01) == ROUNDED
-    flipped = answer({2: -0.5, 1: -2.0}, {3: -0.25}, {5: -0.75})
-    assert rounding_floor([ASK], {"one": flipped}, {"one": REFERENCE}) == 1.5
+    """Of two requests the larger of each gap is the floor, and twice that is allowed."""
+    asks = [Ask(name, "g", (1,)) for name in ("sharp", "flat")]
+    still = answer(*3 * [{1: -0.5, 2: -2.0}])
+    sharp = answer({1: -0.5, 2: -2.0}, {1: -0.5, 2: -2.0}, {1: -3.5, 2: -5.0})
+    flat = answer(*3 * [{1: -0.625, 2: -2.125}])
+    floor = rounding_floor(asks, {"sharp": sharp, "flat": flat}, {"sharp": still, "flat": still})
+    assert floor == Gaps(worst_nats=3.0, typical_nats=0.125)
+    assert ROUNDED.above(floor) == Tolerance(False, worst_nats=6.0, typical_nats=0.25)
+    assert ROUNDED.above(Gaps(0.01, 0.01)) == ROUNDED
 
 
 def test_the_requests_cover_what_breaks_backends():
@@ -128,6 +158,8 @@ def test_the_requests_cover_what_breaks_backends():
     assert first == again and len({prompt[:640] for prompt in first}) == 1
     assert len({prompt for prompt in first}) == 3
     assert all(3 <= token < 600 for ask in requests(600) for token in ask.prompt)
+    [chosen] = {ask.candidates for ask in requests(600)}
+    assert len(set(chosen)) == 20 and all(3 <= token < 600 for token in chosen)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +198,7 @@ def test_a_response_is_read():
     }
     found = read_answer(json.loads(json.dumps(body)))
     assert found.tokens == (5, 6) and found.cached_tokens == 128
-    assert found.logprob(1) == -0.2 and found.top[0][9] == -3
+    assert found.logprobs == ({5: -0.1, 9: -3}, {6: -0.2})
 
 
 def test_backends_as_a_person_writes_them():

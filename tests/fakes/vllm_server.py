@@ -127,9 +127,13 @@ class Handler(BaseHTTPRequestHandler):
             "prompt_tokens": len(body["prompt"]),
             "completion_tokens": body["max_tokens"] - lost,
         }
+        allowed = body.get("allowed_token_ids", range(1, 1000))
         first = len(body["prompt"]) + (ARGS.fake == "custom_differs" and custom)
-        tokens = [first + step for step in range(body["max_tokens"])]
-        top = [{f"token_id:{token}": -0.5, "token_id:1": -3.0} for token in tokens]
+        tokens = [allowed[(first + step) % len(allowed)] for step in range(body["max_tokens"])]
+        top = [
+            {f"token_id:{other}": -0.5 if other == token else -3.0 for other in allowed}
+            for token in tokens
+        ]
         choice = {"token_ids": tokens, "logprobs": {"top_logprobs": top}}
         self.reply({"usage": usage, "choices": [choice]})
 
