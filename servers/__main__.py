@@ -20,7 +20,7 @@ from greenbench.rundir import slug
 from servers import probe, serve, verify_run
 from servers.backends import ALL_DTYPES, BACKENDS, GRAPHS, MODULES
 from servers.choices import parse_choice, parse_choices
-from servers.facts import other_host, this_host
+from servers.facts import Device, other_host, this_host
 from servers.model_store import ensure_model
 from servers.process import ServerDied
 from servers.refusals import Case, refusals
@@ -159,10 +159,16 @@ def command_backends(args: argparse.Namespace) -> int:
 
 
 def command_verify(args: argparse.Namespace) -> int:
-    model = load_model(args.model)
     around = surroundings()
-    reference, dtype = VERIFY_DEFAULTS[around.host.device]
-    order = verify_run.Order(
+    order = _comparison(args, around.host.device)
+    out = _folder(args.out, "verify", order.model.name)
+    return _until_stopped(lambda: _verify(order, out, around))
+
+
+def _comparison(args: argparse.Namespace, device: Device) -> verify_run.Order:
+    model = load_model(args.model)
+    reference, dtype = VERIFY_DEFAULTS[device]
+    return verify_run.Order(
         model=model,
         reference_model=load_model(args.reference_model) if args.reference_model else model,
         backends=parse_choices(args.backends),
@@ -175,8 +181,6 @@ def command_verify(args: argparse.Namespace) -> int:
         skip_refused=args.skip_refused,
         tolerance_nats=args.tolerance,
     )
-    out = _folder(args.out, "verify", order.model.name)
-    return _until_stopped(lambda: _verify(order, out, around))
 
 
 def _verify(order: verify_run.Order, out: Path, around: serve.Surroundings) -> int:

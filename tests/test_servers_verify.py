@@ -6,6 +6,7 @@ import pytest
 
 from greenbench.config import BackendChoice, load_model
 from greenbench.errors import UserError
+from servers.__main__ import _comparison, _parser
 from servers.choices import parse_choice, parse_choices, resolve
 from servers.verify import (
     OUTPUT_TOKENS,
@@ -182,6 +183,27 @@ def test_where_a_windowed_backend_must_agree(
         reference_dtype="float32",
     )
     assert _window_to_judge(order, resolve(order.backends[0])[1]) == window
+
+
+@pytest.mark.parametrize(
+    ("device", "flags", "reference", "dtypes", "measures_rounding"),
+    [
+        ("cpu", [], "cpu_attn", ("float32", "float32"), False),
+        ("cuda", [], "sdpa_gather", ("bfloat16", "float32"), True),  # most kernels have no float32
+        ("cpu", ["--dtype", "bfloat16"], "cpu_attn", ("bfloat16", "float32"), True),
+        ("cuda", ["--reference", "triton"], "triton", ("bfloat16", "float32"), True),
+        ("cuda", ["--tolerance", "0.3"], "sdpa_gather", ("bfloat16", "float32"), False),
+    ],
+)
+def test_what_is_compared_with_what_unless_told(
+    device, flags, reference, dtypes, measures_rounding
+):
+    """Guards against a GPU on which the README's command is refused for want of cpu_attn."""
+    args = _parser().parse_args(["verify", "--backends", "sdpa", *flags])
+    order = _comparison(args, device)
+    assert order.reference == BackendChoice(name=reference)
+    assert (order.dtype, order.reference_dtype) == dtypes
+    assert order.measures_rounding == measures_rounding
 
 
 def test_a_response_is_read():

@@ -187,9 +187,8 @@ class LayerRig:
         with self.context():
             for common in steps:
                 builder = self.new_builder()
-                if hasattr(
-                    builder, "set_workspace_buffer"
-                ):  # FlashInfer's: 4 GiB here, one for all
+                if hasattr(builder, "set_workspace_buffer"):
+                    # FlashInfer's takes 4 GiB here, and its builders can share it
                     scratch = builder._get_workspace_buffer() if scratch is None else scratch
                     builder.set_workspace_buffer(scratch)
                 builder.build(0, common)  # loads what a builder needs

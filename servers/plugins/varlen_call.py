@@ -48,7 +48,7 @@ class Sequences:
     window: tuple[int, int]  # keys seen before and after a query's own; −1: no bound
     starts_of: dict[
         int, torch.Tensor
-    ]  # query_starts by queries a row; all layers of a model ask for one
+    ]  # query_starts by queries a row: worked out by the first layer
 
     @classmethod
     def of(
