@@ -436,7 +436,7 @@ def latency(measured: PointRequests) -> dict[str, dict[str, Any]]:
     return {name: asdict(value) for name, value in found.items()}
 
 
-def throughput(measured: PointRequests, duration_s: float) -> dict[str, float | int | str | None]:
+def throughput(measured: PointRequests, duration_s: float) -> dict[str, Any]:
     """Tokens and requests a second: what arrived in the window over its length.
 
     A task that is not streamed (scoring) has no rate of output tokens: it asks for one it does not use.
@@ -457,6 +457,25 @@ def throughput(measured: PointRequests, duration_s: float) -> dict[str, float | 
         "tokens_per_chunk": measured.tokens_per_chunk,
         "reason": "no chunk times were recorded" if blind else None,
     }
+
+
+def edge_change(run: Run, window: Window, rate: float | None) -> float | None:
+    """What a closed loop's output tokens/s would change by under Little's law, as a share of ``rate``.
+
+    That is requests in flight × tokens / time, over the requests that ended in the window. It differs from
+    the count of tokens by what the window's edges cut: users that keep in step bring tokens in rounds, and
+    the count can be off by up to one of them. None without a closed loop, a rate or such requests.
+    """
+    rows = run.requests
+    ended = (rows["sent_unix_ns"] + rows["end_ns"]).between(
+        window.start_unix_ns, window.end_unix_ns, inclusive="left"
+    )
+    done = rows[ended.fillna(False).astype(bool)]
+    if run.point.load.users is None or not rate or len(done) == 0:
+        return None
+    tokens = float(done["output_tokens"].where(done["error_type"].isna()).sum())
+    in_flight, busy_s = window.evidence["mean_in_flight"], float(done["end_ns"].sum()) / NS
+    return in_flight * tokens / busy_s / rate - 1
 
 
 def errors(run: Run) -> dict[str, int]:

@@ -13,6 +13,7 @@ from analysis.metrics import (
     PointRequests,
     Statistic,
     answers,
+    edge_change,
     errors,
     goodput,
     latency,
@@ -23,6 +24,7 @@ from analysis.resources import energy, kv_share_per_sequence, memory, metric_ser
 from analysis.windows import Window, activity, ml_energy_window, steady_window
 
 PointStatus = Literal["ok", "invalid", "failed", "interrupted", "superseded"]
+EDGES = 0.02  # of the output tokens/s: what the window's edges may change and no note says so
 BURSTS = 0.2  # median gap over the median time a token, below which tokens came in bursts
 TIMING_FAULTS = {"client_bound", "clock_stepped"}  # they spoil times, not what the model said
 
@@ -195,6 +197,8 @@ def _without_metrics(
 def _with_metrics(run: Run, window: Window, measured: PointRequests) -> Point:
     whole, tail = doubt(run)
     times = believed(latency(measured), whole, tail)
+    rates = throughput(measured, window.duration_s)
+    edges = edge_change(run, window, rates["output_tokens_per_s"])
     met = goodput(measured.frame, run.point.slo, window.duration_s)
     if whole is not None and run.point.slo.tpot_s is not None:
         met = Goodput(reason=f"the SLO bounds TPOT, and {whole}")
@@ -202,11 +206,11 @@ def _with_metrics(run: Run, window: Window, measured: PointRequests) -> Point:
         **_identity(run),
         status="ok",
         reasons=[],
-        notes=_notes(run, measured, times),
+        notes=_notes(run, measured, times, edges),
         window=_window_json(window)
         | {"ml_energy": _window_json(ml_energy_window(run.requests, _in_flight_limit(run)))},
         latency=times,
-        throughput=throughput(measured, window.duration_s),
+        throughput=rates | {"edge_change": edges},
         goodput=asdict(met),
         answers=asdict(answers(run)),
         memory=memory(run, window),
@@ -278,9 +282,16 @@ def believed(
     return kept
 
 
-def _notes(run: Run, measured: PointRequests, times: dict[str, dict[str, Any]]) -> list[str]:
+def _notes(
+    run: Run, measured: PointRequests, times: dict[str, dict[str, Any]], edges: float | None
+) -> list[str]:
     """What does not make a point invalid and a reader should still know."""
     notes: list[str] = []
+    if edges is not None and abs(edges) > EDGES:
+        notes.append(
+            f"the window's edges cut rounds of users in step: by Little's law the output tokens/s would be "
+            f"{edges:+.1%}, and joules per token are off by as much; a longer phases.measure_s helps"
+        )
     gap, pace = times["itl_s"]["p50"], times["tpot_s"]["p50"]
     if gap is not None and pace and gap < BURSTS * pace:
         notes.append(

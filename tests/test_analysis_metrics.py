@@ -233,3 +233,32 @@ def test_gaps_in_doubt_are_null_with_the_clients_reason(tmp_path: Path) -> None:
     # what does not rest on gaps stands
     assert whole.latency["ttft_s"] == sure.latency["ttft_s"]
     assert whole.throughput == sure.throughput
+
+
+@pytest.mark.parametrize(
+    ("measure_s", "change"),
+    [
+        # rounds of 3 s bring 44 tokens in their last second. 20 s hold 6 rounds and 4 tokens of the round
+        # before, 13.4 tokens/s; the load is 4 users × 11 tokens / 3 s
+        (20.0, (44 / 3) / (268 / 20) - 1),
+        (21.0, 0.0),  # seven whole rounds
+    ],
+)
+def test_users_in_step_are_told_where_the_window_cuts_a_round(
+    tmp_path: Path, measure_s: float, change: float
+) -> None:
+    fake = FakeRun(ttft_s=2.0, itl_s=0.1, warmup_s=3.0, measure_s=measure_s)
+    point, _ = analyse(load_run(write_run(tmp_path, fake).path))
+    assert point.throughput is not None
+    assert point.throughput["edge_change"] == pytest.approx(change, abs=1e-9)
+    told = [note for note in point.notes if "Little's law" in note]
+    assert [f"{change:+.1%}" in note for note in told] == ([True] if change else [])
+
+
+def test_users_spread_evenly_and_open_loops_have_no_rounds_to_cut(tmp_path: Path) -> None:
+    spread = FakeRun(ttft_s=2.0, itl_s=0.1, users=30, ramp_s=3.0, warmup_s=3.0, measure_s=20.0)
+    point, _ = analyse(load_run(write_run(tmp_path, spread).path))
+    assert point.throughput is not None and abs(point.throughput["edge_change"]) < 0.01
+    open_loop = FakeRun(users=None, rate_per_s=5.0, started_s=1)
+    point, _ = analyse(load_run(write_run(tmp_path, open_loop).path))
+    assert point.throughput is not None and point.throughput["edge_change"] is None

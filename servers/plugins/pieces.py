@@ -68,7 +68,7 @@ class Pieces:
         sequences = Sequences.of(
             query_starts=torch.arange(len(found.lengths) + 1, dtype=torch.int32, device=device),
             lengths=lengths,
-            table=table[:, columns].view(requests * found.most, pages),
+            table=table.index_select(1, columns).view(requests * found.most, pages),
             longest_query=1,
             longest=max(found.lengths),
             window=(-1, -1),
