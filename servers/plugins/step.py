@@ -65,6 +65,17 @@ class Batch:
     def query_lens(self) -> list[int]:
         return [b - a for a, b in zip(self.query_starts, self.query_starts[1:], strict=False)]
 
+    def rows(self, requests: list[int]) -> slice | torch.Tensor:
+        """Where the queries of ``requests`` (rising) stand; a slice where they are neighbours.
+
+        A view costs nothing, and an index tensor two kernels a layer, at some 40 µs of the host's time each.
+        """
+        starts, first, last = self.query_starts, requests[0], requests[-1]
+        if requests == list(range(first, last + 1)):
+            return slice(starts[first], starts[last + 1])
+        rows = torch.cat([torch.arange(starts[r], starts[r + 1]) for r in requests])
+        return rows.to(self.table.device, non_blocking=True)
+
 
 Attend = Callable[..., None]  # (impl, query, key, value, cache, output) for one layer
 Planner = Callable[[Batch, Visibility, torch.device], Attend]

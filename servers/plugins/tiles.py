@@ -3,6 +3,7 @@
 Single-token queries of all requests go into one padded call; longer ones go tile by tile with a mask.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -96,15 +97,14 @@ def plan_tiles(
 class PaddedDecode:
     """All single-token queries of a step in one call, keys padded to the most pages any of them sees."""
 
-    rows: torch.Tensor  # [requests] of the query tensor
+    rows: slice | torch.Tensor  # [requests] of the query tensor
     blocks: torch.Tensor  # [requests x pages]
     mask: torch.Tensor  # bool [requests, pages x block]
 
     def __call__(
         self, impl: StepImpl, query: torch.Tensor, cache: torch.Tensor, output: torch.Tensor
     ) -> None:
-        count = len(self.rows)
-        pages = gather_pages(cache, self.blocks).unflatten(1, (count, -1))
+        pages = gather_pages(cache, self.blocks).unflatten(1, (len(self.mask), -1))
         # what a query does not see may be stale, even NaN, and 0 x NaN is NaN
         pages.masked_fill_(~self.mask[:, :, None], 0)
         keys, values = split_kv(pages.transpose(0, 1))
@@ -124,19 +124,28 @@ def plan_padded_decode(
     """One padded call for ``requests``, each of which has one query."""
     size = batch.block_size
     last = [batch.lengths[request] - 1 for request in requests]
-    pages = [page_numbers(visibility.spans(at, at + 1), size) for at in last]
-    widest = max(map(len, pages))
-    # a padding page repeats the request's last one at positions after the query, which it cannot see
-    beyond = max(batch.lengths) // size + 1
-    numbers = torch.tensor([row + [beyond] * (widest - len(row)) for row in pages])
-    source = torch.tensor([row + [row[-1]] * (widest - len(row)) for row in pages])
-    positions = (numbers.unsqueeze(2) * size + torch.arange(size)).flatten(1)
-    mask = visibility.mask(torch.tensor(last).unsqueeze(1), positions).squeeze(1)
+    own_page = [at // size for at in last]
+    sinks, first_page = 0, [0] * len(requests)
+    if visibility.window is not None:
+        sinks = math.ceil(visibility.sink / size)
+        starts = [max(0, at - visibility.window + 1) for at in last]
+        first_page = [max(sinks, start // size) for start in starts]
+    widest = max(own - first for own, first in zip(own_page, first_page, strict=True)) + 1
+
+    def there(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values).unsqueeze(1).to(device, non_blocking=True)
+
+    oldest = torch.arange(sinks, device=device).expand(len(requests), -1)
+    newest = there(first_page) + torch.arange(max(0, widest), device=device)
+    numbers = torch.cat((oldest, newest), dim=1)
+    positions = (numbers.unsqueeze(2) * size + torch.arange(size, device=device)).flatten(1)
+    # a page after the query's own is read as that one, at positions that the query cannot see
+    source = numbers.minimum(there(own_page))
     tables = batch.table[torch.tensor(requests, device=device)]
     return PaddedDecode(
-        rows=torch.tensor([batch.query_starts[request] for request in requests], device=device),
-        blocks=tables.gather(1, source.to(device, non_blocking=True)).flatten(),
-        mask=mask.to(device, non_blocking=True),
+        rows=batch.rows(requests),
+        blocks=tables.gather(1, source).flatten(),
+        mask=visibility.mask(there(last), positions).squeeze(1),
     )
 
 
