@@ -105,9 +105,7 @@ class LayerRig:
 
         self.torch, self.shape, self.device = torch, shape, torch.device(device)
         if device == "cuda":
-            torch.set_num_threads(
-                1
-            )  # as vLLM does to serve; with 32 a plan took 48 ms
+            torch.set_num_threads(1)  # as vLLM does to serve; with 32 a plan took 48 ms
         self.dtype = getattr(torch, shape.dtype)
         (folder / "config.json").write_text(json.dumps(model_config(shape)))
         self.config = EngineArgs(
