@@ -466,12 +466,14 @@ def edge_change(run: Run, window: Window, rate: float | None) -> float | None:
     the count of tokens by what the window's edges cut: users that keep in step bring tokens in rounds, and
     the count can be off by up to one of them. None without a closed loop, a rate or such requests.
     """
+    if run.point.load.users is None or not rate:
+        return None
     rows = run.requests
     ended = (rows["sent_unix_ns"] + rows["end_ns"]).between(
         window.start_unix_ns, window.end_unix_ns, inclusive="left"
     )
     done = rows[ended.fillna(False).astype(bool)]
-    if run.point.load.users is None or not rate or len(done) == 0:
+    if len(done) == 0:
         return None
     tokens = float(done["output_tokens"].where(done["error_type"].isna()).sum())
     in_flight, busy_s = window.evidence["mean_in_flight"], float(done["end_ns"].sum()) / NS

@@ -35,10 +35,8 @@ LONGEST_TOKENS = 4096  # window asked of the servers; the longest request needs 
 STEP_TOKENS = 512  # scheduler step: longer prompts are prefilled in chunks
 REQUEST_TIMEOUT_S = 600.0
 UNKNOWN_VOCAB = 1000  # ids below exist in every vocabulary
-SERVER_ARGS = [
-    "--logprobs-mode",
-    "processed_logprobs",
-]  # of the candidates alone, not of all tokens
+# log-probabilities of the candidates alone, not of all tokens
+SERVER_ARGS = ["--logprobs-mode", "processed_logprobs"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ def split_span(start: int, stop: int, size: int) -> tuple[range, list[tuple[int,
 class Decode:
     """All single-token queries of a step."""
 
-    rows: torch.Tensor  # [requests] of the query tensor
+    rows: slice | torch.Tensor  # [requests] of the query tensor
     runs: list[Run]
     scattered: Scattered | None
     pieces: list[Piece]
@@ -157,7 +157,7 @@ def plan_decode(batch: Batch, requests: list[int], visibility: Visibility) -> De
     ).astype(np.int64)
     parts, padded = part_table(part_owners, len(requests))
     return Decode(
-        rows=torch.tensor([batch.query_starts[request] for request in requests]),
+        rows=batch.rows(requests),
         runs=[Run(int(run[0]), int(run[-1]) + 1, torch.from_numpy(own)) for run, own in long],
         scattered=scattered,
         pieces=pieces,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from vllm.logger import init_logger
 
-from servers.plugins.varlen_call import PAGE_MULTIPLE, Sequences
+from servers.plugins.varlen_call import PAGE_MULTIPLE, Sequences, by_group
 
 logger = init_logger("vllm.plugins.greenbench")
 
@@ -88,9 +88,8 @@ class Pieces:
         output: torch.Tensor,
     ) -> None:
         count, most, heads, group = self.count, self.most, impl.num_kv_heads, impl.group
-        # the heads of a group see the same keys: they go in as that many queries of one head
-        by_group = query[:count].unflatten(1, (heads, group)).transpose(1, 2)
-        rows = by_group.unsqueeze(1).expand(-1, most, -1, -1, -1).flatten(0, 2)
+        grouped = by_group(query[:count], heads, group)
+        rows = grouped.unsqueeze(1).expand(-1, most, -1, -1, -1).flatten(0, 2)
         # what an empty piece leaves there has no weight, and must be a number
         parts = torch.empty_like(rows) if self.empty is None else torch.zeros_like(rows)
         lse = self.sequences.attend(kernel, impl.scale, parts, rows, keys, values, group)
@@ -98,7 +97,7 @@ class Pieces:
         if self.empty is not None:
             lse = lse.masked_fill(self.empty, -torch.inf)
         weighted = parts.view(count, most, group, heads, -1) * lse.softmax(1).unsqueeze(-1)
-        output[:count].unflatten(1, (heads, group)).copy_(weighted.sum(1).transpose(1, 2))
+        by_group(output[:count], heads, group).copy_(weighted.sum(1))
 
 
 @cache

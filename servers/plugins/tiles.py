@@ -26,6 +26,11 @@ def page_numbers(spans: list[tuple[int, int]], block_size: int) -> list[int]:
     return numbers
 
 
+def positions_in(pages: torch.Tensor, size: int) -> torch.Tensor:
+    """Positions [..., pages x size] of all tokens of ``pages`` [..., pages], by their numbers."""
+    return (pages.unsqueeze(-1) * size + torch.arange(size, device=pages.device)).flatten(-2)
+
+
 @dataclass(frozen=True, slots=True)
 class Tile:
     """Some consecutive queries of one request, and the pages whose keys they may see."""
@@ -77,7 +82,7 @@ def plan_tiles(
         stop = min(first + TILE_ROWS, stop_row)
         pages = page_numbers(visibility.spans(first + shift, stop + shift), size)
         page_index = torch.tensor(pages, device=device)
-        positions = (page_index.unsqueeze(1) * size + torch.arange(size, device=device)).flatten()
+        positions = positions_in(page_index, size)
         num_keys = len(pages) * size - ((pages[-1] + 1) * size - (stop + shift))
         tiles.append(
             Tile(
@@ -138,14 +143,13 @@ def plan_padded_decode(
     oldest = torch.arange(sinks, device=device).expand(len(requests), -1)
     newest = there(first_page) + torch.arange(max(0, widest), device=device)
     numbers = torch.cat((oldest, newest), dim=1)
-    positions = (numbers.unsqueeze(2) * size + torch.arange(size, device=device)).flatten(1)
     # a page after the query's own is read as that one, at positions that the query cannot see
     source = numbers.minimum(there(own_page))
     tables = batch.table[torch.tensor(requests, device=device)]
     return PaddedDecode(
         rows=batch.rows(requests),
         blocks=tables.gather(1, source).flatten(),
-        mask=visibility.mask(there(last), positions).squeeze(1),
+        mask=visibility.mask(there(last), positions_in(numbers, size)).squeeze(1),
     )
 
 

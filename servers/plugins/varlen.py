@@ -9,7 +9,7 @@ from greenbench.errors import UserError
 from servers.plugins.cache import split_kv
 from servers.plugins.pieces import Pieces, cut, joining_works
 from servers.plugins.step import Attend, Batch, StepImpl
-from servers.plugins.varlen_call import Sequences, varlen_kernel
+from servers.plugins.varlen_call import Sequences, by_group, varlen_kernel
 from servers.plugins.visibility import Visibility
 
 
@@ -89,11 +89,8 @@ class Part:
         if not self.grouped or impl.group == 1:
             self.sequences.attend(kernel, impl.scale, output, query, keys, values)
             return
-        # The kernel reads the keys once a query head. A decode's heads of one group all see the same
-        # keys, so they go in as that many queries of one head, and the keys are read once a group.
-        count, group = len(query), impl.group
-        as_queries = query.unflatten(1, (impl.num_kv_heads, group)).transpose(1, 2).flatten(0, 1)
+        heads, group = impl.num_kv_heads, impl.group
+        as_queries = by_group(query, heads, group).flatten(0, 1)
         result = torch.empty_like(as_queries)
         self.sequences.attend(kernel, impl.scale, result, as_queries, keys, values, group)
-        back = result.unflatten(0, (count, group)).transpose(1, 2)
-        output.unflatten(1, (impl.num_kv_heads, group)).copy_(back)
+        by_group(output, heads, group).copy_(result.unflatten(0, (-1, group)))

@@ -35,20 +35,27 @@ def varlen_kernel() -> Callable[..., torch.Tensor]:
     return kernel
 
 
+def by_group(heads: torch.Tensor, kv_heads: int, group: int) -> torch.Tensor:
+    """[rows, heads, D] viewed as [rows, group, kv_heads, D]: a row's heads as so many queries of one head.
+
+    The kernel reads the keys once a query head. A decode's heads of one group all see the same keys, so
+    they go in this way, and the keys are read once a group.
+    """
+    return heads.unflatten(1, (kv_heads, group)).transpose(1, 2)
+
+
 @dataclass(frozen=True, slots=True)
 class Sequences:
     """What one call computes: queries of some sequences on the keys in their pages."""
 
-    query_starts: torch.Tensor  # int32 [sequences + 1], counted from the call's first row
+    # by queries a row, made when first asked for: int32 [sequences + 1], from the call's first row
+    starts_of: dict[int, torch.Tensor]
     lengths: torch.Tensor  # int32 [sequences], keys of each
     key_starts: torch.Tensor  # lengths summed up; the kernel wants it, pages or not
     table: torch.Tensor  # int32 [sequences, pages]
     longest_query: int
     longest: int
     window: tuple[int, int]  # keys seen before and after a query's own; −1: no bound
-    starts_of: dict[
-        int, torch.Tensor
-    ]  # query_starts by queries a row: worked out by the first layer
 
     @classmethod
     def of(
@@ -61,10 +68,7 @@ class Sequences:
         window: tuple[int, int],
     ) -> "Sequences":
         key_starts = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-        starts_of = {1: query_starts}
-        return cls(
-            query_starts, lengths, key_starts, table, longest_query, longest, window, starts_of
-        )
+        return cls({1: query_starts}, lengths, key_starts, table, longest_query, longest, window)
 
     def attend(
         self,
@@ -79,10 +83,10 @@ class Sequences:
         """Write ``output`` [rows, heads, D]; returns the log-sum-exps [heads, rows], float32.
 
         query like output; keys, values [blocks, block, kv_heads, D]. With ``queries_a_row`` each row
-        that ``query_starts`` counts stands for so many.
+        that ``of``'s ``query_starts`` counts stands for so many.
         """
         if queries_a_row not in self.starts_of:
-            self.starts_of[queries_a_row] = self.query_starts * queries_a_row
+            self.starts_of[queries_a_row] = self.starts_of[1] * queries_a_row
         return kernel(
             output,
             query,
