@@ -104,10 +104,17 @@ class Stage:
 
 
 def command(line: str) -> Callable[[Path, float], None]:
-    """A stage that is one command. ``{out}`` is the stage's folder, ``{vllm}`` and ``{bench}`` pythons."""
+    """A stage that is one command. ``{out}`` is the stage's folder, ``{vllm}`` and ``{bench}`` pythons,
+    ``{limit}`` its seconds and ``{within}`` those that leave it time to end by itself."""
 
     def run(folder: Path, limit_s: float) -> None:
-        filled = line.format(out=folder, vllm=PYTHON, bench=sys.executable, limit=limit_s)
+        filled = line.format(
+            out=folder,
+            vllm=PYTHON,
+            bench=sys.executable,
+            limit=limit_s,
+            within=limit_s - 2 * STOP_S,
+        )
         run_argv(shlex.split(filled), folder / "log", limit_s)
 
     return run
@@ -264,7 +271,7 @@ def compared(backends: list[str]) -> Callable[[Path, float], None]:
 def table() -> dict[str, Stage]:
     exact = [name for name in CUDA_BACKENDS[:-2] if name != "flash_attn2"]
     exact.append("sink_window(window=4096)")
-    arms = "flash_attn3,sdpa,sink_window,xformers,xformers cutlass,triton,flashinfer,sdpa_gather,flash_attn2"
+    arms = "flash_attn3,sdpa,flash_attn2,sink_window,xformers,xformers cutlass,triton,sdpa_gather,flashinfer"
     return {
         "facts": Stage(command("nvidia-smi -q"), 5),
         "doctor": Stage(command("{bench} -m servers backends"), 10),
@@ -304,8 +311,8 @@ def table() -> dict[str, Stage]:
         "energy": Stage(command("{bench} -m telemetry selftest --quick --out {out}"), 240),
         "layers": Stage(
             command(
-                # flash_attn2 last and with time: the driver compiles it at its first calls
-                "{vllm} -m servers.plugins.bench --device cuda --limit-s 240 "
+                # flash_attn2 with time: the driver compiles it at its first calls
+                "{vllm} -m servers.plugins.bench --device cuda --limit-s 240 --within-s {within} "
                 f"--out {{out}}/layers.json --backends '{arms}'"
             ),
             60,

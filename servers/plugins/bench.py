@@ -9,6 +9,7 @@ only add to it. The ratio is the median over turns of (backend / cpu_attn).
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -241,18 +242,23 @@ def main() -> None:
     parser.add_argument("--layer", action="store_true", help="one layer alone (always so on cuda)")
     parser.add_argument("--backends", type=lambda text: text.split(","), help="default: all")
     parser.add_argument("--limit-s", type=float, default=60, help="one layer: for each backend")
+    parser.add_argument("--within-s", type=float, default=math.inf, help="one layer: for all")
     parser.add_argument("--out", type=Path, help="write all figures as JSON")
     parser.add_argument("--model", default="tiny-llama", help="name, YAML file or folder")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--block-size", type=int, default=128)
     parser.add_argument("--turns", type=int, default=9)
     arguments = parser.parse_args()
+
+    def keep(figures: dict[str, Any]) -> None:
+        if arguments.out:
+            write_atomic(arguments.out, json.dumps(figures, indent=1) + "\n")
+
     if arguments.layer or arguments.device == "cuda":
-        figures = bench_layers(arguments.device, arguments.backends, arguments.limit_s)
+        limits = arguments.limit_s, arguments.within_s
+        bench_layers(arguments.device, arguments.backends, *limits, keep)
     else:
-        figures = bench_steps(arguments)
-    if arguments.out:
-        write_atomic(arguments.out, json.dumps(figures, indent=1) + "\n")
+        keep(bench_steps(arguments))
 
 
 if __name__ == "__main__":

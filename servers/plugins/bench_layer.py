@@ -356,8 +356,17 @@ def layer_table(
     return "\n".join(lines)
 
 
-def bench_layers(device: str, names: list[str] | None, limit_s: float) -> dict[str, Any]:
-    """Run every arm of ``device`` and return all figures, JSON-able."""
+def bench_layers(
+    device: str,
+    names: list[str] | None,
+    limit_s: float,
+    within_s: float,
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    """Run every arm of ``device``; ``keep`` gets all figures so far, JSON-able, after each of them.
+
+    An arm may take ``limit_s``, all together ``within_s``.
+    """
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = (
         "1"  # asking for CUDA must not start it before the fork
     )
@@ -368,19 +377,21 @@ def bench_layers(device: str, names: list[str] | None, limit_s: float) -> dict[s
     arms, points = (CUDA_ARMS, CUDA_POINTS) if device == "cuda" else (CPU_ARMS, CPU_POINTS)
     shape = Shape() if device == "cuda" else Shape(heads=4, kv_heads=2, head_size=64)
     results: dict[str, dict[str, Any]] = {}
-    for name in names or arms:
-        results[name] = measure_arm(arms[name], shape, device, points, limit_s)
-        error = results[name].get("error")
-        print(f"{name}: {error or 'done'}", flush=True)
-    print(layer_table(results, points, "median_us", "one layer, launched"))
-    if device == "cuda":
-        print(layer_table(results, points, "graph_us", "one layer, as a CUDA graph"))
-    return {
+    about = {
         "level": "layer",
         "device": device,
         "torch": torch.__version__,
         "vllm": vllm.__version__,
         "shape": asdict(shape),
         "arms": {name: asdict(arm) for name, arm in arms.items()},
-        "results": results,
     }
+    end = time.monotonic() + within_s
+    for name in names or arms:
+        left_s = max(0.0, min(limit_s, end - time.monotonic()))
+        results[name] = measure_arm(arms[name], shape, device, points, left_s)
+        error = results[name].get("error")
+        print(f"{name}: {error or 'done'}", flush=True)
+        keep({**about, "results": results})
+    print(layer_table(results, points, "median_us", "one layer, launched"))
+    if device == "cuda":
+        print(layer_table(results, points, "graph_us", "one layer, as a CUDA graph"))
