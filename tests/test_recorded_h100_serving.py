@@ -4,7 +4,9 @@ Guards: a change that moves a figure of a real GPU run, and a step time that no 
 """
 
 import json
+import math
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from analysis.energy_section import energy_section
 from analysis.load import Run, load_run
 from analysis.points import Point, analyse
 from analysis.study import Study, study
-from tests.recorded import unpack
+from greenbench.config import ROOT
+from tests.recorded import RESULTS, unpack
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +110,23 @@ def test_the_energy_table_says_that_the_card_had_not_settled(whole: Study) -> No
     [row] = energy_section(whole.cells).rows
     assert row.power_w == pytest.approx(622, abs=1)
     assert row.warming == pytest.approx(0.0147, abs=5e-4)
+
+
+def test_equal_arms_on_h100s_do_not_differ_and_the_documented_interval_is_theirs() -> None:
+    """G-8 from the joules and tokens of docs/results by a hand-worked t interval: t(6) = 2.447 at 95 %."""
+    starts = json.loads((RESULTS / "h100-equal-arms.json").read_text())["starts"]
+    j_per_token: dict[tuple[int, int], dict[int, float]] = {}
+    for row in starts:
+        if row["energy_j"] is not None:
+            pair = j_per_token.setdefault((row["sweep"], row["block"]), {})
+            pair[row["arm"]] = row["energy_j"] / row["output_tokens"]
+    logs = [math.log(pair[1] / pair[0]) for pair in j_per_token.values() if len(pair) == 2]
+    assert len(logs) == 7
+    middle = statistics.fmean(logs)
+    half = 2.447 * statistics.stdev(logs) / math.sqrt(7)
+    told = [math.exp(middle), math.exp(middle - half), math.exp(middle + half)]
+    assert (
+        "{:.3f} [{:.3f}, {:.3f}] over seven pairs".format(*told)
+        in (ROOT / "docs" / "energy.md").read_text()
+    )
+    assert told[1] < 1 < told[2]
