@@ -45,14 +45,14 @@ doctor: setup ## what is installed, what is missing, and the mend
 
 check: setup ## format, lint, types, and the tests that take seconds
 	@$(BENCH)/ruff format --check --quiet . && $(BENCH)/ruff check --quiet . && $(BENCH)/pyright
-	@$(BENCH)/pytest --reruns 1 -m "not e2e and not vllm and not gpu" --ignore tests/vllm
+	@$(BENCH)/pytest --reruns 1 -rR -m "not e2e and not vllm and not gpu" --ignore tests/vllm
 	@$(VLLM) -m pytest -m "not e2e and not gpu" tests/vllm
 
 test: check test-e2e ## check, then real vLLM servers, a real Prometheus and a real browser end to end
 
 test-e2e: setup ## the end-to-end tests alone
 	@scripts/test_tools.sh
-	@$(BENCH)/pytest --reruns 1 -m "e2e and not gpu" --ignore tests/vllm
+	@$(BENCH)/pytest --reruns 1 -rR -m "e2e and not gpu" --ignore tests/vllm
 
 format: setup ## format the code
 	@$(BENCH)/ruff format --quiet . && $(BENCH)/ruff check --fix --quiet .

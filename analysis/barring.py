@@ -13,15 +13,16 @@ Barred = dict[tuple[str, int], dict[str, str]]  # (model, context) â†’ backend â
 
 @dataclass(frozen=True)
 class Verification:
-    """One ``verify.json``: a backend's tokens and log-probabilities against the reference's."""
+    """One ``verify.json``: a backend's log-probabilities against the reference's."""
 
     model: str
     backend: str
     reference: str
     verdict: str  # pass | fail | not_comparable
     reasons: list[str]
-    requests: int | None = None
-    identical: int | None = None
+    steps: int | None = None
+    same_choice: int | None = None
+    typical_gap_nats: float | None = None
     worst_gap_nats: float | None = None
 
 
@@ -37,8 +38,9 @@ def verifications(root: Path) -> list[Verification]:
                 reference=str(raw.get("reference")),
                 verdict=str(raw.get("verdict")),
                 reasons=[str(reason) for reason in raw.get("reasons", [])],
-                requests=raw.get("compared"),
-                identical=raw.get("identical"),
+                steps=raw.get("steps"),
+                same_choice=raw.get("same_choice"),
+                typical_gap_nats=raw.get("typical_gap_nats"),
                 worst_gap_nats=raw.get("worst_gap_nats"),
             )
         )

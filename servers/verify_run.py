@@ -26,7 +26,7 @@ from servers.choices import resolve
 from servers.facts import model_facts
 from servers.process import ServerDied
 from servers.serve import BootFailed, Launch, Surroundings
-from servers.verify import Answer, Ask, Gaps, Tolerance
+from servers.verify import Answer, Ask, Floor, Tolerance
 
 VERIFY_JSON = "verify.json"
 VERIFY_DIR = "verify"
@@ -35,8 +35,7 @@ LONGEST_TOKENS = 4096  # window asked of the servers; the longest request needs 
 STEP_TOKENS = 512  # scheduler step: longer prompts are prefilled in chunks
 REQUEST_TIMEOUT_S = 600.0
 UNKNOWN_VOCAB = 1000  # ids below exist in every vocabulary
-# log-probabilities of the candidates alone, not of all tokens
-SERVER_ARGS = ["--logprobs-mode", "processed_logprobs"]
+FORCING_BIAS = 100.0  # added to a logit; the most that vLLM takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +66,7 @@ class Order:
     @property
     def tolerance(self) -> Tolerance:
         usual = Tolerance.of(self.dtype, self.reference_dtype)
-        if self.tolerance_nats is None:
-            return usual
-        return Tolerance.flat(usual.same_tokens, self.tolerance_nats)
+        return usual if self.tolerance_nats is None else Tolerance.flat(self.tolerance_nats)
 
 
 @dataclass(slots=True)
@@ -140,7 +137,7 @@ class Yardstick:
     """What a backend may differ by. ``floor``: what rounding alone does, where it was measured."""
 
     tolerance: Tolerance
-    floor: Gaps | None = None
+    floor: Floor | None = None
 
 
 def _yardstick(
@@ -148,13 +145,14 @@ def _yardstick(
 ) -> Yardstick:
     if rounded is None:
         return Yardstick(order.tolerance)
-    floor = verify.rounding_floor(asks, _answers_of(rounded), _answers_of(reference))
+    found = _answers_of(rounded), _answers_of(reference)
+    floor, tolerance = verify.rounding(asks, *found, order.tolerance)
     name = f"{order.reference.label} in {order.dtype}"
     say(
         f"{name} is off by {floor.typical_nats:.2g} nats typically and {floor.worst_nats:.2g} at worst, "
         "from rounding alone"
     )
-    return Yardstick(order.tolerance.above(floor), floor)
+    return Yardstick(tolerance, floor)
 
 
 def _answers_of(reference: Arm) -> dict[str, Answer]:
@@ -176,7 +174,6 @@ def _server_config(order: Order, model: ModelConfig, dtype: str) -> ServerConfig
             "prefix_caching": "--no-enable-prefix-caching" not in model.server_args,
             "kv_cache_gib": order.kv_cache_gib,  # not a share: servers that boot together disturb it
             "gpu_memory_utilization": 0.85 / servers,
-            "extra_args": SERVER_ARGS,
         }
     )
 
@@ -201,6 +198,8 @@ def _boot_and_ask(arm: Arm, asks: list[Ask]) -> Arm:
         arm.error = str(error)
     except httpx.HTTPStatusError as error:
         arm.error = arm.launch.failed_serving(_refused(error.response))
+    except WrongAnswer as error:
+        arm.error = arm.launch.failed_serving(f"A request of the comparison failed: {error}")
     except httpx.HTTPError as error:
         what = f"A request of the comparison failed ({type(error).__name__}: {error})"
         arm.error = arm.launch.failed_serving(what)
@@ -214,10 +213,7 @@ def _refused(response: httpx.Response) -> str:
 
 
 async def ask_all(base_url: str, model: str, asks: list[Ask]) -> dict[str, Answer]:
-    """Group after group, the requests of a group at their delays. A failed request raises HTTPError.
-
-    The server must have been started with SERVER_ARGS.
-    """
+    """Group after group, the requests of a group at their delays. A failed request raises HTTPError."""
     answers: dict[str, Answer] = {}
     async with httpx.AsyncClient(
         base_url=base_url, timeout=REQUEST_TIMEOUT_S, limits=httpx.Limits(), trust_env=False
@@ -237,27 +233,45 @@ async def _ask(client: httpx.AsyncClient, model: str, ask: Ask) -> Answer:
         "max_tokens": verify.OUTPUT_TOKENS,
         "temperature": 0,
         "ignore_eos": True,
-        "allowed_token_ids": ask.candidates,
-        "logprobs": len(ask.candidates),
+        "logit_bias": {str(ask.forced): FORCING_BIAS},
+        "logprobs": 1,
+        "logprob_token_ids": ask.candidates,  # before the bias
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,
     }
     response = await client.post("/v1/completions", json=body)
-    return read_answer(response.raise_for_status().json())
+    return read_answer(response.raise_for_status().json(), ask)
 
 
-def read_answer(body: dict[str, Any]) -> Answer:
+class WrongAnswer(Exception):
+    """A server answered something else than it was asked for; the text says what."""
+
+
+def read_answer(body: dict[str, Any], ask: Ask) -> Answer:
     """An answer from the response of /v1/completions with tokens named ``token_id:N``."""
     choice = body["choices"][0]
+    if choice["token_ids"] != [ask.forced] * verify.OUTPUT_TOKENS:
+        raise WrongAnswer(
+            f"{ask.name} was answered with {_some(choice['token_ids'])} "
+            f"and not {verify.OUTPUT_TOKENS} times with token {ask.forced}"
+        )
+    steps = [
+        {int(name.partition(":")[2]): value for name, value in step.items()}
+        for step in choice["logprobs"]["top_logprobs"]
+    ]
+    for step, told in enumerate(steps):
+        if missing := set(ask.candidates) - told.keys():
+            raise WrongAnswer(
+                f"{ask.name} was answered without the log-probabilities of {_some(sorted(missing))} "
+                f"at step {step}"
+            )
     details = body["usage"].get("prompt_tokens_details") or {}
-    top = choice["logprobs"]["top_logprobs"]
-    return Answer(
-        tokens=tuple(choice["token_ids"]),
-        logprobs=tuple(
-            {int(name.partition(":")[2]): value for name, value in step.items()} for step in top
-        ),
-        cached_tokens=details.get("cached_tokens"),
-    )
+    return Answer(tuple(steps), details.get("cached_tokens"))
+
+
+def _some(tokens: list[int]) -> str:
+    shown = ", ".join(str(token) for token in tokens[:5])
+    return f"tokens {shown}{', ...' if len(tokens) > 5 else ''}"
 
 
 def _verdict(
@@ -308,19 +322,17 @@ def _window_to_judge(order: Order, options: dict[str, Any]) -> int | None:
 
 
 def summary(body: dict[str, Any]) -> str:
-    """One line a person reads; the first reason below it where there is one."""
+    """One line a person reads; the reasons below it."""
     line = f"{body['label']}: {body['verdict']}"
-    if "compared" in body:
-        gap = body["worst_gap_nats"]
+    if body.get("compared"):
+        off = body["off"]
         line += (
-            f", {body['identical']} of {body['compared']} requests identical, "
-            f"{body['tokens_agreeing']} of {body['tokens']} tokens before any difference"
+            f", log-probabilities off by {body['typical_gap_nats']:.2g} nats typically and "
+            f"{body['worst_gap_nats']:.2g} at worst, at position {body['worst_gap_position']}; "
+            f"{off['first']} of {body['compared']} first tokens and {off['decode']} of "
+            f"{body['steps'] - body['compared']} decoded ones are off; "
+            f"the likeliest candidate is the same at {body['same_choice']} of {body['steps']} steps"
         )
-        if gap is not None:
-            line += (
-                f", log-probabilities off by {body['typical_gap_nats']:.2g} nats typically and "
-                f"{gap:.2g} at worst, at position {body['worst_gap_position']}"
-            )
-        if body["not_comparable"]:
-            line += f"; {body['not_comparable']} requests reach beyond its window"
+    if body.get("not_comparable"):
+        line += f"; {body['not_comparable']} requests reach beyond its window"
     return "\n  ".join([line, *body["reasons"]])

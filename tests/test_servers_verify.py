@@ -12,109 +12,121 @@ from servers.verify import (
     OUTPUT_TOKENS,
     Answer,
     Ask,
-    Gaps,
+    Floor,
+    Off,
     Tolerance,
     compare,
     faults,
     judge,
     requests,
-    rounding_floor,
+    rounding,
 )
-from servers.verify_run import Order, _window_to_judge, read_answer, summary
+from servers.verify_run import Order, WrongAnswer, _window_to_judge, read_answer, summary
 
-EXACT = Tolerance.flat(same_tokens=True, nats=1e-3)
-ROUNDED = Tolerance.flat(same_tokens=False, nats=0.1)
-ASK = Ask("one", "g", tuple(range(10)))
-
-
-def answer(*steps: dict[int, float]) -> Answer:
-    """Greedy: the likeliest token of each step."""
-    return Answer(tuple(max(step, key=lambda t: step[t]) for step in steps), steps)
+EXACT = Tolerance.flat(1e-3)
+ROUNDED = Tolerance.flat(0.1)
 
 
-REFERENCE = answer({1: -0.5, 2: -2.0}, {3: -0.25, 4: -1.0}, {5: -0.75, 6: -0.80})
+def ask(name: str = "one", prompt_tokens: int = 10) -> Ask:
+    return Ask(name, "g", (1,) * prompt_tokens, candidates=(1, 2), forced=1)
+
+
+def answer(*steps: tuple[float, float]) -> Answer:
+    """Log-probabilities of candidates 1 and 2, step by step."""
+    return Answer(tuple({1: first, 2: second} for first, second in steps))
+
+
+REFERENCE = answer((-0.5, -2.0), (-0.25, -1.0), (-0.75, -0.8125))
 
 
 def test_equal_answers():
-    row = compare(ASK, REFERENCE, REFERENCE)
-    assert (row.agreeing_tokens, row.gaps, row.first_divergence) == (3, Gaps(0.0, 0.0), None)
-    assert faults(row, EXACT) == []
+    row = compare(ask(), REFERENCE, REFERENCE)
+    assert (row.gaps_nats, row.typical_nats, row.worst_nats, row.same_choice) == ((0,) * 3, 0, 0, 3)
+    assert faults([row], EXACT) == []
 
 
-def test_the_worst_gap_and_where_it_is():
-    other = answer({1: -0.5625, 2: -2.0}, {3: -0.75, 4: -1.0}, {5: -0.75, 6: -0.8})
-    row = compare(ASK, other, REFERENCE)
-    assert (row.gaps.worst_nats, row.worst_gap_step) == (0.5, 1)
-    [reason] = faults(row, ROUNDED)
-    assert reason == "one: log-probabilities differ by 0.5 nats at position 11, allowed are 0.1"
+def test_a_steps_gap_is_over_all_candidates_and_the_typical_one_its_median():
+    """Off by 0.3 and 0.4: the root mean square is sqrt((0.09 + 0.16) / 2); the median of 0, 2, that."""
+    other = answer((-0.5, -2.0), (-0.55, -1.4), (-2.75, -2.8125))
+    row = compare(ask(), other, REFERENCE)
+    assert row.gaps_nats == pytest.approx((0.0, 0.125**0.5, 2.0))
+    assert row.typical_nats == pytest.approx(0.125**0.5)
+    assert (row.worst_nats, row.worst_step, row.worst_position) == (2.0, 2, 12)
 
 
-def test_every_candidate_counts_and_not_only_the_chosen():
-    other = answer({1: -0.5, 2: -2.0}, {3: -0.25, 4: -4.0}, {5: -0.75, 6: -0.8})
-    row = compare(ASK, other, REFERENCE)
-    assert (row.first_divergence, row.gaps.worst_nats, row.worst_gap_step) == (None, 3.0, 1)
+def test_a_near_tie_may_fall_either_way():
+    """Guards against a fault where both say the same within what is allowed: -0.75 against -0.8125."""
+    other = answer((-0.5, -2.0), (-0.25, -1.0), (-0.8125, -0.75))
+    row = compare(ask(), other, REFERENCE)
+    assert (row.same_choice, row.worst_nats) == (2, 0.0625)
+    assert faults([row], ROUNDED) == []
 
 
-def test_a_near_tie_may_fall_either_way_in_a_short_dtype_only():
-    other = answer({1: -0.5, 2: -2.0}, {3: -0.25, 4: -1.0}, {5: -0.80, 6: -0.75})
-    row = compare(ASK, other, REFERENCE)
-    assert (row.agreeing_tokens, row.first_divergence) == (2, 2)
-    assert row.margin_nats == pytest.approx(0.05)  # -0.75 against -0.80 in the reference
-    assert faults(row, ROUNDED) == []
-    [reason] = faults(row, Tolerance.flat(same_tokens=True, nats=0.1))
-    assert (
-        reason == "one: another token at position 12, the reference preferred its own by 0.05 nats"
-    )
+def test_in_float32_every_candidate_of_every_step_counts():
+    other = answer((-0.5, -2.0), (-0.25, -1.5), (-0.75, -0.8125))
+    [reason] = faults([compare(ask(), other, REFERENCE)], EXACT)
+    assert reason == "one: log-probabilities differ by 0.5 nats at position 11, allowed are 0.001"
 
 
-def test_a_clear_preference_that_flips_is_a_fault():
-    """At the flip both still have one context, so its log-probabilities count: -2.0 against -0.5."""
-    other = answer({2: -0.5, 1: -2.0}, {3: -0.25}, {5: -0.75})
-    row = compare(ASK, other, REFERENCE)
-    assert row.agreeing_tokens == 0 and row.margin_nats == 1.5
-    assert (row.gaps.worst_nats, row.worst_gap_step) == (1.5, 0)
-    worst, typical = faults(row, ROUNDED)
-    assert "differ by 1.5 nats at position 10" in worst
-    assert typical == "one: log-probabilities typically differ by 1.5 nats, allowed are 0.1"
+def drifting(*gaps: float) -> Answer:
+    """Off by these from steps of -1 and -1: a step's gap is the number itself."""
+    return answer(*((-1.0 - gap, -1.0 + gap) for gap in gaps))
 
 
-def test_one_bad_step_is_the_worst_gap_and_a_bad_request_the_typical_one():
-    """Root mean squares of two candidates off by d are d; the median of 0, 0.25, 2 is 0.25."""
-    three = answer({1: -0.5, 2: -2.0}, {3: -0.5, 4: -4.0}, {5: -1.0, 6: -4.0})
-    other = answer({1: -0.5, 2: -2.0}, {3: -0.75, 4: -3.75}, {5: -3.0, 6: -6.0})
-    row = compare(ASK, other, three)
-    assert row.gaps == Gaps(worst_nats=2.0, typical_nats=0.25)
-    assert faults(row, Tolerance(False, worst_nats=2.0, typical_nats=0.25)) == []
-    [reason] = faults(row, Tolerance(False, worst_nats=2.0, typical_nats=0.2))
-    assert "typically differ by 0.25 nats, allowed are 0.2" in reason
-    [reason] = faults(row, Tolerance(False, worst_nats=1.9, typical_nats=0.25))
-    assert "differ by 2 nats at position 12, allowed are 1.9" in reason
+STILL = drifting(0.0, 0.0, 0.0, 0.0)
 
 
-def test_a_candidate_that_one_server_does_not_tell_is_a_fault():
-    stranger = answer({99: -0.1}, {3: -0.25}, {5: -0.75})
-    assert "differ by inf nats" in faults(compare(ASK, stranger, REFERENCE), ROUNDED)[0]
+def test_a_request_that_is_off_throughout_is_a_fault_and_a_step_that_rounding_flips_is_none():
+    tolerance = Tolerance(typical_nats=0.2, worst_nats=None, off=Off(first=1, decode=1))
+    flipped = compare(ask(), drifting(4.0, 0.1, 4.0, 0.1), STILL)  # median (0.1 + 4) / 2
+    steady = compare(ask(), drifting(0.1, 0.1, 4.0, 0.1), STILL)
+    assert faults([steady], tolerance) == []
+    [reason] = faults([flipped], tolerance)
+    assert reason == "one: log-probabilities typically differ by 2.05 nats, allowed are 0.2"
 
 
-def test_what_comes_after_a_divergence_is_not_compared():
-    other = answer({1: -0.5, 2: -2.0}, {4: -0.25, 3: -1.0}, {7: -9.0})
-    row = compare(ASK, other, REFERENCE)
-    assert row.first_divergence == 1 and row.gaps.worst_nats == 0.75
+def test_steps_that_are_off_are_counted_first_tokens_apart_from_decoded_ones():
+    """Guards against a kernel that is wrong at a prompt's last row, or once in a block, in every request."""
+    tolerance = Tolerance(typical_nats=0.2, worst_nats=None, off=Off(first=1, decode=2))
+    first = compare(ask(), drifting(3.0, 0.0, 0.1, 0.2), STILL)
+    edge = compare(ask(), drifting(0.1, 0.0, 3.0, 0.1), STILL)
+    assert Off.count([first, edge, edge], 0.2) == Off(first=1, decode=2)
+    assert faults([first, edge, edge], tolerance) == []
+    assert faults([first, first], tolerance) == [
+        "2 of 2 first tokens differ by more than 0.2 nats, allowed are 1"
+    ]
+    assert faults([edge, edge, edge], tolerance) == [
+        "3 of 9 decoded tokens differ by more than 0.2 nats, allowed are 2"
+    ]
 
 
-def test_a_shorter_answer_is_a_difference():
-    short = Answer(REFERENCE.tokens[:2], REFERENCE.logprobs[:2])
-    row = compare(ASK, short, REFERENCE)
-    assert row.first_divergence == 2
-    assert faults(row, ROUNDED) == ["one: one answer ends at position 12, the other goes on"]
+def test_rounding_widens_the_tolerance_and_never_narrows_it():
+    """Typical gaps 0.125 and 0.25: 0.5 is allowed, and beyond it are one first and two decoded steps.
+
+    Of two first steps (1 + 1) and twice, of 206 decoded ones 2 + 2 and a hundredth or two are allowed.
+    """
+    asks = [ask("sharp"), ask("flat")]
+    still = drifting(*104 * [0.0])
+    sharp = drifting(3.0, *101 * [0.125], 2.0, 2.0)
+    flat = drifting(0.5, *103 * [0.25])
+    answers = {"sharp": sharp, "flat": flat}
+    floor, tolerance = rounding(asks, answers, dict.fromkeys(answers, still), ROUNDED)
+    assert floor == Floor(typical_nats=0.25, worst_nats=3.0, off=Off(first=1, decode=2))
+    assert tolerance == Tolerance(0.5, None, Off(first=2 + 2, decode=4 + 2))
+    # of 1,000 decoded steps a hundredth is more than two
+    assert ROUNDED.above(floor, 28, 1000).off == Off(first=4, decode=14)
+    assert ROUNDED.above(Floor(0.01, 0.01, Off(0, 0)), 28, 100) == Tolerance(0.1, None, Off(2, 2))
+    # off is what a typical gap may not be, 0.1 however little rounding does
+    few = Floor.of([compare(ask(), drifting(0.09, 0.01, 0.01, 0.11), STILL)], least_nats=0.1)
+    assert (few.typical_nats, few.off) == (pytest.approx(0.05), Off(first=0, decode=1))
 
 
 def long_answer(gap: float = 0.0) -> Answer:
-    return Answer((1,) * OUTPUT_TOKENS, ({1: -0.5 - gap},) * OUTPUT_TOKENS, cached_tokens=7)
+    return Answer(OUTPUT_TOKENS * ({1: -0.5 - gap, 2: -1.5},), cached_tokens=7)
 
 
 def test_a_windowed_backend_is_judged_inside_its_window_only():
-    asks = [Ask("short", "g", (1,) * 52), Ask("long", "g", (1,) * 53)]
+    asks = [ask("short", 52), ask("long", 53)]
     answers = {"short": long_answer(), "long": long_answer(gap=5.0)}
     reference = {"short": long_answer(), "long": long_answer()}
     inside = judge(asks, answers, reference, EXACT, window=52 + OUTPUT_TOKENS)
@@ -122,27 +134,21 @@ def test_a_windowed_backend_is_judged_inside_its_window_only():
     exact = judge(asks, answers, reference, EXACT)
     assert (exact["verdict"], exact["worst_gap_nats"]) == ("fail", 5.0)
     assert exact["worst_gap_position"] == 53 and exact["cached_tokens"] == 14
+    assert (exact["steps"], exact["same_choice"]) == (2 * OUTPUT_TOKENS, OUTPUT_TOKENS)
+    assert exact["off"] == {"first": 1, "decode": OUTPUT_TOKENS - 1}
     nothing = judge(asks, answers, reference, EXACT, window=10)
     assert nothing["verdict"] == "not_comparable" and "window of 10" in nothing["reasons"][0]
     assert "beyond its window" in summary({"label": "x", **inside})
+    assert "1 of 2 first tokens and 47 of 94 decoded ones are off" in summary(
+        {"label": "x", **exact}
+    )
+    assert summary({"label": "x", **nothing}).startswith("x: not_comparable; 2 requests reach")
 
 
 def test_tolerances_go_by_both_dtypes():
     assert Tolerance.of("float32", "float32") == EXACT
     assert Tolerance.of("bfloat16", "float32") == ROUNDED
     assert Tolerance.of("bfloat16", "bfloat16") == ROUNDED
-
-
-def test_rounding_widens_the_tolerance_and_never_narrows_it():
-    """Of two requests the larger of each gap is the floor, and twice that is allowed."""
-    asks = [Ask(name, "g", (1,)) for name in ("sharp", "flat")]
-    still = answer(*3 * [{1: -0.5, 2: -2.0}])
-    sharp = answer({1: -0.5, 2: -2.0}, {1: -0.5, 2: -2.0}, {1: -3.5, 2: -5.0})
-    flat = answer(*3 * [{1: -0.625, 2: -2.125}])
-    floor = rounding_floor(asks, {"sharp": sharp, "flat": flat}, {"sharp": still, "flat": still})
-    assert floor == Gaps(worst_nats=3.0, typical_nats=0.125)
-    assert ROUNDED.above(floor) == Tolerance(False, worst_nats=6.0, typical_nats=0.25)
-    assert ROUNDED.above(Gaps(0.01, 0.01)) == ROUNDED
 
 
 def test_the_requests_cover_what_breaks_backends():
@@ -161,6 +167,7 @@ def test_the_requests_cover_what_breaks_backends():
     assert all(3 <= token < 600 for ask in requests(600) for token in ask.prompt)
     [chosen] = {ask.candidates for ask in requests(600)}
     assert len(set(chosen)) == 20 and all(3 <= token < 600 for token in chosen)
+    assert {ask.forced for ask in requests(600)} == set(chosen)  # each is forced once at least
 
 
 @pytest.mark.parametrize(
@@ -206,21 +213,32 @@ def test_what_is_compared_with_what_unless_told(
     assert order.measures_rounding == measures_rounding
 
 
-def test_a_response_is_read():
+def response(forced: int, told: dict[int, float]) -> dict:
+    top = {f"token_id:{token}": value for token, value in told.items()}
+    choice = {"token_ids": 48 * [forced], "logprobs": {"top_logprobs": 48 * [top]}}
     body = {
-        "choices": [
-            {
-                "token_ids": [5, 6],
-                "logprobs": {
-                    "top_logprobs": [{"token_id:5": -0.1, "token_id:9": -3}, {"token_id:6": -0.2}]
-                },
-            }
-        ],
+        "choices": [choice],
         "usage": {"prompt_tokens_details": {"cached_tokens": 128}},
     }
-    found = read_answer(json.loads(json.dumps(body)))
-    assert found.tokens == (5, 6) and found.cached_tokens == 128
-    assert found.logprobs == ({5: -0.1, 9: -3}, {6: -0.2})
+    return json.loads(json.dumps(body))
+
+
+def test_a_response_is_read():
+    found = read_answer(response(1, {1: -0.1, 2: -3}), ask())
+    assert found == Answer(48 * ({1: -0.1, 2: -3},), cached_tokens=128)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (response(2, {1: -0.1, 2: -3}), "tokens 2, 2, 2, 2, 2, ... and not 48 times with token 1"),
+        (response(1, {1: -0.1, 9: -3}), "without the log-probabilities of tokens 2 at step 0"),
+    ],
+)
+def test_an_answer_to_something_else_is_refused(body: dict, words: str):
+    """Guards against a server that takes no bias, or tells other tokens: nothing of it may be compared."""
+    with pytest.raises(WrongAnswer, match=words):
+        read_answer(body, ask())
 
 
 def test_backends_as_a_person_writes_them():

@@ -127,12 +127,18 @@ class Handler(BaseHTTPRequestHandler):
             "prompt_tokens": len(body["prompt"]),
             "completion_tokens": body["max_tokens"] - lost,
         }
-        allowed = body.get("allowed_token_ids", range(1, 1000))
+        forced, *_ = (int(token) for token in body.get("logit_bias", {"1": 0}))
+        if ARGS.fake == "custom_unbiased" and custom:
+            forced += 1
+        tokens = [forced] * body["max_tokens"]
         first = len(body["prompt"]) + (ARGS.fake == "custom_differs" and custom)
-        tokens = [allowed[(first + step) % len(allowed)] for step in range(body["max_tokens"])]
+        asked = body.get("logprob_token_ids", [])
+        likeliest = [
+            asked[(first + step) % len(asked)] if asked else None for step in range(len(tokens))
+        ]
         top = [
-            {f"token_id:{other}": -0.5 if other == token else -3.0 for other in allowed}
-            for token in tokens
+            {f"token_id:{token}": -0.5 if token == best else -3.0 for token in asked}
+            for best in likeliest
         ]
         choice = {"token_ids": tokens, "logprobs": {"top_logprobs": top}}
         self.reply({"usage": usage, "choices": [choice]})
