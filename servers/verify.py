@@ -249,14 +249,20 @@ def judge(
     answers: Mapping[str, Answer],
     reference: Mapping[str, Answer],
     tolerance: Tolerance,
+    rounded: Mapping[str, Answer] | None = None,
     window: int | None = None,
 ) -> dict[str, Any]:
-    """The body of verify.json, without the names. ``window``: tokens an approximate backend sees.
+    """The body of verify.json, without the names.
 
-    Requests that reach beyond the window are left out: there it is meant to differ.
+    ``rounded``: the reference's kernel in the short dtype, whose gaps widen the tolerance.
+    ``window``: tokens an approximate backend sees. Requests that reach beyond it are left out: there it is
+    meant to differ.
     """
     within = [ask for ask in asks if window is None or len(ask.prompt) + OUTPUT_TOKENS <= window]
     rows = compare_all(within, answers, reference)
+    floor = None
+    if rounded is not None and rows:
+        floor, tolerance = rounding(within, rounded, reference, tolerance)
     reasons = faults(rows, tolerance)
     verdict: Verdict = "fail" if reasons else "pass"
     if not rows:
@@ -267,6 +273,7 @@ def judge(
         "verdict": verdict,
         "reasons": reasons[:MOST_REASONS],
         "reasons_total": len(reasons),
+        "rounding_floor": asdict(floor) if floor else None,
         "tolerance": asdict(tolerance),
         "requests": len(asks),
         "compared": len(rows),

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from servers.choices import resolve
 from servers.facts import model_facts
 from servers.process import ServerDied
 from servers.serve import BootFailed, Launch, Surroundings
-from servers.verify import Answer, Ask, Floor, Tolerance
+from servers.verify import Answer, Ask, Tolerance
 
 VERIFY_JSON = "verify.json"
 VERIFY_DIR = "verify"
@@ -116,43 +116,30 @@ def run(
     groups = [started] if order.parallel else [[one] for one in started]
     verdicts: dict[str, dict[str, Any]] = {}
     unjudged: list[Arm] = []
-    yardstick: Yardstick | None = None
+    comparable = False
     with closing(_answered(groups, asks)) as finished:
         for one in finished:
             if one is reference or one is rounded:
                 _answers_of(one)  # nothing can be compared without them
-                if all(each is None or each.answers for each in (reference, rounded)):
-                    yardstick = _yardstick(order, reference, rounded, asks, say)
+                comparable = all(each is None or each.answers for each in (reference, rounded))
+                if comparable and rounded:
+                    say(_rounding_told(order, rounded, reference, asks))
             else:
                 unjudged.append(one)
-            while yardstick and unjudged:
+            while comparable and unjudged:
                 next_one = unjudged.pop(0)
-                verdict = _verdict(order, next_one, reference, asks, yardstick, say)
+                verdict = _verdict(order, next_one, reference, rounded, asks, say)
                 verdicts[str(next_one.folder)] = verdict
     return [verdicts[str(each.folder)] for each in arms]
 
 
-@dataclass(frozen=True, slots=True)
-class Yardstick:
-    """What a backend may differ by. ``floor``: what rounding alone does, where it was measured."""
-
-    tolerance: Tolerance
-    floor: Floor | None = None
-
-
-def _yardstick(
-    order: Order, reference: Arm, rounded: Arm | None, asks: list[Ask], say: Callable[[str], None]
-) -> Yardstick:
-    if rounded is None:
-        return Yardstick(order.tolerance)
+def _rounding_told(order: Order, rounded: Arm, reference: Arm, asks: list[Ask]) -> str:
     found = _answers_of(rounded), _answers_of(reference)
-    floor, tolerance = verify.rounding(asks, *found, order.tolerance)
-    name = f"{order.reference.label} in {order.dtype}"
-    say(
-        f"{name} is off by {floor.typical_nats:.2g} nats typically and {floor.worst_nats:.2g} at worst, "
-        "from rounding alone"
+    floor, _ = verify.rounding(asks, *found, order.tolerance)
+    return (
+        f"{order.reference.label} in {order.dtype} is off by {floor.typical_nats:.2g} nats typically "
+        f"and {floor.worst_nats:.2g} at worst, from rounding alone"
     )
-    return Yardstick(tolerance, floor)
 
 
 def _answers_of(reference: Arm) -> dict[str, Answer]:
@@ -278,8 +265,8 @@ def _verdict(
     order: Order,
     arm: Arm,
     reference: Arm,
+    rounded: Arm | None,
     asks: list[Ask],
-    yardstick: Yardstick,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     backend, options = resolve(arm.choice)
@@ -287,9 +274,9 @@ def _verdict(
     if arm.answers is None:
         judged: dict[str, Any] = {"verdict": "fail", "reasons": [arm.error or "it gave no answers"]}
     else:
-        judged = verify.judge(
-            asks, arm.answers, _answers_of(reference), yardstick.tolerance, window
-        )
+        rounding = _answers_of(rounded) if rounded else None
+        answers = arm.answers, _answers_of(reference)
+        judged = verify.judge(asks, *answers, order.tolerance, rounding, window)
     body = {
         "schema_version": SCHEMA_VERSION,
         "backend": arm.choice.name,
@@ -303,7 +290,6 @@ def _verdict(
         "reference": order.reference.label,
         "reference_model": order.reference_model.name,
         "reference_dtype": order.reference_dtype,
-        "rounding_floor": asdict(yardstick.floor) if yardstick.floor else None,
         **judged,
     }
     write_atomic(arm.folder / VERIFY_JSON, json.dumps(body, indent=1) + "\n")

@@ -145,6 +145,18 @@ def test_a_windowed_backend_is_judged_inside_its_window_only():
     assert summary({"label": "x", **nothing}).startswith("x: not_comparable; 2 requests reach")
 
 
+def test_rounding_is_that_of_the_requests_inside_the_window():
+    """Guards against a windowed backend that is allowed the rounding of requests it is not judged by."""
+    asks = [ask("short", 52), ask("long", 53)]
+    still = {"short": long_answer(), "long": long_answer()}
+    rounded = {"short": long_answer(gap=0.25), "long": long_answer(gap=8.0)}
+    inside = judge(asks, still, still, ROUNDED, rounded, window=52 + OUTPUT_TOKENS)
+    # one candidate of two is off by 0.25
+    assert inside["rounding_floor"]["typical_nats"] == pytest.approx(0.25 / 2**0.5)
+    assert inside["tolerance"]["typical_nats"] == pytest.approx(2 * 0.25 / 2**0.5)
+    assert judge(asks, still, still, ROUNDED)["rounding_floor"] is None
+
+
 def test_tolerances_go_by_both_dtypes():
     assert Tolerance.of("float32", "float32") == EXACT
     assert Tolerance.of("bfloat16", "float32") == ROUNDED
