@@ -4,10 +4,12 @@ Single-token queries of all requests go into one padded call; longer ones go til
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from servers.plugins.cache import gather_pages, split_kv
 from servers.plugins.step import Attend, Batch, StepImpl
@@ -31,6 +33,24 @@ def positions_in(pages: torch.Tensor, size: int) -> torch.Tensor:
     return (pages.unsqueeze(-1) * size + torch.arange(size, device=pages.device)).flatten(-2)
 
 
+def masked_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """PyTorch's SDPA over whole pages of keys.
+
+    On CUDA its memory-efficient kernel is wrong under a mask when the number of keys is 1 beyond a multiple
+    of 32 (pytorch issue 191937), which whole pages of 16 never are. In float32, where it is what other
+    kernels are held to, the definition itself is computed there and no fused kernel.
+    """
+    exact = query.is_cuda and query.dtype == torch.float32
+    with sdpa_kernel(SDPBackend.MATH) if exact else nullcontext():
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
+
+
 @dataclass(frozen=True, slots=True)
 class Tile:
     """Some consecutive queries of one request, and the pages whose keys they may see."""
@@ -39,18 +59,20 @@ class Tile:
     stop_row: int
     blocks: torch.Tensor  # [pages]
     num_keys: int  # what lies beyond in the last page is not this request's, or not yet written
-    mask: torch.Tensor  # bool [queries, num_keys]
+    mask: torch.Tensor  # bool [queries, pages x block], False beyond num_keys
 
     def __call__(
         self, impl: StepImpl, query: torch.Tensor, cache: torch.Tensor, output: torch.Tensor
     ) -> None:
-        keys, values = split_kv(gather_pages(cache, self.blocks)[:, : self.num_keys])
-        result = F.scaled_dot_product_attention(
+        pages = gather_pages(cache, self.blocks)
+        pages[:, self.num_keys :] = 0  # may be NaN, and 0 x NaN is NaN
+        keys, values = split_kv(pages)
+        result = masked_attention(
             by_kv_head(query[self.row : self.stop_row], impl),
             per_query_head(keys, impl),
             per_query_head(values, impl),
-            attn_mask=self.mask,
-            scale=impl.scale,
+            self.mask,
+            impl.scale,
         )
         output[self.row : self.stop_row] = tokens_first(result)
 
@@ -91,7 +113,7 @@ def plan_tiles(
                 blocks=batch.table[request].index_select(0, page_index),
                 num_keys=num_keys,
                 mask=visibility.mask(
-                    torch.arange(first + shift, stop + shift, device=device), positions[:num_keys]
+                    torch.arange(first + shift, stop + shift, device=device), positions
                 ),
             )
         )
@@ -113,12 +135,12 @@ class PaddedDecode:
         # what a query does not see may be stale, even NaN, and 0 x NaN is NaN
         pages.masked_fill_(~self.mask[:, :, None], 0)
         keys, values = split_kv(pages.transpose(0, 1))
-        result = F.scaled_dot_product_attention(
+        result = masked_attention(
             query[self.rows].unflatten(1, (impl.num_kv_heads, impl.group)),
             keys,
             values,
-            attn_mask=self.mask[:, None, None, :],
-            scale=impl.scale,
+            self.mask[:, None, None, :],
+            impl.scale,
         )
         output[self.rows] = result.flatten(1, 2)
 

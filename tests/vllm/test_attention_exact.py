@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from emulation import emulated_xformers
 from paged import dense_reference, make_case, make_impl, run, to_device
 
-from servers.plugins import OPTIONS_ENV, pieces, varlen
+from servers.plugins import OPTIONS_ENV, pieces, tiles, varlen
 from servers.plugins.page_views import plan_page_views
 from servers.plugins.sdpa import SdpaImpl
 from servers.plugins.sdpa_gather import SdpaGatherImpl
@@ -112,8 +113,11 @@ def checks(draw, subject: Subject):
     return arguments, Visibility(window=window, sink=sink)
 
 
-def worst_error(subject: Subject, arguments: dict, seen: Visibility, device: str) -> float:
+def worst_error(
+    subject: Subject, arguments: dict, seen: Visibility, device: str, sharper: float = 1.0
+) -> float:
     case = make_case(**arguments)
+    case.query *= sharper
     expected = dense_reference(case, seen)
     case = to_device(case, device)
     own = subject.window == "option"
@@ -131,6 +135,26 @@ def test_equals_dense_attention(name, data):
     """Guards the whole arithmetic: a wrong mask, page, head, joining weight, or a leaking stale NaN."""
     arguments, seen = data.draw(checks(CPU[name]))
     assert worst_error(CPU[name], arguments, seen, "cpu") < BOUND[arguments["dtype"]]
+
+
+def faulty_sdpa(query, keys, values, attn_mask, scale):
+    """What PyTorch 2.13's memory-efficient CUDA kernel is like (issue 191937), in its shape at least."""
+    whole = torch.nn.functional.scaled_dot_product_attention(
+        query, keys, values, attn_mask=attn_mask, scale=scale
+    )
+    return torch.full_like(whole, 9.0) if keys.shape[-2] % 32 == 1 else whole
+
+
+@pytest.mark.parametrize("name", ["sdpa_gather", "sink_window, gathered"])
+@pytest.mark.parametrize("block_size", [16, 32])
+@pytest.mark.parametrize("requests", [[(0, 33)], [(0, 129)], [(64, 65), (100, 29), (32, 1)]])
+def test_no_number_of_keys_that_pytorchs_kernel_is_wrong_at(name, block_size, requests):
+    """Guards against a last prompt token that attends to something else at 129 tokens, as on an H100."""
+    arguments = {"requests": requests, "seed": 1, "dtype": torch.float32, "block_size": block_size}
+    seen = Visibility(window=10_000 if "window" in name else None)
+    functions = SimpleNamespace(scaled_dot_product_attention=faulty_sdpa)
+    with patch.object(tiles, "F", functions):
+        assert worst_error(CPU[name], arguments, seen, "cpu") < BOUND[torch.float32]
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
@@ -153,6 +177,25 @@ def test_equals_dense_attention_on_cuda(name, data):
         pytest.importorskip("xformers", reason=NO_XFORMERS)
     arguments, seen = data.draw(checks(CUDA[name]))
     assert worst_error(CUDA[name], arguments, seen, "cuda") < BOUND[arguments["dtype"]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("requests", [[(0, 129)], [(0, 513)], [(0, 500), (319, 321)], [(512, 129)]])
+@pytest.mark.parametrize("name", CUDA)
+def test_longer_sharper_prompts_equal_dense_attention_on_cuda(name, requests, dtype):
+    """Lengths at which PyTorch's kernel is wrong, and queries so sharp that one lost key is seen."""
+    if name == "xformers":
+        pytest.importorskip("xformers", reason=NO_XFORMERS)
+    subject = CUDA[name]
+    if dtype not in subject.dtypes:
+        pytest.skip(f"{name} does not serve {dtype}")
+    arguments = {"requests": requests, "seed": 1, "dtype": dtype, "group": 4, "head_size": 64}
+    arguments |= {"block_size": subject.block_sizes[0], "layout": subject.layouts[-1]}
+    window = 10_000 if subject.window == "option" else None
+    error = worst_error(subject, arguments, Visibility(window=window), "cuda", sharper=4.0)
+    assert error < 2 * BOUND[dtype]
 
 
 @pytest.mark.gpu
