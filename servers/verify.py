@@ -7,11 +7,11 @@ typical gap is the median over its steps.
 
 In float32 every candidate of every step must agree. In a shorter dtype two correct kernels round
 differently, and what that does hangs on the model. So against a float32 reference it is measured: the
-reference's own kernel in the short dtype is compared first, and FLOOR_FACTOR times its largest typical gap is
-allowed. A step beyond that is off. Rounding alone now and then makes one so, by nats, where a sharp layer
-attends to another token; it does so at steps of its own choosing, so they are counted and not bounded one by
-one. First steps, which a prompt's last chunk computes, are counted apart from those of decode. A kernel that
-does not read a page is off at every step of the request, one that is wrong at a block's edge in every 16th.
+reference's own kernel in the short dtype is compared first, and FLOOR_FACTOR times its gaps are allowed, of
+the worst candidate and of a request's typical step. Steps that are off, further than a typical one may be,
+are counted besides, first tokens (which a prompt's last chunk computes) apart from those of decode: a kernel
+that does not read a page is off at every step of a request, one that is wrong at a block's edge in every
+16th, and one that is wrong at one length of a prompt perhaps once.
 
 Why not what each server would answer by itself: rounding soon makes another token win, and beyond it
 nothing can be compared, so that one step may be all there is of a request.
@@ -109,11 +109,11 @@ class Floor:
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """``worst_nats`` None: unbounded, steps that are off are counted instead."""
+    """``off`` None: not counted, every step is bounded as tightly as a typical one."""
 
     typical_nats: float
-    worst_nats: float | None
-    off: Off = Off(0, 0)
+    worst_nats: float
+    off: Off | None = None
 
     @classmethod
     def flat(cls, nats: float) -> "Tolerance":
@@ -130,7 +130,11 @@ class Tolerance:
             return int(FLOOR_FACTOR * off + max(SLACK_STEPS, SLACK_SHARE * steps))
 
         off = Off(allowed(floor.off.first, first_steps), allowed(floor.off.decode, decode_steps))
-        return Tolerance(max(self.typical_nats, FLOOR_FACTOR * floor.typical_nats), None, off)
+        return Tolerance(
+            max(self.typical_nats, FLOOR_FACTOR * floor.typical_nats),
+            max(self.worst_nats, FLOOR_FACTOR * floor.worst_nats),
+            off,
+        )
 
 
 def requests(vocab_size: int, seed: int = 1) -> list[Ask]:
@@ -196,20 +200,24 @@ def _likeliest(told: Mapping[int, float]) -> int:
 def faults(rows: Sequence[Compared], tolerance: Tolerance) -> list[str]:
     """Sentences; empty when all requests agree under the tolerance."""
     found = [fault for row in rows for fault in _faults_of(row, tolerance)]
+    if tolerance.off is None:
+        return found
     off = Off.count(rows, tolerance.typical_nats)
-    many = f"differ by more than {tolerance.typical_nats:.3g} nats"
     for what, here, allowed, steps in (
         ("first tokens", off.first, tolerance.off.first, len(rows)),
         ("decoded tokens", off.decode, tolerance.off.decode, _steps(rows) - len(rows)),
     ):
-        if tolerance.worst_nats is None and here > allowed:
-            found.append(f"{here} of {steps} {what} {many}, allowed are {allowed}")
+        if here > allowed:
+            found.append(
+                f"{here} of {steps} {what} differ by more than {tolerance.typical_nats:.3g} nats, "
+                f"allowed are {allowed}"
+            )
     return found
 
 
 def _faults_of(row: Compared, tolerance: Tolerance) -> list[str]:
     found: list[str] = []
-    if tolerance.worst_nats is not None and row.worst_nats > tolerance.worst_nats:
+    if row.worst_nats > tolerance.worst_nats:
         found.append(
             f"{row.name}: log-probabilities differ by {row.worst_nats:.3g} nats at position "
             f"{row.worst_position}, allowed are {tolerance.worst_nats:.3g}"
@@ -287,6 +295,34 @@ def judge(
         "cached_tokens": sum(answers[ask.name].cached_tokens or 0 for ask in asks),
         "per_request": [_told(row) for row in rows],
     }
+
+
+def doubts(
+    asks: Iterable[Ask],
+    answers: Mapping[str, Mapping[str, Answer]],
+    reference: Mapping[str, Answer],
+    tolerance: Tolerance,
+) -> list[str]:
+    """Requests at which the reference may be wrong: backends differ from it and not from each other.
+
+    ``answers``: of each exact backend, by its label, to every request.
+    """
+    found: list[str] = []
+    for ask in asks:
+
+        def differs(mine: Answer, other: Answer, ask: Ask = ask) -> bool:
+            return bool(_faults_of(compare(ask, mine, other), tolerance))
+
+        told = {label: each[ask.name] for label, each in answers.items()}
+        against = [label for label, mine in told.items() if differs(mine, reference[ask.name])]
+        first = told[against[0]] if against else None
+        alike = [label for label in against if first and not differs(told[label], first)]
+        if 2 * len(alike) > len(told) and len(alike) > 1:
+            found.append(
+                f"{ask.name}: {', '.join(alike)} differ from the reference and agree with each other; "
+                "the reference may be what is wrong there"
+            )
+    return found
 
 
 def _told(row: Compared) -> dict[str, Any]:

@@ -130,7 +130,24 @@ def run(
                 next_one = unjudged.pop(0)
                 verdict = _verdict(order, next_one, reference, rounded, asks, say)
                 verdicts[str(next_one.folder)] = verdict
+    for line in _doubts(order, arms, reference, rounded, asks):
+        say(line)
     return [verdicts[str(each.folder)] for each in arms]
+
+
+def _doubts(
+    order: Order, arms: list[Arm], reference: Arm, rounded: Arm | None, asks: list[Ask]
+) -> list[str]:
+    exact = {
+        arm.choice.label: arm.answers
+        for arm in arms
+        if arm.answers and resolve(arm.choice)[0].exact
+    }
+    tolerance = order.tolerance
+    if rounded is not None:
+        found = _answers_of(rounded), _answers_of(reference)
+        _, tolerance = verify.rounding(asks, *found, tolerance)
+    return verify.doubts(asks, exact, _answers_of(reference), tolerance)
 
 
 def _rounding_told(order: Order, rounded: Arm, reference: Arm, asks: list[Ask]) -> str:

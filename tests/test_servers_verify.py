@@ -1,6 +1,7 @@
 """The comparison of two servers' answers: worked-out gaps, divergences and verdicts."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,7 @@ from servers.verify import (
     Off,
     Tolerance,
     compare,
+    doubts,
     faults,
     judge,
     requests,
@@ -77,17 +79,19 @@ STILL = drifting(0.0, 0.0, 0.0, 0.0)
 
 
 def test_a_request_that_is_off_throughout_is_a_fault_and_a_step_that_rounding_flips_is_none():
-    tolerance = Tolerance(typical_nats=0.2, worst_nats=None, off=Off(first=1, decode=1))
+    tolerance = Tolerance(typical_nats=0.2, worst_nats=5.0, off=Off(first=1, decode=1))
     flipped = compare(ask(), drifting(4.0, 0.1, 4.0, 0.1), STILL)  # median (0.1 + 4) / 2
     steady = compare(ask(), drifting(0.1, 0.1, 4.0, 0.1), STILL)
     assert faults([steady], tolerance) == []
     [reason] = faults([flipped], tolerance)
     assert reason == "one: log-probabilities typically differ by 2.05 nats, allowed are 0.2"
+    [reason] = faults([steady], replace(tolerance, worst_nats=3.5))
+    assert reason == "one: log-probabilities differ by 4 nats at position 12, allowed are 3.5"
 
 
 def test_steps_that_are_off_are_counted_first_tokens_apart_from_decoded_ones():
     """Guards against a kernel that is wrong at a prompt's last row, or once in a block, in every request."""
-    tolerance = Tolerance(typical_nats=0.2, worst_nats=None, off=Off(first=1, decode=2))
+    tolerance = Tolerance(typical_nats=0.2, worst_nats=3.0, off=Off(first=1, decode=2))
     first = compare(ask(), drifting(3.0, 0.0, 0.1, 0.2), STILL)
     edge = compare(ask(), drifting(0.1, 0.0, 3.0, 0.1), STILL)
     assert Off.count([first, edge, edge], 0.2) == Off(first=1, decode=2)
@@ -101,7 +105,7 @@ def test_steps_that_are_off_are_counted_first_tokens_apart_from_decoded_ones():
 
 
 def test_rounding_widens_the_tolerance_and_never_narrows_it():
-    """Typical gaps 0.125 and 0.25: 0.5 is allowed, and beyond it are one first and two decoded steps.
+    """Typical gaps 0.125 and 0.25, at worst 3: 0.5 and 6 are allowed; a first step and two others exceed 0.5.
 
     Of two first steps (1 + 1) and twice, of 206 decoded ones 2 + 2 and a hundredth or two are allowed.
     """
@@ -112,13 +116,30 @@ def test_rounding_widens_the_tolerance_and_never_narrows_it():
     answers = {"sharp": sharp, "flat": flat}
     floor, tolerance = rounding(asks, answers, dict.fromkeys(answers, still), ROUNDED)
     assert floor == Floor(typical_nats=0.25, worst_nats=3.0, off=Off(first=1, decode=2))
-    assert tolerance == Tolerance(0.5, None, Off(first=2 + 2, decode=4 + 2))
+    assert tolerance == Tolerance(0.5, 6.0, Off(first=2 + 2, decode=4 + 2))
     # of 1,000 decoded steps a hundredth is more than two
     assert ROUNDED.above(floor, 28, 1000).off == Off(first=4, decode=14)
-    assert ROUNDED.above(Floor(0.01, 0.01, Off(0, 0)), 28, 100) == Tolerance(0.1, None, Off(2, 2))
+    assert ROUNDED.above(Floor(0.01, 0.01, Off(0, 0)), 28, 100) == Tolerance(0.1, 0.1, Off(2, 2))
     # off is what a typical gap may not be, 0.1 however little rounding does
     few = Floor.of([compare(ask(), drifting(0.09, 0.01, 0.01, 0.11), STILL)], least_nats=0.1)
     assert (few.typical_nats, few.off) == (pytest.approx(0.05), Off(first=0, decode=1))
+
+
+def test_backends_that_agree_against_the_reference_cast_doubt_on_it():
+    """Guards against nine right kernels told wrong by a reference that is wrong at one length of prompt."""
+    tolerance = Tolerance(typical_nats=0.2, worst_nats=1.0, off=Off(2, 2))
+    asks = [ask("short"), ask("long")]
+    right = {"short": STILL, "long": drifting(4.0, 0.0, 0.0, 0.0)}
+    near = {"short": STILL, "long": drifting(4.1, 0.0, 0.0, 0.0)}
+    wrong = {"short": STILL, "long": drifting(-4.0, 0.0, 0.0, 0.0)}
+    reference = {"short": STILL, "long": STILL}
+    [line] = doubts(asks, {"a": right, "b": near, "c": reference}, reference, tolerance)
+    assert line.startswith("long: a, b differ from the reference and agree with each other")
+    # one alone, two that differ from each other too, or a minority say nothing
+    assert doubts(asks, {"a": right}, reference, tolerance) == []
+    assert doubts(asks, {"a": right, "b": wrong}, reference, tolerance) == []
+    rest = dict.fromkeys("cde", reference)
+    assert doubts(asks, {"a": right, "b": near, **rest}, reference, tolerance) == []
 
 
 def long_answer(gap: float = 0.0) -> Answer:
