@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from analysis.gates import Gate
@@ -24,6 +24,7 @@ class Verification:
     same_choice: int | None = None
     typical_gap_nats: float | None = None
     worst_gap_nats: float | None = None
+    doubts: list[str] = field(default_factory=list)  # of the reference itself
 
 
 def verifications(root: Path) -> list[Verification]:
@@ -42,6 +43,7 @@ def verifications(root: Path) -> list[Verification]:
                 same_choice=raw.get("same_choice"),
                 typical_gap_nats=raw.get("typical_gap_nats"),
                 worst_gap_nats=raw.get("worst_gap_nats"),
+                doubts=[str(doubt) for doubt in raw.get("doubts", [])],
             )
         )
     return found

@@ -276,7 +276,8 @@ def table() -> dict[str, Stage]:
         "facts": Stage(command("nvidia-smi -q"), 5),
         "doctor": Stage(command("{bench} -m servers backends"), 10),
         "tests": Stage(
-            command("{vllm} -m pytest -m gpu --durations=8 tests/vllm/test_attention_exact.py"), 80
+            command("{vllm} -m pytest -s -m gpu --durations=8 tests/vllm/test_attention_exact.py"),
+            80,
         ),
         "smoke": Stage(
             smoke(

@@ -302,12 +302,13 @@ def doubts(
     answers: Mapping[str, Mapping[str, Answer]],
     reference: Mapping[str, Answer],
     tolerance: Tolerance,
-) -> list[str]:
+) -> list[tuple[list[str], str]]:
     """Requests at which the reference may be wrong: backends differ from it and not from each other.
 
-    ``answers``: of each exact backend, by its label, to every request.
+    ``answers``: of each exact backend, by its label, to every request. Returns those backends' labels and a
+    sentence a request.
     """
-    found: list[str] = []
+    found: list[tuple[list[str], str]] = []
     for ask in asks:
 
         def differs(mine: Answer, other: Answer, ask: Ask = ask) -> bool:
@@ -318,10 +319,11 @@ def doubts(
         first = told[against[0]] if against else None
         alike = [label for label in against if first and not differs(told[label], first)]
         if 2 * len(alike) > len(told) and len(alike) > 1:
-            found.append(
+            sentence = (
                 f"{ask.name}: {', '.join(alike)} differ from the reference and agree with each other; "
                 "the reference may be what is wrong there"
             )
+            found.append((alike, sentence))
     return found
 
 

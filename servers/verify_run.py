@@ -130,14 +130,19 @@ def run(
                 next_one = unjudged.pop(0)
                 verdict = _verdict(order, next_one, reference, rounded, asks, say)
                 verdicts[str(next_one.folder)] = verdict
-    for line in _doubts(order, arms, reference, rounded, asks):
-        say(line)
+    for labels, sentence in _doubts(order, arms, reference, rounded, asks):
+        say(sentence)
+        for each in arms:
+            if each.choice.label in labels:
+                verdict = verdicts[str(each.folder)]
+                verdict["doubts"].append(sentence)
+                _write(each, verdict)
     return [verdicts[str(each.folder)] for each in arms]
 
 
 def _doubts(
     order: Order, arms: list[Arm], reference: Arm, rounded: Arm | None, asks: list[Ask]
-) -> list[str]:
+) -> list[tuple[list[str], str]]:
     exact = {
         arm.choice.label: arm.answers
         for arm in arms
@@ -308,10 +313,15 @@ def _verdict(
         "reference_model": order.reference_model.name,
         "reference_dtype": order.reference_dtype,
         **judged,
+        "doubts": [],
     }
-    write_atomic(arm.folder / VERIFY_JSON, json.dumps(body, indent=1) + "\n")
+    _write(arm, body)
     say(summary(body))
     return body
+
+
+def _write(arm: Arm, body: dict[str, Any]) -> None:
+    write_atomic(arm.folder / VERIFY_JSON, json.dumps(body, indent=1) + "\n")
 
 
 def _window_to_judge(order: Order, options: dict[str, Any]) -> int | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from analysis.barring import verifications
 from greenbench.config import BackendChoice, ModelConfig, ServerConfig, ServerRequest
 from greenbench.errors import UserError
 from servers import probe, serve, smoke, verify_run
@@ -294,6 +295,30 @@ def test_against_a_float32_reference_rounding_is_measured_first(
     assert told in said
     argv = state(tmp_path / "out" / "verify" / "rounded-reference-cpu_attn")["server"]["argv"]
     assert argv[argv.index("--dtype") + 1] == "bfloat16"
+
+
+def test_backends_that_agree_against_the_reference_are_told_with_their_verdicts(
+    tmp_path: Path, around: serve.Surroundings
+):
+    """Guards against right backends barred by a wrong reference without a word of doubt beside them."""
+    model = request(tmp_path).model
+    odd = model.model_copy(update={"server_args": ["--fake", "custom_differs"]})
+    sdpa, cpu_attn = BackendChoice(name="sdpa"), BackendChoice(name="cpu_attn")
+    gather = BackendChoice(name="sdpa_gather")
+    order = verify_run.Order(
+        odd, [sdpa, gather], cpu_attn, model, "float32", "float32", parallel=True
+    )
+    said: list[str] = []
+    out = tmp_path / "out"
+    verdicts = verify_run.run(order, out, around, said.append)
+    told = "alone-1: sdpa, sdpa_gather differ from the reference and agree with each other"
+    assert [line for line in said if line.startswith(told)]
+    for body in verdicts:
+        assert body["verdict"] == "fail" and len(body["doubts"]) == 28
+        assert body["doubts"][0].startswith(told)
+        assert body == json.loads((out / "verify" / body["label"] / "verify.json").read_text())
+    (found, _) = verifications(out)
+    assert found.doubts == verdicts[0]["doubts"]
 
 
 def test_a_comparison_that_is_cut_short_keeps_its_verdicts(

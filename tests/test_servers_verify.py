@@ -133,8 +133,11 @@ def test_backends_that_agree_against_the_reference_cast_doubt_on_it():
     near = {"short": STILL, "long": drifting(4.1, 0.0, 0.0, 0.0)}
     wrong = {"short": STILL, "long": drifting(-4.0, 0.0, 0.0, 0.0)}
     reference = {"short": STILL, "long": STILL}
-    [line] = doubts(asks, {"a": right, "b": near, "c": reference}, reference, tolerance)
-    assert line.startswith("long: a, b differ from the reference and agree with each other")
+    [found] = doubts(asks, {"a": right, "b": near, "c": reference}, reference, tolerance)
+    labels, line = found
+    assert labels == ["a", "b"] and line.startswith(
+        "long: a, b differ from the reference and agree with each other"
+    )
     # one alone, two that differ from each other too, or a minority say nothing
     assert doubts(asks, {"a": right}, reference, tolerance) == []
     assert doubts(asks, {"a": right, "b": wrong}, reference, tolerance) == []

@@ -44,7 +44,6 @@ LlamaForCausalLM()(
     )
   )
 )"""
-IMPLS = {"CPU_ATTN": "CPUAttentionBackendImpl", "CUSTOM": "SdpaImpl"}
 
 
 def install(folder: Path) -> str:
@@ -144,9 +143,9 @@ class Handler(BaseHTTPRequestHandler):
         self.reply({"usage": usage, "choices": [choice]})
 
     def inspect(self) -> None:
-        impl = (
-            "CPUAttentionBackendImpl" if ARGS.fake == "mismatch" else IMPLS[ARGS.attention_backend]
-        )
+        ours = os.environ.get("GREENBENCH_ATTENTION_CLASS", "SdpaBackend").rpartition(".")[2]
+        custom = ARGS.attention_backend == "CUSTOM" and ARGS.fake != "mismatch"
+        impl = ours.replace("Backend", "Impl") if custom else "CPUAttentionBackendImpl"
         self.reply(
             None if ARGS.fake == "no_inspection" else {"results": [TREE.replace("IMPL", impl)]}
         )

@@ -13,8 +13,10 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).parent))
 from emulation import emulated_xformers
@@ -139,9 +141,7 @@ def test_equals_dense_attention(name, data):
 
 def faulty_sdpa(query, keys, values, attn_mask, scale):
     """What PyTorch 2.13's memory-efficient CUDA kernel is like (issue 191937), in its shape at least."""
-    whole = torch.nn.functional.scaled_dot_product_attention(
-        query, keys, values, attn_mask=attn_mask, scale=scale
-    )
+    whole = F.scaled_dot_product_attention(query, keys, values, attn_mask=attn_mask, scale=scale)
     return torch.full_like(whole, 9.0) if keys.shape[-2] % 32 == 1 else whole
 
 
@@ -177,6 +177,30 @@ def test_equals_dense_attention_on_cuda(name, data):
         pytest.importorskip("xformers", reason=NO_XFORMERS)
     arguments, seen = data.draw(checks(CUDA[name]))
     assert worst_error(CUDA[name], arguments, seen, "cuda") < BOUND[arguments["dtype"]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pytorchs_masked_kernel_is_right_at_whole_pages(dtype):
+    """What `masked_attention` relies on; -s shows its error at other numbers of keys too."""
+    rng = torch.Generator().manual_seed(1)
+
+    def error(count: int) -> float:
+        query = 4 * torch.randn(2, 4, count, 64, generator=rng)
+        key, value = (torch.randn(2, 1, count, 64, generator=rng) for _ in range(2))
+        query, key, value = (part.to("cuda", dtype) for part in (query, key, value))
+        key, value = (part.expand(-1, 4, -1, -1) for part in (key, value))
+        mask = torch.ones(count, count, dtype=torch.bool, device="cuda").tril()
+        results = []
+        for kernel in (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH):
+            with sdpa_kernel(kernel):
+                results.append(F.scaled_dot_product_attention(query, key, value, attn_mask=mask))
+        return (results[0].double() - results[1].double()).abs().max().item()
+
+    errors = {count: error(count) for count in (*range(126, 132), 16, 48, 144, 161, 512, 528, 544)}
+    print(dtype, errors)
+    assert all(worst < 2 * BOUND[dtype] for count, worst in errors.items() if count % 16 == 0)
 
 
 @pytest.mark.gpu
