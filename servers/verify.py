@@ -91,6 +91,11 @@ class Off:
         )
 
 
+def widened(usual_nats: float, rounding_nats: float) -> float:
+    """What is allowed where rounding alone does so much."""
+    return max(usual_nats, FLOOR_FACTOR * rounding_nats)
+
+
 @dataclass(frozen=True, slots=True)
 class Floor:
     """What rounding alone did to the reference: the largest gaps of any request."""
@@ -103,8 +108,8 @@ class Floor:
     def of(cls, rows: Sequence[Compared], least_nats: float) -> "Floor":
         """``least_nats``: what a typical gap may be anyway, however little rounding does."""
         typical = max(row.typical_nats for row in rows)
-        beyond = max(least_nats, FLOOR_FACTOR * typical)
-        return cls(typical, max(row.worst_nats for row in rows), Off.count(rows, beyond))
+        off = Off.count(rows, widened(least_nats, typical))
+        return cls(typical, max(row.worst_nats for row in rows), off)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +136,8 @@ class Tolerance:
 
         off = Off(allowed(floor.off.first, first_steps), allowed(floor.off.decode, decode_steps))
         return Tolerance(
-            max(self.typical_nats, FLOOR_FACTOR * floor.typical_nats),
-            max(self.worst_nats, FLOOR_FACTOR * floor.worst_nats),
+            widened(self.typical_nats, floor.typical_nats),
+            widened(self.worst_nats, floor.worst_nats),
             off,
         )
 

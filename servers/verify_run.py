@@ -26,7 +26,7 @@ from servers.choices import resolve
 from servers.facts import model_facts
 from servers.process import ServerDied
 from servers.serve import BootFailed, Launch, Surroundings
-from servers.verify import Answer, Ask, Tolerance
+from servers.verify import Answer, Ask, Floor, Tolerance
 
 VERIFY_JSON = "verify.json"
 VERIFY_DIR = "verify"
@@ -117,51 +117,55 @@ def run(
     verdicts: dict[str, dict[str, Any]] = {}
     unjudged: list[Arm] = []
     comparable = False
+    tolerance = order.tolerance
     with closing(_answered(groups, asks)) as finished:
         for one in finished:
             if one is reference or one is rounded:
                 _answers_of(one)  # nothing can be compared without them
                 comparable = all(each is None or each.answers for each in (reference, rounded))
                 if comparable and rounded:
-                    say(_rounding_told(order, rounded, reference, asks))
+                    found = _answers_of(rounded), _answers_of(reference)
+                    floor, tolerance = verify.rounding(asks, *found, order.tolerance)
+                    say(_rounding_told(order, floor))
             else:
                 unjudged.append(one)
             while comparable and unjudged:
                 next_one = unjudged.pop(0)
                 verdict = _verdict(order, next_one, reference, rounded, asks, say)
                 verdicts[str(next_one.folder)] = verdict
-    for labels, sentence in _doubts(order, arms, reference, rounded, asks):
-        say(sentence)
-        for each in arms:
-            if each.choice.label in labels:
-                verdict = verdicts[str(each.folder)]
-                verdict["doubts"].append(sentence)
-                _write(each, verdict)
+    _add_doubts(arms, verdicts, _answers_of(reference), asks, tolerance, say)
     return [verdicts[str(each.folder)] for each in arms]
 
 
-def _doubts(
-    order: Order, arms: list[Arm], reference: Arm, rounded: Arm | None, asks: list[Ask]
-) -> list[tuple[list[str], str]]:
+def _rounding_told(order: Order, floor: Floor) -> str:
+    return (
+        f"{order.reference.label} in {order.dtype} is off by {floor.typical_nats:.2g} nats typically "
+        f"and {floor.worst_nats:.2g} at worst, from rounding alone"
+    )
+
+
+def _add_doubts(
+    arms: list[Arm],
+    verdicts: dict[str, dict[str, Any]],
+    reference: dict[str, Answer],
+    asks: list[Ask],
+    tolerance: Tolerance,
+    say: Callable[[str], None],
+) -> None:
+    """Say where the reference may be wrong, and write it beside the verdicts of those who say so."""
     exact = {
         arm.choice.label: arm.answers
         for arm in arms
         if arm.answers and resolve(arm.choice)[0].exact
     }
-    tolerance = order.tolerance
-    if rounded is not None:
-        found = _answers_of(rounded), _answers_of(reference)
-        _, tolerance = verify.rounding(asks, *found, tolerance)
-    return verify.doubts(asks, exact, _answers_of(reference), tolerance)
-
-
-def _rounding_told(order: Order, rounded: Arm, reference: Arm, asks: list[Ask]) -> str:
-    found = _answers_of(rounded), _answers_of(reference)
-    floor, _ = verify.rounding(asks, *found, order.tolerance)
-    return (
-        f"{order.reference.label} in {order.dtype} is off by {floor.typical_nats:.2g} nats typically "
-        f"and {floor.worst_nats:.2g} at worst, from rounding alone"
-    )
+    found = verify.doubts(asks, exact, reference, tolerance)
+    for _, sentence in found:
+        say(sentence)
+    for arm in arms:
+        if told := [sentence for labels, sentence in found if arm.choice.label in labels]:
+            verdict = verdicts[str(arm.folder)]
+            verdict["doubts"] = told
+            _write(arm, verdict)
 
 
 def _answers_of(reference: Arm) -> dict[str, Answer]:
