@@ -293,7 +293,7 @@ def table() -> dict[str, Stage]:
             smoke([(m, "flash_attn3", "eager") for m in OTHER_FAMILIES], 7), 90
         ),
         "answers": Stage(answers(CUDA_BACKENDS), 90),
-        "answers-ours": Stage(answers(("sdpa", "sdpa_gather", "sink_window")), 90),
+        "answers-again": Stage(answers(("sdpa", "sdpa_gather", "sink_window", "flash_attn4")), 90),
         "verify": Stage(compared(exact), 100),
         # alone, since the driver compiles it for minutes
         "verify-flash2": Stage(compared(["flash_attn2"]), 400),

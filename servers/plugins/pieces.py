@@ -20,8 +20,8 @@ from servers.plugins.varlen_call import PAGE_MULTIPLE, Sequences, by_group
 logger = init_logger("vllm.plugins.greenbench")
 
 WANTED_PIECES = 32  # of a step: with 8 key heads two of them for each unit of an H100
-PIECE_TOKENS = 1024  # the least of one
-WORTH_TOKENS = 4096  # where no context is longer, joining costs more than it saves
+PIECE_TOKENS = 512  # the least of one
+WORTH_TOKENS = 1536  # where no context is longer, joining costs more than it saves
 TOLERANCE = 0.02  # of the check, in bfloat16
 
 

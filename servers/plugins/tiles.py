@@ -16,6 +16,7 @@ from servers.plugins.step import Attend, Batch, StepImpl
 from servers.plugins.visibility import Visibility
 
 TILE_ROWS = 512  # queries a tile: bounds the mask to 512 x keys
+QUERY_BLOCK = 32  # of PyTorch's memory-efficient CUDA kernels, or a divisor of it
 
 
 def page_numbers(spans: list[tuple[int, int]], block_size: int) -> list[int]:
@@ -40,12 +41,19 @@ def masked_attention(
     mask: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """PyTorch's SDPA over whole pages of keys.
+    """PyTorch's SDPA under a mask, for ``query`` [..., queries, D] and ``mask`` [..., queries, keys].
 
-    On CUDA its memory-efficient kernel is wrong under a mask when the number of keys is 1 beyond a multiple
-    of 32 (pytorch issue 191937), which whole pages of 16 never are. In float32, where it is what other
-    kernels are held to, the definition itself is computed there and no fused kernel.
+    Its memory-efficient CUDA kernel takes queries in blocks of 64, beyond a head size of 128 of 32, and gives
+    a wrong answer to one that is alone in the last block where heads share their keys by a stride of 0
+    (pytorch issue 191937). That one goes by itself. In float32, where it is what other kernels are held to,
+    the definition is computed on CUDA and no fused kernel.
     """
+    if query.shape[-2] % QUERY_BLOCK == 1 and query.shape[-2] > 1:
+        most, last = (
+            masked_attention(query[..., rows, :], keys, values, mask[..., rows, :], scale)
+            for rows in (slice(-1), slice(-1, None))
+        )
+        return torch.cat((most, last), dim=-2)
     exact = query.is_cuda and query.dtype == torch.float32
     with sdpa_kernel(SDPBackend.MATH) if exact else nullcontext():
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)

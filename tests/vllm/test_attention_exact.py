@@ -3,9 +3,10 @@
 On the GPU the same property holds for the CUDA paths: ``pytest -m gpu tests/vllm``.
 """
 
+import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,6 +51,7 @@ class Subject:
     layouts: tuple[str, ...] = ("HND", "NHD")
     head_sizes: tuple[int, ...] = (32, 64, 80, 128)
     window: str = "sliding"  # sliding: the layer's own; option: ours; none
+    options: dict = field(default_factory=dict)
 
 
 CPU = {
@@ -72,15 +74,8 @@ CUDA = {
     "sink_window": Subject(
         SinkWindowImpl, plan_gather, dtypes=(torch.float32, *HALF), window="option"
     ),
-    "xformers": Subject(
-        XformersImpl,
-        plan_xformers,
-        dtypes=HALF,
-        block_sizes=(64,),
-        layouts=("NHD",),
-        head_sizes=(32, 64, 128),
-        window="none",
-    ),
+    "xformers": replace(XFORMERS, dtypes=HALF),
+    "xformers, cutlass": replace(XFORMERS, dtypes=HALF, options={"prefill": "cutlass"}),
 }
 
 request_shapes = st.one_of(
@@ -123,8 +118,8 @@ def worst_error(
     expected = dense_reference(case, seen)
     case = to_device(case, device)
     own = subject.window == "option"
-    options = f'{{"window": {seen.window}, "sink": {seen.sink}}}' if own else "{}"
-    with patch.dict(os.environ, {OPTIONS_ENV: options}):
+    options = {"window": seen.window, "sink": seen.sink} if own else subject.options
+    with patch.dict(os.environ, {OPTIONS_ENV: json.dumps(options)}):
         impl = make_impl(subject.impl, case, sliding_window=None if own else seen.window)
     assert impl.visibility == seen
     return (run(impl, subject.planner, case).double() - expected).abs().max().item()
@@ -140,17 +135,20 @@ def test_equals_dense_attention(name, data):
 
 
 def faulty_sdpa(query, keys, values, attn_mask, scale):
-    """What PyTorch 2.13's memory-efficient CUDA kernel is like (issue 191937), in its shape at least."""
-    whole = F.scaled_dot_product_attention(query, keys, values, attn_mask=attn_mask, scale=scale)
-    return torch.full_like(whole, 9.0) if keys.shape[-2] % 32 == 1 else whole
+    """With the fault of PyTorch's memory-efficient CUDA kernel (issue 191937): a lone last query is lost."""
+    result = F.scaled_dot_product_attention(query, keys, values, attn_mask=attn_mask, scale=scale)
+    count, block = query.shape[-2], 64 if query.shape[-1] <= 128 else 32
+    if count > 1 and count % block == 1 and keys.stride(-3) == 0:
+        result[..., -1, :] = 9.0
+    return result
 
 
 @pytest.mark.parametrize("name", ["sdpa_gather", "sink_window, gathered"])
-@pytest.mark.parametrize("block_size", [16, 32])
-@pytest.mark.parametrize("requests", [[(0, 33)], [(0, 129)], [(64, 65), (100, 29), (32, 1)]])
-def test_no_number_of_keys_that_pytorchs_kernel_is_wrong_at(name, block_size, requests):
+@pytest.mark.parametrize("head_size", [64, 160])
+@pytest.mark.parametrize("requests", [[(0, 33)], [(0, 129)], [(7, 65), (90, 97), (32, 1)]])
+def test_no_query_is_lost_to_pytorchs_kernel(name, head_size, requests):
     """Guards against a last prompt token that attends to something else at 129 tokens, as on an H100."""
-    arguments = {"requests": requests, "seed": 1, "dtype": torch.float32, "block_size": block_size}
+    arguments = {"requests": requests, "seed": 1, "dtype": torch.float32, "head_size": head_size}
     seen = Visibility(window=10_000 if "window" in name else None)
     functions = SimpleNamespace(scaled_dot_product_attention=faulty_sdpa)
     with patch.object(tiles, "F", functions):
@@ -173,7 +171,7 @@ def test_xformers_metadata_equals_dense_attention(check):
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(data=st.data())
 def test_equals_dense_attention_on_cuda(name, data):
-    if name == "xformers":
+    if "xformers" in name:
         pytest.importorskip("xformers", reason=NO_XFORMERS)
     arguments, seen = data.draw(checks(CUDA[name]))
     assert worst_error(CUDA[name], arguments, seen, "cuda") < BOUND[arguments["dtype"]]
@@ -181,44 +179,55 @@ def test_equals_dense_attention_on_cuda(name, data):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("head_size", [64, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pytorchs_masked_kernel_is_right_at_whole_pages(dtype):
-    """What `masked_attention` relies on; -s shows its error at other numbers of keys too."""
+def test_pytorchs_masked_kernel_is_right_but_for_a_query_alone_in_its_block(dtype, head_size):
+    """What `masked_attention` relies on; -s shows where the kernel is wrong."""
     rng = torch.Generator().manual_seed(1)
 
-    def error(count: int) -> float:
-        query = 4 * torch.randn(2, 4, count, 64, generator=rng)
-        key, value = (torch.randn(2, 1, count, 64, generator=rng) for _ in range(2))
+    def error(count: int, keys: int) -> float:
+        query = 4 * torch.randn(2, 4, count, head_size, generator=rng)
+        key, value = (torch.randn(2, 1, keys, head_size, generator=rng) for _ in range(2))
         query, key, value = (part.to("cuda", dtype) for part in (query, key, value))
         key, value = (part.expand(-1, 4, -1, -1) for part in (key, value))
-        mask = torch.ones(count, count, dtype=torch.bool, device="cuda").tril()
+        mask = torch.ones(count, keys, dtype=torch.bool, device="cuda").tril(keys - count)
+        mask[:, 0] = True
         results = []
         for kernel in (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH):
             with sdpa_kernel(kernel):
                 results.append(F.scaled_dot_product_attention(query, key, value, attn_mask=mask))
         return (results[0].double() - results[1].double()).abs().max().item()
 
-    errors = {count: error(count) for count in (*range(126, 132), 16, 48, 144, 161, 512, 528, 544)}
-    print(dtype, errors)
-    assert all(worst < 2 * BOUND[dtype] for count, worst in errors.items() if count % 16 == 0)
+    counts = (1, 2, 31, 32, 33, 34, 63, 64, 65, 66, 97, 127, 128, 129, 130, 144, 257, 321, 512)
+    errors = {(n, keys): error(n, keys) for n in counts for keys in (128, 129, 144, 640, 656)}
+    wrong = {
+        at: round(worst, 3) for at, worst in errors.items() if worst > 0.05
+    }  # rounding stays below
+    print(dtype, head_size, wrong)
+    assert all(count > 1 and count % tiles.QUERY_BLOCK == 1 for count, _ in wrong)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("head_size", [64, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("requests", [[(0, 129)], [(0, 513)], [(0, 500), (319, 321)], [(512, 129)]])
+@pytest.mark.parametrize(
+    "requests",
+    [[(0, 129), (0, 513)], [(0, 500), (319, 321)], [(512, 129), (0, 97), (40, 33)]],
+)
 @pytest.mark.parametrize("name", CUDA)
-def test_longer_sharper_prompts_equal_dense_attention_on_cuda(name, requests, dtype):
+def test_longer_sharper_prompts_equal_dense_attention_on_cuda(name, requests, dtype, head_size):
     """Lengths at which PyTorch's kernel is wrong, and queries so sharp that one lost key is seen."""
-    if name == "xformers":
+    if "xformers" in name:
         pytest.importorskip("xformers", reason=NO_XFORMERS)
     subject = CUDA[name]
     if dtype not in subject.dtypes:
         pytest.skip(f"{name} does not serve {dtype}")
-    arguments = {"requests": requests, "seed": 1, "dtype": dtype, "group": 4, "head_size": 64}
+    arguments = {"requests": requests, "seed": 1, "dtype": dtype, "group": 4}
     arguments |= {"block_size": subject.block_sizes[0], "layout": subject.layouts[-1]}
     window = 10_000 if subject.window == "option" else None
-    error = worst_error(subject, arguments, Visibility(window=window), "cuda", sharper=4.0)
+    seen = Visibility(window=window)
+    error = worst_error(subject, arguments | {"head_size": head_size}, seen, "cuda", sharper=4.0)
     assert error < 2 * BOUND[dtype]
 
 
