@@ -10,6 +10,7 @@ from pathlib import Path
 
 from analysis.checks import faults, superseded
 from analysis.load import load_runs
+from greenbench.config import ROOT
 from greenbench.errors import UserError, exit_on_user_error
 
 
@@ -101,7 +102,7 @@ def main() -> int:
                 help="rank eager and CUDA graphs together; default: each by itself",
             )
     measure = commands.add_parser("ceilings", help=(ceilings.__doc__ or "").splitlines()[0])
-    measure.add_argument("--out", type=Path, default=Path("runs/ceilings.json"))
+    measure.add_argument("--out", type=Path, default=ROOT / "runs" / "ceilings.json")
     measure.set_defaults(action=ceilings)
     draw = commands.add_parser("simulate", help=(simulate.__doc__ or "").splitlines()[0])
     draw.add_argument("--trials", type=int, default=2000)
@@ -123,7 +124,10 @@ def main() -> int:
         help="the backend that the server was started with; no tool's file names it",
     )
     foreign.add_argument(
-        "--out", type=Path, default=Path("runs/imported"), help="default: runs/imported"
+        "--out",
+        type=Path,
+        default=ROOT / "runs" / "imported",
+        help="default: the checkout's runs/imported",
     )
     foreign.set_defaults(action=import_results)
     args = parser.parse_args()

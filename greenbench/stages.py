@@ -6,6 +6,7 @@ the children in order.
 
 import ctypes
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -61,8 +62,10 @@ def call_json(argv: list[str], stdin: object = None) -> Any:
 
 
 def passthrough(argv: list[str]) -> int:
-    """Run a stage command on this terminal and return its exit code."""
-    return subprocess.run(argv, cwd=ROOT, check=False).returncode
+    """Run a stage command on this terminal, in the caller's folder, and return its exit code."""
+    known = os.environ.get("PYTHONPATH")
+    paths = os.pathsep.join([str(ROOT), *([known] if known else [])])  # also where not installed
+    return subprocess.run(argv, env=os.environ | {"PYTHONPATH": paths}, check=False).returncode
 
 
 def last_line(text: str) -> str:

@@ -139,20 +139,15 @@ def test_text_from_runs_is_escaped(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)" in page
 
 
-def test_command_writes_both_files(tmp_path: Path) -> None:
-    write_run(tmp_path / "runs", FakeRun())
+def test_command_writes_both_files_where_its_relative_paths_say(tmp_path: Path) -> None:
+    """Guards against paths that are meant from the checkout when a person stands elsewhere."""
+    write_run(tmp_path / "here" / "runs", FakeRun())
+    program = Path(sys.executable).with_name("greenbench")
+    command = [program, "report", "runs", "--out", "../deep/page.html"]
+    folder = tmp_path / "here"
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "../deep/page.html"), done.stderr
     out = tmp_path / "deep" / "page.html"
-    command = [
-        sys.executable,
-        "-m",
-        "analysis",
-        "report",
-        str(tmp_path / "runs"),
-        "--out",
-        str(out),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.strip()) == (0, str(out)), done.stderr
     assert out.read_text().startswith("<!doctype html>")
     assert json.loads((out.parent / "summary.json").read_text())["schema_version"] == "1.0"
 
