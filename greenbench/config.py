@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from greenbench import hub
 from greenbench.errors import UserError, nearest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -342,14 +343,17 @@ def load_live_point(run_path: Path) -> LivePoint:
 
 
 def load_model(name: str) -> ModelConfig:
-    """A model by name (configs/models/<name>.yaml), YAML path, or folder that holds config.json."""
+    """A model by name (configs/models/<name>.yaml), YAML path, folder that holds config.json, or hub id."""
     named = CONFIGS / "models" / f"{name}.yaml"
     path = Path(name)
     if named.is_file() or path.suffix in (".yaml", ".yml"):
         source = named if named.is_file() else path
         return _resolve_paths(parse(ModelConfig, load_yaml(source), str(source)), source)
     if (path / "config.json").is_file():
-        return _model_folder(path.resolve())
+        path = path.resolve()
+        return _model_of(path.name, str(path), json.loads((path / "config.json").read_text()))
+    if "/" in name and hub.HUB_ID.fullmatch(name):
+        return _model_of(path.name, name, hub.config(name))
     known = [file.stem for file in (CONFIGS / "models").glob("*.yaml")]
     raise UserError(
         f"Unknown model '{name}': no configs/models/{name}.yaml and no folder with a config.json; "
@@ -368,9 +372,8 @@ def _resolve_paths(model: ModelConfig, source: Path) -> ModelConfig:
     return model.model_copy(update={"path": str(local)}) if local.is_dir() else model
 
 
-def _model_folder(path: Path) -> ModelConfig:
-    config = json.loads((path / "config.json").read_text())
-    length = config.get("max_position_embeddings", 8192)
-    return parse(
-        ModelConfig, {"name": path.name, "path": str(path), "max_model_len": length}, str(path)
-    )
+def _model_of(name: str, path: str, config: dict[str, Any]) -> ModelConfig:
+    """Of a folder or a hub id and its config.json; the window is the model's own."""
+    text = config.get("text_config") or config
+    length = text.get("max_position_embeddings", 8192)
+    return parse(ModelConfig, {"name": name, "path": path, "max_model_len": length}, path)

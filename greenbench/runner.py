@@ -76,6 +76,12 @@ class Plan:
 def plan_sweep(sweep: SweepConfig, blocks: frozenset[int] | None = None) -> list[Plan]:
     """Expand the sweep, or some repeats, and have the other rooms check every name. Raises UserError."""
     models = [load_model(name) for name in sweep.models]
+    names = [model.name for model in models]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(
+            f"sweep '{sweep.name}': 'models' has two that are called '{twice}'; give one a YAML file with "
+            "a name of its own"
+        )
     starts = [s for s in expand(sweep, models) if blocks is None or s.repeat in blocks]
     tasks = call_json(python_module("loadgen", "tasks"))
     check_tasks(sweep, tasks)
@@ -208,7 +214,7 @@ def _run_start(
 ) -> None:
     start = plan.start
     try:
-        view.server(start, "building the model")
+        view.server(start, "getting the model")
         model_path = build_model(start.request)
         view.server(start, "making prompts")
         prompts = make_prompts(origin.sweep_dir, points, model_path)

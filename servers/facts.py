@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from greenbench import hub
 from greenbench.config import ModelConfig, ServerConfig
 from greenbench.errors import UserError, nearest
 
@@ -135,14 +136,19 @@ FEATURES = {
 
 
 def model_facts(model: ModelConfig) -> ModelFacts:
-    """Facts from the config of the build, or from the folder's config.json; a hub id gives the name only."""
+    """Facts from the config of the build, or from config.json of the folder or in the hub's cache.
+
+    A hub id whose config.json is not there gives the name only.
+    """
     if model.build is not None:
         config = {**model.build.config, "vocab_size": model.build.vocab_size}
         return facts_of_config(model.name, config)
     path = Path(model.path or "") / "config.json"
-    if not path.is_file():
-        return ModelFacts(model.name)
-    return facts_of_config(model.name, json.loads(path.read_text()))
+    if path.is_file():
+        return facts_of_config(model.name, json.loads(path.read_text()))
+    is_id = model.path is not None and hub.HUB_ID.fullmatch(model.path)
+    known = hub.cached_config(model.path) if model.path and is_id else None
+    return facts_of_config(model.name, known) if known else ModelFacts(model.name)
 
 
 def facts_of_config(name: str, config: Mapping[str, Any]) -> ModelFacts:

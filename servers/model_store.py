@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from greenbench import hub
 from greenbench.config import ROOT, BuiltModel, ModelConfig
 from greenbench.errors import UserError
 
@@ -27,15 +28,16 @@ def build_hash(build: BuiltModel) -> str:
 
 
 def model_path(model: ModelConfig, cache: Path) -> str:
-    """The folder (or hub id) that vLLM is given; a built model's folder may not exist yet."""
+    """The folder that vLLM is given: a built model's may not exist yet; the id of one not fetched yet."""
     if model.build is None:
         assert model.path is not None
-        return model.path
+        found = hub.folder(model.path) if is_hub_id(model.path) else None
+        return str(found or model.path)
     return str(cache / "models" / f"{model.name}-{build_hash(model.build)}")
 
 
 def is_hub_id(path: str) -> bool:
-    return not Path(path).is_absolute() and not Path(path).exists()
+    return hub.HUB_ID.fullmatch(path) is not None and not Path(path).exists()
 
 
 def missing(model: ModelConfig) -> str | None:
@@ -48,12 +50,12 @@ def missing(model: ModelConfig) -> str | None:
 
 
 def ensure_model(model: ModelConfig, cache: Path, vllm_python: str, env: Mapping[str, str]) -> str:
-    """Build the model unless it is there; returns its path. A missing given folder raises UserError."""
+    """Build or fetch the model unless it is there; returns its folder. One that cannot be had: UserError."""
     path = model_path(model, cache)
     if reason := missing(model):
         raise UserError(reason)
     if model.build is None:
-        return path
+        return str(hub.download(path)) if is_hub_id(path) else path
     folder = Path(path)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(folder.name + ".lock").open("w") as lock:

@@ -103,6 +103,7 @@ class Launch:
         if self.plan.refusals:
             raise UserError("; ".join(self.plan.refusals))
         ensure_model(request.model, around.cache, around.vllm_python, child_env(around.env, {}))
+        self.plan = planned(request, around, port)  # a model of the hub has its folder only now
         self.state = StateFile(out, _described(request, self.plan, out, port, around))
         command = self.plan.command
         env = child_env(around.env, command.env)

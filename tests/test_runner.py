@@ -82,15 +82,29 @@ def test_blocks_that_the_sweep_lacks_are_one_sentence(text: str) -> None:
         cli.parse_blocks(text, 5)
 
 
+def small_sweep(**other: object) -> SweepConfig:
+    return SweepConfig.model_validate({
+        "name": "s", "models": ["tiny-llama"], "backends": ["cpu_attn", "sdpa"], "contexts": [256],
+        "tasks": ["retrieve"], "loads": [{"users": 1}], "repeats": 3, **other,
+    })  # fmt: skip
+
+
+def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Guards against two hub ids that end alike, whose points would be pooled as one model's."""
+    for owner in ("one", "other"):
+        (tmp_path / owner / "m").mkdir(parents=True)
+        (tmp_path / owner / "m" / "config.json").write_text("{}")
+    models = [str(tmp_path / owner / "m") for owner in ("one", "other")]
+    with pytest.raises(UserError, match="sweep 's': 'models' has two that are called 'm'"):
+        runner.plan_sweep(small_sweep(models=models))
+
+
 def test_two_cards_share_a_sweep_without_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a block that both cards measure, or none, and against another order within one."""
     monkeypatch.setattr(
         runner, "call_json", lambda argv, stdin=None: [{}] * len(stdin) if stdin else KNOWN_TASKS
     )
-    sweep = SweepConfig.model_validate({
-        "name": "s", "models": ["tiny-llama"], "backends": ["cpu_attn", "sdpa"], "contexts": [256],
-        "tasks": ["retrieve"], "loads": [{"users": 1}], "repeats": 3,
-    })  # fmt: skip
+    sweep = small_sweep()
 
     def names(blocks: frozenset[int] | None) -> list[str]:
         return [plan.start.label for plan in runner.plan_sweep(sweep, blocks)]
