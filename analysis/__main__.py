@@ -38,6 +38,7 @@ def report(args: argparse.Namespace) -> int:
         if sys.stderr.isatty():
             print(f"\r{done}/{total} runs", end="" if done < total else "\n", file=sys.stderr)
 
+    load_runs(args.runs)  # bad input is said before anything is written
     out = args.out or args.runs / "report.html"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

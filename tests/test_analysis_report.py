@@ -1,6 +1,7 @@
 """The report says what the runs hold: nothing hidden, nothing invented, nothing fetched."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -150,6 +151,18 @@ def test_command_writes_both_files_where_its_relative_paths_say(tmp_path: Path) 
     out = tmp_path / "deep" / "page.html"
     assert out.read_text().startswith("<!doctype html>")
     assert json.loads((out.parent / "summary.json").read_text())["schema_version"] == "1.0"
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "pages/page.html"]])
+def test_runs_that_are_not_there_leave_nothing_behind(tmp_path: Path, out: list[str]) -> None:
+    command = [sys.executable, "-m", "analysis", "report", "nowhere", *out]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    said = "error: nowhere: no such directory; give a run, a sweep or a folder of sweeps"
+    assert (done.returncode, done.stderr.strip()) == (2, said)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_barred_backends_stand_in_the_decision_table_and_maps_need_no_script(
