@@ -40,12 +40,7 @@ def report(args: argparse.Namespace) -> int:
 
     load_runs(args.runs)  # bad input is said before anything is written
     out = args.out or args.runs / "report.html"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{out.parent}: cannot be made ({error.strerror}); choose another --out"
-        ) from error
+    make_folder(out.parent)
     whole = study(args.runs, progress, args.across_executions)
     write_summary(whole, out.with_name("summary.json"))
     write_report(whole, out)
@@ -53,10 +48,21 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
+def make_folder(folder: Path) -> None:
+    """Before the work, so that none is lost to a place that cannot be written. UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be made ({error.strerror}); choose another --out"
+        ) from error
+
+
 def ceilings(args: argparse.Namespace) -> int:
     """Measure matmul and memory streams of this machine; the report's roofline uses them."""
     from analysis.ceilings import measure_host
 
+    make_folder(args.out.parent)
     found = measure_host(args.out)
     print(found.model_dump_json(indent=1))
     return 0

@@ -133,7 +133,6 @@ def measure_host(out: Path) -> HostCeilings:
     found = HostCeilings(
         host_cpu=cpu_name(), cores=os.cpu_count() or 1, **json.loads(done.stdout.splitlines()[-1])
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, found.model_dump_json(indent=1) + "\n")
     return found
 

@@ -165,6 +165,19 @@ def test_runs_that_are_not_there_leave_nothing_behind(tmp_path: Path, out: list[
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", [["report", "runs"], ["ceilings"]])
+def test_a_place_that_cannot_be_written_is_said_before_the_work(
+    tmp_path: Path, command: list[str]
+) -> None:
+    write_run(tmp_path / "runs", FakeRun())
+    (tmp_path / "file").touch()
+    argv = [Path(sys.executable).with_name("greenbench"), *command, "--out", "file/deep/out"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = "error: file/deep: cannot be made (Not a directory); choose another --out"
+    assert (done.returncode, done.stderr.strip()) == (2, said)
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "file"}
+
+
 def test_barred_backends_stand_in_the_decision_table_and_maps_need_no_script(
     tmp_path: Path,
 ) -> None:
