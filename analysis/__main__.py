@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from analysis.checks import faults, superseded
-from analysis.load import load_runs
+from analysis.load import find_runs, load_runs
 from greenbench.config import ROOT
 from greenbench.errors import UserError, exit_on_user_error
 
@@ -38,7 +38,7 @@ def report(args: argparse.Namespace) -> int:
         if sys.stderr.isatty():
             print(f"\r{done}/{total} runs", end="" if done < total else "\n", file=sys.stderr)
 
-    load_runs(args.runs)  # bad input is said before anything is written
+    find_runs(args.runs)  # bad input is said before anything is written
     out = args.out or args.runs / "report.html"
     make_folder(out.parent)
     whole = study(args.runs, progress, args.across_executions)

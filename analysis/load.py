@@ -168,8 +168,8 @@ def load_run(path: Path) -> Run:
     return Run(run, run.manifest(), load_live_point(path))
 
 
-def load_runs(root: Path) -> list[Run]:
-    """Every run at or below ``root``, oldest first; none at all is a UserError."""
+def find_runs(root: Path) -> list[RunDir]:
+    """The run directories at or below ``root``, oldest first, unread; none at all is a UserError."""
     if not root.exists():
         raise UserError(f"{root}: no such directory; give a run, a sweep or a folder of sweeps")
     found = list_runs(root)
@@ -178,4 +178,9 @@ def load_runs(root: Path) -> list[Run]:
             f"{root}: no run directories (manifest.json) at or below it; "
             "give the folder that `greenbench run` wrote"
         )
-    return [load_run(run.path) for run in found]
+    return found
+
+
+def load_runs(root: Path) -> list[Run]:
+    """Every run at or below ``root``, oldest first; none at all is a UserError."""
+    return [load_run(run.path) for run in find_runs(root)]

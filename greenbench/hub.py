@@ -16,44 +16,45 @@ INDEX = "model.safetensors.index.json"
 OTHER_FORMS = ["*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "original/*"]
 
 
+def is_id(path: str) -> bool:
+    """Whether ``path`` can only be meant as an id: it has the form of one and is nothing on this disk."""
+    return HUB_ID.fullmatch(path) is not None and not Path(path).exists()
+
+
 def cached_config(hub_id: str) -> dict[str, Any] | None:
     """What config.json says where this machine has it already; never asks the network."""
-    found = _library().try_to_load_from_cache(hub_id, CONFIG)
-    return json.loads(Path(found).read_text()) if isinstance(found, str) else None
+    found = _cached(hub_id)
+    return None if found is None else json.loads(found.read_text())
 
 
 def config(hub_id: str) -> dict[str, Any]:
     """config.json of ``hub_id``, fetched where it must be. A model that cannot be had: UserError."""
-    found = cached_config(hub_id)
-    if found is None:
-        path = _asked(hub_id, lambda: _library().hf_hub_download(hub_id, CONFIG))
-        found = json.loads(path.read_text())
-    return found
+    found = _cached(hub_id) or _asked(_library().hf_hub_download, hub_id, filename=CONFIG)
+    return json.loads(found.read_text())
 
 
 def folder(hub_id: str) -> Path | None:
     """The snapshot in the hub's cache, where all of its weights are there; never asks the network."""
-    found = _library().try_to_load_from_cache(hub_id, CONFIG)
-    here = Path(found).parent if isinstance(found, str) else None
-    return here if here is not None and _whole(here) else None
+    found = _cached(hub_id)
+    return found.parent if found is not None and _whole(found.parent) else None
 
 
 def download(hub_id: str) -> Path:
-    """The snapshot's folder, fetched where it must be, or UserError."""
-    found = folder(hub_id)
-    if found is None:
-        found = _asked(
-            hub_id, lambda: _library().snapshot_download(hub_id, ignore_patterns=OTHER_FORMS)
-        )
+    """Fetch what the snapshot lacks; its folder. UserError where it cannot be had whole."""
+    found = _asked(_library().snapshot_download, hub_id, ignore_patterns=OTHER_FORMS)
     if not _whole(found):
-        found = _asked(
-            hub_id, lambda: _library().snapshot_download(hub_id, allow_patterns=["*.bin"])
-        )
+        found = _asked(_library().snapshot_download, hub_id, allow_patterns=["*.bin"])
     if not _whole(found):
         raise UserError(
             f"Model '{hub_id}': {found} lacks weights; fetch them where the hub can be reached"
         )
     return found
+
+
+def _cached(hub_id: str) -> Path | None:
+    """config.json in the hub's cache."""
+    found = _library().try_to_load_from_cache(hub_id, CONFIG)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _library() -> Any:
@@ -69,9 +70,9 @@ def _whole(snapshot: Path) -> bool:
     return any(snapshot.glob("*.safetensors")) or any(snapshot.glob("*.bin"))
 
 
-def _asked(hub_id: str, ask: Callable[[], str]) -> Path:
+def _asked(fetch: Callable[..., str], hub_id: str, **wanted: Any) -> Path:
     try:
-        return Path(ask())
+        return Path(fetch(hub_id, **wanted))
     except (OSError, ValueError) as error:  # what the library raises, network and all
         said = str(error).strip().splitlines() or ["no more was said"]
         raise UserError(

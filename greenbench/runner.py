@@ -34,6 +34,7 @@ from greenbench.stages import (
 )
 from greenbench.sweep import (
     ServerStart,
+    check_names,
     check_window,
     expand,
     point_hash,
@@ -76,12 +77,7 @@ class Plan:
 def plan_sweep(sweep: SweepConfig, blocks: frozenset[int] | None = None) -> list[Plan]:
     """Expand the sweep, or some repeats, and have the other rooms check every name. Raises UserError."""
     models = [load_model(name) for name in sweep.models]
-    names = [model.name for model in models]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(
-            f"sweep '{sweep.name}': 'models' has two that are called '{twice}'; give one a YAML file with "
-            "a name of its own"
-        )
+    check_names(sweep, models)
     starts = [s for s in expand(sweep, models) if blocks is None or s.repeat in blocks]
     tasks = call_json(python_module("loadgen", "tasks"))
     check_tasks(sweep, tasks)

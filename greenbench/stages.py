@@ -63,8 +63,7 @@ def call_json(argv: list[str], stdin: object = None) -> Any:
 
 def passthrough(argv: list[str]) -> int:
     """Run a stage command on this terminal, in the caller's folder, and return its exit code."""
-    known = os.environ.get("PYTHONPATH")
-    paths = os.pathsep.join([str(ROOT), *([known] if known else [])])  # also where not installed
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.run(argv, env=os.environ | {"PYTHONPATH": paths}, check=False).returncode
 
 

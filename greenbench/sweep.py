@@ -95,6 +95,16 @@ def _start(
     return ServerStart(request=request, repeat=repeat, arm=arm, points=tuple(points))
 
 
+def check_names(sweep: SweepConfig, models: list[ModelConfig]) -> None:
+    """Points are told apart by their model's name."""
+    names = [model.name for model in models]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(
+            f"sweep '{sweep.name}': 'models' has two that are called '{twice}'; give one a YAML file with "
+            "a name of its own"
+        )
+
+
 def check_window(sweep: SweepConfig, models: list[ModelConfig], outputs: dict[str, int]) -> None:
     """Every prompt with its output must fit each model's window; ``outputs``: task → default tokens."""
     for model in models:

@@ -67,7 +67,7 @@ def command_direct(args: argparse.Namespace) -> int:
 
 def _folder(given: str | None, kind: str, *names: str) -> Path:
     if given:
-        return Path(given).resolve()  # the stages run in the checkout's root
+        return Path(given)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     return ROOT / "runs" / kind / "-".join([stamp, *(slug(name) for name in names)])
 
@@ -87,7 +87,7 @@ def _server_config(args: argparse.Namespace) -> ServerConfig:
 
 
 def command_start(args: argparse.Namespace) -> int:
-    return _serve(_read_request(args.request), Path(args.out).resolve())
+    return _serve(_read_request(args.request), Path(args.out))
 
 
 def _serve(request: ServerRequest, out: Path) -> int:

@@ -146,8 +146,7 @@ def model_facts(model: ModelConfig) -> ModelFacts:
     path = Path(model.path or "") / "config.json"
     if path.is_file():
         return facts_of_config(model.name, json.loads(path.read_text()))
-    is_id = model.path is not None and hub.HUB_ID.fullmatch(model.path)
-    known = hub.cached_config(model.path) if model.path and is_id else None
+    known = hub.cached_config(model.path) if model.path and hub.is_id(model.path) else None
     return facts_of_config(model.name, known) if known else ModelFacts(model.name)
 
 

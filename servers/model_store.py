@@ -31,13 +31,9 @@ def model_path(model: ModelConfig, cache: Path) -> str:
     """The folder that vLLM is given: a built model's may not exist yet; the id of one not fetched yet."""
     if model.build is None:
         assert model.path is not None
-        found = hub.folder(model.path) if is_hub_id(model.path) else None
+        found = hub.folder(model.path) if hub.is_id(model.path) else None
         return str(found or model.path)
     return str(cache / "models" / f"{model.name}-{build_hash(model.build)}")
-
-
-def is_hub_id(path: str) -> bool:
-    return hub.HUB_ID.fullmatch(path) is not None and not Path(path).exists()
 
 
 def missing(model: ModelConfig) -> str | None:
@@ -55,7 +51,7 @@ def ensure_model(model: ModelConfig, cache: Path, vllm_python: str, env: Mapping
     if reason := missing(model):
         raise UserError(reason)
     if model.build is None:
-        return str(hub.download(path)) if is_hub_id(path) else path
+        return str(hub.download(path)) if hub.is_id(path) else path
     folder = Path(path)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(folder.name + ".lock").open("w") as lock:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import httpx
 
+from greenbench import hub
 from greenbench.config import ServerRequest
 from greenbench.errors import UserError
 from greenbench.manifest import Server
@@ -25,7 +26,7 @@ from servers.command import (
 )
 from servers.facts import HostFacts, model_facts, served_dtype
 from servers.inspect_server import ServerSays
-from servers.model_store import ensure_model, is_hub_id, missing, model_path, weights_bytes
+from servers.model_store import ensure_model, missing, model_path, weights_bytes
 from servers.process import ServerDied, ServerProcess, pick_port
 from servers.server_file import SERVER_LOG, StateFile
 
@@ -58,7 +59,7 @@ class Surroundings:
 def planned(request: ServerRequest, around: Surroundings, port: int | str) -> Plan:
     path = model_path(request.model, around.cache)
     facts = model_facts(request.model)
-    found = plan(request, around.host, facts, path, port, around.vllm_python, not is_hub_id(path))
+    found = plan(request, around.host, facts, path, port, around.vllm_python, not hub.is_id(path))
     if reason := missing(request.model):
         found.refusals.append(reason)
     return found
@@ -99,9 +100,8 @@ class Launch:
         self._request = request
         self._say = say
         port = pick_port(request.server.port)
-        self.plan = planned(request, around, port)
-        if self.plan.refusals:
-            raise UserError("; ".join(self.plan.refusals))
+        if refusals := planned(request, around, port).refusals:
+            raise UserError("; ".join(refusals))
         ensure_model(request.model, around.cache, around.vllm_python, child_env(around.env, {}))
         self.plan = planned(request, around, port)  # a model of the hub has its folder only now
         self.state = StateFile(out, _described(request, self.plan, out, port, around))

@@ -128,7 +128,7 @@ def _selftest(args: argparse.Namespace) -> int:
     if args.steady_s is not None:
         lengths = replace(lengths, steady=args.steady_s)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    out = (args.out or ROOT / "runs" / "energy-selftest" / stamp).resolve()
+    out = args.out or ROOT / "runs" / "energy-selftest" / stamp
     judging: list[str] = []
     if args.served is not None:
         judging += ["--served", str(args.served.resolve())]

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from greenbench.config import ROOT
 from greenbench.errors import UserError
 from greenbench.rundir import write_atomic
 from telemetry.nvml import NoGpu, NvmlReader
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parent.parent
 MARKS = "marks.jsonl"
 SETUP = "selftest.json"
 RECORDER_START_S = 60.0  # longest wait for the recorder: its probe alone takes 3 s
@@ -176,6 +176,7 @@ def selftest(
     ``judging`` are further words for the judge (a sweep for what needs a served model).
     """
     deadline_s = time.monotonic() + limit_s
+    out = out.resolve()  # the recorder and the judge run in the checkout
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists and is not an empty folder; give a new one")
     out.mkdir(parents=True, exist_ok=True)
@@ -199,7 +200,7 @@ def selftest(
         logger.error("the experiments ended early: %s", error)
     write_atomic(out / SETUP, json.dumps(setup, indent=1) + "\n")
     return subprocess.run(
-        [sys.executable, "-m", "analysis.oracles", str(out.resolve()), *judging], cwd=ROOT
+        [sys.executable, "-m", "analysis.oracles", str(out), *judging], cwd=ROOT
     ).returncode
 
 

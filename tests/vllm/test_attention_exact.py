@@ -40,6 +40,11 @@ HALF = (torch.bfloat16, torch.float16)
 NO_XFORMERS = "xformers is not installed (pip install --no-deps xformers==0.0.35)"
 
 
+def on_cuda(test):
+    needs_one = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    return pytest.mark.gpu(needs_one(test))
+
+
 @dataclass(frozen=True)
 class Subject:
     """A class, its planner, and the cases it says it serves."""
@@ -165,8 +170,7 @@ def test_xformers_metadata_equals_dense_attention(check):
         assert worst_error(XFORMERS, arguments, seen, "cpu") < BOUND[arguments["dtype"]]
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@on_cuda
 @pytest.mark.parametrize("name", CUDA)
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(data=st.data())
@@ -177,8 +181,7 @@ def test_equals_dense_attention_on_cuda(name, data):
     assert worst_error(CUDA[name], arguments, seen, "cuda") < BOUND[arguments["dtype"]]
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@on_cuda
 @pytest.mark.parametrize("head_size", [64, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pytorchs_masked_kernel_is_right_but_for_a_query_alone_in_its_block(dtype, head_size):
@@ -200,15 +203,13 @@ def test_pytorchs_masked_kernel_is_right_but_for_a_query_alone_in_its_block(dtyp
 
     counts = (1, 2, 31, 32, 33, 34, 63, 64, 65, 66, 97, 127, 128, 129, 130, 144, 257, 321, 512)
     errors = {(n, keys): error(n, keys) for n in counts for keys in (128, 129, 144, 640, 656)}
-    wrong = {
-        at: round(worst, 3) for at, worst in errors.items() if worst > 0.05
-    }  # rounding stays below
+    rounding = 0.05  # at most
+    wrong = {at: round(worst, 3) for at, worst in errors.items() if worst > rounding}
     print(dtype, head_size, wrong)
     assert all(count > 1 and count % tiles.QUERY_BLOCK == 1 for count, _ in wrong)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@on_cuda
 @pytest.mark.parametrize("head_size", [64, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
@@ -224,15 +225,17 @@ def test_longer_sharper_prompts_equal_dense_attention_on_cuda(name, requests, dt
     if dtype not in subject.dtypes:
         pytest.skip(f"{name} does not serve {dtype}")
     arguments = {"requests": requests, "seed": 1, "dtype": dtype, "group": 4}
-    arguments |= {"block_size": subject.block_sizes[0], "layout": subject.layouts[-1]}
-    window = 10_000 if subject.window == "option" else None
-    seen = Visibility(window=window)
-    error = worst_error(subject, arguments | {"head_size": head_size}, seen, "cuda", sharper=4.0)
+    arguments |= {
+        "head_size": head_size,
+        "block_size": subject.block_sizes[0],
+        "layout": subject.layouts[-1],
+    }
+    seen = Visibility(window=10_000 if subject.window == "option" else None)
+    error = worst_error(subject, arguments, seen, "cuda", sharper=4.0)
     assert error < 2 * BOUND[dtype]
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@on_cuda
 @settings(max_examples=20, deadline=None)
 @given(
     pasts=st.lists(st.integers(0, 3000), min_size=1, max_size=5),
@@ -260,7 +263,6 @@ def test_long_decodes_equal_dense_attention_on_cuda(
     assert error < BOUND[torch.bfloat16]
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@on_cuda
 def test_this_pytorch_returns_log_sum_exps_that_pieces_are_joined_by():
     assert pieces.joining_works(varlen.varlen_kernel(), torch.device("cuda"))
