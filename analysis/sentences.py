@@ -344,10 +344,10 @@ def _equal(found: list[Gate], backend: str, out: list[int]) -> str:
         {
             g.context_tokens
             for g in found
-            if g.backend == backend and g.verdict == "equal" and g.context_tokens not in out
+            if g.backend == backend and g.verdict == "no worse" and g.context_tokens not in out
         }
     )
-    return f" At {', '.join(map(count, same))} tokens its answers are equal." if same else ""
+    return f" At {', '.join(map(count, same))} tokens its answers are no worse." if same else ""
 
 
 def barred_in(crossing: Crossing, barred: Barred) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.arms import arms, label_barred, label_gates, label_points, label_verifications
-from analysis.barring import Barred, Verification, barred, verifications
+from analysis.barring import Barred, Verification, barred, standings, verifications
 from analysis.bottleneck import Bottleneck, classify, classify_client, fixed_shares, gather
 from analysis.ceilings import find_host_ceilings, run_ceilings
 from analysis.cells import Cell, Samples, cells
@@ -78,7 +78,7 @@ def study(
     answering = [run for run in runs if str(run.path) in told]
     judged, checked = gates(answering), verifications(root)
     names = arms(points)
-    out = label_barred(barred(judged, checked, runs), names)
+    out = label_barred(barred(standings(judged, checked, runs, points)), names)
     judged, checked = label_gates(judged, names), label_verifications(checked, names)
     points = label_points(points, names)
     if across_executions:
