@@ -93,7 +93,8 @@ class Gate:
     prompts: int
     worse_by: float
     high: float | None = None
-    p: float | None = None
+    p: float | None = None  # of "no prompt lost on balance"
+    p_gained: float | None = None  # of "none gained"
     reference_right: int | None = None
     backend_right: int | None = None
     examples: list[Example] = field(default_factory=list)
@@ -175,6 +176,7 @@ def _answer_gate(about: dict[str, Any], reference: Answered, told: Answered) -> 
         worse_by=(lost - gained) / n,
         high=high,
         p=loss_p(lost, gained),
+        p_gained=loss_p(gained, lost),
         reference_right=exact_right,
         backend_right=own_right,
         examples=[_example(exact[k], own[k]) for k in lost_first[:EXAMPLES]],
