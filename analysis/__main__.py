@@ -32,8 +32,8 @@ def check(args: argparse.Namespace) -> int:
 def report(args: argparse.Namespace) -> int:
     """summary.json beside the runs, and one self-contained HTML file."""
     from analysis.report import write_report  # plotly and jinja load slowly; check needs neither
-    from analysis.sentences import headline, summary_sentences
-    from analysis.study import study, write_summary
+    from analysis.study import study
+    from analysis.summary import write_summary
 
     def progress(done: int, total: int) -> None:
         if sys.stderr.isatty():
@@ -43,9 +43,8 @@ def report(args: argparse.Namespace) -> int:
     out = args.out or args.runs / "report.html"
     make_folder(out.parent)
     whole = study(args.runs, progress, args.across_executions, args.objective)
-    sentences = summary_sentences(whole)
-    write_summary(whole, sentences, headline(whole), out.with_name("summary.json"))
-    write_report(whole, sentences, out)
+    write_summary(whole, out.with_name("summary.json"))
+    write_report(whole, out)
     print(out)
     return 0
 
