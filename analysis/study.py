@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from analysis.barring import Barred, Verification, barred, verifications
+from analysis.barring import Standings, Verification, standings, verifications
 from analysis.bottleneck import Bottleneck, classify, classify_client, fixed_shares, gather
 from analysis.ceilings import find_host_ceilings, run_ceilings
 from analysis.cells import Cell, Samples, cells
 from analysis.crossings import Crossing, crossings
-from analysis.decisions import Decision, Eligible, decisions, may_win
+from analysis.decisions import Decision, Eligible, decisions, eligible
 from analysis.differences import Difference, differences
 from analysis.gates import Gate, gates
 from analysis.heat_maps import HeatMap, heat_maps
@@ -45,6 +45,7 @@ class Study:
     gates: list[Gate]
     verifications: list[Verification]
     heat_maps: list[HeatMap]
+    standings: Standings
     eligible: dict[tuple[Place, Candidate], Eligible]
     left_out: list[LeftOut]
     labels: Labels
@@ -83,8 +84,9 @@ def study(
     samples: Samples = {point.run_id: values for point, values in analysed}
     told = {point.path for point in points if point.answers_stand}
     answering = [run for run in runs if str(run.path) in told]
-    judged, checked = gates(answering), verifications(root)
-    able = eligible(points, barred(judged, checked, runs))
+    judged, checked = gates(answering, named.candidates), verifications(root)
+    stand = standings(judged, checked, runs, points)
+    able = eligible(points, stand)
     found = differences(points)
     table = cells(points, samples)
     crossed = crossings(table, found, samples)
@@ -103,7 +105,8 @@ def study(
         beaten=beaten,
         gates=judged,
         verifications=checked,
-        heat_maps=heat_maps(answering),
+        heat_maps=heat_maps(answering, named.candidates),
+        standings=stand,
         eligible=able,
         left_out=left_out(root),
         labels=named,
@@ -136,25 +139,6 @@ def sweep_objective(root: Path) -> str | None:
     files = [root / "sweep.yaml", root.parent / "sweep.yaml", *sorted(root.glob("*/sweep.yaml"))]
     asked = {load_sweep(file).objective for file in files if file.is_file()}
     return asked.pop() if len(asked) == 1 else None
-
-
-def eligible(points: Sequence[Point], out: Barred) -> dict[tuple[Place, Candidate], Eligible]:
-    """Who may win where: by answers at a length, failed requests and the proof of the backend."""
-    groups: dict[tuple[Place, Candidate], list[Point]] = {}
-    for point in points:
-        if point.usable:
-            groups.setdefault((point.place, point.candidate), []).append(point)
-    found: dict[tuple[Place, Candidate], Eligible] = {}
-    for (place, candidate), members in groups.items():
-        why = out.get((candidate.model, place.context_tokens), {}).get(candidate.backend_label)
-        found[place, candidate] = may_win(
-            "disqualified" if why else "ungraded",
-            why or "",
-            max(point.failed_share for point in members),
-            min((point.proof for point in members), key=lambda proof: proof == "proven"),
-            False,
-        )
-    return found
 
 
 def _bottlenecks(

@@ -10,6 +10,7 @@ from typing import Any
 from analysis.crossings import Crossing
 from analysis.decisions import Decision
 from analysis.differences import Difference
+from analysis.gates import Gate
 from analysis.identity import Place
 from analysis.points import Point
 from analysis.sentences import headline, summary_sentences
@@ -127,6 +128,12 @@ def _decision_json(whole: Study, decision: Decision) -> dict[str, Any]:
     }
 
 
+def _gate_json(gate: Gate) -> dict[str, Any]:
+    """Without the candidates' settings, which stand with the points."""
+    whole = asdict(gate)
+    return {n: v for n, v in whole.items() if n not in ("candidate", "reference_candidate")}
+
+
 def _crossing_json(crossing: Crossing) -> dict[str, Any]:
     return {
         "model": crossing.model,
@@ -168,9 +175,19 @@ def summary(whole: Study) -> dict[str, Any]:
             for run_id, found in whole.bottlenecks.items()
         ],
         "beaten_ceilings": whole.beaten,
-        "gates": [asdict(gate) for gate in whole.gates],
+        "gates": [_gate_json(gate) for gate in whole.gates],
         "verifications": [asdict(verification) for verification in whole.verifications],
         "heat_maps": [asdict(heat_map) for heat_map in whole.heat_maps],
+        "standings": [
+            {
+                "model": model,
+                "context_tokens": context,
+                "backend": whole.labels.candidates.get(who, who.backend_label),
+                **asdict(standing),
+            }
+            for (model, context), by_candidate in whole.standings.items()
+            for who, standing in by_candidate.items()
+        ],
         "eligible": [
             {**_place_json(whole, place), "backend": label, **asdict(each)}
             for (place, candidate), each in whole.eligible.items()
