@@ -6,7 +6,6 @@ folder of the runs or one above, and uses it where host and cores are those of t
 
 import json
 import os
-import signal
 import subprocess
 import tempfile
 import threading
@@ -19,7 +18,7 @@ from typing import Any
 from analysis.load import Run
 from greenbench.config import CONFIGS, ROOT, StrictModel, load_yaml, parse
 from greenbench.cpu import this_cpu
-from greenbench.errors import UserError
+from greenbench.errors import UserError, how_it_ended
 from greenbench.rundir import read_json, write_atomic
 from greenbench.vllm_python import vllm_python
 
@@ -194,10 +193,3 @@ def _line(text: str) -> dict[str, Any]:
     except json.JSONDecodeError:
         return {}
     return told if isinstance(told, dict) else {}
-
-
-def how_it_ended(code: int) -> str:
-    """Of a process that left no word, e.g. ``it died of SIGILL (Illegal instruction)``."""
-    if code >= 0:
-        return f"it ended with {code}"
-    return f"it died of {signal.Signals(-code).name} ({signal.strsignal(-code)})"
