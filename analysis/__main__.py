@@ -64,7 +64,7 @@ def ceilings(args: argparse.Namespace) -> int:
     from analysis.ceilings import measure_host
 
     make_folder(args.out.parent)
-    found = measure_host(args.out)
+    found = measure_host(args.out, lambda line: print(line, file=sys.stderr, flush=True))
     print(found.model_dump_json(indent=1))
     return 0
 
