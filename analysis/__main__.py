@@ -32,6 +32,7 @@ def check(args: argparse.Namespace) -> int:
 def report(args: argparse.Namespace) -> int:
     """summary.json beside the runs, and one self-contained HTML file."""
     from analysis.report import write_report  # plotly and jinja load slowly; check needs neither
+    from analysis.sentences import headline, summary_sentences
     from analysis.study import study, write_summary
 
     def progress(done: int, total: int) -> None:
@@ -41,9 +42,10 @@ def report(args: argparse.Namespace) -> int:
     find_runs(args.runs)  # bad input is said before anything is written
     out = args.out or args.runs / "report.html"
     make_folder(out.parent)
-    whole = study(args.runs, progress, args.across_executions)
-    write_summary(whole, out.with_name("summary.json"))
-    write_report(whole, out)
+    whole = study(args.runs, progress, args.across_executions, args.objective)
+    sentences = summary_sentences(whole)
+    write_summary(whole, sentences, headline(whole), out.with_name("summary.json"))
+    write_report(whole, sentences, out)
     print(out)
     return 0
 
@@ -107,6 +109,12 @@ def main() -> int:
                 "--across-executions",
                 action="store_true",
                 help="rank eager and CUDA graphs together; default: each by itself",
+            )
+            command.add_argument(
+                "--objective",
+                metavar="NAME",
+                help="what the headline goes by: goodput, output, ttft, tpot, e2e, energy, memory, …; "
+                "default: the sweep's `objective`, else goodput under its SLO, else E2E",
             )
     measure = commands.add_parser("ceilings", help=(ceilings.__doc__ or "").splitlines()[0])
     measure.add_argument("--out", type=Path, default=ROOT / "runs" / "ceilings.json")

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import binomtest
 
-from analysis.differences import holm
 from analysis.load import Run
 from analysis.prompt_words import prompt_words
+from analysis.stats import holm_adjusted
 from greenbench.rundir import read_jsonl
 
 # Exact by construction; the first that a sweep has is its reference.
@@ -348,7 +348,11 @@ def _corrected(found: list[Gate]) -> list[Gate]:
             families.setdefault((gate.model, gate.task), []).append(gate)
     changed: dict[int, Gate] = {}
     for family in families.values():
-        for gate, kept in zip(family, holm([g.p for g in family if g.p is not None]), strict=True):
+        for gate, kept in zip(
+            family,
+            [p <= 0.05 for p in holm_adjusted([g.p for g in family if g.p is not None])],
+            strict=True,
+        ):
             if gate.verdict == "worse" and not kept:
                 sentence = gate.sentence.removesuffix(gate.verdict) + "not enough prompts"
                 changed[id(gate)] = replace(

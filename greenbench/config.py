@@ -187,6 +187,7 @@ class SweepConfig(StrictModel):
     contexts: list[int] = Field(min_length=1)  # prompt length, tokens
     tasks: list[str | TaskConfig] = Field(min_length=1)
     loads: list[LoadConfig] = Field(min_length=1)
+    objective: str | None = None  # what the report's headline goes by; default: goodput, else E2E
     prompts_per_point: int = Field(default=32, ge=1)
     text_file: str | None = None  # a person's own text for the documents
     server: ServerConfig = ServerConfig()
