@@ -72,9 +72,9 @@ class Point:
 
     backend: str = "alpha"
     options: dict[str, Any] = field(default_factory=dict)
-    pace: Pace = Pace()
-    load: Load = Load()
-    phases: Phases = Phases()
+    pace: Pace = field(default_factory=Pace)
+    load: Load = field(default_factory=Load)
+    phases: Phases = field(default_factory=Phases)
     context: int = 8192
     task: str = "retrieve"
     params: dict[str, Any] = field(default_factory=dict)
@@ -376,8 +376,8 @@ def _requests(
     )
     well = (
         f'"prompt_tokens":{point.context},"cached_tokens":0,"output_tokens":{point.output_tokens},'
-        f'"chunk_tokens":{f"[{counts}]" if streamed else "null"},"http_status":200,"finish_reason":"length","error_type":null,'
-        f'"error_message":null,"headers_ns":1000000'
+        f'"chunk_tokens":{f"[{counts}]" if streamed else "null"},"http_status":200,'
+        f'"finish_reason":"length","error_type":null,"error_message":null,"headers_ns":1000000'
     )
     badly = (
         '"prompt_tokens":null,"cached_tokens":null,"output_tokens":null,"chunk_tokens":null,'

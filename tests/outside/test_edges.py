@@ -1,4 +1,7 @@
-"""Issue "Claims", part 2: a window's edges are part of the error. Single sweeps; rates: scripts/claim_rates.py."""
+"""Issue "Claims", part 2: a window's edges are part of the error. Single sweeps.
+
+How often it fails, and what it finds: scripts/claim_rates.py.
+"""
 
 import math
 import re
@@ -68,7 +71,7 @@ def test_unequal_throughput_is_still_found(tmp_path: Path) -> None:
         assert abs(math.log(ratio_of(found, objective))) == pytest.approx(math.log(1.06), abs=0.015)
 
 
-@pytest.mark.parametrize("warmup_s", [5.0, 7.0, 10.0, 12.0, 15.0, 18.0])
+@pytest.mark.parametrize("warmup_s", [7.0, 10.0, 11.0, 12.0, 15.0, 18.0])
 def test_131k_two_users(tmp_path: Path, warmup_s: float) -> None:
     """131k tokens, 2 users evenly staggered, 70 s, equal cycles of 18 s."""
     pair = [replace(p, phases=Phases(warmup_s, 70.0)) for p in long_pair()]

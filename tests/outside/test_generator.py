@@ -1,4 +1,4 @@
-"""The generator itself: its truths against closed forms, and its directories against the product's own check."""
+"""The generator itself: its truths against closed forms, its directories against the product's check."""
 
 import subprocess
 import sys
