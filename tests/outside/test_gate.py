@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from tests.outside.generator import Point, write
-from tests.outside.playing import Load, Pace, Phases
+from tests.outside.playing import Load, Pace
 from tests.outside.reading import Reading, read
 from tests.outside.sweeps import faster, starts
 
@@ -117,10 +118,15 @@ def test_half_of_the_requests_failed(tmp_path: Path) -> None:
         assert found.said_of("triton", "fail"), found.text
 
 
-def test_few_prompts_of_log_probabilities(tmp_path: Path) -> None:
-    """5 prompts, 120 candidates whose drift is exactly the margin of 0.1 nats: each may be called either way
-    in 5 % of cases, 6 of 120 (the percentile bootstrap: 16 %). 13 or more have a chance of 0.8 %."""
-    rng = np.random.default_rng(8)
+@pytest.mark.parametrize("side", [1, -1], ids=["above the margin", "below the margin"])
+def test_few_prompts_of_log_probabilities(tmp_path: Path, side: int) -> None:
+    """Drift of 5 prompts whose mean is 1.84 standard errors from the margin of 0.1 nats. By Student's t with
+    4 degrees of freedom the two-sided p is 0.14, so nothing is called; a percentile bootstrap of 5 values is
+    narrower, about 1.96 · sqrt(4 / 5) = 1.75 standard errors, and does call it."""
+    spread = np.array([-1.3, -0.5, 0.1, 0.4, 1.3])
+    spread = (spread - spread.mean()) / spread.std(ddof=1)
+    drift = 0.1 + 0.02 * (spread + side * 1.84 / np.sqrt(5))
+    assert ttest_1samp(drift, 0.1).pvalue == pytest.approx(0.14, abs=0.005)
     exact = Point(
         backend="flash_attn",
         task="perplexity",
@@ -129,20 +135,8 @@ def test_few_prompts_of_log_probabilities(tmp_path: Path) -> None:
         shifts=(0.0,) * 5,
         pace=Pace(1.0, 0.0, schedule="alone", request_sd=0.02),
         load=Load(1, "in step"),
-        phases=Phases(1.0, 15.0),
     )
-    called = 0
-    for batch in range(5):
-        candidates = [exact]
-        for number in range(24):
-            drift = rng.normal(0.1, 0.02, 5)
-            options = {"window": 1000 + batch * 100 + number}
-            candidates.append(
-                replace(exact, backend="sink_window", options=options, shifts=tuple(drift.tolist()))
-            )
-        root = tmp_path / str(batch)
-        found = reported(root, candidates, n=1)
-        verdicts = [g["verdict"] for g in found.summary["gates"] if g["kind"] != "answers"]
-        assert len(verdicts) == 24
-        called += sum(v in ("equal", "worse", "proven", "disqualified") for v in verdicts)
-    assert called < 13, f"{called} of 120 called"
+    window = replace(exact, backend="sink_window", options=WINDOW, shifts=tuple(drift.tolist()))
+    gates = reported(tmp_path, [exact, window], n=1).summary["gates"]
+    (verdict,) = [gate["verdict"] for gate in gates if gate["kind"] != "answers"]
+    assert verdict not in ("equal", "worse", "proven", "disqualified"), verdict
