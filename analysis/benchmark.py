@@ -226,7 +226,8 @@ def _manifest(name: str, hashed: str, measure: tuple[int, int]) -> Manifest:
 
 def analyse_and_print(root: Path) -> None:
     """Runs in the child: check, analyse and summarise ``root``, then print a Timing's measured part."""
-    from analysis.study import study, write_summary
+    from analysis.study import study
+    from analysis.summary import write_summary
     from analysis.tables import parquet_path
 
     stages: dict[str, float] = {}
