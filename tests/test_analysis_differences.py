@@ -57,9 +57,7 @@ def decided(points: list[Point], objective: str, **unable: str) -> Decision:
         for point in points
         if point.backend in unable
     }
-    (made,) = [
-        d for d in decisions(points, differences(points), able) if d.objective == objective
-    ]
+    (made,) = [d for d in decisions(points, differences(points), able) if d.objective == objective]
     return made
 
 
@@ -134,9 +132,7 @@ def test_who_may_not_win_does_not(tmp_path: Path) -> None:
 
 def test_direction_is_that_of_the_shared_blocks(tmp_path: Path) -> None:
     """In the blocks that both have, b is faster; a's third start, alone in its block, is very fast."""
-    points = points_of(
-        tmp_path, {"a": [1.3, 1.31, 1.3, 1.29, 0.1], "b": [1.0, 1.01, 1.0, 0.99]}
-    )
+    points = points_of(tmp_path, {"a": [1.3, 1.31, 1.3, 1.29, 0.1], "b": [1.0, 1.01, 1.0, 0.99]})
     found = by_pair(points, "ttft")["a", "b"]
     assert len(found.blocks) == 4 and found.verdict == "worse"
     assert decided(points, "ttft").winner == "b"
