@@ -161,7 +161,7 @@ def _load_facts(workload: Workload) -> Facts:
         "format": load.trace_format,
         "clip": "prompts cut to the context" if load.trace_clip else "prompts whole",
     }
-    return facts | _phase_facts(workload.phases) | _slo_facts(workload.slo)
+    return {**facts, **_phase_facts(workload.phases), **_slo_facts(workload.slo)}
 
 
 def _arrival_words(load: LoadConfig) -> str:

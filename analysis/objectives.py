@@ -1,4 +1,4 @@
-"""What candidates are compared by: one entry a figure, read by tables, charts, crossovers and sentences alike."""
+"""What candidates are compared by: one entry a figure, read by tables, crossovers and sentences alike."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -40,11 +40,17 @@ class Objective:
             return None
         return float(found)
 
+    @property
+    def worse(self) -> str:
+        """What the worse candidate has: ``better`` with its adjective turned."""
+        adjective, rest = self.better.split(" ", 1)
+        return f"{OPPOSITES[adjective]} {rest}"
+
+
+OPPOSITES = {"higher": "lower", "lower": "higher", "fewer": "more"}
 
 OBJECTIVES: tuple[Objective, ...] = (
-    Objective(
-        "goodput", "Goodput", "req/s", True, ("goodput", "per_s"), "higher goodput"
-    ),
+    Objective("goodput", "Goodput", "req/s", True, ("goodput", "per_s"), "higher goodput"),
     Objective(
         "output",
         "Output tokens/s",
@@ -128,16 +134,14 @@ OBJECTIVES: tuple[Objective, ...] = (
         "fewer J per request",
         shown=False,
     ),
-    Objective(
-        "memory", "Peak memory", "B", False, ("memory", "peak_bytes"), "lower peak memory"
-    ),
+    Objective("memory", "Peak memory", "B", False, ("memory", "peak_bytes"), "lower peak memory"),
     Objective(
         "sequence",
         "KV pool a sequence takes",
         "share",
         False,
         ("extra", "kv_share_per_sequence"),
-        "a smaller share of the KV pool a sequence",
+        "lower KV pool a sequence",
         form="linear",
         shown=False,
     ),
