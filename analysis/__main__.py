@@ -45,8 +45,8 @@ def check_forms(root: Path) -> int:
 def report(args: argparse.Namespace) -> int:
     """One self-contained HTML file, and beside it what it shows for programs."""
     from analysis.report import write_report  # plotly and jinja load slowly; check needs neither
-    from analysis.sentences import headline, summary_sentences
-    from analysis.study import study, write_summary
+    from analysis.study import study
+    from analysis.summary import write_summary
 
     def progress(done: int, total: int) -> None:
         if sys.stderr.isatty():
@@ -56,9 +56,8 @@ def report(args: argparse.Namespace) -> int:
     out = report_path(args.runs, args.out)
     make_folder(out.parent)
     whole = study(args.runs, progress, args.across_executions, args.objective)
-    sentences = summary_sentences(whole)
-    write_summary(whole, sentences, headline(whole), summary_path(out))
-    write_report(whole, sentences, out)
+    write_summary(whole, summary_path(out))
+    write_report(whole, out)
     print(out)
     return 0
 
@@ -92,7 +91,7 @@ def ceilings(args: argparse.Namespace) -> int:
     from analysis.ceilings import measure_host
 
     make_folder(args.out.parent)
-    found = measure_host(args.out)
+    found = measure_host(args.out, lambda line: print(line, file=sys.stderr, flush=True))
     print(found.model_dump_json(indent=1))
     return 0
 

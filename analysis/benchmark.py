@@ -231,8 +231,8 @@ def _manifest(name: str, hashed: str, measure: tuple[int, int]) -> Manifest:
 
 def analyse_and_print(root: Path) -> None:
     """Runs in the child: check, analyse and summarise ``root``, then print a Timing's measured part."""
-    from analysis.sentences import headline, summary_sentences
-    from analysis.study import study, write_summary
+    from analysis.study import study
+    from analysis.summary import write_summary
     from analysis.tables import parquet_path
 
     stages: dict[str, float] = {}
@@ -244,7 +244,7 @@ def analyse_and_print(root: Path) -> None:
             last = time.perf_counter()
     whole = study(root)
     stages["hashes, window, metrics, joules"] = time.perf_counter() - last
-    write_summary(whole, summary_sentences(whole), headline(whole), root / "summary.json")
+    write_summary(whole, root / "summary.json")
     assert all(point.usable for point in whole.points), whole.points[0].reasons
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = time.perf_counter() - begin

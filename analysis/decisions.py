@@ -9,16 +9,13 @@ from typing import Literal
 
 import numpy as np
 
+from analysis.barring import HALF_FAILED, Standing, Standings
 from analysis.differences import Difference, by_pair
 from analysis.identity import Candidate, Place
 from analysis.objectives import OBJECTIVES, Objective
 from analysis.points import Point
 
 Outcome = Literal["winner", "no clear winner", "indicative", "not comparable", "alone"]
-# Of the measured requests; a candidate that lost more says nothing of those it lost.
-MOST_FAILED = 0.5
-
-StandingKind = Literal["reference", "proven", "undecided", "ungraded", "disqualified"]
 
 
 @dataclass(frozen=True)
@@ -158,26 +155,39 @@ def _ahead(difference: Difference) -> bool:
     return gain is None or gain > 1 + margin
 
 
-def may_win(
-    standing: StandingKind,
-    sentence: str,
-    failed_share: float,
-    proof: str,
-    others_proven: bool,
-) -> Eligible:
-    """The gate of one candidate at one place.
+def eligible(points: Sequence[Point], found: Standings) -> dict[tuple[Place, Candidate], Eligible]:
+    """Who may win where, by the standing of its answers at that length, its failed requests and its proof."""
+    groups: dict[tuple[Place, Candidate], list[Point]] = {}
+    for point in points:
+        if point.usable:
+            groups.setdefault((point.place, point.candidate), []).append(point)
+    out: dict[tuple[Place, Candidate], Eligible] = {}
+    for (place, candidate), members in groups.items():
+        standings = found.get((candidate.model, place.context_tokens), {})
+        rivals = {standing.kind for other, standing in standings.items() if other != candidate}
+        out[place, candidate] = _may_win(
+            standings.get(candidate),
+            max(point.failed_share for point in members),
+            any(point.proof != "proven" for point in members),
+            bool(rivals & {"proven", "reference"}),
+        )
+    return out
 
-    Disqualified by its answers, or with half of its requests failed: it cannot win. Undecided where another's
-    answers are proven: it is shown and not recommended. An unproven backend may win, with the word beside it.
+
+def _may_win(
+    standing: Standing | None, failed_share: float, unproven: bool, others_proven: bool
+) -> Eligible:
+    """Disqualified, or half of its requests failed: it cannot win. Undecided where another's answers are
+    proven: it is shown, marked and not recommended. Else it may win, with what is in doubt beside its name.
     """
-    if standing == "disqualified":
-        return Eligible(False, sentence, "disqualified")
-    if failed_share >= MOST_FAILED:
+    if standing is not None and standing.kind == "disqualified":
+        return Eligible(False, standing.sentence, "disqualified")
+    if failed_share >= HALF_FAILED:
         return Eligible(False, f"{failed_share:.0%} of its requests failed", "failing")
-    if standing == "undecided" and others_proven:
-        return Eligible(False, sentence, "answers undecided")
-    marks = [
-        *(["answers undecided"] if standing == "undecided" else []),
-        *([proof] if proof != "proven" else []),
-    ]
-    return Eligible(True, None, ", ".join(marks) or None)
+    undecided = standing is not None and standing.kind == "undecided"
+    words = "unproven" if unproven else "answers undecided"
+    if standing is not None and undecided and others_proven:
+        return Eligible(False, standing.sentence, words)
+    if unproven or (standing is not None and undecided and standing.doubted):
+        return Eligible(True, None, words)
+    return Eligible(True)

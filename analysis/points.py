@@ -1,6 +1,6 @@
 """One run directory to one ``Point``: what it measured, in which window, and whether it may be used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -28,12 +28,16 @@ from analysis.windows import Window, activity, ml_energy_window, steady_window
 PointStatus = Literal["ok", "invalid", "failed", "interrupted", "superseded"]
 EDGES = 0.02  # of the output tokens/s: what the window's edges may change and no note says so
 BURSTS = 0.2  # median gap over the median time a token, below which tokens came in bursts
-TIMING_FAULTS = {"client_bound", "clock_stepped"}  # they spoil times, not what the model said
+# they spoil times or what was recorded beside them, not what the model said
+TIMING_FAULTS = {"client_bound", "clock_stepped", "recorder_failed"}
 
 
 @dataclass(frozen=True)
 class Point:
-    """A measured point. Metric groups are None when the point may not be used; ``reasons`` say why."""
+    """A measured point. Metric groups are None when the point may not be used; ``reasons`` say why.
+
+    Its answers stay where only its times are not to be believed (``answers_stand``).
+    """
 
     run_id: str
     path: str
@@ -70,7 +74,7 @@ class Point:
     @property
     def answers_stand(self) -> bool:
         """Whether its answers may be judged: also where only its times are not to be believed."""
-        return self.status in ("ok", "invalid") and TIMING_FAULTS.issuperset(self.faults)
+        return answers_stand(self.status, self.faults)
 
     @property
     def candidate(self) -> Candidate:
@@ -106,6 +110,11 @@ class Point:
         failed = sum(self.errors.values())
         good = self.counts.get("ok", 0)
         return failed / (failed + good) if failed + good else 0.0
+
+
+def answers_stand(status: PointStatus, faults: Iterable[str]) -> bool:
+    """A late client or a window without a steady state says nothing against what the model said."""
+    return status in ("ok", "invalid") and TIMING_FAULTS.issuperset(faults)
 
 
 def measured_phase(run: Run) -> tuple[int, int] | None:
@@ -209,6 +218,7 @@ def _without_metrics(
         reasons=reasons,
         notes=_imported_notes(run),
         window=_window_json(window) if window else None,
+        answers=asdict(answers(run)) if answers_stand(status, faults or []) else None,
         faults=faults or [],
     )
 

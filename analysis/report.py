@@ -1,6 +1,6 @@
 """One self-contained HTML file from a Study. Lays out and words; computes no statistics."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,19 @@ from analysis.metrics import PERCENTILE_NEEDS
 from analysis.objectives import BY_NAME, OBJECTIVES, Objective
 from analysis.point_pages import point_sections
 from analysis.roofline import PhaseUse
-from analysis.sentences import gated_in
+from analysis.sentences import gated_in, summary_sentences
 from analysis.study import Study
 from greenbench.rundir import write_atomic
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(whole: Study, sentences: Sequence[str], path: Path) -> None:
+def write_report(whole: Study, path: Path) -> None:
     """Render ``whole`` to ``path``, replaced atomically. The file needs no network."""
-    write_atomic(path, render(whole, sentences))
+    write_atomic(path, render(whole))
 
 
-def render(whole: Study, sentences: Sequence[str]) -> str:
+def render(whole: Study) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
     )
@@ -49,7 +49,7 @@ def render(whole: Study, sentences: Sequence[str]) -> str:
     return page.render(
         title=f"Attention backends: {whole.root.name}",
         runs_name=whole.root.name,
-        sentences=sentences,
+        sentences=summary_sentences(whole),
         provenance=provenance(whole.runs),
         servers=servers(whole),
         weights_random=any(p.weights == "random" for p in whole.usable),
@@ -151,7 +151,7 @@ def servers(whole: Study) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class DecisionRow:
-    """One place. ``entries``: by objective of the table's columns, None where nothing is known of it there."""
+    """One place. ``entries``: by objective of the columns, None where nothing is known of it there."""
 
     task: str
     load: str

@@ -1,19 +1,15 @@
-"""All runs under one folder, worked through once: points, cells, differences, decisions, summary.json."""
+"""All runs under one folder, worked through once: points, cells, differences, decisions."""
 
-import json
-import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from analysis.barring import Barred, Verification, barred, verifications
+from analysis.barring import Standings, Verification, standings, verifications
 from analysis.bottleneck import Bottleneck, classify, classify_client, fixed_shares, gather
 from analysis.ceilings import find_host_ceilings, run_ceilings
 from analysis.cells import Cell, Samples, cells
 from analysis.crossings import Crossing, crossings
-from analysis.decisions import Decision, Eligible, decisions, may_win
+from analysis.decisions import Decision, Eligible, decisions, eligible
 from analysis.differences import Difference, differences
 from analysis.gates import Gate, gates
 from analysis.heat_maps import HeatMap, heat_maps
@@ -25,10 +21,8 @@ from analysis.objectives import Objective, objective
 from analysis.points import Point, analyse_all
 from analysis.roofline import PhaseUse, phase_uses
 from analysis.windows import Window
-from greenbench import SCHEMA_VERSION
 from greenbench.config import load_sweep
 from greenbench.errors import UserError
-from greenbench.rundir import write_atomic
 
 DEFAULT_OBJECTIVE = "goodput"  # under the sweep's SLO; where there is none, see sentences.FALLBACK
 BEATEN = 1.05  # a share of a ceiling from which it was not one; below, the noise of measuring it
@@ -52,6 +46,7 @@ class Study:
     gates: list[Gate]
     verifications: list[Verification]
     heat_maps: list[HeatMap]
+    standings: Standings
     eligible: dict[tuple[Place, Candidate], Eligible]
     left_out: list[LeftOut]
     labels: Labels
@@ -80,8 +75,8 @@ def study(
 ) -> Study:
     """Load and analyse every run at or below ``root``.
 
-    ``across_executions``: eager and CUDA graphs in one ranking; otherwise each has its own. ``by``: name of the
-    objective of the headline; default: the sweep's ``objective``, else DEFAULT_OBJECTIVE. UserError.
+    ``across_executions``: eager and CUDA graphs in one ranking; otherwise each has its own. ``by``: name of
+    the objective of the headline; default: the sweep's ``objective``, else DEFAULT_OBJECTIVE. UserError.
     """
     chosen = objective(by or sweep_objective(root) or DEFAULT_OBJECTIVE)
     runs, unreadable = read_runs(root)
@@ -91,8 +86,9 @@ def study(
     samples: Samples = {point.run_id: values for point, values in analysed}
     told = {point.path for point in points if point.answers_stand}
     answering = [run for run in runs if str(run.path) in told]
-    judged, checked = gates(answering), verifications(root)
-    able = eligible(points, barred(judged, checked, runs))
+    judged, checked = gates(answering, named.candidates), verifications(root)
+    stand = standings(judged, checked, runs, points)
+    able = eligible(points, stand)
     found = differences(points)
     table = cells(points, samples)
     crossed = crossings(table, found, samples)
@@ -111,7 +107,8 @@ def study(
         beaten=beaten,
         gates=judged,
         verifications=checked,
-        heat_maps=heat_maps(answering),
+        heat_maps=heat_maps(answering, named.candidates),
+        standings=stand,
         eligible=able,
         left_out=[*left_out(root), *without_a_point(unreadable)],
         labels=named,
@@ -152,25 +149,6 @@ def _objective_of(sweep: Path) -> str | None:
         return load_sweep(sweep).objective
     except UserError:
         return None
-
-
-def eligible(points: Sequence[Point], out: Barred) -> dict[tuple[Place, Candidate], Eligible]:
-    """Who may win where: by answers at a length, failed requests and the proof of the backend."""
-    groups: dict[tuple[Place, Candidate], list[Point]] = {}
-    for point in points:
-        if point.usable:
-            groups.setdefault((point.place, point.candidate), []).append(point)
-    found: dict[tuple[Place, Candidate], Eligible] = {}
-    for (place, candidate), members in groups.items():
-        why = out.get((candidate.model, place.context_tokens), {}).get(candidate.backend_label)
-        found[place, candidate] = may_win(
-            "disqualified" if why else "ungraded",
-            why or "",
-            max(point.failed_share for point in members),
-            min((point.proof for point in members), key=lambda proof: proof == "proven"),
-            False,
-        )
-    return found
 
 
 def _bottlenecks(
@@ -234,177 +212,3 @@ def _fixed_share(point: Point, crossed: list[Crossing]) -> float | None:
         if linear and point.place in crossing.places and point.backend in fits:
             return fixed_shares(fits[point.backend], point.context_tokens)
     return None
-
-
-def _place_json(whole: Study, place: Place) -> dict[str, Any]:
-    return {
-        "model": place.model,
-        "task": whole.labels.tasks.get(place, place.workload.task),
-        "context_tokens": place.context_tokens,
-        "load": whole.labels.loads.get(place, ""),
-        "device": place.device.words,
-        "execution": place.execution,
-    }
-
-
-POINT_FIELDS = (
-    "run_id",
-    "status",
-    "reasons",
-    "notes",
-    "observed_backend",
-    "proof",
-    "task",
-    "load",
-    "server_id",
-    "created_unix_ns",
-    "counts",
-    "errors",
-    "window",
-    "latency",
-    "throughput",
-    "goodput",
-    "answers",
-    "memory",
-    "energy",
-    "extra",
-    "faults",
-    "edge_errors",
-)
-
-
-def _point_json(point: Point) -> dict[str, Any]:
-    """What ran and its figures; ``compared_as`` is its label in cells, differences and decisions."""
-    candidate, workload = point.candidate, point.identity.workload
-    return {name: getattr(point, name) for name in POINT_FIELDS} | {
-        "path": Path(point.path).name,
-        "model": candidate.model,
-        "backend": candidate.backend_label,
-        "compared_as": point.backend,
-        "weights": candidate.weights,
-        "context_tokens": point.context_tokens,
-        "repeat": point.repeat,
-        "arm": point.arm,
-        "execution": candidate.execution,
-        "candidate": asdict(candidate)
-        | {"options": dict(candidate.options), "settings": dict(candidate.settings)},
-        "workload": asdict(workload)
-        | {
-            "params": dict(workload.params),
-            "load": workload.load.model_dump(mode="json"),
-            "phases": workload.phases.model_dump(mode="json") if workload.phases else None,
-            "slo": workload.slo.model_dump(mode="json"),
-        },
-        "device": asdict(point.identity.device),
-    }
-
-
-def _difference_json(whole: Study, difference: Difference) -> dict[str, Any]:
-    return {
-        **_place_json(whole, difference.place),
-        "objective": difference.objective,
-        "a": difference.a,
-        "b": difference.b,
-        "values": difference.values,
-        "ratio": {
-            name: _finite(getattr(difference.ratio, name))
-            for name in ("ratio", "low", "high", "p", "error", "edge", "blocks", "method")
-        },
-        "adjusted_p": difference.adjusted,
-        "floor_ratio": difference.floor_ratio,
-        "verdict": difference.verdict,
-        "reason": difference.reason,
-        "blocks": len(difference.blocks),
-    }
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _decision_json(whole: Study, decision: Decision) -> dict[str, Any]:
-    return {
-        **_place_json(whole, decision.place),
-        "objective": decision.objective,
-        "outcome": decision.outcome,
-        "winner": decision.winner,
-        "leader": decision.leader,
-        "front": decision.front,
-        "tested": decision.tested,
-        "contenders": [
-            {
-                "label": each.label,
-                "value": each.value,
-                "starts": each.starts,
-                "may_win": each.eligible.may_win,
-                "why_not": each.eligible.why_not,
-                "mark": each.eligible.mark,
-            }
-            for each in decision.contenders
-        ],
-    }
-
-
-def _crossing_json(crossing: Crossing) -> dict[str, Any]:
-    return {
-        "model": crossing.model,
-        "task": crossing.task,
-        "load": crossing.load,
-        "objective": crossing.objective.name,
-        "form": crossing.form,
-        "output_tokens": crossing.output_tokens,
-        "a": crossing.a,
-        "b": crossing.b,
-        "contexts": crossing.contexts,
-        "measured": crossing.measured,
-        "found": asdict(crossing.found),
-    }
-
-
-def summary(whole: Study, sentences: Sequence[str], headline: Sequence[str]) -> dict[str, Any]:
-    """The machine-readable form of the report, without the path of this machine.
-
-    ``sentences`` and ``headline`` are those of the page (``analysis.sentences``).
-    """
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "made_unix_ns": time.time_ns(),
-        "objective": whole.objective.name,
-        "headline": list(headline),
-        "sentences": list(sentences),
-        "points": [_point_json(point) for point in whole.points],
-        "cells": [
-            {
-                **_place_json(whole, cell.place),
-                "weights": cell.weights,
-                "backend": cell.backend,
-                "run_ids": [point.run_id for point in cell.starts],
-                "latency_pooled": cell.latency,
-            }
-            for cell in whole.cells
-        ],
-        "differences": [_difference_json(whole, each) for each in whole.differences],
-        "bottlenecks": [
-            {"run_id": run_id, **asdict(found), "uses": [asdict(u) for u in whole.uses[run_id]]}
-            for run_id, found in whole.bottlenecks.items()
-        ],
-        "beaten_ceilings": whole.beaten,
-        "gates": [asdict(gate) for gate in whole.gates],
-        "verifications": [asdict(verification) for verification in whole.verifications],
-        "heat_maps": [asdict(heat_map) for heat_map in whole.heat_maps],
-        "eligible": [
-            {**_place_json(whole, place), "backend": label, **asdict(each)}
-            for (place, candidate), each in whole.eligible.items()
-            if (label := whole.labels.candidates.get(candidate)) is not None
-        ],
-        "left_out": [asdict(server) for server in whole.left_out],
-        "crossings": [_crossing_json(crossing) for crossing in whole.crossings],
-        "decisions": [_decision_json(whole, decision) for decision in whole.decisions],
-    }
-
-
-def write_summary(
-    whole: Study, sentences: Sequence[str], headline: Sequence[str], path: Path
-) -> None:
-    found = summary(whole, sentences, headline)
-    write_atomic(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
