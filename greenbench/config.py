@@ -188,7 +188,8 @@ class SweepConfig(StrictModel):
     contexts: list[int] = Field(min_length=1)  # prompt length, tokens
     tasks: list[str | TaskConfig] = Field(min_length=1)
     loads: list[LoadConfig] = Field(min_length=1)
-    prompts_per_point: int = Field(default=32, ge=1)
+    objective: str | None = None  # what the report's headline goes by; default: goodput, else E2E
+    prompts_per_point: int = Field(default=80, ge=1)  # decide a loss of ten points (docs/method.md)
     text_file: str | None = None  # a person's own text for the documents
     server: ServerConfig = ServerConfig()
     phases: PhaseConfig = PhaseConfig()

@@ -273,6 +273,7 @@ def _described(
         server_id=out.name,
         requested_backend=request.backend.name,
         backend_options=plan.options,
+        exactness=plan.backend.exactness,
         model=request.model.name,
         model_path=plan.model_path,
         weights=request.model.weights,
