@@ -1,4 +1,4 @@
-"""How often a report claims what is not so, and finds what is: 200 sweeps a scenario, through the whole of it.
+"""How often a report claims what is not so, and finds what is: 200 sweeps a scenario.
 
 python scripts/claim_rates.py [--sweeps 200] [--processes 1] [--only "equal"] [--out claim_rates.json]
 
