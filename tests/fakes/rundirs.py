@@ -266,7 +266,7 @@ def _play(fake: FakeRun, name: str, start_ns: int, measure: tuple[int, int]) -> 
         for user in range(users):
             at = start_ns + round(user * fake.ramp_s / users * NS)
             while at < measure[1]:
-                record = _request(fake, name, len(records), at, None, measure, rng, users - 1)
+                record = _request(fake, name, len(records), at, None, measure, rng, users - 1, user)
                 records.append(record)
                 at += record.end_ns or 0
     else:
@@ -287,6 +287,7 @@ def _request(
     measure: tuple[int, int],
     rng: random.Random,
     others: int,
+    user: int | None = None,
 ) -> RequestRecord:
     factor = fake.start_factor * max(0.1, rng.gauss(1, fake.jitter) if fake.jitter else 1.0)
     steps = range(0, fake.output_tokens, fake.tokens_per_chunk)
@@ -328,6 +329,7 @@ def _request(
         finish_reason=None if failed else "length",
         error_type="http_5xx" if failed else None,
         error_message="made to fail" if failed else None,
+        user=user,
     )
 
 
