@@ -80,6 +80,14 @@ class Run:
         return frame.sort_values("sent_unix_ns", kind="stable", ignore_index=True)
 
     @cached_property
+    def file_order(self) -> np.ndarray:
+        """Row i of ``requests`` is the ``file_order[i]``-th row of the chunk batches."""
+        sent = _to_pandas(
+            pq.read_table(parquet_path(self.path, "requests"), columns=["sent_unix_ns"])
+        )
+        return sent.sort_values("sent_unix_ns", kind="stable").index.to_numpy()
+
+    @cached_property
     def outputs(self) -> pd.DataFrame:
         return _frame(self.path, "outputs")
 

@@ -13,8 +13,11 @@ Times are unix nanoseconds, lengths seconds.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +97,11 @@ class Cycles:
 
     def __len__(self) -> int:
         return len(self.request)
+
+    def only(self, kept: Flags) -> "Cycles":
+        """Some of them, each still as long as it was."""
+        names = ("request", "user", "start_ns", "end_ns", "weight")
+        return replace(self, **{name: getattr(self, name)[kept] for name in names})
 
     @property
     def seconds(self) -> Floats:
@@ -181,9 +189,7 @@ def whole_cycles(
     stop_ns = np.sort(end[last])[int((1 - PRESENT) * len(last))]
     before = np.concatenate(([False], (user[1:] == user[:-1]) & (end[:-1] < stop_ns)))
     kept = np.flatnonzero(before)  # its user's end before lies ahead of the stop, and there is one
-    found = Cycles(
-        inside[kept], user[kept], end[kept - 1], end[kept], np.ones(len(kept)), users
-    )
+    found = Cycles(inside[kept], user[kept], end[kept - 1], end[kept], np.ones(len(kept)), users)
     turn = requests["turn"].to_numpy(dtype=float) if turns > 1 else np.zeros(len(requests))
     weight, missing = _balanced(turn[found.request], turns)
     return replace(found, weight=weight, reason=_too_few(found, missing))
@@ -295,8 +301,14 @@ class Work:
         return float(self.amount @ share)
 
 
+class Done(Protocol):
+    """What is done in time: work, or energy."""
+
+    def done(self, start_ns: float, end_ns: float) -> float: ...
+
+
 def spread_ratio(
-    over: tuple[Work, ...], under: tuple[Work, ...] | None, span_ns: tuple[int, int], residence_s: float
+    over: Sequence[Done], under: Sequence[Done] | None, span_ns: tuple[int, int], residence_s: float
 ) -> Ratio:
     """Work done in an open loop's window over other work done in it, or over its seconds (None).
 
@@ -312,7 +324,7 @@ def spread_ratio(
         return gained, sum(work.done(first_ns, last_ns) for work in under)
 
     gained, spent = between(start_ns, end_ns)
-    if spent <= 0:
+    if not spent > 0 or math.isnan(gained):
         return Ratio(reason="there is nothing to relate it to")
     value = gained / spent
     if gained == 0:
@@ -323,14 +335,19 @@ def spread_ratio(
     moves = reach_ns * np.arange(1, SHIFTS + 1) / SHIFTS
     moved = [between(start_ns + by, end_ns) for by in moves]
     moved += [between(start_ns, end_ns - by) for by in moves]
-    changes = [math.log(g / s / value) for g, s in moved if g > 0 and s > 0]
+    changes = [math.log(g / s / value) for g, s in moved if s > 0 and g / s / value > 0]
     edge = math.sqrt(float(np.mean(np.square(changes)))) if changes else None
     return Ratio(value, error, edge)
 
 
-def _slice_error(between, span_ns: tuple[int, int], value: float, slices: int) -> float:
+def _slice_error(
+    between: Callable[[float, float], tuple[float, float]],
+    span_ns: tuple[int, int],
+    value: float,
+    slices: int,
+) -> float:
     edges = np.linspace(*span_ns, slices + 1)
-    parts = [between(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [between(a, b) for a, b in pairwise(edges)]
     residuals = np.array([gained - value * spent for gained, spent in parts])
     spent = sum(part[1] for part in parts)
     return math.sqrt(slices / (slices - 1) * float(np.sum(residuals**2))) / spent

@@ -10,7 +10,6 @@ loop over many more cycles.
 import random
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -150,9 +149,12 @@ def _frame(loop: Loop, done: list[_Request]) -> pd.DataFrame:
             "user": [r.user for r in done],
             "sent_unix_ns": sent,
             "first_token_ns": [
-                None if r.first_s is None else float(round((r.first_s - r.sent_s) * NS)) for r in done
+                None if r.first_s is None else float(round((r.first_s - r.sent_s) * NS))
+                for r in done
             ],
-            "end_ns": [float(T0_NS + round(r.end_s * NS) - s) for r, s in zip(done, sent, strict=True)],
+            "end_ns": [
+                float(T0_NS + round(r.end_s * NS) - s) for r, s in zip(done, sent, strict=True)
+            ],
             "output_tokens": float(loop.output_tokens),
             "prompt_tokens": float(loop.prompt_tokens),
             "error_type": ["http_5xx" if r.failed else None for r in done],
