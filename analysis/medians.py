@@ -9,8 +9,8 @@ from analysis.rates import Cycles, Flags, Floats, Ints, ratio
 
 LEAST_SHARE = 0.2  # of the smaller kind
 LEAST_APART = 1.5  # medians of the two kinds
-SEPARATION = 5.0  # Ashman's D; a normal distribution cut in two has 2.7, an even one 3.5
-FEWEST = 10
+SEPARATION = 7.0  # Ashman's D; a normal distribution cut in two has 2.7, an even one 3.5
+FEWEST = 12  # with fewer, chance parts an even distribution as clearly in 5 % of draws
 ROUNDS = 8  # places at which a round of cycles is left out
 
 

@@ -115,7 +115,7 @@ class Tokens:
 class PointRequests:
     """What the chunk pass over a run yields.
 
-    ``frame``: one row a request in order of sending, with ``base_ns ttft_s tpot_s e2e_s lag_s ok in_window
+    ``frame``: one row a request, with ``base_ns ttft_s tpot_s e2e_s lag_s ok in_window
     counted`` beside raw columns. ``itl_s``: one value a token, of the counted requests.
     ``untimed``: such requests whose chunks carry no token counts, so that their gaps cannot be used.
     """
@@ -128,21 +128,23 @@ class PointRequests:
 
 
 def run_cycles(run: Run, window: Window) -> Cycles | None:
-    """Whole cycles of a closed loop's users in the window, by rows of ``run.requests``; None in open loop."""
+    """Whole cycles of a closed loop's users in the window, by rows of ``point_requests``' frame; None in
+    open loop.
+    """
     load = run.point.load
     if load.users is None:
         return None
     span = window.start_unix_ns, window.end_unix_ns
-    return whole_cycles(run.requests, users_of(run.requests), span, load.users, load.turns)
+    found = whole_cycles(run.requests, users_of(run.requests), span, load.users, load.turns)
+    return replace(found, request=run.file_order[found.request])
 
 
 def point_requests(run: Run, window: Window, cycles: Cycles | None = None) -> PointRequests:
     """Walk all chunks of a run once, block by block. ``cycles``: of a closed loop, by ``run_cycles``."""
-    order = run.file_order
     wanted = None
     if cycles is not None:
-        wanted = np.zeros(len(order), dtype=bool)
-        wanted[order[cycles.request]] = True
+        wanted = np.zeros(len(run.requests), dtype=bool)
+        wanted[cycles.request] = True
     parts: list[_Part] = []
     at = 0
     for batch in run.chunk_batches():
@@ -152,7 +154,6 @@ def point_requests(run: Run, window: Window, cycles: Cycles | None = None) -> Po
     if not parts:
         return PointRequests(pd.DataFrame(), np.empty(0), 0, Tokens(0, 0, 0), None)
     frame = pd.concat([part.frame for part in parts], ignore_index=True)
-    frame = frame.take(order).reset_index(drop=True)
     chunks = sum(part.chunks for part in parts)
     gained = sum(part.gained for part in parts)
     return PointRequests(

@@ -15,6 +15,7 @@ Times are unix nanoseconds, lengths seconds.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from heapq import heappop, heappush
 from itertools import pairwise
 from typing import Protocol
@@ -103,17 +104,24 @@ class Cycles:
         names = ("request", "user", "start_ns", "end_ns", "weight")
         return replace(self, **{name: getattr(self, name)[kept] for name in names})
 
-    @property
+    @cached_property
     def seconds(self) -> Floats:
         return (self.end_ns - self.start_ns) / NS
 
-    @property
+    @cached_property
+    def changes(self) -> tuple[Ints, Floats]:
+        """Starts (0 … n−1) and ends (n … 2n−1) in order of time; the seconds from each to the next."""
+        times = np.concatenate((self.start_ns, self.end_ns))
+        order = np.argsort(times, kind="stable")
+        return order, np.diff(times[order]) / NS
+
+    @cached_property
     def per_user(self) -> float:
         """Cycles of a user that has any, on average."""
         present = len(np.unique(self.user))
         return len(self) / present if present else 0.0
 
-    @property
+    @cached_property
     def number(self) -> Ints:
         """The how-manieth cycle of its user each is, from 0."""
         if not len(self):
@@ -252,11 +260,9 @@ def ratio(cycles: Cycles, over: Floats, under: Floats) -> Ratio:
 def _overlapping(cycles: Cycles, residual: Floats) -> float:
     """∫ (Σ d/√C over the cycles open at t)² dt."""
     height = residual / np.sqrt(np.maximum(cycles.seconds, 1e-9))
-    times = np.concatenate((cycles.start_ns, cycles.end_ns))
-    change = np.concatenate((height, -height))
-    order = np.argsort(times, kind="stable")
-    level = np.cumsum(change[order])[:-1]
-    return float(np.sum(level**2 * np.diff(times[order]) / NS))
+    order, seconds = cycles.changes
+    level = np.cumsum(np.concatenate((height, -height))[order])[:-1]
+    return float(level**2 @ seconds)
 
 
 def _trend(cycles: Cycles, over: Floats, under: Floats, value: float) -> Trend | None:
@@ -276,7 +282,8 @@ def _trend(cycles: Cycles, over: Floats, under: Floats, value: float) -> Trend |
     slope = float(np.sum(residual * at)) / spread  # relative, from the first middle to the last
     left = residual - slope * base * at
     error = math.sqrt(_overlapping(cycles, left * at) * rounds / (rounds - 2)) / spread
-    early, late = middle < np.median(middle), middle >= np.median(middle)
+    half_ns = (float(cycles.start_ns.min()) + float(cycles.end_ns.max())) / 2
+    early, late = middle < half_ns, middle >= half_ns
     weighted = cycles.weight * over, cycles.weight * under
     halves = [float(weighted[0][half].sum() / weighted[1][half].sum()) for half in (early, late)]
     if min(halves) <= 0 or abs(math.log(halves[1] / halves[0])) < TREND_EFFECT:

@@ -182,8 +182,8 @@ def test_without_chunk_times_tokens_per_second_are_those_of_whole_cycles(tmp_pat
     assert len(found.itl_s) == 0 and rates["output_tokens"] is None
     # second method: of each user the tokens after its first end, over the time to its last
     load = run.point.load
-    ends = (run.requests["sent_unix_ns"] + run.requests["end_ns"]).to_numpy(dtype=float) / 1e9
-    tokens = run.requests["output_tokens"].fillna(0).to_numpy(dtype=float)
+    ends = (found.frame["sent_unix_ns"] + found.frame["end_ns"]).to_numpy(dtype=float) / 1e9
+    tokens = found.frame["output_tokens"].fillna(0).to_numpy(dtype=float)
     gained = sum(tokens[row] for row in cycles.request)
     spent = sum(
         max(ends[cycles.request[cycles.user == user]])
