@@ -22,7 +22,8 @@ setup: ## install both environments from the lock files (does nothing when alrea
 
 demo: setup ## compare backends of real vLLM servers on this machine, and write runs/demo/report.html
 	@$(BENCH)/greenbench run configs/sweeps/demo.yaml
-	@test -f runs/demo/ceilings.json || $(BENCH)/greenbench ceilings --out runs/demo/ceilings.json >/dev/null
+	@grep -qs flops_per_s runs/demo/ceilings.json || $(BENCH)/greenbench ceilings --out runs/demo/ceilings.json >/dev/null || \
+		echo "make demo: goes on; the report has no roofline"
 	@$(BENCH)/greenbench report runs/demo
 
 serve: setup ## start one proven server: make serve BACKEND=sdpa [MODEL=tiny-llama] [PORT=8000]

@@ -32,7 +32,8 @@ def check(args: argparse.Namespace) -> int:
 def report(args: argparse.Namespace) -> int:
     """summary.json beside the runs, and one self-contained HTML file."""
     from analysis.report import write_report  # plotly and jinja load slowly; check needs neither
-    from analysis.study import study, write_summary
+    from analysis.study import study
+    from analysis.summary import write_summary
 
     def progress(done: int, total: int) -> None:
         if sys.stderr.isatty():
@@ -41,7 +42,7 @@ def report(args: argparse.Namespace) -> int:
     find_runs(args.runs)  # bad input is said before anything is written
     out = args.out or args.runs / "report.html"
     make_folder(out.parent)
-    whole = study(args.runs, progress, args.across_executions)
+    whole = study(args.runs, progress, args.across_executions, args.objective)
     write_summary(whole, out.with_name("summary.json"))
     write_report(whole, out)
     print(out)
@@ -63,7 +64,7 @@ def ceilings(args: argparse.Namespace) -> int:
     from analysis.ceilings import measure_host
 
     make_folder(args.out.parent)
-    found = measure_host(args.out)
+    found = measure_host(args.out, lambda line: print(line, file=sys.stderr, flush=True))
     print(found.model_dump_json(indent=1))
     return 0
 
@@ -107,6 +108,12 @@ def main() -> int:
                 "--across-executions",
                 action="store_true",
                 help="rank eager and CUDA graphs together; default: each by itself",
+            )
+            command.add_argument(
+                "--objective",
+                metavar="NAME",
+                help="what the headline goes by: goodput, output, ttft, tpot, e2e, energy, memory, …; "
+                "default: the sweep's `objective`, else goodput under its SLO, else E2E",
             )
     measure = commands.add_parser("ceilings", help=(ceilings.__doc__ or "").splitlines()[0])
     measure.add_argument("--out", type=Path, default=ROOT / "runs" / "ceilings.json")

@@ -1,14 +1,26 @@
-"""Which backends may not win where: by their answers at a length, or by a failed verification everywhere."""
+"""Where each candidate's answers stand at a context length, by its gates, verification, proof and failures.
+
+``standings`` says it of every candidate; a disqualified one may not win there.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from analysis.gates import Gate
+from analysis.answers import Answered, answered
+from analysis.gates import LEAST_RIGHT, Gate
+from analysis.identity import Candidate, identity
 from analysis.load import Run
+from analysis.points import Point
+from analysis.reference import is_exact
 
-Barred = dict[tuple[str, int], dict[str, str]]  # (model, context) → backend → why
+StandingKind = Literal["proven", "undecided", "disqualified", "reference"]
+Place = tuple[str, int]  # model, context
+Barred = dict[Place, dict[str, str]]  # backend → why
+HALF_FAILED = 0.5
+NOT_FAILURES = frozenset({"cut_at_drain", "not_sent"})  # the load generator's own doing
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,37 @@ class Verification:
     typical_gap_nats: float | None = None
     worst_gap_nats: float | None = None
     doubts: list[str] = field(default_factory=list)  # of the reference itself
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What stands behind a standing: gates by verdict, distinct prompts, and measured requests."""
+
+    no_worse: int = 0
+    undecided: int = 0
+    worse: int = 0
+    prompts: int = 0  # paired with the reference's, over all tasks
+    requests: int = 0
+    failed: int = 0
+    unproven_runs: int = 0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """proven: its loss is shown to be below the margin. reference: the others are held to its answers.
+
+    undecided: neither that nor a loss is shown; ``doubted`` says that something speaks against it (a gate
+    that could have passed and did not, failures, no proof of what ran), not only that nobody asked.
+    disqualified: it is shown to be worse.
+    """
+
+    kind: StandingKind
+    sentence: str
+    evidence: Evidence
+    doubted: bool = False
+
+
+Standings = dict[Place, dict[Candidate, Standing]]
 
 
 def verifications(root: Path) -> list[Verification]:
@@ -49,24 +92,160 @@ def verifications(root: Path) -> list[Verification]:
     return found
 
 
-def barred(found: Sequence[Gate], checked: Sequence[Verification], runs: Sequence[Run]) -> Barred:
-    """Who may not win where: by answers at that length, or everywhere by a failed verification."""
-    out: Barred = {}
-    for gate in found:
-        if gate.barred:
-            place = out.setdefault((gate.model, gate.context_tokens), {})
-            place.setdefault(gate.backend, f"{gate.task}: {gate.sentence}")
-    failed = {
-        (
-            v.model,
-            v.backend,
-        ): f"it fails verification against {v.reference}: {'; '.join(v.reasons[:1])}"
-        for v in checked
-        if v.verdict == "fail"
-    }
+def standings(
+    found: Sequence[Gate],
+    checked: Sequence[Verification],
+    runs: Sequence[Run],
+    points: Sequence[Point],
+) -> Standings:
+    """Of every candidate at every model and context that it was measured at.
+
+    ``found`` are the gates of those ``runs`` whose answers stand; ``points`` say which runs those are, and
+    which were measured again.
+    """
+    told = {p.path for p in points if p.answers_stand}
+    finished = {p.path for p in points if p.status not in ("superseded", "interrupted")}
+    graded = _graded([run for run in runs if str(run.path) in told])
+    groups: dict[Place, dict[Candidate, list[Run]]] = {}
     for run in runs:
-        why = failed.get((run.point.model.name, run.label))
-        if why is not None:
-            place = out.setdefault((run.point.model.name, run.point.context_tokens), {})
-            place.setdefault(run.label, why)
+        if str(run.path) in finished:
+            place = run.point.model.name, run.point.context_tokens
+            groups.setdefault(place, {}).setdefault(identity(run).candidate, []).append(run)
+    return {
+        place: {
+            who: _standing(place, who, own, found, checked, graded.get((place, who), []))
+            for who, own in by_candidate.items()
+        }
+        for place, by_candidate in groups.items()
+    }
+
+
+def _graded(runs: Sequence[Run]) -> dict[tuple[Place, Candidate], list[Answered]]:
+    out: dict[tuple[Place, Candidate], list[Answered]] = {}
+    for question, by_candidate in answered(runs).items():
+        for who, told in by_candidate.items():
+            place = question.model, question.context_tokens
+            out.setdefault((place, who), []).append(told)
     return out
+
+
+def _standing(
+    place: Place,
+    who: Candidate,
+    runs: Sequence[Run],
+    found: Sequence[Gate],
+    checked: Sequence[Verification],
+    graded: Sequence[Answered],
+) -> Standing:
+    here = [g for g in found if (g.model, g.context_tokens) == place]
+    own = [g for g in here if g.candidate == who]
+    evidence = _evidence(own, runs)
+    failed = [
+        v
+        for v in checked
+        if (v.model, v.backend, v.verdict) == (place[0], who.backend_label, "fail")
+    ]
+    if failed:
+        why = f"it fails verification against {failed[0].reference}: {'; '.join(failed[0].reasons[:1])}"
+        return Standing("disqualified", why, evidence)
+    kind, sentence, doubted = by_gates(own, [g for g in here if g.reference_candidate == who])
+    if kind == "undecided" and not here and _alone_and_exact(graded):
+        kind, sentence = "reference", "exact by design; nobody else answered its prompts"
+    if kind == "disqualified":
+        return Standing(kind, sentence, evidence)
+    if half_failed(evidence.failed, evidence.requests):
+        sentence = f"{evidence.failed} of its {evidence.requests} measured requests failed"
+        return Standing("undecided", sentence, evidence, doubted=True)
+    if evidence.unproven_runs:
+        sentence = f"which attention class ran is unproven; {sentence}"
+        return Standing("undecided", sentence, evidence, doubted=True)
+    return Standing(kind, sentence, evidence, doubted)
+
+
+def by_gates(own: Sequence[Gate], held_to: Sequence[Gate]) -> tuple[StandingKind, str, bool]:
+    """Kind, sentence, and whether something speaks against it.
+
+    ``own``: gates of the candidate; ``held_to``: those of others in which it is the reference.
+
+    One lost gate disqualifies. A gate that could have passed and did not, or that lost prompts on balance,
+    leaves it undecided, whatever the others say. A gate of too few prompts, or of a model that answers
+    nothing right, neither accuses nor acquits. Where answers were graded, one gate of answers must pass:
+    log-probabilities are of the prompt and say nothing of decoding.
+    """
+    worse = [g for g in own if g.verdict == "worse"]
+    if worse:
+        first = max(worse, key=lambda g: (g.kind == "answers", g.worse_by))
+        return "disqualified", f"{first.task}: {first.sentence}", False
+    doubts = [g for g in own if g.verdict == "undecided" and (g.tells or _lost_some(g))]
+    if doubts:
+        return "undecided", "; ".join(f"{g.task}: {g.sentence}" for g in doubts), True
+    reference_of = [g for g in held_to if g.could_lose]
+    if reference_of:
+        return "reference", f"the {reference_of[0].basis} one here, to which others are held", False
+    passed = [g for g in own if g.verdict == "no worse"]
+    asked = [g for g in own if g.kind == "answers" and g.could_lose]
+    if passed and (not asked or any(g.kind == "answers" for g in passed)):
+        said = "; ".join(f"{g.task}: {g.sentence}" for g in passed)
+        only = "" if asked else " (of the prompt's tokens only: no answers were judged)"
+        return "proven", f"{said}{only}", False
+    if own:
+        return "undecided", "; ".join(f"{g.task}: {g.sentence}" for g in own), False
+    return "undecided", "its answers were not held to another's", False
+
+
+def _lost_some(gate: Gate) -> bool:
+    return gate.kind == "answers" and gate.worse_by > 0
+
+
+def _alone_and_exact(graded: Sequence[Answered]) -> bool:
+    """Whether a candidate that nobody is compared with would be a reference: exact, and its answers tell."""
+    telling = [
+        told
+        for told in graded
+        if told.logprobs or (told.right_share is not None and told.right_share >= LEAST_RIGHT)
+    ]
+    return bool(telling) and all(is_exact(told) for told in graded)
+
+
+def _evidence(own: Sequence[Gate], runs: Sequence[Run]) -> Evidence:
+    counted = [failures(run) for run in runs]
+    return Evidence(
+        no_worse=sum(g.verdict == "no worse" for g in own),
+        undecided=sum(g.verdict == "undecided" for g in own),
+        worse=sum(g.verdict == "worse" for g in own),
+        prompts=sum(g.prompts for g in own),
+        requests=sum(total for _, total in counted),
+        failed=sum(failed for failed, _ in counted),
+        unproven_runs=sum(run.manifest.server.proof == "unproven" for run in runs),
+    )
+
+
+def failures(run: Run) -> tuple[int, int]:
+    """Requests of the measured phase that failed, and all of them; those that were cut or not sent are
+    neither."""
+    measured = run.requests[run.requests["phase"] == "measure"]
+    kinds = measured["error_type"]
+    counted = ~kinds.isin(NOT_FAILURES)
+    return int((kinds.notna() & counted).sum()), int(counted.sum())
+
+
+def half_failed(failed: int, requests: int) -> bool:
+    return requests > 0 and failed >= HALF_FAILED * requests
+
+
+def barred(found: Standings) -> Barred:
+    """The disqualified, by the name of their backend."""
+    out: Barred = {}
+    for place, by_candidate in found.items():
+        for who, standing in by_candidate.items():
+            if standing.kind == "disqualified":
+                out.setdefault(place, {}).setdefault(who.backend_label, standing.sentence)
+    return out
+
+
+def labelled(found: Standings, names: Mapping[Candidate, str]) -> dict[Place, dict[str, Standing]]:
+    """The standings by the candidates' names."""
+    return {
+        place: {names[who]: standing for who, standing in by_candidate.items()}
+        for place, by_candidate in found.items()
+    }

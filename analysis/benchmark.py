@@ -72,11 +72,12 @@ def write_generated_run(root: Path, requests: int, telemetry_s: float) -> Path:
         prompts_sha256="0" * 64,
     )
     run = RunDir.create(root / name, _manifest(name, hashed, measure), dump_yaml(live))
-    _write_requests(run.requests_dir / "w0.jsonl", name, requests, patterns)
+    last_ns = _write_requests(run.requests_dir / "w0.jsonl", name, requests, patterns)
     _write_gpus(run.telemetry_dir / "gpu.jsonl", telemetry_s)
     final = run.manifest().model_copy(
         update={
             "status": "complete",
+            "phases": {"measure": (START_NS, last_ns + 1)},
             "counts": Counts(scheduled=requests, sent=requests, ok=requests, rows=requests),
             "files": {
                 str(path.relative_to(run.path)): FileEntry(rows=None, sha256=file_sha256(path))
@@ -122,13 +123,16 @@ def _pattern(rng: random.Random) -> tuple[str, int]:
     return record.to_json(), chunk_ns[-1] + 500_000
 
 
-def _write_requests(path: Path, name: str, count: int, patterns: list[tuple[str, int]]) -> None:
+def _write_requests(path: Path, name: str, count: int, patterns: list[tuple[str, int]]) -> int:
+    """Returns when the last was sent."""
     free_ns = [START_NS] * USERS
+    last_ns = START_NS
     with path.open("w") as file:
         for number in range(count):
             text, length_ns = patterns[number % len(patterns)]
             user = number % USERS
             sent = free_ns[user]
+            last_ns = max(last_ns, sent)
             free_ns[user] = sent + length_ns
             row = (
                 text.replace('"RUN"', f'"{name}"', 1)
@@ -138,6 +142,7 @@ def _write_requests(path: Path, name: str, count: int, patterns: list[tuple[str,
                 .replace('"user":333', f'"user":{user}', 1)
             )
             file.write(row + "\n")
+    return last_ns
 
 
 def _write_gpus(path: Path, seconds: float) -> None:
@@ -228,7 +233,8 @@ def _manifest(name: str, hashed: str, measure: tuple[int, int]) -> Manifest:
 
 def analyse_and_print(root: Path) -> None:
     """Runs in the child: check, analyse and summarise ``root``, then print a Timing's measured part."""
-    from analysis.study import study, write_summary
+    from analysis.study import study
+    from analysis.summary import write_summary
     from analysis.tables import parquet_path
 
     stages: dict[str, float] = {}

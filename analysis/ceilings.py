@@ -6,19 +6,24 @@ folder of the runs or one above, and uses it where host and cores are those of t
 
 import json
 import os
-import platform
 import subprocess
+import tempfile
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from analysis.load import Run
 from greenbench.config import CONFIGS, ROOT, StrictModel, load_yaml, parse
-from greenbench.errors import UserError
-from greenbench.rundir import write_atomic
+from greenbench.cpu import this_cpu
+from greenbench.errors import UserError, how_it_ended
+from greenbench.rundir import read_json, write_atomic
+from greenbench.vllm_python import vllm_python
 
 FILE = "ceilings.json"
-TIMEOUT_S = 600
+TIMEOUT_S = 120.0  # it ends by itself in 20 s; more is a machine that does not get on
 
 
 @dataclass(frozen=True)
@@ -56,17 +61,29 @@ class GpuTable(StrictModel):
 
 
 class HostCeilings(StrictModel):
-    """ceilings.json."""
+    """ceilings.json. ``flops_per_s``: of linear layers as the server calls them, by the dtype served."""
 
     host_cpu: str
     cores: int
     device: str
     threads: int
     torch: str
-    bf16_flops: float
-    fp32_flops: float
+    flops_per_s: dict[str, float]
     copy_bytes_per_s: float
     read_bytes_per_s: float
+
+    def ceiling(self, dtype: str) -> Ceiling | None:
+        """Of a server in ``dtype``; None where that was not measured.
+
+        Never below float32's: on a CPU without instructions for a short dtype its linear layers are
+        slower than float32's, while attention in it computes in float32.
+        """
+        if dtype not in self.flops_per_s:
+            return None
+        flops = max(self.flops_per_s[dtype], self.flops_per_s.get("float32", 0.0))
+        stream = max(self.copy_bytes_per_s, self.read_bytes_per_s)
+        source = f"vLLM's linear layers, torch {self.torch}, {self.threads} threads"
+        return Ceiling("measured", flops, stream, source)
 
 
 @cache
@@ -89,10 +106,13 @@ def gpu_ceilings(name: str) -> list[Ceiling]:
 
 
 def find_host_ceilings(root: Path) -> HostCeilings | None:
+    """Of the nearest folder that has them. A file of the older form, by another product, counts as none."""
     for folder in (root, *root.resolve().parents[:2]):
         path = folder / FILE
         if path.is_file():
-            return parse(HostCeilings, json.loads(path.read_text()), str(path))
+            body = read_json(path)
+            if "bf16_flops" not in body:
+                return parse(HostCeilings, body, str(path))
     return None
 
 
@@ -108,38 +128,68 @@ def run_ceilings(run: Run, host: HostCeilings | None) -> list[Ceiling]:
         return sorted(found, key=lambda c: c.kind != "measured")
     if host is None or (host.host_cpu.strip(), host.cores) != (machine.cpu.strip(), machine.cores):
         return []
-    flops = host.fp32_flops if server.dtype == "float32" else host.bf16_flops
-    stream = max(host.copy_bytes_per_s, host.read_bytes_per_s)
-    return [Ceiling("measured", flops, stream, f"torch {host.torch}, {host.threads} threads")]
+    found = host.ceiling(server.dtype)
+    return [found] if found else []
 
 
-def measure_host(out: Path) -> HostCeilings:
-    """Time matmul and streams in the server's environment and store the result."""
-    python = os.environ.get("VLLM_PYTHON") or str(ROOT / ".venv-vllm" / "bin" / "python")
-    try:
-        done = subprocess.run(
-            [python, "-m", "analysis.ceilings_torch"],
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=True,
-            cwd=ROOT,
-        )
-    except FileNotFoundError as error:
-        raise UserError(f"{python}: not there; run `make setup` or set VLLM_PYTHON") from error
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"ceilings could not be measured with {python}: {last}") from error
+def measure_host(out: Path, say: Callable[[str], None]) -> HostCeilings:
+    """Time linear layers and streams in the server's environment, telling each, and store the result."""
+    python = str(vllm_python())
+    argv = [python, "-m", "analysis.ceilings_torch"]
+    say(f"ceilings of this machine, about 20 s, with {python}")
     found = HostCeilings(
-        host_cpu=cpu_name(), cores=os.cpu_count() or 1, **json.loads(done.stdout.splitlines()[-1])
+        host_cpu=this_cpu().name,
+        cores=len(os.sched_getaffinity(0)),
+        **_told(argv, say, TIMEOUT_S),
     )
     write_atomic(out, found.model_dump_json(indent=1) + "\n")
     return found
 
 
-def cpu_name() -> str:
-    """As the manifests name it: the model name of /proc/cpuinfo."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor()
+def _told(argv: list[str], say: Callable[[str], None], limit_s: float) -> dict[str, Any]:
+    """The ``found`` of a child that writes lines of JSON; what it ``says`` is passed on as it comes."""
+    env = os.environ | {"VLLM_PLUGINS": "none", "VLLM_LOGGING_LEVEL": "ERROR"}
+    found: dict[str, Any] | None = None
+    with tempfile.TemporaryFile("w+") as errors:
+        try:
+            child = subprocess.Popen(
+                argv, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=env
+            )
+        except OSError as error:
+            raise UserError(
+                f"{argv[0]}: cannot be started ({error.strerror}); run `make setup` or set VLLM_PYTHON"
+            ) from error
+        late = threading.Event()
+        limit = threading.Timer(limit_s, lambda: (late.set(), child.kill()))
+        limit.start()
+        try:
+            assert child.stdout is not None
+            for line in child.stdout:
+                told = _line(line)
+                found = told.get("found", found)
+                if "says" in told:
+                    say(str(told["says"]))
+            code = child.wait()
+        finally:
+            limit.cancel()
+            child.kill()
+            child.wait()
+        if late.is_set():
+            raise UserError(
+                f"ceilings were not measured: {argv[0]} took longer than {limit_s:.0f} s; "
+                "try again on a quiet machine"
+            )
+        if found is None:
+            errors.seek(0)
+            last = (errors.read().strip().splitlines() or [how_it_ended(code)])[-1]
+            raise UserError(f"ceilings could not be measured with {argv[0]}: {last}")
+        return found
+
+
+def _line(text: str) -> dict[str, Any]:
+    """A line of the child's; words of a library between them are passed over."""
+    try:
+        told = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return told if isinstance(told, dict) else {}

@@ -1,7 +1,12 @@
-"""What this machine can do at most: large matmuls and streams, timed with torch.
+"""What this machine can do at most, timed in the server's environment: its linear layers and memory streams.
 
-Runs in the server's environment, because that is the torch that serves:  python -m analysis.ceilings_torch
-Prints one JSON object. Best of several rounds: a ceiling is what is reached when nothing disturbs.
+    python -m analysis.ceilings_torch
+
+A line of JSON for each figure as it is found, ``{"says": …}``, and last ``{"found": …}``. On a CPU a
+linear layer is called as vLLM calls it (its own dispatch: oneDNN with packed weights, else torch), since
+a plain product of matrices may take another kernel, up to fifty times slower. Best of many rounds: a
+ceiling is what is reached when nothing disturbs. Every figure has its share of BUDGET_S, so that a slow
+machine measures less and not longer.
 """
 
 import json
@@ -10,51 +15,100 @@ from collections.abc import Callable
 
 import torch  # type: ignore[import-not-found]  # lives in the server environment
 
-MATMUL_SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}  # small ones stay in a CPU's caches
-LEAST_FLOPS = 2e9  # a round, so that the clock's own error does not count
+BUDGET_S = 10.0  # the imports come on top
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# (tokens of a step, inputs, outputs) of a linear layer, by growing work. Small ones stay in a CPU's caches.
+LAYERS = {
+    "cpu": ((256, 256, 768), (2048, 256, 768), (2048, 1024, 1024), (2048, 2048, 2048)),
+    "cuda": ((4096, 4096, 4096), (8192, 8192, 8192)),
+}
 STREAM_BYTES = 1 << 29  # far beyond any cache
-ROUNDS = 5
+# Far above the clock's error, and so short that among many some meet no other program: the threads of a
+# product wait for the slowest of them.
+ROUND_S = 0.002
+
+Act = Callable[[], object]
 
 
-def best_s(action: Callable[[], object], device: str, repeats: int = 1) -> float:
-    """Shortest time of one action over the rounds, after one to warm up."""
+def say(**line: object) -> None:
+    print(json.dumps(line), flush=True)
 
-    def once() -> float:
+
+def best_s(act: Act, device: str, seconds: float) -> float:
+    """Shortest mean time of one act over rounds of ROUND_S for ``seconds``, after one to warm up."""
+
+    def timed(times: int) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
         before = time.perf_counter()
-        for _ in range(repeats):
-            action()
+        for _ in range(times):
+            act()
         if device == "cuda":
             torch.cuda.synchronize()
-        return (time.perf_counter() - before) / repeats
+        return (time.perf_counter() - before) / times
 
-    once()
-    return min(once() for _ in range(ROUNDS))
-
-
-def matmul_flops(size: int, dtype: torch.dtype, device: str) -> float:
-    """FLOP/s of square matrix products. Normal numbers: zeros would draw less power and run faster."""
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    work = 2 * size**3
-    return work / best_s(lambda: a @ b, device, repeats=max(1, round(LEAST_FLOPS / work)))
+    end = time.perf_counter() + seconds
+    timed(1)
+    best = timed(1)
+    while time.perf_counter() < end:
+        best = min(best, timed(max(1, round(ROUND_S / best))))
+    return best
 
 
+def linear(tokens: int, inputs: int, outputs: int, dtype: torch.dtype, device: str) -> Act:
+    """One call of a layer. Normal numbers: zeros would draw less power and run faster."""
+    layer = torch.nn.Linear(inputs, outputs, bias=False, dtype=dtype, device=device)
+    rows = torch.randn(tokens, inputs, device=device).to(dtype)
+    if device == "cpu":
+        try:
+            from vllm.model_executor.layers.utils import (  # type: ignore[import-not-found]
+                dispatch_cpu_unquantized_gemm,
+            )
+        except ImportError:  # another vLLM: torch's own
+            return lambda: layer(rows)
+        dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+        call = layer.cpu_linear
+        return lambda: call(rows, layer.weight, None)
+    return lambda: layer(rows)
+
+
+def linear_flops(dtype: torch.dtype, device: str, seconds: float) -> float:
+    """FLOP/s of the best of LAYERS; one that would take longer than its share of the time is not tried."""
+    best, share_s = 0.0, seconds / len(LAYERS[device])
+    for tokens, inputs, outputs in LAYERS[device]:
+        work = 2 * tokens * inputs * outputs
+        if best == 0 or 3 * work / best < share_s:
+            act = linear(tokens, inputs, outputs, dtype, device)
+            best = max(best, work / best_s(act, device, share_s))
+    return best
+
+
+@torch.inference_mode()
 def measure() -> dict[str, object]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found: dict[str, object] = {
+    flops: dict[str, float] = {}
+    share_s = BUDGET_S / (len(DTYPES) + 2)
+    for name, dtype in DTYPES.items():
+        try:
+            flops[name] = linear_flops(dtype, device, share_s)
+        except RuntimeError as error:  # no kernel for it here: then no server computes in it either
+            say(says=f"{name}: not computed here ({str(error).splitlines()[0][:100]})")
+        else:
+            say(says=f"linear layers in {name}: {flops[name] / 1e9:,.0f} GFLOP/s")
+    source = torch.ones(STREAM_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    copy = 2 * STREAM_BYTES / best_s(lambda: target.copy_(source), device, share_s)
+    read = STREAM_BYTES / best_s(lambda: source.sum(), device, share_s)
+    say(says=f"memory: copy {copy / 1e9:,.1f} GB/s, read {read / 1e9:,.1f} GB/s")
+    return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "flops_per_s": flops,
+        "copy_bytes_per_s": copy,
+        "read_bytes_per_s": read,
     }
-    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        found[f"{name}_flops"] = max(matmul_flops(n, dtype, device) for n in MATMUL_SIZES[device])
-    source = torch.ones(STREAM_BYTES // 4, device=device)
-    target = torch.empty_like(source)
-    found["copy_bytes_per_s"] = 2 * STREAM_BYTES / best_s(lambda: target.copy_(source), device)
-    found["read_bytes_per_s"] = STREAM_BYTES / best_s(lambda: source.sum(), device)
-    return found
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure()))
+    say(found=measure())

@@ -1,4 +1,4 @@
-"""A cell of the tables: one backend at one place (model, task, context, load), over all its server starts.
+"""A cell of the tables: one candidate at one workload on one kind of device, over all its server starts.
 
 Throughput is kept a value a start. Latency percentiles are taken over the pooled requests of the
 starts, because percentiles of single starts must not be averaged.
@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from analysis.identity import Candidate, Place
 from analysis.metrics import statistic
+from analysis.objectives import Objective
 from analysis.points import Point
 
 LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
@@ -21,24 +23,31 @@ Samples = dict[
 
 @dataclass(frozen=True)
 class Cell:
-    """``starts`` usable points of ``backend`` at one place; ``points`` are all of them, unusable ones too."""
+    """``starts`` are the usable points of ``candidate`` at ``place``; ``points`` all of them."""
 
-    model: str
-    weights: str
+    place: Place
+    candidate: Candidate
+    backend: str  # labels of candidate, task and load
     task: str
-    context_tokens: int
     load: str
-    backend: str
     points: list[Point]
     latency: dict[str, dict[str, Any]]
 
     @property
-    def starts(self) -> list[Point]:
-        return [point for point in self.points if point.usable]
+    def model(self) -> str:
+        return self.place.model
 
     @property
-    def place(self) -> tuple[str, str, int, str]:
-        return self.model, self.task, self.context_tokens, self.load
+    def weights(self) -> str:
+        return self.candidate.weights
+
+    @property
+    def context_tokens(self) -> int:
+        return self.place.context_tokens
+
+    @property
+    def starts(self) -> list[Point]:
+        return [point for point in self.points if point.usable]
 
     @property
     def errors(self) -> dict[str, int]:
@@ -53,38 +62,33 @@ class Cell:
     def failed(self) -> int:
         return sum(self.errors.values())
 
-    def values(self, group: str, name: str) -> list[float]:
-        """One value a usable start, those that have none left out. ``group`` may be a path: energy.gross."""
-        first, *rest = group.split(".")
-        found: list[float | None] = []
-        for point in self.starts:
-            held = getattr(point, first) or {}
-            for key in rest:
-                held = held.get(key) or {}
-            found.append(held.get(name))
-        return [float(value) for value in found if value is not None]
+    def values(self, objective: Objective) -> list[float]:
+        """One value a usable start, those that have none left out."""
+        found = [objective.value(point) for point in self.starts]
+        return [value for value in found if value is not None]
 
-    def mean(self, group: str, name: str) -> float | None:
-        values = self.values(group, name)
+    def mean(self, objective: Objective) -> float | None:
+        values = self.values(objective)
         return float(np.mean(values)) if values else None
 
 
 def cells(points: Iterable[Point], samples: Samples) -> list[Cell]:
     """Cells in the order of the tables: model, task, load, context, backend."""
-    groups: dict[tuple[Any, ...], list[Point]] = {}
+    groups: dict[tuple[Place, Candidate], list[Point]] = {}
     for point in points:
-        if point.status == "superseded":
-            continue
-        key = (point.model, point.task, _load_key(point), point.context_tokens, point.backend)
-        groups.setdefault(key, []).append(point)
-    return [
-        _cell(members, samples) for _, members in sorted(groups.items(), key=lambda item: item[0])
-    ]
+        if point.status != "superseded":
+            groups.setdefault((point.place, point.candidate), []).append(point)
+    found = [_cell(members, samples) for members in groups.values()]
+    return sorted(
+        found,
+        key=lambda c: (c.model, c.task, load_order(c.place), c.load, c.context_tokens, c.backend),
+    )
 
 
-def _load_key(point: Point) -> tuple[int, float, str]:
+def load_order(place: Place) -> tuple[int, float]:
     """Closed loads by users, then open loads by rate."""
-    return (0 if point.users else 1, float(point.users or point.rate_per_s or 0), point.load)
+    load = place.workload.load
+    return (0 if load.users else 1, float(load.users or load.rate_per_s or 0))
 
 
 def _cell(members: list[Point], samples: Samples) -> Cell:
@@ -109,12 +113,11 @@ def _cell(members: list[Point], samples: Samples) -> Cell:
         pooled["itl_s"] |= {"p90": None, "p99": None}
         pooled["itl_s"]["refused"] = [*pooled["itl_s"]["refused"], f"p90, p99: {reason}"]
     return Cell(
-        model=first.model,
-        weights=first.weights,
-        task=first.task,
-        context_tokens=first.context_tokens,
-        load=first.load,
+        place=first.place,
+        candidate=first.candidate,
         backend=first.backend,
+        task=first.task,
+        load=first.load,
         points=members,
         latency=pooled,
     )

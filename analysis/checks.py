@@ -4,30 +4,31 @@ A fault makes a point invalid for the report. Nothing is mended and nothing is w
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from analysis.fault import Fault
+from analysis.invariants import broken
 from analysis.load import Run
 from analysis.tables import row_count
 from greenbench.manifest import INVALID_REASONS
 from greenbench.rundir import file_sha256
 
-CLOCK_STEP_NS = 50_000_000  # wall against monotonic time, between any two events of a run
-
-
-@dataclass(frozen=True)
-class Fault:
-    """``code`` is a key of greenbench.manifest.INVALID_REASONS or one of this module's own."""
-
-    code: str
-    sentence: str
-
 
 def faults(run: Run) -> list[Fault]:
-    """Every fault of one run, in the order of CHECKS; empty when it may be used."""
-    return [fault for check in CHECKS for fault in check(run)]
+    """Every fault of one run; empty when it may be used.
+
+    Only a finished point has counts and hashes to compare with. Where a file cannot be read, or is not
+    the one that was measured, nothing is asked of what it holds.
+    """
+    found = list(_status(run))
+    found += [Fault("unreadable", sentence) for sentence in run.unreadable]
+    if run.unreadable or run.manifest.status not in ("complete", "invalid"):
+        return found
+    whole = [*_counts(run), *_files(run)]
+    found += [*whole, *_backend(run), *_good_requests(run)]
+    return found if whole else [*found, *(fault for ask in ASKED for fault in ask(run))]
 
 
 def _status(run: Run) -> Iterator[Fault]:
@@ -45,17 +46,8 @@ def _status(run: Run) -> Iterator[Fault]:
 def audit_over_budget(run: Run) -> list[str]:
     """What the load generator says it did worse than its budget; empty when it kept to it."""
     audits = [audit for audit in run.manifest.client_audit.values() if isinstance(audit, dict)]
-    return [str(r) for audit in audits if audit.get("over_budget") for r in audit["reasons"]]
-
-
-def _finished(check: Callable[[Run], Iterator[Fault]]) -> Callable[[Run], Iterator[Fault]]:
-    """Only a finished point has counts and hashes to compare with."""
-
-    def checked(run: Run) -> Iterator[Fault]:
-        if run.manifest.status in ("complete", "invalid"):
-            yield from check(run)
-
-    return checked
+    over = [audit.get("reasons") for audit in audits if audit.get("over_budget")]
+    return [str(reason) for reasons in over if isinstance(reasons, list) for reason in reasons]
 
 
 def _counts(run: Run) -> Iterator[Fault]:
@@ -111,23 +103,11 @@ def _backend(run: Run) -> Iterator[Fault]:
         )
 
 
-def _prompts(run: Run) -> Iterator[Fault]:
+def _usage(run: Run) -> Iterator[Fault]:
     good = run.requests[run.requests["error_type"].isna()]
     silent = int(good[["prompt_tokens", "output_tokens"]].isna().any(axis=1).sum())
     if silent:
         yield Fault("no_usage", f"{silent} good requests carry no token counts of the server")
-    counted = good[good["prompt_tokens"].notna()]
-    wrong = counted[counted["prompt_tokens"] != counted["context_tokens_target"]]
-    if len(wrong):
-        first = wrong.iloc[0]
-        yield Fault(
-            "prompt_length_mismatch",
-            f"{len(wrong)} of {len(counted)} prompts had another length than asked for "
-            f"(first: {int(first['prompt_tokens'])} instead of {int(first['context_tokens_target'])} tokens)",
-        )
-    foreign = int((run.requests["run_id"] != run.manifest.run_id).sum())
-    if foreign:
-        yield Fault("foreign_rows", f"{foreign} request rows belong to another run")
 
 
 def _prefix_cache(run: Run) -> Iterator[Fault]:
@@ -176,15 +156,6 @@ def _token_totals(run: Run) -> Iterator[Fault]:
         )
 
 
-def _clock(run: Run) -> Iterator[Fault]:
-    offsets = [event.unix_ns - event.mono_ns for event in run.events]
-    if offsets and max(offsets) - min(offsets) > CLOCK_STEP_NS:
-        step_s = (max(offsets) - min(offsets)) / 1e9
-        yield Fault(
-            "clock_stepped", f"wall and monotonic time parted by {step_s:.3f} s during the run"
-        )
-
-
 def counter_gain(server: pd.DataFrame, metric: str) -> float | None:
     """Last minus first value of a counter, summed over its label sets; None when it was not scraped."""
     samples = server[server["metric"] == metric]
@@ -197,21 +168,11 @@ def counter_gain(server: pd.DataFrame, metric: str) -> float | None:
     return float(sum(values.iloc[-1] - values.iloc[0] for _, values in groups))
 
 
-CHECKS: tuple[Callable[[Run], Iterator[Fault]], ...] = (
-    _status,
-    *(
-        _finished(check)
-        for check in (
-            _counts,
-            _files,
-            _backend,
-            _good_requests,
-            _prompts,
-            _prefix_cache,
-            _token_totals,
-            _clock,
-        )
-    ),
+ASKED: tuple[Callable[[Run], Iterator[Fault]], ...] = (
+    _usage,
+    _prefix_cache,
+    _token_totals,
+    broken,
 )
 
 

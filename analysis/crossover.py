@@ -23,7 +23,9 @@ MIN_STARTS = 3
 GRID_POINTS = 61
 MISFIT = 0.15  # a form that misses a measured point by more says nothing between the points
 
-Verdict = Literal["crossover", "none", "within noise", "form does not fit", "too few contexts"]
+Verdict = Literal[
+    "crossover", "none", "within noise", "indicative", "form does not fit", "too few contexts"
+]
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,9 @@ def redraw(
 
 
 def crossover(
-    names: tuple[str, str], pair: tuple[Curve, Curve], form: str, floor: float = 0.0, seed: int = 7
+    names: tuple[str, str], pair: tuple[Curve, Curve], form: str, seed: int = 7
 ) -> Crossover:
-    """Compare two curves over the same contexts. ``floor``: relative noise of equal arms (log-ratio).
+    """Compare two curves over the same contexts.
 
     The verdict needs 95 % of the draws: crossing in one direction gives "crossover", one backend
     cheaper throughout gives "none" (of a crossover), anything else is "within noise".
@@ -192,7 +194,7 @@ def crossover(
         fits=coefficients,
         bands=_bands(names, fits, refits, low, high),
     )
-    return _conclude(found, names, fits, (kinds, lengths), (low, high), floor)
+    return _conclude(found, names, fits, (kinds, lengths), (low, high))
 
 
 def _outcomes(refits: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
@@ -229,17 +231,11 @@ def _conclude(
     fits: tuple[Fit, ...],
     outcomes: tuple[np.ndarray, np.ndarray],
     span: tuple[float, float],
-    floor: float,
 ) -> Crossover:
     low, high = span
-    grid = np.linspace(low, high, GRID_POINTS)
-    gap = np.abs(np.log(fits[0](grid) / fits[1](grid)))
     kind, share = max(found.shares.items(), key=lambda item: item[1])
     words = f"between {low:,.0f} and {high:,.0f} tokens"
     by_letter = {"a": names[0], "b": names[1]}
-    if gap.max() <= floor:
-        sentence = f"{names[0]} and {names[1]} differ by less than equal arms do {words}"
-        return replace(found, sentence=sentence)
     if share < SURE:
         listed = ", ".join(
             f"{s:.0%} {_in_words(k, by_letter)}"

@@ -1,102 +1,193 @@
-"""The decision table: per place and objective the backend to take, ties shown as ties."""
+"""The decision table: per place and objective the candidate to take, or why there is none.
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+It reads the differences and nothing else: who wins, by how much and how surely is theirs to say.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from analysis.differences import OBJECTIVES, Difference, Objective
+from analysis.barring import HALF_FAILED, Standing, Standings
+from analysis.differences import Difference, by_pair
+from analysis.identity import Candidate, Place
+from analysis.objectives import OBJECTIVES, Objective
 from analysis.points import Point
 
-Place = tuple[str, str, int, str]  # model, task, context, load
+Outcome = Literal["winner", "no clear winner", "indicative", "not comparable", "alone"]
+
+
+@dataclass(frozen=True)
+class Eligible:
+    """Whether a candidate may win at a place, and what must be said beside its name."""
+
+    may_win: bool
+    why_not: str | None = None
+    mark: str | None = None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A candidate with a value at a place. ``value``: mean over its starts, as in the numbers table."""
+
+    label: str
+    value: float
+    starts: int
+    eligible: Eligible
 
 
 @dataclass(frozen=True)
 class Decision:
-    """``best`` leads; ``tied``: not shown to be beaten; ``tested``: False with one start each."""
+    """``front``: candidates that may win and are shown to be worse than none; of one start, the one ahead.
+
+    ``against``: the winner's or the leader's difference from every other candidate that may win.
+    """
 
     place: Place
     objective: str
-    best: str
-    value: float  # geometric mean over its starts, in the objective's unit
-    starts: int
-    tied: list[str]
-    beaten: list[str]
-    tested: bool
-    barred: dict[str, str] = field(default_factory=dict)  # backend -> why it may not win here
+    outcome: Outcome
+    front: tuple[str, ...]
+    contenders: tuple[Contender, ...]  # best value first
+    against: tuple[Difference, ...] = ()
 
     @property
     def winner(self) -> str | None:
-        """The backend that is better than every other, or None where there is no such one."""
-        return self.best if self.tested and not self.tied and self.beaten else None
+        """The candidate that is shown to be better than every other that may win, else None."""
+        return self.front[0] if self.outcome == "winner" else None
+
+    @property
+    def leader(self) -> str | None:
+        """Who is ahead, shown or not; None where nobody is."""
+        return self.front[0] if self.outcome in ("winner", "indicative") else None
+
+    @property
+    def tested(self) -> bool:
+        return self.outcome in ("winner", "no clear winner")
+
+    @property
+    def out(self) -> tuple[Contender, ...]:
+        """Those that have a value and may not win."""
+        return tuple(each for each in self.contenders if not each.eligible.may_win)
 
 
 def decisions(
     points: Sequence[Point],
-    found: Iterable[Difference],
-    barred: Mapping[tuple[str, int], Mapping[str, str]] | None = None,
+    found: Sequence[Difference],
+    eligible: Mapping[tuple[Place, Candidate], Eligible],
 ) -> list[Decision]:
-    """One per place × objective that at least one backend has a value for.
-
-    ``barred`` maps (model, context) to backends that may not win at that length, with the reason.
-    """
-    by_pair: dict[tuple[object, ...], Difference] = {
-        (d.model, d.task, d.context_tokens, d.load, d.objective, d.a, d.b): d for d in found
-    }
+    """One per place × objective that at least one candidate has a value for."""
+    pairs = by_pair(found)
+    by_place: dict[Place, list[Point]] = {}
+    for point in points:
+        if point.usable:
+            by_place.setdefault(point.place, []).append(point)
     made: list[Decision] = []
-    for place in dict.fromkeys(point.place for point in points if point.usable):
-        here = [point for point in points if point.usable and point.place == place]
-        out = dict((barred or {}).get((place[0], place[2]), {}))
+    for place, here in by_place.items():
         for objective in OBJECTIVES:
-            decision = _decide(place, objective, here, by_pair, out)
-            if decision is not None:
-                made.append(decision)
+            contenders = _contenders(place, objective, here, eligible)
+            if contenders:
+                made.append(_decide(place, objective, contenders, pairs))
     return made
+
+
+def _contenders(
+    place: Place,
+    objective: Objective,
+    here: Sequence[Point],
+    eligible: Mapping[tuple[Place, Candidate], Eligible],
+) -> list[Contender]:
+    values: dict[Candidate, list[float]] = {}
+    names = {point.candidate: point.backend for point in here}
+    for point in here:
+        value = objective.value(point)
+        if value is not None:
+            values.setdefault(point.candidate, []).append(value)
+    found = [
+        Contender(
+            label=names[candidate],
+            value=float(np.mean(each)),
+            starts=len(each),
+            eligible=eligible.get((place, candidate), Eligible(True)),
+        )
+        for candidate, each in values.items()
+    ]
+    sign = -1 if objective.higher_is_better else 1
+    return sorted(found, key=lambda each: (sign * each.value, each.label))
 
 
 def _decide(
     place: Place,
     objective: Objective,
-    here: list[Point],
-    by_pair: Mapping[tuple[object, ...], Difference],
-    barred: dict[str, str],
-) -> Decision | None:
-    values: dict[str, list[float]] = {}
-    for point in here:
-        value = objective.value(point)
-        if value is not None and point.backend not in barred:
-            values.setdefault(point.backend, []).append(value)
-    if not values:
-        return None
-    means = {name: float(np.exp(np.mean(np.log(each)))) for name, each in values.items()}
-    ranked = sorted(means, key=lambda name: means[name], reverse=objective.higher_is_better)
-    best, others = ranked[0], ranked[1:]
-    verdicts = {other: _verdict_over(place, objective, best, other, by_pair) for other in others}
-    return Decision(
-        place=place,
-        objective=objective.name,
-        best=best,
-        value=means[best],
-        starts=len(values[best]),
-        tied=[name for name in others if verdicts[name] != "better"],
-        beaten=[name for name in others if verdicts[name] == "better"],
-        tested=bool(others) and all(v not in ("untested", None) for v in verdicts.values()),
-        barred=barred,
-    )
+    contenders: Sequence[Contender],
+    pairs: Mapping[tuple[Place, str, str, str], Difference],
+) -> Decision:
+    able = [each.label for each in contenders if each.eligible.may_win]
+
+    def against(label: str) -> list[Difference]:
+        return [pairs[place, objective.name, label, rival] for rival in able if rival != label]
+
+    def decided(outcome: Outcome, front: Sequence[str]) -> Decision:
+        said = tuple(against(front[0])) if front else ()
+        return Decision(place, objective.name, outcome, tuple(front), tuple(contenders), said)
+
+    if len(able) < 2:
+        return decided("alone", able)
+    beaten_by_none = [a for a in able if all(d.verdict != "worse" for d in against(a))]
+    winner = next((a for a in able if all(d.verdict == "better" for d in against(a))), None)
+    if winner is not None:
+        return decided("winner", [winner])
+    if any(d.tested for a in able for d in against(a)):
+        return decided("no clear winner", beaten_by_none)
+    ahead = next((a for a in able if all(_ahead(d) for d in against(a))), None)
+    if ahead is not None:
+        return decided("indicative", [ahead])
+    comparable = any(d.verdict == "indicative" for a in able for d in against(a))
+    return decided("no clear winner" if comparable else "not comparable", able)
 
 
-def _verdict_over(
-    place: Place,
-    objective: Objective,
-    best: str,
-    other: str,
-    by_pair: Mapping[tuple[object, ...], Difference],
-) -> str | None:
-    """What was found of ``best`` against ``other``, whichever way round the pair was compared."""
-    forward = by_pair.get((*place, objective.name, best, other))
-    if forward is not None:
-        return forward.verdict
-    backward = by_pair.get((*place, objective.name, other, best))
-    if backward is None:
-        return None
-    return {"better": "worse", "worse": "better"}.get(backward.verdict, backward.verdict)
+def _ahead(difference: Difference) -> bool:
+    """Of one pair of starts: on the better side of level, by more than would mean nothing."""
+    if difference.verdict != "indicative":
+        return False
+    gain = difference.gain
+    margin = next(o.margin for o in OBJECTIVES if o.name == difference.objective)
+    return gain is None or gain > 1 + margin
+
+
+def eligible(points: Sequence[Point], found: Standings) -> dict[tuple[Place, Candidate], Eligible]:
+    """Who may win where, by the standing of its answers at that length, its failed requests and its proof."""
+    groups: dict[tuple[Place, Candidate], list[Point]] = {}
+    for point in points:
+        if point.usable:
+            groups.setdefault((point.place, point.candidate), []).append(point)
+    out: dict[tuple[Place, Candidate], Eligible] = {}
+    for (place, candidate), members in groups.items():
+        standings = found.get((candidate.model, place.context_tokens), {})
+        rivals = {standing.kind for other, standing in standings.items() if other != candidate}
+        out[place, candidate] = _may_win(
+            standings.get(candidate),
+            max(point.failed_share for point in members),
+            any(point.proof != "proven" for point in members),
+            bool(rivals & {"proven", "reference"}),
+        )
+    return out
+
+
+def _may_win(
+    standing: Standing | None, failed_share: float, unproven: bool, others_proven: bool
+) -> Eligible:
+    """Disqualified, or half of its requests failed: it cannot win. Undecided where another's answers are
+    proven: it is shown, marked and not recommended. Else it may win, with what is in doubt beside its name.
+    """
+    if standing is not None and standing.kind == "disqualified":
+        return Eligible(False, standing.sentence, "disqualified")
+    if failed_share >= HALF_FAILED:
+        return Eligible(False, f"{failed_share:.0%} of its requests failed", "failing")
+    undecided = standing is not None and standing.kind == "undecided"
+    words = "unproven" if unproven else "answers undecided"
+    if standing is not None and undecided and others_proven:
+        return Eligible(False, standing.sentence, words)
+    if unproven or (standing is not None and undecided and standing.doubted):
+        return Eligible(True, None, words)
+    return Eligible(True)

@@ -1,293 +1,308 @@
-"""Is backend A different from backend B, by how much, and how surely?
+"""Is candidate A different from candidate B, by how much, and how surely? One object a comparison.
 
 The unit of replication is the server start. Starts are paired by block (a repeat of the sweep, in which
-the arms run in shuffled order), each pair gives one log-ratio, and the interval is over those. "Better"
-is claimed only when the interval excludes 1, Holm's correction over the backend × context grid keeps
-it, and the effect exceeds the noise that the same pipeline finds between two arms of one backend (A/A).
+candidates run in shuffled order on one device), each pair gives one log-ratio, and the interval is over those
+and the error of the window's edges, which all starts share. "Better" is claimed only when the p value
+survives the correction over every comparison of the report, the effect is large enough to mean something,
+and it exceeds the noise between two arms of one candidate (A/A) where the sweep has them.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
-from scipy.stats import bootstrap, t
+from scipy.stats import t
 
+from analysis.identity import Block, Candidate, Place
+from analysis.objectives import BY_NAME, OBJECTIVES, Objective
 from analysis.points import Point
-
-LEVEL = 0.95
-# From here BCa. Simulated equal arms (docs/method.md): at 8 blocks a 95 % BCa interval excludes 1 in 11 % of
-# cases, at 30 in 6 to 8 %, the t interval in 4 to 6 % at every n and for skewed and heavy-tailed noise.
-MANY_BLOCKS = 50
-RESAMPLES = 9_999
-MIN_BLOCKS = 2  # fewer give no interval at all
-
-Verdict = Literal["better", "worse", "tie", "untested"]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Something to compare by. ``path`` leads to one value a start inside Point."""
-
-    name: str
-    title: str
-    unit: str
-    higher_is_better: bool
-    path: tuple[str, ...]
-
-    def value(self, point: Point) -> float | None:
-        """The point's value, None where it has none or it may not be used."""
-        found: object = getattr(point, self.path[0]) if point.usable else None
-        for key in self.path[1:]:
-            found = found.get(key) if isinstance(found, dict) else None
-        return float(found) if isinstance(found, int | float) and found > 0 else None
-
-
-OBJECTIVES: tuple[Objective, ...] = (
-    Objective("output", "Output tokens/s", "tok/s", True, ("throughput", "output_tokens_per_s")),
-    Objective("total", "Total tokens/s", "tok/s", True, ("throughput", "total_tokens_per_s")),
-    Objective("goodput", "Goodput", "req/s", True, ("goodput", "per_s")),
-    Objective("ttft", "TTFT p50", "s", False, ("latency", "ttft_s", "p50")),
-    # a request's own mean: tokens that arrive in bursts give the median gap no meaning
-    Objective("itl", "TPOT p50", "s", False, ("latency", "tpot_s", "p50")),
-    Objective("e2e", "E2E p50", "s", False, ("latency", "e2e_s", "p50")),
-    Objective(
-        "energy", "J per output token", "J", False, ("energy", "gross", "j_per_output_token")
-    ),
-    Objective("memory", "Peak memory", "B", False, ("memory", "peak_bytes")),
+from analysis.stats import (
+    LEVEL,
+    MIN_BLOCKS,
+    Ratio,
+    holm_adjusted,
+    max_t_adjusted,
+    paired_ratio,
+    paired_zero,
+    unpaired_ratio,
 )
 
-
-@dataclass(frozen=True)
-class Ratio:
-    """``a / b`` as a geometric mean over blocks with its interval. ``p`` is two-sided, of ratio = 1."""
-
-    ratio: float
-    blocks: int
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-    method: str = "none: one pair of server starts"
-
-
-def paired_ratio(log_ratios: Sequence[float], level: float = LEVEL, seed: int = 7) -> Ratio:
-    """Interval of the mean paired log-ratio, given back as a ratio.
-
-    Below MANY_BLOCKS: t interval, mean ± t(n−1)·sd/√n. From there: bias-corrected accelerated bootstrap
-    (BCa) over blocks. p is that of the paired t test at any n. No values raise ValueError.
-    """
-    values = np.asarray(log_ratios, dtype=float)
-    n = len(values)
-    if n == 0:
-        raise ValueError("no blocks to compare")
-    mean = float(np.mean(values))
-    if n < MIN_BLOCKS:
-        return Ratio(math.exp(mean), n)
-    error = float(np.std(values, ddof=1)) / math.sqrt(n)
-    if error <= abs(mean) * 1e-12:  # identical ratios: exact, nothing to resample
-        p = 1.0 if mean == 0 else 0.0
-        return Ratio(
-            math.exp(mean), n, math.exp(mean), math.exp(mean), p, "exact: all blocks agree"
-        )
-    p = float(2 * t.sf(abs(mean) / error, n - 1))
-    if n < MANY_BLOCKS:
-        half = float(t.ppf((1 + level) / 2, n - 1)) * error
-        return Ratio(
-            math.exp(mean), n, math.exp(mean - half), math.exp(mean + half), p, f"t, {n} blocks"
-        )
-    found = bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=level,
-        n_resamples=RESAMPLES,
-        method="BCa",
-        vectorized=True,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Ratio(
-        math.exp(mean), n, math.exp(found.low), math.exp(found.high), p, f"BCa, {n} blocks"
-    )
-
-
-def holm(p_values: Sequence[float], alpha: float = 1 - LEVEL) -> list[bool]:
-    """Holm's step-down: which hypotheses are rejected with family-wise error ``alpha``."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    rejected = [False] * len(p_values)
-    for rank, index in enumerate(order):
-        if p_values[index] > alpha / (len(p_values) - rank):
-            break
-        rejected[index] = True
-    return rejected
+Verdict = Literal[
+    "better", "worse", "equivalent", "no difference shown", "indicative", "not comparable"
+]
+Values = dict[Block, float]  # one a block: two arms of one candidate in a block are averaged
 
 
 @dataclass(frozen=True)
 class Floor:
-    """Noise between two arms of one backend: ``sd`` of A/A log-ratios about zero, over ``pairs``."""
+    """Noise between two arms of one candidate at one place: ``sd`` of A/A log-ratios about zero."""
 
     sd: float
     pairs: int
-    source: str
 
     def half_width(self, blocks: int, level: float = LEVEL) -> float:
         """Half-width of an A/A interval over so many blocks, as a log-ratio."""
         return float(t.ppf((1 + level) / 2, self.pairs)) * self.sd / math.sqrt(blocks)
 
 
-def noise_floor(points: Iterable[Point], objective: Objective) -> Floor | None:
-    """From A/A arms where the sweep has them, else from successive starts of one backend.
-
-    Starts in different blocks also carry the drift between blocks, so the second floor errs high.
-    """
-    usable = [point for point in points if objective.value(point) is not None]
-    by_arm: dict[tuple[object, ...], list[Point]] = {}
-    by_repeat: dict[tuple[object, ...], list[Point]] = {}
-    for point in usable:
-        by_arm.setdefault((*point.place, point.backend, point.repeat), []).append(point)
-        by_repeat.setdefault((*point.place, point.backend, point.arm), []).append(point)
-    arms = _successive_ratios(by_arm.values(), objective)
-    if arms:
-        return _floor(arms, "two arms of one backend (A/A)")
-    repeats = _successive_ratios(by_repeat.values(), objective)
-    return _floor(repeats, "successive starts of one backend") if repeats else None
-
-
-def _successive_ratios(groups: Iterable[list[Point]], objective: Objective) -> list[float]:
-    ratios: list[float] = []
-    for group in groups:
-        values = [objective.value(p) for p in sorted(group, key=lambda p: (p.repeat, p.arm))]
-        for i in range(
-            0, len(values) - 1, 2
-        ):  # disjoint pairs: successive ones would share a start
-            first, second = values[i], values[i + 1]
-            assert first is not None and second is not None
-            ratios.append(math.log(second / first))
-    return ratios
-
-
-def _floor(log_ratios: list[float], source: str) -> Floor:
-    return Floor(math.sqrt(float(np.mean(np.square(log_ratios)))), len(log_ratios), source)
-
-
 @dataclass(frozen=True)
 class Difference:
-    """Backend ``a`` against ``b`` at one place by one objective. ``verdict`` speaks of ``a``."""
+    """``a`` against ``b`` at one place by one objective; ``verdict`` speaks of ``a``.
 
-    model: str
-    task: str
-    context_tokens: int
-    load: str
+    ``a`` and ``b`` are labels, ``of`` their candidates. ``values``: geometric means over the blocks that were
+    compared (arithmetic where one is 0). ``adjusted``: p after the correction over the whole report.
+    """
+
+    place: Place
     objective: str
     a: str
     b: str
+    of: tuple[Candidate, Candidate]
     ratio: Ratio
+    values: tuple[float, float]
     verdict: Verdict
     reason: str
+    adjusted: float | None = None
     floor_ratio: float | None = None  # the smallest ratio that stands out of the A/A noise
-    blocks: list[int] = field(default_factory=list)
+    deviations: tuple[float, ...] = ()  # of each block's log-ratio from the mean
+    blocks: tuple[Block, ...] = ()
+
+    @property
+    def turned(self) -> "Difference":
+        """The same, said of ``b``."""
+        turned: dict[Verdict, Verdict] = {"better": "worse", "worse": "better"}
+        return replace(
+            self,
+            a=self.b,
+            b=self.a,
+            of=(self.of[1], self.of[0]),
+            ratio=self.ratio.inverse,
+            values=(self.values[1], self.values[0]),
+            verdict=turned.get(self.verdict, self.verdict),
+            deviations=tuple(-d for d in self.deviations),
+        )
+
+    @property
+    def tested(self) -> bool:
+        """Whether it rests on more than one pair of starts."""
+        return self.verdict not in ("indicative", "not comparable")
+
+    @property
+    def gain(self) -> float | None:
+        """How many times better ``a`` is, above 1 where it is better; None where one of the two is 0."""
+        if self.ratio.ratio is None:
+            return None
+        higher = BY_NAME[self.objective].higher_is_better
+        return self.ratio.ratio if higher else 1 / self.ratio.ratio
+
+    @property
+    def gain_interval(self) -> tuple[float, float] | None:
+        if self.ratio.low is None or self.ratio.high is None:
+            return None
+        if BY_NAME[self.objective].higher_is_better:
+            return self.ratio.low, self.ratio.high
+        return 1 / self.ratio.high, 1 / self.ratio.low
 
 
 def differences(points: Sequence[Point]) -> list[Difference]:
-    """Every pair of backends at every place by every objective.
-
-    Holm's family is the grid of backend pairs × contexts of one model, task, load and objective.
-    """
+    """Every pair of candidates at every place by every objective, in the order of OBJECTIVES."""
     found: list[Difference] = []
-    floors = {objective.name: noise_floor(points, objective) for objective in OBJECTIVES}
+    usable = [point for point in points if point.usable]
+    by_place: dict[Place, list[Point]] = {}
+    for point in usable:
+        by_place.setdefault(point.place, []).append(point)
     for objective in OBJECTIVES:
-        for place, by_backend in _by_place(points, objective).items():
-            names = sorted(by_backend)
-            for i, a in enumerate(names):
-                for b in names[i + 1 :]:
-                    pair = _compare(place, objective, a, b, by_backend, floors[objective.name])
-                    if pair is not None:
-                        found.append(pair)
+        for place, here in by_place.items():
+            floor = noise_floor(here, objective)
+            sides = sorted(_sides(here, objective), key=lambda side: side.label)
+            found += [_compare(place, objective, a, b, floor) for a, b in combinations(sides, 2)]
     return _with_verdicts(found)
 
 
-def _with_verdicts(found: list[Difference]) -> list[Difference]:
-    families: dict[tuple[str, str, str, str], list[Difference]] = {}
-    for difference in found:
-        if difference.ratio.p is not None:
-            key = (difference.model, difference.task, difference.load, difference.objective)
-            families.setdefault(key, []).append(difference)
-    verdicts: dict[int, Difference] = {}
-    for family in families.values():
-        kept = holm([d.ratio.p for d in family if d.ratio.p is not None])
-        verdicts |= {id(d): _verdict(d, keep) for d, keep in zip(family, kept, strict=True)}
-    return [verdicts.get(id(d), d) for d in found]
+@dataclass(frozen=True)
+class _Side:
+    """One candidate at one place by one objective. ``edge``: error that all its starts share, a log-ratio."""
+
+    candidate: Candidate
+    label: str
+    values: Values
+    edge: float
 
 
-Values = dict[int, float]  # block -> value
+def _sides(points: Sequence[Point], objective: Objective) -> list[_Side]:
+    names = {point.candidate: point.backend for point in points}
+    edges = _edges(points, objective)
+    return [
+        _Side(candidate, names[candidate], values, edges[candidate])
+        for candidate, values in _values(points, objective).items()
+    ]
 
 
-def _by_place(
-    points: Iterable[Point], objective: Objective
-) -> dict[tuple[str, str, int, str], dict[str, Values]]:
-    """Arms of one backend in one block are averaged (geometrically); they are the same thing."""
-    raw: dict[tuple[str, str, int, str], dict[str, dict[int, list[float]]]] = {}
+def _values(points: Iterable[Point], objective: Objective) -> dict[Candidate, Values]:
+    """Arms of one candidate in one block are averaged; they are the same thing."""
+    raw: dict[Candidate, dict[Block, list[float]]] = {}
     for point in points:
         value = objective.value(point)
         if value is not None:
-            blocks = raw.setdefault(point.place, {}).setdefault(point.backend, {})
-            blocks.setdefault(point.repeat, []).append(math.log(value))
+            raw.setdefault(point.candidate, {}).setdefault(point.block, []).append(value)
     return {
-        place: {
-            backend: {block: math.exp(float(np.mean(logs))) for block, logs in blocks.items()}
-            for backend, blocks in backends.items()
-        }
-        for place, backends in raw.items()
+        candidate: {block: _middle(values) for block, values in blocks.items()}
+        for candidate, blocks in raw.items()
     }
 
 
+def _middle(values: Sequence[float]) -> float:
+    """Geometric mean; arithmetic where a value is 0."""
+    if min(values) <= 0:
+        return float(np.mean(values))
+    return math.exp(float(np.mean(np.log(values))))
+
+
+def _edges(points: Iterable[Point], objective: Objective) -> dict[Candidate, float]:
+    """Of each candidate, the error of its windows' edges: root mean square over its starts."""
+    squares: dict[Candidate, list[float]] = {}
+    for point in points:
+        squares.setdefault(point.candidate, []).append(
+            point.edge_errors.get(objective.name, 0.0) ** 2
+        )
+    return {candidate: math.sqrt(float(np.mean(each))) for candidate, each in squares.items()}
+
+
 def _compare(
-    place: tuple[str, str, int, str],
-    objective: Objective,
-    a: str,
-    b: str,
-    by_backend: dict[str, Values],
-    floor: Floor | None,
-) -> Difference | None:
-    shared = sorted(set(by_backend[a]) & set(by_backend[b]))
-    if not shared:
-        return None
-    ratio = paired_ratio([math.log(by_backend[a][k] / by_backend[b][k]) for k in shared])
-    model, task, context, load = place
+    place: Place, objective: Objective, a: _Side, b: _Side, floor: Floor | None
+) -> Difference:
+    shared = sorted(a.values.keys() & b.values.keys())
+    of_a = [a.values[k] for k in shared] or list(a.values.values())
+    of_b = [b.values[k] for k in shared] or list(b.values.values())
+    edge = math.hypot(a.edge, b.edge)
+    gaps: np.ndarray | None = None  # what the paired test takes, a value a block
+    if min(*of_a, *of_b) <= 0:
+        gaps = np.subtract(of_a, of_b) if shared else None
+        ratio = paired_zero(of_a, of_b) if shared else Ratio(None, 0)
+    elif shared:
+        gaps = np.log(of_a) - np.log(of_b)
+        ratio = paired_ratio(gaps.tolist(), edge)
+    else:
+        ratio = unpaired_ratio(np.log(of_a).tolist(), np.log(of_b).tolist(), edge)
+    verdict, reason = _untested(ratio, bool(shared))
     return Difference(
-        model=model,
-        task=task,
-        context_tokens=context,
-        load=load,
+        place=place,
         objective=objective.name,
-        a=a,
-        b=b,
+        a=a.label,
+        b=b.label,
+        of=(a.candidate, b.candidate),
         ratio=ratio,
-        verdict="untested",
-        reason="one server start each: no interval, nothing is claimed",
-        floor_ratio=math.exp(floor.half_width(len(shared))) if floor else None,
-        blocks=shared,
+        values=(_middle(of_a), _middle(of_b)),
+        verdict=verdict,
+        reason=reason,
+        floor_ratio=math.exp(floor.half_width(ratio.blocks)) if floor else None,
+        deviations=() if gaps is None else tuple(float(g) for g in gaps - gaps.mean()),
+        blocks=tuple(shared),
     )
 
 
-def _verdict(difference: Difference, holm_keeps: bool) -> Difference:
-    """The three conditions of a claim, the first that fails named."""
-    ratio = difference.ratio
-    assert ratio.low is not None and ratio.high is not None
-    effect = abs(math.log(ratio.ratio))
-    if ratio.low <= 1 <= ratio.high:
-        return replace(difference, verdict="tie", reason="the interval holds 1")
-    if not holm_keeps:
+def _untested(ratio: Ratio, paired: bool) -> tuple[Verdict, str]:
+    if ratio.p is not None:
+        return "no difference shown", ""
+    if not paired:
+        return "not comparable", "the two have no block of starts in common, and one start each"
+    return "indicative", "one server start each: no interval, nothing is claimed"
+
+
+def noise_floor(points: Iterable[Point], objective: Objective) -> Floor | None:
+    """From pairs of arms of one candidate in one block (A/A) at one place; None without at least two pairs.
+
+    Successive starts are no such pair: they carry the drift between blocks, which pairing takes away.
+    """
+    arms: dict[tuple[Candidate, Block], dict[int, float]] = {}
+    for point in points:
+        value = objective.value(point)
+        if value is not None and value > 0:
+            arms.setdefault((point.candidate, point.block), {})[point.arm] = math.log(value)
+    gaps = [
+        each[second] - each[first]
+        for each in arms.values()
+        for first, second in zip(sorted(each)[::2], sorted(each)[1::2], strict=False)
+    ]
+    if len(gaps) < MIN_BLOCKS:
+        return None
+    return Floor(math.sqrt(float(np.mean(np.square(gaps)))), len(gaps))
+
+
+def _with_verdicts(found: list[Difference]) -> list[Difference]:
+    """Corrected over all comparisons of the report together: of 20 reports of equals one holds a false claim.
+
+    Those over the same blocks are corrected together by their correlation (maxT); groups of different blocks
+    share the error by their size.
+    """
+    tested = [i for i, d in enumerate(found) if d.ratio.p is not None]
+    groups: dict[tuple[Block, ...], list[int]] = {}
+    for index in tested:
+        groups.setdefault(found[index].blocks, []).append(index)
+    out = list(found)
+    for blocks, members in groups.items():
+        group = [found[i] for i in members]
+        weight = len(tested) / len(group)
+        for index, p in zip(members, _adjusted(blocks, group), strict=True):
+            out[index] = _verdict(replace(found[index], adjusted=min(1.0, p * weight)))
+    return out
+
+
+def _adjusted(blocks: tuple[Block, ...], group: Sequence[Difference]) -> list[float]:
+    if not blocks:
+        return holm_adjusted([d.ratio.p or 0.0 for d in group])
+    statistics = [d.ratio.t or 0.0 for d in group]
+    return max_t_adjusted(statistics, np.array([d.deviations for d in group]).T)
+
+
+def _verdict(difference: Difference) -> Difference:
+    """The conditions of a claim, the first that fails named."""
+    objective, ratio = BY_NAME[difference.objective], difference.ratio
+    higher = difference.values[0] > difference.values[1]
+    effect = math.inf if ratio.ratio is None else abs(math.log(ratio.ratio))
+    if ratio.ratio is not None and _within(ratio, objective.margin):
         return replace(
             difference,
-            verdict="tie",
-            reason="not kept by Holm's correction over the backends × contexts",
+            verdict="equivalent",
+            reason=f"a difference of {objective.margin:.0%} is ruled out (two one-sided tests)",
         )
-    if difference.floor_ratio is None:
-        return replace(difference, verdict="tie", reason="no noise floor is known")
-    if effect <= math.log(difference.floor_ratio):
-        return replace(difference, verdict="tie", reason="within the noise between equal arms")
-    higher = next(o for o in OBJECTIVES if o.name == difference.objective).higher_is_better
-    verdict: Verdict = "better" if (ratio.ratio > 1) == higher else "worse"
+    if difference.values[0] == difference.values[1]:
+        return replace(difference, reason="both are the same")
+    if ratio.low is not None and ratio.high is not None and ratio.low <= 1 <= ratio.high:
+        return replace(difference, reason="the interval holds 1")
+    if difference.adjusted is None or difference.adjusted > 1 - LEVEL:
+        return replace(
+            difference, reason="not kept by the correction over all comparisons of this report"
+        )
+    if effect <= math.log1p(objective.margin):
+        return replace(
+            difference, reason=f"smaller than the {objective.margin:.0%} that would mean something"
+        )
+    if difference.floor_ratio is not None and effect <= math.log(difference.floor_ratio):
+        return replace(difference, reason="within the noise between equal arms (A/A)")
+    verdict: Verdict = "better" if higher == objective.higher_is_better else "worse"
     return replace(
-        difference, verdict=verdict, reason=f"interval, Holm and noise floor agree ({ratio.method})"
+        difference,
+        verdict=verdict,
+        reason=f"beyond chance after correction over all comparisons ({ratio.method})",
     )
+
+
+def _within(ratio: Ratio, margin: float) -> bool:
+    """Two one-sided tests at 5 % (a 90 % interval) that the log-ratio is within ± the margin."""
+    if ratio.error is None or ratio.ratio is None or ratio.blocks < MIN_BLOCKS:
+        return False
+    half = float(t.ppf(LEVEL, ratio.blocks - 1)) * ratio.error
+    return abs(math.log(ratio.ratio)) + half < math.log1p(margin)
+
+
+def by_pair(found: Iterable[Difference]) -> Mapping[tuple[Place, str, str, str], Difference]:
+    """(place, objective, a, b) → the difference said of a; each pair stands both ways round."""
+    out: dict[tuple[Place, str, str, str], Difference] = {}
+    for each in found:
+        out[each.place, each.objective, each.a, each.b] = each
+        out[each.place, each.objective, each.b, each.a] = each.turned
+    return out

@@ -77,15 +77,14 @@ def times(ratio: float) -> str:
     return f"{significant(ratio, 2 if ratio < 10 else 3)}×"
 
 
-MARK = " · "  # between a load's label and its execution, see analysis.executions
+def factor(gain: float, interval: tuple[float, float] | None = None) -> str:
+    """By how much one is better, with its interval: ``1.31× [1.20, 1.42]``; a small one in percent, so that
+    no difference is ever told as 1.0×: ``4.2 % [2.1 %, 6.3 %]``.
+    """
+    small = gain < 1.1
 
+    def said(value: float) -> str:
+        return f"{(value - 1) * 100:.1f} %" if small else f"{value:.3g}"
 
-def load_words(load: str) -> str:
-    """``closed4`` → "4 users", ``open2.5`` → "2.5 requests/s"; `` · full`` behind it → ", full"."""
-    load, mark, execution = load.partition(MARK)
-    if mark:
-        return f"{load_words(load)}, {execution}"
-    if load.startswith("closed"):
-        users = load.removeprefix("closed")
-        return f"{users} user{'' if users == '1' else 's'}"
-    return f"{load.removeprefix('open')} requests/s"
+    words = said(gain) if small else times(gain)
+    return words if interval is None else f"{words} [{said(interval[0])}, {said(interval[1])}]"

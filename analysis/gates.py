@@ -1,41 +1,46 @@
-"""May a backend be recommended? Its answers against an exact reference, paired over the same prompts.
+"""Is a candidate as good as the reference? Its answers and log-probabilities, paired over the same prompts.
 
-Per model, task and context length: right and wrong answers by McNemar's exact test, log-probabilities by
-a bootstrap over prompts. A backend whose answers are worse beyond the margin is barred from the decision
-table at that length (``barring``).
+One gate a question and candidate. What the gates of a context length say together is a ``Standing``
+(``analysis.standings``).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import sqrt
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import binomtest
 
-from analysis.differences import holm
+from analysis.answers import Answered, PromptAnswer, Question, answered, expected, task_words
+from analysis.identity import Candidate
+from analysis.labels import labels
 from analysis.load import Run
+from analysis.noninferiority import (
+    FEWEST_PAIRS,
+    MARGIN,
+    Verdict,
+    judge,
+    loss_p,
+    mean_limits,
+    most_lost,
+)
 from analysis.prompt_words import prompt_words
-from greenbench.rundir import read_jsonl
+from analysis.reference import Basis, choose_reference, discordant
 
-# Exact by construction; the first that a sweep has is its reference.
-REFERENCES = ("flash_attn", "cpu_attn", "flashinfer", "triton", "flex", "sdpa")
-MARGIN = 0.10  # share of prompts; a backend worse by more is barred
 # Two correct bf16 kernels differ by up to 0.1 nats at a token (docs/method.md), on average by far less.
 DRIFT_MARGIN_NATS = 0.1  # mean |Δ log p| a token
 NLL_MARGIN_NATS = 0.02  # mean Δ of −log p a token: 2 % of perplexity
-MIN_DRIFT_PROMPTS = 5
-RESAMPLES = 9_999
+MIN_DRIFT_PROMPTS = 8
+LEAST_RIGHT = 2 * MARGIN  # share that the reference must answer right, or a loss could hardly show
 EXAMPLES = 3
 BUCKETS = 8
 
-Verdict = Literal["equal", "worse", "not enough prompts"]
 Kind = Literal["answers", "log-probabilities"]
+Names = Mapping[Candidate, str]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt that the reference answers and the backend does not.
+    """One prompt that the reference answers and the candidate does not.
 
     ``excerpt`` and ``question`` are cut from the prompt; where they are None, ``no_words`` says why.
     """
@@ -64,20 +69,29 @@ class DriftBucket:
 
 @dataclass(frozen=True)
 class Gate:
-    """``worse_by``: share of prompts lost (answers) or nats (log-probabilities), with its interval."""
+    """``worse_by``: share of prompts lost less those gained (answers), or mean |Δ log p| in nats.
+
+    ``high`` is its 95 % upper limit (answers: one-sided). ``could_lose``: whether the reference answers
+    enough right for a loss to show. ``tells``: that, and enough prompts for equal answers to pass; a gate
+    that does not tell can accuse and not acquit. ``backend`` and ``reference`` are names for people.
+    """
 
     model: str
     task: str
     context_tokens: int
+    candidate: Candidate
+    reference_candidate: Candidate
     backend: str
     reference: str
+    basis: Basis
     kind: Kind
     verdict: Verdict
     barred: bool
+    could_lose: bool
+    tells: bool
     sentence: str
     prompts: int
-    worse_by: float | None = None
-    low: float | None = None
+    worse_by: float
     high: float | None = None
     p: float | None = None
     reference_right: int | None = None
@@ -86,176 +100,101 @@ class Gate:
     drift: list[DriftBucket] = field(default_factory=list)
 
 
-def mcnemar(lost: int, gained: int) -> float:
-    """Exact two-sided p of ``lost`` prompts only the reference has right against ``gained`` ones."""
-    return float(binomtest(lost, lost + gained, 0.5).pvalue) if lost + gained else 1.0
+def default_names(groups: Mapping[Question, Mapping[Candidate, Answered]]) -> dict[Candidate, str]:
+    """The backend of each candidate, and the settings in which candidates of one model differ."""
+    found = {who for by_candidate in groups.values() for who in by_candidate}
+    names: dict[Candidate, str] = {}
+    for model in {who.model for who in found}:
+        own = sorted((who for who in found if who.model == model), key=repr)
+        names |= labels(own, [], across=True).candidates
+    return names
 
 
-def loss_interval(lost: int, gained: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of the share of prompts lost, (lost − gained) / n.
+def gates(runs: Sequence[Run], names: Names | None = None) -> list[Gate]:
+    """Every candidate against the reference at each question that both answered.
 
-    Adjusted Wald interval for a difference of paired shares (Bonett and Price 2012): one is added to both
-    kinds of disagreement, so that no disagreement at all still has a width.
+    ``names``: of the candidates, for the sentences.
     """
-    one, other = (lost + 1) / (n + 2), (gained + 1) / (n + 2)
-    half = z * sqrt((one + other - (one - other) ** 2) / (n + 2))
-    return max(-1.0, one - other - half), min(1.0, one - other + half)
-
-
-def judge_answers(
-    reference: Mapping[int, bool], backend: Mapping[int, bool], margin: float = MARGIN
-) -> tuple[Verdict, float, float, float, float]:
-    """Verdict, share lost, its interval and p over the prompts that both answered.
-
-    "equal": the interval's worst case is within the margin. "worse": McNemar's p is at most 0.05 and more
-    was lost than won. Else there are not enough prompts to tell.
-    """
-    shared = reference.keys() & backend.keys()
-    lost = sum(reference[i] and not backend[i] for i in shared)
-    gained = sum(backend[i] and not reference[i] for i in shared)
-    low, high = loss_interval(lost, gained, len(shared))
-    p = mcnemar(lost, gained)
-    share = (lost - gained) / len(shared)
-    if high <= margin:
-        return "equal", share, low, high, p
-    if p <= 0.05 and share > 0:
-        return "worse", share, low, high, p
-    return "not enough prompts", share, low, high, p
-
-
-AnswerPlace = tuple[str, str, int]  # model, task with its parameters, context
-
-
-def answered(runs: Sequence[Run]) -> dict[AnswerPlace, dict[str, list[Run]]]:
-    """Runs with stored answers, by place and backend label."""
-    groups: dict[AnswerPlace, dict[str, list[Run]]] = {}
-    for run in runs:
-        if len(run.outputs):
-            point = run.point
-            params = ",".join(f"{k}={v}" for k, v in sorted(point.task.params.items()))
-            task = f"{point.task.name}({params})" if params else point.task.name
-            key = (point.model.name, task, point.context_tokens)
-            groups.setdefault(key, {}).setdefault(run.label, []).append(run)
-    return groups
-
-
-def gates(runs: Sequence[Run]) -> list[Gate]:
-    """Every backend against the reference at every model, task and context that both answered."""
+    groups = answered(runs)
+    called = default_names(groups) if names is None else names
+    tasks = task_words(groups)
     found: list[Gate] = []
-    for place, by_backend in answered(runs).items():
-        reference = next((name for name in REFERENCES if name in by_backend), None)
-        for backend in sorted(by_backend):
-            if reference is not None and backend != reference:
-                found += _gate(place, reference, backend, by_backend)
-    return _corrected(found)
-
-
-def _gate(
-    place: tuple[str, str, int], reference: str, backend: str, runs: dict[str, list[Run]]
-) -> list[Gate]:
-    model, task, context = place
-    about: dict[str, Any] = {
-        "model": model,
-        "task": task,
-        "context_tokens": context,
-        "backend": backend,
-        "reference": reference,
-    }
-    ours, theirs = answers_by_prompt(runs[backend]), answers_by_prompt(runs[reference])
-    shared = sorted(ours.keys() & theirs.keys())
-    if shared:
-        return [_answer_gate(about, shared, theirs, ours)]
-    ours_p, theirs_p = logprobs_by_prompt(runs[backend]), logprobs_by_prompt(runs[reference])
-    shared_p = sorted(ours_p.keys() & theirs_p.keys())
-    return [_drift_gate(about, [(theirs_p[k], ours_p[k]) for k in shared_p])] if shared_p else []
-
-
-@dataclass(frozen=True)
-class PromptAnswer:
-    """How one prompt was answered: right when at least half of its repeated answers are."""
-
-    prompt_index: int
-    right: bool
-    text: str
-    depth: float | None  # where the one needle stood, 0..1
-    run: Run
-    request_id: str
-
-
-def answers_by_prompt(runs: Sequence[Run]) -> dict[str, PromptAnswer]:
-    """prompt sha256 → answer, over all successful requests of the runs.
-
-    Warm-up and drain count: what a model says does not depend on when it was asked.
-    """
-    gathered: dict[str, list[tuple[Run, Any]]] = {}
-    for run in runs:
-        good = run.requests[run.requests["error_type"].isna()]
-        sha = dict(zip(good["request_id"], good["prompt_sha256"], strict=True))
-        outputs = run.outputs[run.outputs["correct"].notna()]
-        for row in outputs.rename(columns={"grade.depth": "depth"}).itertuples():
-            if row.request_id in sha:
-                gathered.setdefault(sha[row.request_id], []).append((run, row))
-    return {key: _prompt_answer(rows) for key, rows in gathered.items()}
-
-
-def _prompt_answer(rows: list[tuple[Run, Any]]) -> PromptAnswer:
-    run, first = rows[0]
-    depth = getattr(first, "depth", None)
-    return PromptAnswer(
-        prompt_index=int(first.prompt_index),
-        right=sum(bool(row.correct) for _, row in rows) * 2 >= len(rows),
-        text=str(first.text or ""),
-        depth=None if depth is None or np.isnan(depth) else float(depth),
-        run=run,
-        request_id=str(first.request_id),
-    )
-
-
-def logprobs_by_prompt(runs: Sequence[Run]) -> dict[str, np.ndarray]:
-    """prompt sha256 → log-probability of each prompt token from the second on, of its first answer."""
-    found: dict[str, np.ndarray] = {}
-    for run in runs:
-        if not run.outputs["nll_tokens"].notna().any():
-            continue
-        good = run.requests[run.requests["error_type"].isna()]
-        sha = dict(zip(good["request_id"], good["prompt_sha256"], strict=True))
-        for path in sorted(run.dir.outputs_dir.glob("*.jsonl")):
-            for row in read_jsonl(path):
-                key = sha.get(row["request_id"])
-                values = (row.get("grade") or {}).get("logprobs")
-                if key is not None and values and key not in found:
-                    found[key] = np.array(values, dtype=float)
+    for question, told in groups.items():
+        reference = choose_reference(told, called)
+        for who in sorted(told, key=lambda who: called[who]):
+            if who != reference.told.candidate:
+                about: dict[str, Any] = {
+                    "model": question.model,
+                    "task": tasks[question],
+                    "context_tokens": question.context_tokens,
+                    "candidate": who,
+                    "reference_candidate": reference.told.candidate,
+                    "backend": called[who],
+                    "reference": called[reference.told.candidate],
+                    "basis": reference.basis,
+                }
+                found += _gates(about, reference.told, told[who])
     return found
 
 
-def _answer_gate(
-    about: dict[str, Any],
-    shared: list[str],
-    theirs: dict[str, PromptAnswer],
-    ours: dict[str, PromptAnswer],
-) -> Gate:
+def _gates(about: dict[str, Any], reference: Answered, told: Answered) -> list[Gate]:
+    """None where the two answered no prompt in common."""
+    if told.by_prompt.keys() & reference.by_prompt.keys():
+        return [_answer_gate(about, reference, told)]
+    exact, own = reference.logprobs, told.logprobs
+    pairs = [(exact[key][0], own[key]) for key in sorted(exact.keys() & own.keys())]
+    return [_drift_gate(about, pairs)] if pairs else []
+
+
+def _answer_gate(about: dict[str, Any], reference: Answered, told: Answered) -> Gate:
+    lost, gained, shared = discordant(told, reference)
+    exact, own = reference.by_prompt, told.by_prompt
     n = len(shared)
-    right = {k: theirs[k].right for k in shared}
-    mine = {k: ours[k].right for k in shared}
-    verdict, share, low, high, p = judge_answers(
-        dict(enumerate(right.values())), dict(enumerate(mine.values()))
+    exact_right, own_right = sum(exact[k].right for k in shared), sum(own[k].right for k in shared)
+    could_lose = exact_right >= LEAST_RIGHT * n
+    verdict = judge(lost, gained, n)
+    if verdict == "no worse" and not could_lose:
+        verdict = "undecided"
+    high = most_lost(lost, gained, n)
+    counts = (
+        f"{about['backend']} {own_right} of {n} right, {about['reference']} {exact_right} of {n}"
     )
-    lost = [k for k in shared if right[k] and not mine[k]]
+    lost_first = sorted(
+        (k for k in shared if exact[k].right and not own[k].right),
+        key=lambda k: own[k].prompt_index,
+    )
     return Gate(
         **about,
         kind="answers",
         verdict=verdict,
-        barred=verdict == "worse" and share > MARGIN,
-        sentence=_answer_sentence(about, verdict, sum(mine.values()), sum(right.values()), n),
+        barred=verdict == "worse",
+        could_lose=could_lose,
+        tells=could_lose and n >= FEWEST_PAIRS,
+        sentence=f"{counts}: {_answer_words(verdict, could_lose, n, high)}{_stand_in(about['basis'])}",
         prompts=n,
-        worse_by=share,
-        low=low,
+        worse_by=(lost - gained) / n,
         high=high,
-        p=p,
-        reference_right=sum(right.values()),
-        backend_right=sum(mine.values()),
-        examples=[_example(theirs[k], ours[k]) for k in lost[:EXAMPLES]],
+        p=loss_p(lost, gained),
+        reference_right=exact_right,
+        backend_right=own_right,
+        examples=[_example(exact[k], own[k]) for k in lost_first[:EXAMPLES]],
     )
+
+
+def _answer_words(verdict: Verdict, could_lose: bool, n: int, high: float) -> str:
+    if verdict != "undecided":
+        return verdict
+    if not could_lose:
+        return f"undecided, the model answers too little right for a loss of {MARGIN:.0%} to show"
+    if n < FEWEST_PAIRS:
+        return f"undecided, {n} prompts are too few ({FEWEST_PAIRS} are needed at least)"
+    return f"undecided, up to {high:.0%} of prompts may be lost"
+
+
+def _stand_in(basis: Basis) -> str:
+    if basis == "most exact":
+        return ""
+    return "; no candidate is known to be exact, so the best answering one is the reference"
 
 
 def _example(theirs: PromptAnswer, ours: PromptAnswer) -> Example:
@@ -274,84 +213,57 @@ def _example(theirs: PromptAnswer, ours: PromptAnswer) -> Example:
     )
 
 
-def expected(answer: PromptAnswer) -> list[str]:
-    """What the grader wanted to see, item by item, from the stored grade."""
-    for path in sorted(answer.run.dir.outputs_dir.glob("*.jsonl")):
-        for row in read_jsonl(path):
-            if row["request_id"] == answer.request_id:
-                wanted = (row.get("grade") or {}).get("expected", "")
-                return [str(item) for item in wanted] if isinstance(wanted, list) else [str(wanted)]
-    return []
-
-
-def _answer_sentence(about: dict[str, Any], verdict: str, mine: int, theirs: int, n: int) -> str:
-    counts = f"{about['backend']} {mine} of {n} right, {about['reference']} {theirs} of {n}"
-    if theirs == 0 and mine == 0:
-        return f"{counts}: the model answers nothing right, so this tells little"
-    return f"{counts}: {verdict}"
-
-
-def _drift_gate(about: dict[str, Any], pairs: list[tuple[np.ndarray, np.ndarray]]) -> Gate:
-    """Mean |Δ log p| and mean Δ of −log p a token; the unit that is redrawn is the prompt."""
-    length = min(min(len(a), len(b)) for a, b in pairs)
-    delta = np.stack([b[:length] - a[:length] for a, b in pairs])  # backend − reference, log p
-    absolute, signed = np.abs(delta).mean(axis=1), -delta.mean(axis=1)
-    n = len(pairs)
-    middle = float(absolute.mean())
-    buckets = [
-        DriftBucket(
-            int(part[0]) + 1,
-            int(part[-1]) + 2,
-            float(np.abs(delta[:, part]).mean()),
-            float(-delta[:, part].mean()),
-        )
-        for part in np.array_split(np.arange(length), min(BUCKETS, length))
-    ]
+def _drift_gate(
+    about: dict[str, Any], pairs: Sequence[tuple[np.ndarray, list[np.ndarray]]]
+) -> Gate:
+    """Mean |Δ log p| and mean Δ of −log p a token; a prompt counts once, by the mean over its runs."""
+    length = min(min(len(exact), *map(len, own)) for exact, own in pairs)
+    # candidate − reference, log p; [prompt][run, token]
+    deltas = [np.stack([each[:length] - exact[:length] for each in own]) for exact, own in pairs]
+    size = np.stack([np.abs(delta).mean(axis=0) for delta in deltas])
+    change = np.stack([-delta.mean(axis=0) for delta in deltas])
+    absolute, signed = size.mean(axis=1), change.mean(axis=1)
+    n, middle = len(pairs), float(absolute.mean())
+    verdict, high = judge_drift(absolute, signed)
+    words = verdict
     if n < MIN_DRIFT_PROMPTS:
-        verdict, low, high, worse = "not enough prompts", None, None, False
-    else:
-        low, high = bootstrap_mean(absolute)
-        loss_low, loss_high = bootstrap_mean(signed)
-        worse = low > DRIFT_MARGIN_NATS or loss_low > NLL_MARGIN_NATS
-        fine = high <= DRIFT_MARGIN_NATS and loss_high <= NLL_MARGIN_NATS
-        verdict = "worse" if worse else "equal" if fine else "not enough prompts"
+        words = f"undecided, {n} prompts are too few ({MIN_DRIFT_PROMPTS} are needed at least)"
     return Gate(
         **about,
         kind="log-probabilities",
-        verdict=verdict,  # type: ignore[arg-type]
-        barred=worse,
+        verdict=verdict,
+        barred=verdict == "worse",
+        could_lose=True,
+        tells=n >= MIN_DRIFT_PROMPTS,
         sentence=(
             f"{about['backend']} differs from {about['reference']} by {middle:.3g} nats a token "
-            f"({float(signed.mean()):+.3g} in −log p) over {n} prompts: {verdict}"
+            f"({float(signed.mean()):+.3g} in −log p) over {n} prompts: {words}{_stand_in(about['basis'])}"
         ),
         prompts=n,
         worse_by=middle,
-        low=low,
         high=high,
-        drift=buckets,
+        drift=[
+            DriftBucket(
+                int(part[0]) + 1,
+                int(part[-1]) + 2,
+                float(size[:, part].mean()),
+                float(change[:, part].mean()),
+            )
+            for part in np.array_split(np.arange(length), min(BUCKETS, length))
+        ],
     )
 
 
-def bootstrap_mean(values: np.ndarray, seed: int = 7) -> tuple[float, float]:
-    """95 % percentile interval of the mean, by redrawing with replacement."""
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+def judge_drift(absolute: np.ndarray, signed: np.ndarray) -> tuple[Verdict, float | None]:
+    """Verdict on each prompt's mean |Δ log p| and mean Δ of −log p, nats; the 95 % upper limit of the first.
 
-
-def _corrected(found: list[Gate]) -> list[Gate]:
-    """Holm over the answer gates of a model and task: a "worse" that it does not keep is withdrawn."""
-    families: dict[tuple[str, str], list[Gate]] = {}
-    for gate in found:
-        if gate.p is not None:
-            families.setdefault((gate.model, gate.task), []).append(gate)
-    changed: dict[int, Gate] = {}
-    for family in families.values():
-        for gate, kept in zip(family, holm([g.p for g in family if g.p is not None]), strict=True):
-            if gate.verdict == "worse" and not kept:
-                sentence = gate.sentence.removesuffix(gate.verdict) + "not enough prompts"
-                changed[id(gate)] = replace(
-                    gate, verdict="not enough prompts", barred=False, sentence=sentence
-                )
-    return [changed.get(id(gate), gate) for gate in found]
+    "no worse": both intervals lie within their margins; "worse": one lies beyond.
+    """
+    if len(absolute) < MIN_DRIFT_PROMPTS:
+        return "undecided", None
+    low, high = mean_limits(absolute)
+    loss_low, loss_high = mean_limits(signed)
+    if low > DRIFT_MARGIN_NATS or loss_low > NLL_MARGIN_NATS:
+        return "worse", high
+    within = high <= DRIFT_MARGIN_NATS and loss_high <= NLL_MARGIN_NATS
+    return ("no worse" if within else "undecided"), high

@@ -10,6 +10,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.json as pajson
 
+from greenbench.contract import line_faults
+from greenbench.errors import UserError
+from greenbench.schema import GpuSample
 from greenbench.segments import read_bytes
 
 COLUMNS = pa.schema(
@@ -28,13 +31,24 @@ BLOCK_BYTES = 8 * 2**20
 
 
 def read_gpu_rows(run_dir: Path) -> pd.DataFrame:
-    """Rows of a run's, or any recording's, GPU samples; empty with its columns when there are none."""
-    text = read_bytes(run_dir / "telemetry" / "gpu.jsonl")
-    if not text:
+    """Rows of a run's, or any recording's, GPU samples; empty with its columns when there are none.
+
+    A torn last line is left out; another that cannot be read raises UserError.
+    """
+    path = run_dir / "telemetry" / "gpu.jsonl"
+    text = read_bytes(path)
+    whole = text[: text.rfind(b"\n") + 1]
+    if not whole.strip():
         return COLUMNS.empty_table().to_pandas()
-    table = pajson.read_json(
-        io.BytesIO(text),
-        pajson.ReadOptions(block_size=BLOCK_BYTES),
-        pajson.ParseOptions(explicit_schema=COLUMNS, unexpected_field_behavior="ignore"),
-    )
+    try:
+        table = pajson.read_json(
+            io.BytesIO(whole),
+            pajson.ReadOptions(block_size=BLOCK_BYTES),
+            pajson.ParseOptions(explicit_schema=COLUMNS, unexpected_field_behavior="ignore"),
+        )
+    except pa.ArrowException as error:
+        lines = whole.splitlines(keepends=True)
+        first = next(line_faults(GpuSample, lines, unknown_keys=False), None)
+        said = f"{path}:{first[0]}: {first[1]}" if first else f"{path}: {error}"
+        raise UserError(said) from error
     return table.to_pandas()

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from analysis.gates import PromptAnswer, answered, answers_by_prompt
+from analysis.answers import PromptAnswer, answered, task_words
+from analysis.gates import Names, default_names
 from analysis.load import Run
 
 FINE, COARSE = 10, 5  # stretches of depth
@@ -37,19 +38,22 @@ class HeatMap:
         return row / self.stretches, (row + 1) / self.stretches
 
 
-def heat_maps(runs: Sequence[Run]) -> list[HeatMap]:
-    """One a model, task and backend whose grades say at which depth the needle stood.
+def heat_maps(runs: Sequence[Run], names: Names | None = None) -> list[HeatMap]:
+    """One a model, task and candidate whose grades say at which depth the needle stood.
 
     A prompt counts once, however often it was asked. The maps of one task share their stretches and
-    contexts, so that backends can be compared cell by cell.
+    contexts, so that candidates can be compared cell by cell. ``names``: of the candidates.
     """
+    groups = answered(runs)
+    called = default_names(groups) if names is None else names
+    words = task_words(groups)
     tasks: dict[tuple[str, str], dict[str, dict[int, list[PromptAnswer]]]] = {}
-    for (model, task, context), by_backend in answered(runs).items():
-        for backend, own in by_backend.items():
-            placed = [a for a in answers_by_prompt(own).values() if a.depth is not None]
+    for question, by_candidate in groups.items():
+        for who, told in by_candidate.items():
+            placed = [each for each in told.by_prompt.values() if each.depth is not None]
             if placed:
-                held = tasks.setdefault((model, task), {}).setdefault(backend, {})
-                held[context] = placed
+                held = tasks.setdefault((question.model, words[question]), {})
+                held.setdefault(called[who], {})[question.context_tokens] = placed
     return [
         each for (model, task), backends in tasks.items() for each in _maps(model, task, backends)
     ]

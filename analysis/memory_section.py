@@ -25,7 +25,7 @@ def memory_rows(points: Iterable[Point]) -> tuple[list[MemoryRow], list[int]]:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for point in points:
         if point.usable and point.memory:
-            groups.setdefault((point.of_model, point.of_backend), []).append(point.memory)
+            groups.setdefault((point.model, point.backend), []).append(point.memory)
     rows = [_row(model, backend, held) for (model, backend), held in sorted(groups.items())]
     return rows, sorted({context for row in rows for context in row.fits})
 

@@ -7,14 +7,13 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analysis.barring import Barred
 from analysis.ceilings import Ceiling
 from analysis.cells import Cell
 from analysis.crossings import Crossing
-from analysis.executions import execution_of
-from analysis.formats import load_words
 from analysis.gates import Gate
+from analysis.identity import Candidate, Place
 from analysis.load import Run
+from analysis.objectives import Objective
 from analysis.points import Point
 from analysis.resources import metric_series
 from analysis.roofline import PhaseUse
@@ -72,18 +71,16 @@ def context_axis(contexts: Sequence[int]) -> dict[str, Any]:
 
 def against_context(
     cells: Sequence[Cell],
-    group: str,
-    name: str,
-    title: str,
-    unit: str,
+    objective: Objective,
     look: dict[str, dict[str, str]],
 ) -> go.Figure | None:
-    """One line a backend: the mean over starts for throughput, the pooled median for latencies."""
-    figure = _figure(title, "context, tokens", unit)
+    """One line a candidate: the pooled median for latencies, else the mean over starts."""
+    unit = objective.unit
+    figure = _figure(objective.title, "context, tokens", unit)
     contexts: list[int] = []
     for backend in sorted({cell.backend for cell in cells}):
         own = [cell for cell in cells if cell.backend == backend]
-        rows = [(cell.context_tokens, *_value(cell, group, name)) for cell in own]
+        rows = [(cell.context_tokens, *_value(cell, objective)) for cell in own]
         rows = [row for row in rows if row[1] is not None]
         if not rows:
             continue
@@ -108,18 +105,18 @@ def against_context(
 
 
 def _value(
-    cell: Cell, group: str, name: str
+    cell: Cell, objective: Objective
 ) -> tuple[float | None, float | None, float | None, str]:
     """Value, low, high, and what stands behind it."""
-    if group == "latency":
-        found = cell.latency[name]
+    if objective.sample is not None and cell.starts:
+        found = cell.latency[objective.sample]
         return found["p50"], found["p50_low"], found["p50_high"], f"n {found['n']:,}"
-    values = cell.values(group, name)
+    values = cell.values(objective)
     if not values:
         return None, None, None, ""
     starts = f"{len(values)} start{'s' if len(values) > 1 else ''}"
     low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
-    return cell.mean(group, name), low, high, starts
+    return cell.mean(objective), low, high, starts
 
 
 def _error_bars(rows: Sequence[tuple[Any, ...]]) -> dict[str, Any] | None:
@@ -235,7 +232,7 @@ def _thin(times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def crossover_figure(crossing: Crossing, look: dict[str, dict[str, str]]) -> go.Figure:
     """Measured costs, fitted curves with their bands, and the break-even with its interval."""
-    cost, found = crossing.cost, crossing.found
+    cost, found = crossing.objective, crossing.found
     figure = _figure(
         f"{cost.title}: {crossing.a} and {crossing.b}", "context, tokens", cost.unit, 340
     )
@@ -329,31 +326,32 @@ def roofline_figure(
 
 def pareto_figure(
     cells: Sequence[Cell],
-    x: tuple[str, str, str],
-    y: tuple[str, str, str],
+    x: Objective,
+    y: Objective,
     look: dict[str, dict[str, str]],
-    barred: Barred,
+    barred: set[tuple[Place, Candidate]],
 ) -> go.Figure | None:
     """Points of (x lower is better, y higher is better), one front a context length and execution.
 
     Work at two lengths is not the same work, so points of different lengths do not beat each other. A
-    barred backend is drawn hollow and stands on no front.
+    candidate that may not win is drawn hollow and stands on no front.
     """
-    found = [(cell, _value(cell, *x[:2])[0], _value(cell, *y[:2])[0]) for cell in cells]
+    found = [(cell, _value(cell, x)[0], _value(cell, y)[0]) for cell in cells]
     spots = [(cell, a, b) for cell, a, b in found if a is not None and b is not None]
     if len(spots) < 2:
         return None
-    figure = _figure(f"{y[2]} against {x[2]}", x[2], y[2], 360)
+    figure = _figure(
+        f"{y.title} against {x.title}", f"{x.title}, {x.unit}", f"{y.title}, {y.unit}", 360
+    )
 
     def out(cell: Cell) -> bool:
-        return cell.backend in barred.get((cell.model, cell.context_tokens), {})
+        return (cell.place, cell.candidate) in barred
 
     for backend in sorted({cell.backend for cell, _, _ in spots}):
         own = [(cell, a, b) for cell, a, b in spots if cell.backend == backend]
         symbol = look[backend]["marker"]
         words = [
-            f"{cell.context_tokens:,} tokens, {load_words(cell.load)}"
-            + (", barred" if out(cell) else "")
+            f"{cell.context_tokens:,} tokens, {cell.load}" + (", may not win" if out(cell) else "")
             for cell, _, _ in own
         ]
         figure.add_trace(
@@ -374,12 +372,12 @@ def pareto_figure(
                 hovertemplate=f"%{{customdata}}<br>%{{x:.3g}}, %{{y:.4g}}<extra>{backend}</extra>",
             )
         )
-    ranks = {(cell.context_tokens, execution_of(cell.load)) for cell, _, _ in spots}
-    for context, execution in sorted(ranks):
+    ranks = {(cell.context_tokens, cell.place.execution, cell.place.device) for cell, _, _ in spots}
+    for rank in ranks:
         here = [
             (a, b)
             for c, a, b in spots
-            if (c.context_tokens, execution_of(c.load)) == (context, execution) and not out(c)
+            if (c.context_tokens, c.place.execution, c.place.device) == rank and not out(c)
         ]
         front = pareto_front(here)
         figure.add_trace(

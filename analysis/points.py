@@ -1,7 +1,7 @@
 """One run directory to one ``Point``: what it measured, in which window, and whether it may be used."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.checks import faults, superseded
+from analysis.identity import Block, Candidate, Identity, Place, identity
+from analysis.labels import labels
 from analysis.load import Run
 from analysis.medians import Modes, median_edge, median_edge_open, modes
 from analysis.metrics import (
@@ -35,34 +37,30 @@ NS = 1e9
 PointStatus = Literal["ok", "invalid", "failed", "interrupted", "superseded"]
 LITTLE = 0.05  # Little's law and the rate may differ by so much and no note says so
 BURSTS = 0.2  # median gap over the median time a token, below which tokens came in bursts
-TIMING_FAULTS = {"client_bound", "clock_stepped"}  # they spoil times, not what the model said
+# they spoil times or what was recorded beside them, not what the model said
+TIMING_FAULTS = {"client_bound", "clock_stepped", "recorder_failed"}
 
 
 @dataclass(frozen=True)
 class Point:
-    """A measured point. Metric groups are None when the point may not be used; ``reasons`` say why."""
+    """A measured point. Metric groups are None when the point may not be used; ``reasons`` say why.
+
+    Its answers stay where only its times are not to be believed (``answers_stand``).
+    """
 
     run_id: str
     path: str
     status: PointStatus
     reasons: list[str]
     notes: list[str]
-    model: str  # or "n models", see analysis.arms
-    of_model: str
-    of_backend: str  # label, with options
-    weights: str
-    backend: str  # what is compared: of_backend, or with several models the arm's label
+    identity: Identity
+    place: Place  # where it is compared; beside other points see identity.places
+    backend: str  # the candidate's label, see analysis.labels
+    task: str  # label, with the parameters that tell it from others
+    load: str  # label, with whatever else tells its place from others
     observed_backend: str | None
     proof: str
-    task: str
-    context_tokens: int
-    load: str
-    users: int | None
-    rate_per_s: float | None
-    repeat: int
-    arm: int
     server_id: str
-    execution: str
     created_unix_ns: int
     counts: dict[str, int]
     errors: dict[str, int]
@@ -88,12 +86,47 @@ class Point:
     @property
     def answers_stand(self) -> bool:
         """Whether its answers may be judged: also where only its times are not to be believed."""
-        return self.status in ("ok", "invalid") and TIMING_FAULTS.issuperset(self.faults)
+        return answers_stand(self.status, self.faults)
 
     @property
-    def place(self) -> tuple[str, str, int, str]:
-        """What must agree for two backends to be compared: model, task, context, load."""
-        return self.model, self.task, self.context_tokens, self.load
+    def candidate(self) -> Candidate:
+        return self.identity.candidate
+
+    @property
+    def block(self) -> Block:
+        return self.identity.block
+
+    @property
+    def model(self) -> str:
+        return self.candidate.model
+
+    @property
+    def weights(self) -> str:
+        return self.candidate.weights
+
+    @property
+    def context_tokens(self) -> int:
+        return self.identity.workload.context_tokens
+
+    @property
+    def repeat(self) -> int:
+        return self.identity.replicate.repeat
+
+    @property
+    def arm(self) -> int:
+        return self.identity.replicate.arm
+
+    @property
+    def failed_share(self) -> float:
+        """Of the measured phase's requests, those that failed; 0 where none was sent."""
+        failed = sum(self.errors.values())
+        good = self.counts.get("ok", 0)
+        return failed / (failed + good) if failed + good else 0.0
+
+
+def answers_stand(status: PointStatus, faults: Iterable[str]) -> bool:
+    """A late client or a window without a steady state says nothing against what the model said."""
+    return status in ("ok", "invalid") and TIMING_FAULTS.issuperset(faults)
 
 
 def measured_phase(run: Run) -> tuple[int, int] | None:
@@ -169,26 +202,19 @@ def _status(run: Run, codes: list[str]) -> PointStatus:
 
 
 def _identity(run: Run) -> dict[str, Any]:
-    manifest, point = run.manifest, run.point
+    manifest, found = run.manifest, identity(run)
+    named = labels([found.candidate], [found.place])
     return {
         "run_id": manifest.run_id,
         "path": str(run.path),
-        "model": point.model.name,
-        "of_model": point.model.name,
-        "of_backend": run.label,
-        "weights": manifest.server.weights,
-        "backend": run.label,
+        "identity": found,
+        "place": found.place,
+        "backend": named.candidates[found.candidate],
+        "task": named.tasks[found.place],
+        "load": named.loads[found.place],
         "observed_backend": manifest.server.observed_backend,
         "proof": manifest.server.proof,
-        "task": point.task.name,
-        "context_tokens": point.context_tokens,
-        "load": point.load.label,
-        "users": point.load.users,
-        "rate_per_s": point.load.rate_per_s,
-        "repeat": point.repeat,
-        "arm": point.arm,
         "server_id": manifest.server.server_id,
-        "execution": manifest.server.execution,
         "created_unix_ns": manifest.created_unix_ns,
         "counts": manifest.counts.model_dump(),
         "errors": errors(run) if manifest.status != "running" else {},
@@ -208,6 +234,7 @@ def _without_metrics(
         reasons=reasons,
         notes=_imported_notes(run),
         window=_window_json(window) if window else None,
+        answers=asdict(answers(run)) if answers_stand(status, faults or []) else None,
         faults=faults or [],
     )
 

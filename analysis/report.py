@@ -10,21 +10,21 @@ from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from analysis import formats, plots
-from analysis.barring import Barred
 from analysis.ceilings import Ceiling, find_host_ceilings, run_ceilings
-from analysis.cells import Cell
+from analysis.cells import Cell, load_order
 from analysis.decisions import Decision
-from analysis.differences import OBJECTIVES
 from analysis.energy_section import energy_section, span
 from analysis.figures import Figures
 from analysis.gates import Gate
 from analysis.heat_maps import HeatMap
+from analysis.identity import Place
 from analysis.load import Run
 from analysis.memory_section import memory_rows
 from analysis.metrics import PERCENTILE_NEEDS
+from analysis.objectives import BY_NAME, OBJECTIVES, Objective
 from analysis.point_pages import point_sections
 from analysis.roofline import PhaseUse
-from analysis.sentences import barred_in, summary_sentences
+from analysis.sentences import gated_in, summary_sentences
 from analysis.study import Study
 from greenbench.rundir import write_atomic
 
@@ -41,7 +41,7 @@ def render(whole: Study) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
     )
     environment.filters |= {"code": code, "answer": formats.answer, "breakable": breakable}
-    environment.globals |= {"f": formats, "span": span, "load_words": formats.load_words}
+    environment.globals |= {"f": formats, "span": span, "objectives": BY_NAME}
     figures = Figures()
     named = [point.backend for point in whole.points] + [gate.backend for gate in whole.gates]
     look = plots.styles(named)
@@ -53,17 +53,19 @@ def render(whole: Study) -> str:
         provenance=provenance(whole.runs),
         servers=servers(whole),
         weights_random=any(p.weights == "random" for p in whole.usable),
-        decisions=decision_rows(whole.decisions),
+        decisions=decision_rows(whole),
+        objective=whole.objective,
         tested=any(d.tested for d in whole.decisions),
         tables=tables(whole.cells),
         charts=charts(whole.cells, look, figures),
         points=point_sections(whole, figures),
-        paretos=paretos(whole.cells, whole.barred, look, figures),
+        paretos=paretos(whole, look, figures),
         rooflines=rooflines(whole, look, figures),
         beaten=whole.beaten,
         crossings=crossing_rows(whole, look, figures),
         gates=whole.gates,
-        barred=whole.barred,
+        gated=any(not each.may_win for each in whole.eligible.values()),
+        eligible=whole.eligible,
         verifications=whole.verifications,
         heat_maps=heat_map_groups(whole.heat_maps),
         drift=drift(whole.gates, look, figures),
@@ -147,19 +149,45 @@ def servers(whole: Study) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def decision_rows(made: list[Decision]) -> list[dict[str, Any]]:
-    """One row a place, one entry an objective that anything is known of there."""
-    names = [o for o in OBJECTIVES if any(d.objective == o.name for d in made)]
-    places = list(dict.fromkeys(d.place for d in made))
-    places.sort(key=lambda place: (place[0], place[1], place[3], place[2]))
+@dataclass(frozen=True)
+class DecisionRow:
+    """One place. ``entries``: by objective of the columns, None where nothing is known of it there."""
+
+    task: str
+    load: str
+    context_tokens: int
+    entries: list[tuple[Objective, Decision | None]]
+    out: dict[str, str]  # candidates that may not win here -> why
+
+
+def decision_rows(whole: Study) -> list[DecisionRow]:
+    """One row a place, one entry an objective that has a column and that anything is known of."""
+    made = whole.decisions
+    columns = [o for o in OBJECTIVES if o.shown and any(d.objective == o.name for d in made)]
+    columns.sort(key=lambda o: o is not whole.objective)
     by_key = {(d.place, d.objective): d for d in made}
-    return [
-        {
-            "place": place,
-            "entries": [{"objective": o, "decision": by_key.get((place, o.name))} for o in names],
-        }
-        for place in places
+    rows = [
+        DecisionRow(
+            task=whole.labels.tasks[place],
+            load=whole.labels.loads[place],
+            context_tokens=place.context_tokens,
+            entries=[(o, by_key.get((place, o.name))) for o in columns],
+            out=_out(whole, place),
+        )
+        for place in sorted(
+            dict.fromkeys(d.place for d in made),
+            key=lambda p: (p.model, whole.labels.tasks[p], load_order(p), p.context_tokens),
+        )
     ]
+    return rows
+
+
+def _out(whole: Study, place: Place) -> dict[str, str]:
+    return {
+        whole.labels.candidates[candidate]: each.why_not or ""
+        for (where, candidate), each in whole.eligible.items()
+        if where == place and not each.may_win
+    }
 
 
 @dataclass(frozen=True)
@@ -183,49 +211,44 @@ def tables(cells: list[Cell]) -> list[Table]:
     ]
 
 
-CHARTS: tuple[tuple[str, str, str, str], ...] = (
-    ("throughput", "output_tokens_per_s", "Output tokens per second", "tok/s"),
-    ("throughput", "total_tokens_per_s", "Input + output tokens per second", "tok/s"),
-    ("latency", "ttft_s", "Time to first token, median", "s"),
-    ("latency", "itl_s", "Inter-token latency, median", "s"),
-    ("latency", "e2e_s", "Whole request, median", "s"),
-)
+CHARTS = ("goodput", "output", "total", "ttft", "tpot", "e2e", "energy")
+PARETO_AXES = ("e2e", "tpot", "energy_total")
 
 
 def charts(
     cells: list[Cell], look: dict[str, dict[str, str]], figures: Figures
 ) -> list[dict[str, Any]]:
-    """Per model, task and load: every metric against context length."""
-    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    """Per task and load: every objective that has a chart against context length."""
+    groups: dict[Place, list[Cell]] = {}
     for cell in cells:
-        groups.setdefault((cell.model, cell.task, cell.load), []).append(cell)
+        groups.setdefault(cell.place.family, []).append(cell)
     found: list[dict[str, Any]] = []
-    for (model, task, load), rows in groups.items():
+    for rows in groups.values():
         drawn = [
             figure
-            for group, name, title, unit in CHARTS
-            if (figure := plots.against_context(rows, group, name, title, unit, look)) is not None
+            for name in CHARTS
+            if (figure := plots.against_context(rows, BY_NAME[name], look)) is not None
         ]
         if drawn:
-            ids = [figures.add(figure) for figure in drawn]
-            found.append({"model": model, "task": task, "load": load, "figures": ids})
+            first, ids = rows[0], [figures.add(figure) for figure in drawn]
+            found.append(
+                {"model": first.model, "task": first.task, "load": first.load, "figures": ids}
+            )
     return found
 
 
 def paretos(
-    cells: list[Cell], barred: Barred, look: dict[str, dict[str, str]], figures: Figures
+    whole: Study, look: dict[str, dict[str, str]], figures: Figures
 ) -> list[tuple[str, list[str]]]:
     """Per model and task: latency and, where measured, energy against throughput."""
-    rate = ("throughput", "total_tokens_per_s", "total tokens/s")
-    axes = (
-        ("latency", "e2e_s", "whole request, median, s"),
-        ("latency", "itl_s", "inter-token latency, median, s"),
-        ("energy.gross", "j_per_total_token", "J per total token"),
-    )
     found: list[tuple[str, list[str]]] = []
-    for table in tables(cells):
+    for table in tables(whole.cells):
         usable = [cell for cell in table.rows if cell.starts]
-        drawn = [plots.pareto_figure(usable, x, rate, look, barred) for x in axes]
+        out = {key for key, each in whole.eligible.items() if not each.may_win}
+        drawn = [
+            plots.pareto_figure(usable, BY_NAME[name], BY_NAME["total"], look, out)
+            for name in PARETO_AXES
+        ]
         ids = [figures.add(figure) for figure in drawn if figure is not None]
         if ids:
             found.append((f"{table.task} on {table.model}", ids))
@@ -260,14 +283,14 @@ def crossing_rows(
 ) -> list[dict[str, Any]]:
     """Every answer, those that state something first; a figure where there is a fit to draw; who is
     barred at some of the lengths."""
-    ranks = {"crossover": 0, "none": 1, "within noise": 2}
+    ranks = {"crossover": 0, "none": 1, "within noise": 2, "indicative": 3}
     return [
         {
             "crossing": crossing,
             "figure": figures.add(plots.crossover_figure(crossing, look))
             if crossing.found.bands
             else None,
-            "barred": barred_in(crossing, whole.barred),
+            "barred": gated_in(whole, crossing.places, (crossing.a, crossing.b)),
             "answered": crossing.found.verdict in ranks,
         }
         for crossing in sorted(whole.crossings, key=lambda c: ranks.get(c.found.verdict, 9))

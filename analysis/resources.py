@@ -1,12 +1,10 @@
 """What a point used: memory, joules and share of the KV pool, taken over its measured window."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.json as pajson
 
 from analysis.attribution import Attribution, PhaseEnergy, attribute, phase_energy, step_work
 from analysis.clocks import wall_clock
@@ -17,7 +15,6 @@ from analysis.memory import point_memory
 from analysis.metrics import Tokens, count_tokens
 from analysis.rates import Cycles
 from analysis.windows import Series, Window
-from greenbench.rundir import SERVERS_DIR
 
 
 def to_mono_ns(run: Run, unix_ns: int) -> int:
@@ -99,11 +96,10 @@ def _by_phase(run: Run, result: EnergyResult) -> tuple[PhaseEnergy | None, Attri
 
 def _idle(run: Run, name: str) -> IdlePower | None:
     """Power of this server loaded and without requests, where the sweep recorded it."""
-    folder = run.path.parent / SERVERS_DIR / run.manifest.server.server_id / name
-    path: Path = folder / "telemetry" / "gpu.jsonl"
-    if not path.is_file() or path.stat().st_size == 0:
-        return None
-    return idle_power(pajson.read_json(path).to_pandas(), run.sources)
+    rows = run.idle(name)
+    if rows.fault is not None:
+        return IdlePower(None, 0.0, [rows.fault])
+    return None if rows.value.empty else idle_power(rows.value, run.sources)
 
 
 def metric_series(run: Run, metric: str) -> Series | None:

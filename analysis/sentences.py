@@ -1,368 +1,367 @@
-"""The report's findings in words, for a person who must choose a backend."""
+"""The report's findings in words, for a person who must choose a backend.
 
-from collections.abc import Iterable
+Every sentence reads the decisions and differences that the tables show, and nothing else. From one start of
+each candidate there are figures and no claims: nothing bold, no imperative, no length of a crossover.
+"""
 
-from analysis.barring import Barred
-from analysis.crossings import Crossing
-from analysis.decisions import Decision, Place
-from analysis.differences import OBJECTIVES, Difference
-from analysis.formats import count, load_words, percent, significant, times
-from analysis.gates import Gate
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from analysis.cells import Cell, load_order
+from analysis.decisions import Decision
+from analysis.differences import Difference
+from analysis.formats import count, factor, percent, significant
+from analysis.identity import Place
 from analysis.left_out import LeftOut
+from analysis.objectives import BY_NAME, Objective
 from analysis.points import Point
 from analysis.study import Study
 
-# objective -> what the better backend does, and of what
-CLAIMS: dict[str, tuple[str, str]] = {
-    "output": ("serves", "the output tokens/s of"),
-    "total": ("serves", "the total tokens/s of"),
-    "ttft": ("gives the first token", "as fast as"),
-    "itl": ("gives each further token", "as fast as"),
-    "e2e": ("ends a request", "as fast as"),
-    "energy": ("needs", "fewer joules per output token than"),
-}
-HEADLINES = ("output", "total", "ttft", "itl", "e2e")
-LEVEL = 1.05  # without a test, backends nearer than this are called level
+FALLBACK = "e2e"  # where the objective that was chosen has no value
+ALSO = ("output", "ttft", "tpot", "e2e", "energy")  # told where a candidate is shown to win
+MOST = 6  # sentences of one kind
 MOST_RIVALS = 3  # named in one clause
 
 
-def place_words(place: Place, many_models: bool) -> str:
-    model, task, context, load = place
-    of_model = f" of {model}" if many_models else ""
-    return f"At {count(context)} tokens of context ({task}, {load_words(load)}{of_model})"
+@dataclass(frozen=True)
+class Group:
+    """Decisions by one objective at one task and load, by context."""
+
+    objective: Objective
+    task: str
+    load: str
+    model: str
+    decisions: tuple[Decision, ...]
+
+    @property
+    def tested(self) -> bool:
+        return any(d.tested for d in self.decisions)
+
+    @property
+    def compared(self) -> list[Decision]:
+        return [d for d in self.decisions if d.outcome != "alone" or d.out]
 
 
 def summary_sentences(whole: Study) -> list[str]:
     """What a reader should take away, most useful first; never more than a screenful."""
     return [
-        *_verdict(whole),
-        *_barred(whole),
-        *_winners(whole),
-        *_answers(whole.points),
+        *headline(whole),
+        *_costs(whole),
+        *_gated(whole),
+        *_also(whole),
+        *_crossings(whole),
+        *_held_back(whole),
+        *_two_peaks(whole),
+        *_answers(whole),
         *_energy(whole.usable),
         *_scope(whole),
-        *_executions(whole),
-        *_excluded(whole.points, whole.left_out),
+        *_what_differs(whole),
+        *_not_compared(whole),
+        *_missing_lengths(whole),
+        *_excluded(whole),
     ]
 
 
-def _verdict(whole: Study) -> list[str]:
-    """The backend to take, by length where it changes, and how surely."""
-    made = [
-        d for d in whole.decisions if d.objective in HEADLINES and (d.tied or d.beaten or d.barred)
-    ]
-    if not made:
-        return []
-    lead = _lead(made, whole.differences)
-    compared = [d for d in made if d.tied or d.beaten]
-    won = sum(d.winner is not None for d in compared)
-    if not any(d.tested for d in compared):
-        surety = (
-            "every backend was started once, so this is a hint and no claim "
-            "(`repeats: 3` in the sweep would test it)"
+def headline(whole: Study) -> list[str]:
+    """By the objective that was chosen: the candidate to take, by length, and how surely."""
+    groups = [group for group in _groups(whole, whole.objective) if group.compared]
+    choices: dict[str, list[Group]] = {}
+    for group in groups:
+        choices.setdefault(_choice(whole, group), []).append(group)
+    found: list[str] = []
+    for choice, held in choices.items():
+        same = len(held) == len(groups) and len(groups) > 1
+        where = "every task and load" if same else "; ".join(map(_where, held[:MOST]))
+        found.append(f"{_title(held)}, {where}: {choice}.")
+    if groups and not any(group.tested for group in groups):
+        found.append(
+            "One start per candidate: leaders are not statistically tested, so all of this is indicative "
+            "(`repeats: 3` or more in the sweep tests it)."
         )
-    else:
-        surety = (
-            f"{won} of {len(compared)} comparisons have a winner beyond noise, the others are ties"
+    return found
+
+
+def _groups(whole: Study, chosen: Objective) -> list[Group]:
+    """One a task and load; by FALLBACK where no candidate has a value of the chosen objective."""
+    families: dict[Place, list[Decision]] = {}
+    for decision in whole.decisions:
+        families.setdefault(decision.place.family, []).append(decision)
+    groups: list[Group] = []
+    for members in families.values():
+        names = {d.objective for d in members}
+        objective = chosen if chosen.name in names else BY_NAME[FALLBACK]
+        own = sorted(
+            (d for d in members if d.objective == objective.name),
+            key=lambda d: d.place.context_tokens,
         )
-    return [f"**{lead}** Of speed (tokens/s and latencies): {surety}."]
+        if own:
+            first = own[0].place
+            named = whole.labels
+            groups.append(
+                Group(objective, named.tasks[first], named.loads[first], first.model, tuple(own))
+            )
+    return sorted(groups, key=lambda g: (g.task, load_order(g.decisions[0].place), g.load))
 
 
-def _lead(made: list[Decision], found: list[Difference]) -> str:
-    """One choice where all loads agree; else each with the loads that it holds for."""
-    settings: dict[tuple[str, str], list[Decision]] = {}
-    for decision in made:
-        model, _, _, load = decision.place
-        settings.setdefault((model, load), []).append(decision)
-    choices: dict[str, list[tuple[str, str]]] = {}
-    for setting, here in settings.items():
-        choices.setdefault(_choice(here, found), []).append(setting)
-    if len(choices) == 1:
-        (choice,) = choices
-        return f"{choice[0].upper()}{choice[1:]}."
-    many = len({model for model, _ in settings}) > 1
-    parts = [
-        f"{' and '.join(_setting_words(setting, many) for setting in held)}, {choice}"
-        for choice, held in choices.items()
-    ]
-    return f"It depends on the {'model and the ' if many else ''}load: {'; '.join(parts)}."
+def _title(groups: Sequence[Group]) -> str:
+    return " or ".join(dict.fromkeys(group.objective.title for group in groups))
 
 
-def _choice(here: list[Decision], found: list[Difference]) -> str:
-    """What to take under one load, by length where it changes."""
-    by_context: dict[int, list[Decision]] = {}
-    for decision in here:
-        by_context.setdefault(decision.place[2], []).append(decision)
-    spans: list[tuple[str | None, list[int]]] = []
-    for context in sorted(by_context):
-        leader = _leader(by_context[context], found)
-        if spans and spans[-1][0] == leader:
-            spans[-1][1].append(context)
+def _where(group: Group) -> str:
+    return f"{group.task} with {group.load}"
+
+
+def _choice(whole: Study, group: Group) -> str:
+    """``take `a` from 512 to 2,048 tokens (…), no clear winner at 4,096 tokens``."""
+    spans: list[list[Decision]] = []
+    for decision in group.decisions:
+        if spans and _outcome(spans[-1][-1]) == _outcome(decision):
+            spans[-1].append(decision)
         else:
-            spans.append((leader, [context]))
-    if all(leader is None for leader, _ in spans):
-        return "no backend leads"
-    parts = [
-        (f"`{leader}`" if leader else "whichever you like") + f" {_lengths(contexts)}"
-        for leader, contexts in spans
-    ]
-    return f"take {', then '.join(parts)}"
+            spans.append([decision])
+    return "; ".join(_span(whole, span) for span in spans)
 
 
-def _setting_words(setting: tuple[str, str], many_models: bool) -> str:
-    model, load = setting
-    return f"with {load_words(load)}{f' of {model}' if many_models else ''}"
+def _outcome(decision: Decision) -> tuple[str, tuple[str, ...]]:
+    return ("nobody", ()) if _nobody(decision) else (decision.outcome, decision.front)
 
 
-def _leader(here: list[Decision], found: list[Difference]) -> str | None:
-    """Who is ahead in most comparisons of one length; None when nobody is, or two equally often."""
-    counts: dict[str, int] = {}
-    for decision in here:
-        if _ahead(decision, found):
-            counts[decision.best] = counts.get(decision.best, 0) + 1
-    ranked = sorted(counts, key=lambda name: -counts[name])
-    if not ranked or (len(ranked) > 1 and counts[ranked[0]] == counts[ranked[1]]):
-        return None
-    return ranked[0]
+def _span(whole: Study, span: Sequence[Decision]) -> str:
+    last = span[-1]
+    peaked = any(_peaked(whole, each) for each in last.against)
+    by = "its median lies between two peaks, no ratio is told" if peaked else _by(last)
+    at = _lengths([d.place.context_tokens for d in span])
+    if last.outcome == "winner":
+        return f"**take {_marked(last, last.front[0])} {at}** ({by})"
+    if last.outcome == "indicative":
+        return f"{_marked(last, last.front[0])} was ahead {at} ({by}; indicative)"
+    if _nobody(last):
+        return f"no candidate met the SLO {at}"
+    if last.outcome == "alone" and last.front:
+        others = "every other is disqualified or failing" if last.out else "no other was measured"
+        return f"{_marked(last, last.front[0])} {at}, where {others}"
+    if last.outcome == "alone":
+        return f"no candidate may be recommended {at}"
+    if last.outcome == "not comparable":
+        return f"not comparable {at} ({last.against[0].reason if last.against else 'no pair'})"
+    return f"no clear winner {at} ({_list(_marked(last, name) for name in last.front)})"
 
 
-def _ahead(decision: Decision, found: list[Difference]) -> bool:
-    """Shown to be better; or, where nothing is tested, ahead of every rival by more than LEVEL."""
-    if decision.tested:
-        return decision.winner is not None
-    rivals = [*decision.tied, *decision.beaten]
-    return all(_against(decision, rival, found)[0] > LEVEL for rival in rivals)
+def _nobody(decision: Decision) -> bool:
+    return decision.objective == "goodput" and all(c.value == 0 for c in decision.contenders)
 
 
-def _lengths(contexts: list[int]) -> str:
+def _marked(decision: Decision, label: str) -> str:
+    mark = next((c.eligible.mark for c in decision.contenders if c.label == label), None)
+    return f"`{label}` ({mark})" if mark else f"`{label}`"
+
+
+def _by(decision: Decision) -> str:
+    """By how much the leader is ahead of its rivals at that decision's context, nearest rival first."""
+    nearest = sorted(decision.against, key=lambda d: d.gain or float("inf"))
+    parts = [difference_words(each) for each in nearest[:MOST_RIVALS]]
+    if len(nearest) > MOST_RIVALS:
+        parts.append(f"more than {len(nearest) - MOST_RIVALS} others by more")
+    return f"{', '.join(parts)} at {count(decision.place.context_tokens)} tokens"
+
+
+def difference_words(difference: Difference) -> str:
+    """``1.31× [1.20, 1.42] higher goodput than `alpha```, said of the better one."""
+    objective = BY_NAME[difference.objective]
+    gain = difference.gain
+    if gain is None:
+        values = " against ".join(significant(value) for value in difference.values)
+        return f"{values} {objective.unit} of `{difference.b}`"
+    interval = difference.gain_interval if difference.tested else None
+    return f"{factor(gain, interval)} {objective.better} than `{difference.b}`"
+
+
+def _lengths(contexts: Sequence[int]) -> str:
     if len(contexts) == 1:
         return f"at {count(contexts[0])} tokens"
     return f"from {count(contexts[0])} to {count(contexts[-1])} tokens"
 
 
-def _scope(whole: Study) -> list[str]:
-    usable = whole.usable
-    if not usable:
-        return [f"None of the {len(whole.points)} points can be used; the reasons stand below."]
-    backends = sorted({p.of_backend for p in usable})
-    contexts = sorted({p.context_tokens for p in usable})
-    span = (
-        count(contexts[0])
-        if len(contexts) == 1
-        else f"{count(contexts[0])} to {count(contexts[-1])}"
-    )
-    models = sorted({p.of_model for p in usable})
-    gpus = sorted({gpu.name for run in whole.runs for gpu in run.manifest.host.gpus})
-    cpus = sorted({run.manifest.host.cpu.strip() for run in whole.runs} - {"unknown", ""})
-    where = ", ".join(gpus) or (f"the CPU ({', '.join(cpus)})" if cpus else "an unknown host")
+def _costs(whole: Study) -> list[str]:
+    """What the winners of the headline are shown to cost by the other objectives."""
+    found: list[str] = []
+    for group in _groups(whole, whole.objective):
+        for decision in group.decisions:
+            winner = decision.winner
+            if winner is None:
+                continue
+            rivals = {c.label for c in decision.contenders if c.eligible.may_win}
+            worse = [
+                each
+                for each in _at(whole, decision.place, winner)
+                if each.verdict == "worse" and each.b in rivals and not _peaked(whole, each)
+            ]
+            if worse:
+                told = ", ".join(map(_cost_words, worse[: MOST_RIVALS + 1]))
+                where = f"{_where(group)}, {count(decision.place.context_tokens)} tokens"
+                found.append(f"What `{winner}` costs ({where}): {told}.")
+    return found[:MOST]
+
+
+def _cost_words(difference: Difference) -> str:
+    objective, gain = BY_NAME[difference.objective], difference.gain
+    if gain is None:
+        values = " against ".join(significant(value) for value in difference.values)
+        return f"{objective.title} {values} {objective.unit} of `{difference.b}`"
+    turned = difference.turned.gain_interval
+    return f"{factor(1 / gain, turned)} {objective.worse} than `{difference.b}`"
+
+
+def _at(whole: Study, place: Place, label: str) -> list[Difference]:
+    """Differences of one candidate at a place by the objectives that have a column, said of it."""
     return [
-        f"{_list(backends)} on {_list(models)}, {span} tokens of context, on {where}: "
-        f"{len(usable)} usable points of {len([p for p in whole.points if p.status != 'superseded'])}."
+        d if d.a == label else d.turned
+        for d in whole.differences
+        if d.place == place and label in (d.a, d.b) and BY_NAME[d.objective].shown
     ]
 
 
-def _list(names: Iterable[str]) -> str:
-    words = [f"`{name}`" for name in names]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _winners(whole: Study) -> list[str]:
-    """Per model, task and load: the longest context, the shortest where it says something else, and
-    whether the answer changes in between."""
-    groups: dict[tuple[str, str, str], dict[int, list[Decision]]] = {}
-    for decision in whole.decisions:
-        model, task, context, load = decision.place
-        groups.setdefault((model, task, load), {}).setdefault(context, []).append(decision)
-    many = len({model for model, _, _ in groups}) > 1
+def _also(whole: Study) -> list[str]:
+    """Winners by other objectives, at the longest context that has one."""
     found: list[str] = []
-    for (model, task, load), by_context in groups.items():
-        ends = sorted(by_context)
-        shown: str | None = None
-        for context in dict.fromkeys((ends[-1], ends[0])):
-            sentence, gist = _place_sentence(by_context[context], whole, many)
-            if sentence and gist != shown:
-                found.append(sentence)
-                shown = gist
-        found += _crossings(whole, (model, task, load))
-    return found
+    for name in ALSO:
+        for group in _groups(whole, BY_NAME[name]):
+            if group.objective.name != name or group.objective is _objective_of(whole, group):
+                continue
+            won = [d for d in group.decisions if d.winner is not None]
+            won = [d for d in won if not any(_peaked(whole, each) for each in d.against)]
+            if won:
+                found.append(f"Also shown ({_where(group)}): `{won[-1].winner}`, {_by(won[-1])}.")
+    return found[:MOST]
 
 
-def _place_sentence(
-    here: list[Decision], whole: Study, many_models: bool
-) -> tuple[str | None, str]:
-    clauses: list[str] = []
-    gists: list[str] = []
-    for name in HEADLINES:
-        decision = next((d for d in here if d.objective == name), None)
-        if (
-            decision is None
-            or not (decision.tied or decision.beaten)
-            or (name == "total" and clauses)
-        ):
-            continue
-        clause, gist = _clause(decision, whole.differences)
-        clauses.append(clause)
-        gists.append(gist)
-    if not clauses:
-        return None, ""
-    held = _held_back(here[0].place, whole)
-    words = f"{place_words(here[0].place, many_models)}: {'; '.join(clauses)}.{held}"
-    return words, "|".join(gists)
+def _objective_of(whole: Study, group: Group) -> Objective:
+    """What the headline of a group's place goes by."""
+    held = {
+        d.objective for d in whole.decisions if d.place.family == group.decisions[0].place.family
+    }
+    return whole.objective if whole.objective.name in held else BY_NAME[FALLBACK]
 
 
-def _clause(decision: Decision, found: list[Difference]) -> tuple[str, str]:
-    """One objective at one place against every rival, and its gist without the figures."""
-    title = next(o.title for o in OBJECTIVES if o.name == decision.objective)
-    verb, of = CLAIMS.get(decision.objective, ("is better", "than"))
-    rivals = [*decision.tied, *decision.beaten]
-    if decision.tested and decision.tied:
-        names = _list([decision.best, *decision.tied])
-        behind = f", ahead of {_list(decision.beaten)}" if decision.beaten else ""
-        return f"{title} is a tie between {names}{behind}", f"tie {decision.objective}"
-    against = {rival: _against(decision, rival, found) for rival in rivals}
-    if not decision.tested and all(ratio < LEVEL for ratio, _ in against.values()):
-        return f"{title} is level (within {LEVEL * 100 - 100:.0f} %)", f"level {decision.objective}"
-    parts = [
-        f"{times(ratio)}{interval} {of if number == 0 else _again(of)} `{rival}`"
-        for number, (rival, (ratio, interval)) in enumerate(list(against.items())[:MOST_RIVALS])
-    ]
-    if len(rivals) > MOST_RIVALS:
-        parts.append(f"more against {len(rivals) - MOST_RIVALS} others")
-    gist = f"{decision.best}{'>' if decision.winner else '?'}{decision.objective}"
-    return f"`{decision.best}` {verb} {' and '.join(parts)}", gist
-
-
-def _again(of: str) -> str:
-    """The second time, "those of" stands for "the output tokens/s of"."""
-    return "those of" if of.endswith("of") else of
-
-
-def _held_back(place: Place, whole: Study) -> str:
-    """What bounds the backends at this place, in one short sentence."""
-    here = [p for p in whole.usable if p.place == place and p.run_id in whole.bottlenecks]
-    words: dict[str, str] = {}
-    for point in here:
-        found = whole.bottlenecks[point.run_id]
-        phases = [f"{v.phase} {v.bound}" for v in found.phases if v.bound != "undetermined"]
-        if found.bound not in ("engine", "undetermined"):
-            words[point.backend] = f"{found.bound}-bound"
-        elif phases:
-            words[point.backend] = f"{', '.join(phases)}-bound"
-    if not words:
-        return ""
-    if len(words) > 1 and len(set(words.values())) == 1:
-        return f" All are {next(iter(words.values()))}."
-    return " " + "; ".join(f"`{name}` is {word}" for name, word in sorted(words.items())) + "."
-
-
-def _crossings(whole: Study, group: tuple[str, str, str]) -> list[str]:
-    """Crossovers by name; where there are none, one sentence for all."""
-    here = [
-        c
-        for c in whole.crossings
-        if (c.model, c.task, c.load) == group
-        and c.cost.name != "sequence"
-        and not barred_in(c, whole.barred)
-    ]
-    if not here:
-        return []
-    _, task, load = group
-    lead = f"{task}, {load_words(load)}"
-    crossed = [
-        f"{lead}, {c.cost.title.lower()}: {c.found.sentence}."
-        for c in here
-        if c.found.verdict == "crossover"
-    ]
-    settled = [c for c in here if c.found.verdict == "none"]
-    if crossed or len(settled) < len(here):
-        return crossed
-    low, high = min(min(c.contexts) for c in here), max(max(c.contexts) for c in here)
-    return [f"{lead}: no crossover between {count(low)} and {count(high)} tokens."]
-
-
-def _against(decision: Decision, rival: str, found: list[Difference]) -> tuple[float, str]:
-    """How many times better, at least 1, and its interval in words."""
-    for d in found:
-        place = (d.model, d.task, d.context_tokens, d.load)
-        if place != decision.place or d.objective != decision.objective:
-            continue
-        if {d.a, d.b} != {decision.best, rival}:
-            continue
-        flip = d.ratio.ratio < 1
-        ratio = 1 / d.ratio.ratio if flip else d.ratio.ratio
-        if d.ratio.low is None or d.ratio.high is None:
-            return ratio, ""
-        low, high = (1 / d.ratio.high, 1 / d.ratio.low) if flip else (d.ratio.low, d.ratio.high)
-        return ratio, f" [{low:.3g}, {high:.3g}]"
-    return 1.0, ""
-
-
-def _barred(whole: Study) -> list[str]:
-    """Backends that may not be chosen, with the lengths, what they lose, and what that would have bought."""
-    out: dict[str, list[int]] = {}
-    for (_, context), backends in sorted(whole.barred.items()):
-        for backend in backends:
-            out.setdefault(backend, []).append(context)
-    found: list[str] = []
-    for backend, contexts in sorted(out.items()):
-        lost = [g for g in whole.gates if g.barred and g.backend == backend and g.kind == "answers"]
-        failed = [v for v in whole.verifications if v.backend == backend and v.verdict == "fail"]
-        if lost:
-            worst = max(lost, key=lambda g: (g.worse_by or 0, g.context_tokens))
-            why = (
-                f"at {count(worst.context_tokens)} tokens ({worst.task}) it answers {worst.backend_right} "
-                f"of {worst.prompts} prompts right, `{worst.reference}` {worst.reference_right}"
-            )
-        elif failed:
-            why = f"it fails verification against `{failed[0].reference}`"
-        else:
-            why = "what it computes drifts from the reference (see Answers)"
-        found.append(
-            f"**`{backend}` is barred at {', '.join(count(c) for c in contexts)} tokens**: "
-            f"{why}{_though(whole, backend, contexts[-1])}.{_equal(whole.gates, backend, contexts)}"
-        )
-    return found
-
-
-def _though(whole: Study, backend: str, context: int) -> str:
-    """The speed that the barred backend would have bought at its longest barred length."""
-    gains: list[tuple[float, str]] = []
-    for d in whole.differences:
-        if d.context_tokens != context or d.objective != "total" or backend not in (d.a, d.b):
-            continue
-        other = d.b if d.a == backend else d.a
-        ratio = d.ratio.ratio if d.a == backend else 1 / d.ratio.ratio
-        gains.append((ratio, other))
-    if not gains or min(gains)[0] <= 1.05:
-        return ""
-    ratio, other = min(gains)
-    return f", though it serves {times(ratio)} the tokens/s of `{other}` there"
-
-
-def _equal(found: list[Gate], backend: str, out: list[int]) -> str:
-    same = sorted(
-        {
-            g.context_tokens
-            for g in found
-            if g.backend == backend and g.verdict == "equal" and g.context_tokens not in out
-        }
+def _peaked(whole: Study, difference: Difference) -> bool:
+    """Whether the median of one of the two is that of a distribution with two peaks."""
+    return any(
+        difference.objective in point.bimodal
+        for point in whole.usable
+        if point.place == difference.place and point.candidate in difference.of
     )
-    return f" At {', '.join(map(count, same))} tokens its answers are equal." if same else ""
 
 
-def barred_in(crossing: Crossing, barred: Barred) -> dict[str, str]:
-    """Backends of a crossing that may not be chosen at some of its lengths, with those lengths."""
-    found: dict[str, str] = {}
-    for name in (crossing.a, crossing.b):
-        out = [c for c in crossing.contexts if name in barred.get((crossing.model, c), {})]
-        if out:
-            found[name] = ", ".join(map(count, out))
-    return found
+def _two_peaks(whole: Study) -> list[str]:
+    """Medians between two peaks are nobody's time: said, and quoted as no ratio."""
+    found: dict[tuple[str, str, str], str] = {}
+    for point in whole.usable:
+        for name, peaks in point.bimodal.items():
+            where = f"{point.task} with {point.load}, {count(point.context_tokens)} tokens"
+            title = BY_NAME[name].title.removesuffix(" p50")
+            found.setdefault(
+                (name, where, point.backend),
+                f"{title} of `{point.backend}` has two peaks ({where}): {peaks.words}; its median says "
+                "little.",
+            )
+    return list(found.values())[:MOST]
 
 
-def _answers(points: list[Point]) -> list[str]:
-    usable = [p for p in points if p.usable]
-    graded = [p for p in usable if p.answers and p.answers.get("correct_share") is not None]
+def _gated(whole: Study) -> list[str]:
+    """Candidates that may not win, or whose answers are undecided, with the lengths and why."""
+    found: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    labels = {(p.place, p.candidate): p.backend for p in whole.points if p.usable}
+    for key, eligible in whole.eligible.items():
+        label = labels.get(key)
+        if label is not None and eligible.mark and eligible.why_not:
+            found.setdefault((label, eligible.mark), []).append(
+                (key[0].context_tokens, eligible.why_not)
+            )
+    out: list[str] = []
+    for (label, mark), held in sorted(found.items()):
+        contexts = sorted({context for context, _ in held})
+        _, why = max(held, key=lambda each: each[0])
+        verb = "is disqualified" if mark == "disqualified" else f"is not recommended ({mark})"
+        words = f"`{label}` {verb} at {', '.join(map(count, contexts))} tokens: {why}"
+        fast = _though(whole, label, contexts[-1])
+        out.append(f"**{words}**{fast}." if mark == "disqualified" else f"{words}{fast}.")
+    return out
+
+
+def _though(whole: Study, label: str, context: int) -> str:
+    """The speed that it would have bought at its longest length, against the best that may win."""
+    for decision in whole.decisions:
+        if decision.objective != "total" or decision.place.context_tokens != context:
+            continue
+        able = next((c.label for c in decision.contenders if c.eligible.may_win), None)
+        if able is None or label not in {c.label for c in decision.contenders}:
+            continue
+        for each in _at(whole, decision.place, label):
+            fast = each.objective == "total" and each.b == able
+            if fast and each.gain is not None and each.verdict in ("better", "indicative"):
+                if each.gain <= 1 + BY_NAME["total"].margin:
+                    return ""
+                return f", though it has {difference_words(each)} there"
+    return ""
+
+
+def _crossings(whole: Study) -> list[str]:
+    """Lengths that are shown; none of a candidate that may not win at one of them."""
+    found: list[str] = []
+    for crossing in whole.crossings:
+        if crossing.found.verdict not in ("crossover", "none") or not crossing.objective.shown:
+            continue
+        if gated_in(whole, crossing.places, (crossing.a, crossing.b)):
+            continue
+        lead = f"{crossing.objective.title} of {crossing.task} with {crossing.load}"
+        found.append(f"{lead}: {crossing.found.sentence}.")
+    return found[:MOST]
+
+
+def gated_in(whole: Study, places: Iterable[Place], labels: Iterable[str]) -> dict[str, str]:
+    """Of these candidates, those that may not win at some of these places, with the lengths."""
+    wanted = set(labels)
+    found: dict[str, list[str]] = {}
+    for place in places:
+        for point in whole.usable:
+            if point.place != place or point.backend not in wanted:
+                continue
+            eligible = whole.eligible.get((place, point.candidate))
+            length = count(place.context_tokens)
+            if eligible and not eligible.may_win and length not in found.get(point.backend, []):
+                found.setdefault(point.backend, []).append(length)
+    return {label: ", ".join(lengths) for label, lengths in found.items()}
+
+
+def _held_back(whole: Study) -> list[str]:
+    """What bounds the candidates at the longest context of each task and load, in one short sentence."""
+    found: list[str] = []
+    for group in _groups(whole, whole.objective):
+        place = group.decisions[-1].place
+        words: dict[str, str] = {}
+        for point in whole.usable:
+            if point.place != place or point.run_id not in whole.bottlenecks:
+                continue
+            bottleneck = whole.bottlenecks[point.run_id]
+            phases = [
+                f"{v.phase} {v.bound}" for v in bottleneck.phases if v.bound != "undetermined"
+            ]
+            if bottleneck.bound not in ("engine", "undetermined"):
+                words[point.backend] = f"{bottleneck.bound}-bound"
+            elif phases:
+                words[point.backend] = f"{', '.join(phases)}-bound"
+        if words:
+            told = "; ".join(f"`{name}` is {word}" for name, word in sorted(words.items()))
+            if len(words) > 1 and len(set(words.values())) == 1:
+                told = f"all are {next(iter(words.values()))}"
+            found.append(
+                f"What limits it ({_where(group)}, {count(place.context_tokens)} tokens): {told}."
+            )
+    return found[:MOST]
+
+
+def _answers(whole: Study) -> list[str]:
+    graded = [p for p in whole.points if p.answers and p.answers.get("correct_share") is not None]
     if not graded:
         return []
     shares: dict[str, list[tuple[float, int]]] = {}
@@ -374,7 +373,7 @@ def _answers(points: list[Point]) -> list[str]:
         for backend, held in sorted(shares.items())
     )
     verdict = (
-        " The model fails its task with every backend."
+        " The model fails its task with every candidate."
         if all(share < 0.05 for held in shares.values() for share, _ in held)
         else ""
     )
@@ -410,22 +409,107 @@ def _energy(usable: list[Point]) -> list[str]:
     ]
 
 
-def _executions(whole: Study) -> list[str]:
-    if len(whole.executions) < 2:
-        return []
-    found = ", ".join(whole.executions)
-    if whole.across_executions:
-        return [
-            f"Execution differs ({found}) within one ranking, as was asked for: a difference may be the "
-            "CUDA graphs' and not the backend's."
-        ]
+def _scope(whole: Study) -> list[str]:
+    usable = whole.usable
+    if not usable:
+        return [f"None of the {len(whole.points)} points can be used; the reasons stand below."]
+    backends = sorted({p.candidate.backend_label for p in usable})
+    contexts = sorted({p.context_tokens for p in usable})
+    models = sorted({p.model for p in usable})
+    devices = list(dict.fromkeys(p.place.device.words for p in usable))
+    counted = [p for p in whole.points if p.status != "superseded"]
     return [
-        f"Execution differs ({found}): each is ranked by itself. `--across-executions` compares them."
+        f"{_list(f'`{b}`' for b in backends)} on {_list(f'`{m}`' for m in models)}, "
+        f"{_lengths(contexts).removeprefix('at ').removeprefix('from ')} of context, on "
+        f"{'; '.join(devices)}: {len(usable)} usable points of {len(counted)}."
     ]
 
 
-def _excluded(points: list[Point], servers: list[LeftOut]) -> list[str]:
-    out = [p.status for p in points if p.status in ("failed", "invalid", "interrupted")]
+def _what_differs(whole: Study) -> list[str]:
+    """Settings other than the backend in which candidates differ: named, since they may be the reason."""
+    told: list[str] = []
+    if whole.labels.differs:
+        words = "; ".join(" / ".join(values) for values in whole.labels.differs.values())
+        one = len({p.candidate.backend_label for p in whole.usable}) == 1
+        told.append(
+            f"Compared are settings of one backend: {words}."
+            if one
+            else f"Candidates differ in more than the backend: {words}. A difference may be that one's."
+        )
+    devices = list(dict.fromkeys(p.place.device.words for p in whole.usable))
+    if len(devices) > 1:
+        told.append(
+            f"Measured on different devices ({'; '.join(devices)}): figures of two devices are not compared."
+        )
+    if len(whole.executions) > 1:
+        ran = ", ".join(whole.executions)
+        told.append(
+            f"Execution differs ({ran}) within one ranking, as was asked for: a difference may be the CUDA "
+            "graphs' and not the backend's."
+            if whole.across_executions
+            else f"Execution differs ({ran}): each is ranked by itself. `--across-executions` compares them."
+        )
+    return told
+
+
+def _not_compared(whole: Study) -> list[str]:
+    """Candidates that met no other, where there are others: what they ran was not the same."""
+    met: dict[Place, set[str]] = {}
+    for point in whole.usable:
+        met.setdefault(point.place, set()).add(point.backend)
+    everyone = {label for labels in met.values() for label in labels}
+    alone = {
+        (next(iter(labels)), f"{whole.labels.tasks[place]} with {whole.labels.loads[place]}")
+        for place, labels in met.items()
+        if len(labels) == 1
+    }
+    together = {label for labels in met.values() if len(labels) > 1 for label in labels}
+    lonely = sorted((label, where) for label, where in alone if label not in together)
+    if len(everyone) < 2 or not lonely:
+        return []
+    told = "; ".join(f"`{label}`: {where}" for label, where in lonely[:MOST])
+    return [f"Not compared, since no other candidate was asked the same: {told}."]
+
+
+def _missing_lengths(whole: Study) -> list[str]:
+    """Lengths at which a candidate has no usable point though another has."""
+    found: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    rows: dict[Place, dict[str, Cell]] = {}
+    for cell in whole.cells:
+        rows.setdefault(cell.place, {})[cell.backend] = cell
+    families: dict[Place, set[str]] = {}
+    for place, cells in rows.items():
+        families.setdefault(place.family, set()).update(cells)
+    for place, cells in rows.items():
+        if not any(cell.starts for cell in cells.values()):
+            continue
+        for label in sorted(families[place.family]):
+            cell = cells.get(label)
+            if cell is None or not cell.starts:
+                why = "not measured" if cell is None else _why_unusable(cell)
+                where = f"{whole.labels.tasks[place]} with {whole.labels.loads[place]}"
+                found.setdefault((label, where), []).append((place.context_tokens, why))
+    return [
+        f"`{label}` has no usable point ({where}): "
+        + "; ".join(f"{count(context)} tokens, {why}" for context, why in sorted(held))
+        + "."
+        for (label, where), held in sorted(found.items())
+    ][:MOST]
+
+
+def _why_unusable(cell: Cell) -> str:
+    last = cell.points[-1]
+    return f"{last.status}: {last.reasons[0]}" if last.reasons else last.status
+
+
+def _list(names: Iterable[str]) -> str:
+    words = list(names)
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _excluded(whole: Study) -> list[str]:
+    out = [p.status for p in whole.points if p.status in ("failed", "invalid", "interrupted")]
     words = [f"{out.count(kind)} {kind}" for kind in sorted(set(out))]
+    servers: list[LeftOut] = whole.left_out
     words += [f"`{server.label}` ({server.status})" for server in servers]
     return [f"Left out: {', '.join(words)}; each with its reason under Excluded."] if words else []

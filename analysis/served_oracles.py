@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.differences import OBJECTIVES, Ratio, paired_ratio
 from analysis.load import load_runs
+from analysis.objectives import BY_NAME
 from analysis.points import Point, analyse_all
+from analysis.stats import Ratio, paired_ratio
 
 BLOCKS = 5  # G-8 asks for as many
 SAME_ORDER = 2.0  # G-12: a factor either way
-ENERGY = next(objective for objective in OBJECTIVES if objective.name == "energy")
+ENERGY = BY_NAME["energy"]
 
 
 class Missing(Exception):
@@ -78,7 +79,7 @@ def equal_arms(served: Served) -> Judged:
     parts, passed = [], True
     for (_, backend), found in twice.items():
         first, second = (found[arm] for arm in sorted(found))
-        ratio = _block_ratio(first, second, lambda p: p.place)
+        ratio = _block_ratio(first, second, lambda p: (p.place,))
         if ratio is None or ratio.low is None or ratio.high is None or ratio.blocks < BLOCKS:
             blocks = ratio.blocks if ratio else 0
             raise Missing(f"{backend}: {blocks} paired starts, {BLOCKS} are wanted")

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import nct, t
 
-from analysis.differences import LEVEL, MANY_BLOCKS, Floor, paired_ratio
+from analysis.differences import Floor
+from analysis.stats import LEVEL, MANY_BLOCKS, paired_ratio
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
@@ -52,9 +53,9 @@ def simulate(
     excluded = claimed = 0
     for ratio, equal in zip(ratios, equal_arms, strict=True):
         found = paired_ratio(list(ratio))
-        assert found.low is not None and found.high is not None
+        assert found.ratio is not None and found.low is not None and found.high is not None
         outside = not found.low <= 1 <= found.high
-        floor = Floor(math.sqrt(float(np.mean(equal**2))), blocks, "A/A").half_width(blocks)
+        floor = Floor(math.sqrt(float(np.mean(equal**2))), blocks).half_width(blocks)
         excluded += outside
         claimed += outside and abs(math.log(found.ratio)) > floor
     promised = t_power(effect, sd, blocks) if noise == "normal" and blocks < MANY_BLOCKS else None

@@ -17,11 +17,11 @@ from analysis.windows import Activity, activity, in_flight
 # 1795461709.47 (APIServer pid=1) INFO … Engine 000: Iteration(19): 0 context requests, 0 context tokens,
 # 1 generation requests, 1 generation tokens, iteration elapsed time: 4.89 ms, CPU KV cache usage: 0.0%
 STEP = re.compile(
-    r"^(?P<epoch>\d{9,}\.\d+)?.*?Engine (?P<engine>\d+): Iteration\((?P<index>\d+)\): "
-    r"(?P<prefill_requests>\d+) context requests, (?P<prefill_tokens>\d+) context tokens, "
-    r"(?P<decode_requests>\d+) generation requests, (?P<decode_tokens>\d+) generation tokens, "
-    r"iteration elapsed time: (?P<elapsed_ms>[\d.]+) ms(?P<dummy> \(dummy\))?, "
-    r"(?P<device>\w+) KV cache usage: (?P<kv_percent>[\d.]+)%"
+    r"^(?P<epoch>\d{9,10}\.\d+)?.*?Engine (?P<engine>\d{1,9}): Iteration\((?P<index>\d{1,18})\): "
+    r"(?P<prefill_requests>\d{1,18}) context requests, (?P<prefill_tokens>\d{1,18}) context tokens, "
+    r"(?P<decode_requests>\d{1,18}) generation requests, (?P<decode_tokens>\d{1,18}) generation tokens, "
+    r"iteration elapsed time: (?P<elapsed_ms>\d+(?:\.\d+)?) ms(?P<dummy> \(dummy\))?, "
+    r"(?P<device>\w+) KV cache usage: (?P<kv_percent>\d+(?:\.\d+)?)%"
 )
 COLUMNS = {
     "unix_ns": "Int64",  # when the line was written: the end of the step; null without an epoch stamp

@@ -1,32 +1,29 @@
-"""All runs under one folder, worked through once: points, cells, differences, decisions, summary.json."""
+"""All runs under one folder, worked through once: points, cells, differences, decisions."""
 
-import json
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from analysis.arms import arms, label_barred, label_gates, label_points, label_verifications
-from analysis.barring import Barred, Verification, barred, verifications
+from analysis.barring import Standings, Verification, standings, verifications
 from analysis.bottleneck import Bottleneck, classify, classify_client, fixed_shares, gather
 from analysis.ceilings import find_host_ceilings, run_ceilings
 from analysis.cells import Cell, Samples, cells
 from analysis.crossings import Crossing, crossings
-from analysis.decisions import Decision, decisions
+from analysis.decisions import Decision, Eligible, decisions, eligible
 from analysis.differences import Difference, differences
-from analysis.executions import apart, executions, together
-from analysis.formats import MARK
 from analysis.gates import Gate, gates
 from analysis.heat_maps import HeatMap, heat_maps
+from analysis.identity import Candidate, Place, places
+from analysis.labels import Labels, labels
 from analysis.left_out import LeftOut, left_out
 from analysis.load import Run, load_runs
+from analysis.objectives import Objective, objective
 from analysis.points import Point, analyse_all
 from analysis.roofline import PhaseUse, phase_uses
 from analysis.windows import Window
-from greenbench import SCHEMA_VERSION
-from greenbench.rundir import write_atomic
+from greenbench.config import load_sweep
 
+DEFAULT_OBJECTIVE = "goodput"  # under the sweep's SLO; where there is none, see sentences.FALLBACK
 BEATEN = 1.05  # a share of a ceiling from which it was not one; below, the noise of measuring it
 
 
@@ -48,10 +45,18 @@ class Study:
     gates: list[Gate]
     verifications: list[Verification]
     heat_maps: list[HeatMap]
-    barred: Barred
+    standings: Standings
+    eligible: dict[tuple[Place, Candidate], Eligible]
     left_out: list[LeftOut]
-    executions: list[str]
+    labels: Labels
+    objective: Objective  # what the headline goes by
     across_executions: bool  # one ranking for all of them, as was asked for
+
+    @property
+    def executions(self) -> list[str]:
+        """Every execution that ran, sorted; points measured again later do not count."""
+        ran = [point for point in self.points if point.status != "superseded"]
+        return sorted({point.candidate.execution for point in ran})
 
     def run(self, point: Point) -> Run:
         return next(run for run in self.runs if str(run.path) == point.path)
@@ -65,29 +70,26 @@ def study(
     root: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
     across_executions: bool = False,
+    by: str | None = None,
 ) -> Study:
     """Load and analyse every run at or below ``root``.
 
-    ``across_executions``: eager and CUDA graphs in one ranking; otherwise each has its own.
+    ``across_executions``: eager and CUDA graphs in one ranking; otherwise each has its own. ``by``: name of
+    the objective of the headline; default: the sweep's ``objective``, else DEFAULT_OBJECTIVE. UserError.
     """
+    chosen = objective(by or sweep_objective(root) or DEFAULT_OBJECTIVE)
     runs = load_runs(root)
     analysed = analyse_all(runs, progress)
-    points = [point for point, _ in analysed]
+    points, named = placed([point for point, _ in analysed], across_executions)
     samples: Samples = {point.run_id: values for point, values in analysed}
     told = {point.path for point in points if point.answers_stand}
     answering = [run for run in runs if str(run.path) in told]
-    judged, checked = gates(answering), verifications(root)
-    names = arms(points)
-    out = label_barred(barred(judged, checked, runs), names)
-    judged, checked = label_gates(judged, names), label_verifications(checked, names)
-    points = label_points(points, names)
-    if across_executions:
-        points, out = together(points, out)
-    else:
-        points = apart(points)
+    judged, checked = gates(answering, named.candidates), verifications(root)
+    stand = standings(judged, checked, runs, points)
+    able = eligible(points, stand)
     found = differences(points)
     table = cells(points, samples)
-    crossed = crossings(table, points, samples)
+    crossed = crossings(table, found, samples)
     uses, found_bounds, beaten = _bottlenecks(root, runs, points, crossed)
     return Study(
         root=root,
@@ -96,19 +98,47 @@ def study(
         samples=samples,
         cells=table,
         differences=found,
-        decisions=decisions(points, found, out),
+        decisions=decisions(points, found, able),
         crossings=crossed,
         bottlenecks=found_bounds,
         uses=uses,
         beaten=beaten,
         gates=judged,
         verifications=checked,
-        heat_maps=heat_maps(answering),
-        barred=out,
+        heat_maps=heat_maps(answering, named.candidates),
+        standings=stand,
+        eligible=able,
         left_out=left_out(root),
-        executions=executions(points),
+        labels=named,
+        objective=chosen,
         across_executions=across_executions,
     )
+
+
+def placed(points: Sequence[Point], across: bool) -> tuple[list[Point], Labels]:
+    """The points at their places beside each other, under labels that tell them apart."""
+    where = places({point.run_id: point.identity for point in points}, across)
+    current = [point for point in points if point.status != "superseded"]
+    named = labels(
+        [point.candidate for point in current], [where[point.run_id] for point in current], across
+    )
+    return [
+        replace(
+            point,
+            place=where[point.run_id],
+            backend=named.candidates.get(point.candidate, point.backend),
+            task=named.tasks.get(where[point.run_id], point.task),
+            load=named.loads.get(where[point.run_id], point.load),
+        )
+        for point in points
+    ], named
+
+
+def sweep_objective(root: Path) -> str | None:
+    """``objective`` of the sweep in ``root``, or of those right below it where they agree."""
+    files = [root / "sweep.yaml", root.parent / "sweep.yaml", *sorted(root.glob("*/sweep.yaml"))]
+    asked = {load_sweep(file).objective for file in files if file.is_file()}
+    return asked.pop() if len(asked) == 1 else None
 
 
 def _bottlenecks(
@@ -165,66 +195,10 @@ def without_beaten(
 
 
 def _fixed_share(point: Point, crossed: list[Crossing]) -> float | None:
-    """From any fit of this backend's time per token over contexts."""
+    """From any fit of this candidate's time per output token over contexts that is linear."""
     for crossing in crossed:
-        same = (crossing.model, crossing.task, crossing.load) == (
-            point.model,
-            point.task,
-            point.load,
-        )
-        if same and crossing.cost.name == "itl" and point.backend in crossing.found.fits:
-            return fixed_shares(crossing.found.fits[point.backend], point.context_tokens)
+        fits = crossing.found.fits
+        linear = crossing.objective.name == "tpot" and crossing.form == "linear"
+        if linear and point.place in crossing.places and point.backend in fits:
+            return fixed_shares(fits[point.backend], point.context_tokens)
     return None
-
-
-def _point_json(point: Point) -> dict[str, Any]:
-    """Under the names of what ran; ``compared_as`` is the name in cells, differences and decisions."""
-    raw = asdict(point)
-    raw |= {"path": Path(point.path).name, "compared_as": point.backend}
-    raw |= {"load": point.load.partition(MARK)[0]}
-    raw |= {"model": raw.pop("of_model"), "backend": raw.pop("of_backend")}
-    return raw
-
-
-def summary(whole: Study) -> dict[str, Any]:
-    """The machine-readable form of the report, without the path of this machine."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "made_unix_ns": time.time_ns(),
-        "points": [_point_json(point) for point in whole.points],
-        "cells": [
-            {
-                "model": cell.model,
-                "weights": cell.weights,
-                "task": cell.task,
-                "context_tokens": cell.context_tokens,
-                "load": cell.load,
-                "backend": cell.backend,
-                "run_ids": [point.run_id for point in cell.starts],
-                "latency_pooled": cell.latency,
-            }
-            for cell in whole.cells
-        ],
-        "differences": [asdict(difference) for difference in whole.differences],
-        "bottlenecks": [
-            {"run_id": run_id, **asdict(found), "uses": [asdict(u) for u in whole.uses[run_id]]}
-            for run_id, found in whole.bottlenecks.items()
-        ],
-        "beaten_ceilings": whole.beaten,
-        "gates": [asdict(gate) for gate in whole.gates],
-        "verifications": [asdict(verification) for verification in whole.verifications],
-        "heat_maps": [asdict(heat_map) for heat_map in whole.heat_maps],
-        "barred": [
-            {"model": model, "context_tokens": context, "backends": backends}
-            for (model, context), backends in whole.barred.items()
-        ],
-        "left_out": [asdict(server) for server in whole.left_out],
-        "crossings": [asdict(crossing) for crossing in whole.crossings],
-        "decisions": [
-            asdict(decision) | {"winner": decision.winner} for decision in whole.decisions
-        ],
-    }
-
-
-def write_summary(whole: Study, path: Path) -> None:
-    write_atomic(path, json.dumps(summary(whole), indent=1, allow_nan=False) + "\n")

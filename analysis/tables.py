@@ -1,7 +1,8 @@
 """JSONL files of a run directory as Arrow tables, kept as Parquet under ``derived/``.
 
 Column types come from the dataclasses in ``greenbench.schema``. A torn last line (kill -9) is left
-out; a broken line elsewhere is a UserError that names the line. ``derived/`` may be deleted at any time.
+out; a line elsewhere that is broken, or lacks what may not be missing, is a UserError that names it.
+``derived/`` may be deleted at any time.
 """
 
 import gzip
@@ -9,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from itertools import islice
 from pathlib import Path
 from types import NoneType
@@ -19,16 +20,18 @@ import pyarrow as pa
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
+from analysis.chunk_marks import chunk_marks
 from greenbench import SCHEMA_VERSION
+from greenbench.contract import line_faults
 from greenbench.errors import UserError
-from greenbench.rundir import read_jsonl
 from greenbench.schema import GpuSample, HostSample, OutputRecord, RequestRecord, Row, ServerMetric
 from greenbench.segments import segments
 
-CACHE_FORMAT = "3"  # raise when the way of reading changes, so that old caches are rebuilt
+CACHE_FORMAT = "4"  # raise when the way of reading changes, so that old caches are rebuilt
 SLICE_BYTES = 32 << 20
 HEAD_BYTES = 1 << 20  # dicts with open keys become structs of the keys found in so much of a file
 NEWLINE = 10
+MARKS = "chunk_marks"  # a column of our own beside the rows' (analysis.chunk_marks)
 ARROW_TYPES: dict[type, pa.DataType] = {
     int: pa.int64(),
     float: pa.float64(),
@@ -92,12 +95,8 @@ def _arrow_type(hint: Any) -> pa.DataType | None:
 
 def parquet_path(run_path: Path, table: str) -> Path:
     """The Parquet file of one table of a run, built from the JSONL when absent or out of date."""
-    row, pattern = SOURCES[table]
-    sources = (
-        segments(run_path / pattern)
-        if pattern.startswith("telemetry/")
-        else sorted(run_path.glob(pattern))
-    )
+    row = SOURCES[table][0]
+    sources = table_sources(run_path, table)
     stamp = _stamp(sources)
     target = run_path / "derived" / f"{table}.parquet"
     if target.is_file() and _stored_stamp(target) == stamp:
@@ -142,9 +141,17 @@ def _convert(row: type[Row], sources: list[Path], target: Path, stamp: bytes) ->
         for path in sources:
             slices = _slices(_whole_lines(_content(path)))
             while group := list(islice(slices, workers)):
-                for table in pool.map(lambda part, p=path: _parse(part, schema, p), group):
+                for table in pool.map(lambda part, p=path: _part(part, schema, row, p), group):
                     writer.write_table(table.select(schema.names).cast(schema))
     scratch.replace(target)
+
+
+def _part(part: pa.Buffer, schema: pa.Schema, row: type[Row], path: Path) -> pa.Table:
+    """Some lines as a table, with what is found of their lists beside them."""
+    if MARKS not in schema.names:
+        return _parse(part, schema, row, path)
+    table = _parse(part, schema.remove(schema.get_field_index(MARKS)), row, path)
+    return table.append_column(MARKS, pa.array(chunk_marks(table)))
 
 
 def _full_schema(row: type[Row], sources: list[Path]) -> pa.Schema:
@@ -156,11 +163,16 @@ def _full_schema(row: type[Row], sources: list[Path]) -> pa.Schema:
         head = next(_slices(_whole_lines(_content(path)), HEAD_BYTES), None)
         if head is None or not open_names:
             continue
-        shown = _parse(head, schema, path, infer=True).schema
+        shown = _parse(head, schema, row, path, infer=True).schema
         for name in set(open_names) & set(shown.names) - set(found):
-            if not pa.types.is_null(shown.field(name).type):
-                found[name] = shown.field(name).type
-    return pa.schema([*schema, *(pa.field(name, kind) for name, kind in sorted(found.items()))])
+            kind = shown.field(name).type
+            # Parquet has no struct without a field: a column of nothing but {} is left out
+            if not pa.types.is_null(kind) and not (pa.types.is_struct(kind) and not len(kind)):
+                found[name] = kind
+    more = {MARKS: pa.int64()} if row is RequestRecord else {}
+    return pa.schema(
+        [*schema, *(pa.field(name, kind) for name, kind in sorted((found | more).items()))]
+    )
 
 
 def _content(path: Path) -> pa.Buffer:
@@ -182,20 +194,46 @@ def _slices(body: pa.Buffer, size: int = SLICE_BYTES) -> Iterator[pa.Buffer]:
         start = end
 
 
-def _parse(part: pa.Buffer, schema: pa.Schema, path: Path, infer: bool = False) -> pa.Table:
+def _parse(
+    part: pa.Buffer, schema: pa.Schema, row: type[Row], path: Path, infer: bool = False
+) -> pa.Table:
     parse = pajson.ParseOptions(
         explicit_schema=schema, unexpected_field_behavior="infer" if infer else "ignore"
     )
     read = pajson.ReadOptions(block_size=part.size + 1, use_threads=False)
     try:
         return pajson.read_json(pa.BufferReader(part), read_options=read, parse_options=parse)
-    except pa.ArrowInvalid as error:
-        if path.suffix != ".gz":
-            for _ in read_jsonl(path):  # names the line, if a line is what is wrong
-                pass
-        raise UserError(
-            f"{path}: a column has another type than the schema says ({error})"
-        ) from error
+    except pa.ArrowException as error:
+        raise UserError(first_fault(row, [path]) or f"{path}: cannot be read ({error})") from error
+
+
+def first_fault(row: type[Row], sources: list[Path]) -> str | None:
+    """``file:line: what is wrong`` of the first line that is no row of this class; slow, for the sentence."""
+    for path in sources:
+        lines = bytes(memoryview(_content(path))).splitlines(keepends=True)
+        for number, clause in line_faults(row, lines, unknown_keys=False):
+            return f"{path}:{number}: {clause}"
+    return None
+
+
+def required_columns(row: type[Row]) -> list[str]:
+    """Columns that may not be null, but for dicts, which are read key by key."""
+    hints = get_type_hints(row)
+    return [
+        column.name
+        for column in fields(row)  # type: ignore[arg-type]
+        if column.default is MISSING
+        and column.default_factory is MISSING
+        and _arrow_type(hints[column.name]) is not None
+    ]
+
+
+def table_sources(run_path: Path, table: str) -> list[Path]:
+    """The files of one table, in the order they are read."""
+    pattern = SOURCES[table][1]
+    if pattern.startswith("telemetry/"):
+        return segments(run_path / pattern)
+    return sorted(run_path.glob(pattern))
 
 
 def _whole_lines(buffer: pa.Buffer) -> pa.Buffer:

@@ -1,7 +1,6 @@
 """The `greenbench` command. Each subcommand is thin: it runs a sweep, or starts the stage that does it."""
 
 import json
-import os
 import signal
 import sys
 from pathlib import Path
@@ -14,8 +13,9 @@ from greenbench import doctor as doctor_module
 from greenbench.config import CONFIGS, ROOT, PointConfig, SweepConfig, load_sweep
 from greenbench.errors import UserError, exit_on_user_error, nearest
 from greenbench.progress import SweepProgress
-from greenbench.runner import Outcome, Plan, plan_sweep, run_sweep
+from greenbench.runner import Outcome, Plan, dtype_notes, plan_sweep, run_sweep
 from greenbench.stages import StageError, passthrough, python_module
+from greenbench.vllm_python import vllm_python
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 PASS: dict[str, bool | list[str]] = {  # the stage reads these commands' arguments, --help too
@@ -101,8 +101,7 @@ def energy_selftest(context: typer.Context) -> None:
 @app.command()
 def doctor() -> None:
     """Say what is installed and what is missing, with the mend; 1 when something is missing."""
-    python = Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
-    findings = doctor_module.examine(python)
+    findings = doctor_module.examine(vllm_python())
     for finding in findings:
         print(finding.line())
     raise typer.Exit(any(finding.state == "missing" for finding in findings))
@@ -136,7 +135,9 @@ def find_sweep(sweep: Path) -> Path:
 
 
 def print_plan(plans: list[Plan]) -> None:
-    """Every server's environment and argv as one pasteable command, then its points."""
+    """What ``dtype: auto`` chose, then every server as one pasteable command with its points."""
+    for sentence in dtype_notes(plans):
+        print(f"# {sentence}")
     for plan in plans:
         print(f"# {plan.start.label}")
         for refusal in plan.launch["refusals"]:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from greenbench import hub
+from greenbench.cpu import Dtype
 from greenbench.errors import UserError, nearest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +42,7 @@ class ModelConfig(StrictModel):
     weights: Literal["random", "trained", "real"] = "real"
     family: Literal["attention", "state-space", "linear-attention", "hybrid"] = "attention"
     max_model_len: int = Field(gt=0)
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    dtype: Dtype = "auto"  # auto: on a CPU what it computes, on a GPU as the weights are stored
     server_args: list[str] = Field(default_factory=list[str])  # flags this model needs in every arm
     note: str | None = None
 
@@ -74,7 +75,7 @@ class ServerConfig(StrictModel):
     base_url: str | None = None
     served_model: str | None = None  # with base_url: the name to ask for; default: the first listed
     execution: Literal["eager", "piecewise", "full"] = "eager"
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None  # None: the model's
+    dtype: Dtype | None = None  # None: the model's
     kv_cache_dtype: str = "auto"
     max_model_len: int | None = Field(default=None, gt=0)  # None: the model's
     max_num_seqs: int = Field(default=64, gt=0)
@@ -187,7 +188,8 @@ class SweepConfig(StrictModel):
     contexts: list[int] = Field(min_length=1)  # prompt length, tokens
     tasks: list[str | TaskConfig] = Field(min_length=1)
     loads: list[LoadConfig] = Field(min_length=1)
-    prompts_per_point: int = Field(default=32, ge=1)
+    objective: str | None = None  # what the report's headline goes by; default: goodput, else E2E
+    prompts_per_point: int = Field(default=80, ge=1)  # decide a loss of ten points (docs/method.md)
     text_file: str | None = None  # a person's own text for the documents
     server: ServerConfig = ServerConfig()
     phases: PhaseConfig = PhaseConfig()

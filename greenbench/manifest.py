@@ -70,11 +70,16 @@ class Host(Part):
 
 
 class Server(Part):
-    """What was started. ``servers`` writes it as server.json; the sweep copies it into each manifest."""
+    """What was started. ``servers`` writes it as server.json; the sweep copies it into each manifest.
+
+    ``exactness``: 0 approximate by design; of exact backends the one with the most is the reference of
+    answers; None where the writer does not know.
+    """
 
     server_id: str
     requested_backend: str
     backend_options: dict[str, Any] = Field(default_factory=dict[str, Any])
+    exactness: int | None = Field(default=None, ge=0)
     observed_backend: str | None = None  # implementation class(es) really built, or None
     proof: ProofVerdict = "unproven"
     proof_detail: dict[str, Any] = Field(default_factory=dict[str, Any])
@@ -82,6 +87,7 @@ class Server(Part):
     model_path: str
     weights: Literal["random", "trained", "real", "unknown"]
     dtype: str
+    dtype_why: str | None = None  # why that one, where `dtype: auto` chose it
     kv_cache_dtype: str
     execution: str
     tensor_parallel: int = 1

@@ -6,10 +6,10 @@ import shutil
 import socket
 import subprocess
 from importlib import metadata
-from pathlib import Path
 
 from greenbench import __version__
 from greenbench.config import ROOT
+from greenbench.cpu import this_cpu
 from greenbench.manifest import Code, Gpu, Host
 
 PACKAGES = (
@@ -33,6 +33,7 @@ CPU_FLAGS = (
     "amx_bf16",
     "asimd",
     "sve",
+    "bf16",
 )
 GPU_QUERY = "index,uuid,name,memory.total,power.limit,compute_cap,mig.mode.current"
 
@@ -57,15 +58,13 @@ def package_version(name: str) -> str | None:
 
 
 def host() -> Host:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    flags = set(_cpuinfo_field(lines, "flags").split())
+    cpu = this_cpu()
     return Host(
-        cpu=_cpuinfo_field(lines, "model name") or platform.processor() or "unknown",
+        cpu=cpu.name,
         cores=len(os.sched_getaffinity(0)),
         ram_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         kernel=platform.release(),
-        cpu_flags=[flag for flag in CPU_FLAGS if flag in flags],
+        cpu_flags=[flag for flag in CPU_FLAGS if flag in (cpu.flags or ())],
         driver=_smi_line("driver_version"),
         gpus=parse_gpus(_smi(GPU_QUERY) or ""),
     )
@@ -98,11 +97,6 @@ def _number(cell: str) -> float | None:
         return float(cell)
     except ValueError:  # "[N/A]"
         return None
-
-
-def _cpuinfo_field(lines: list[str], key: str) -> str:
-    values = (line.partition(":")[2].strip() for line in lines if line.startswith(key))
-    return next(values, "")
 
 
 def _smi(query: str) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from pydantic import ValidationError
 
@@ -81,22 +81,29 @@ class JsonlWriter:
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield rows. A torn last line (kill -9) is dropped; a broken line elsewhere raises UserError."""
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                if not line.endswith("\n"):
+                row = json.loads(line)
+            except ValueError as error:  # no JSON, or no UTF-8
+                if not line.endswith(b"\n"):
                     return
-                raise UserError(f"{path}:{number}: not a JSON line ({error.msg})") from error
+                why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+                raise UserError(f"{path}:{number}: not a JSON line ({why})") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{path}:{number}: not a JSON object")
+            yield row
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A small JSON object file; an unreadable one raises UserError."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return cast(dict[str, Any], found)
 
 
 class RunDir:
@@ -153,12 +160,7 @@ class RunDir:
 
     def manifest(self) -> Manifest:
         """Read the manifest; another major schema version or a broken file raises UserError."""
-        try:
-            raw = json.loads(self.manifest_path.read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise UserError(
-                f"{self.manifest_path}: cannot be read as a manifest ({error})"
-            ) from error
+        raw = read_json(self.manifest_path)
         found = str(raw.get("schema_version", "none"))
         if found.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
             raise UserError(

@@ -115,7 +115,7 @@ def run_sweep(
     write_atomic(out / "refused.json", json.dumps(refused, indent=1) + "\n")
     for label, reasons in refused.items():
         view.note(f"left out {label}: {'; '.join(reasons)}")
-    for sentence in stop_orphans(out):
+    for sentence in [*dtype_notes(plans), *stop_orphans(out)]:
         view.note(sentence)
     write_atomic(out / "sweep.yaml", dump_yaml(sweep))
     done = complete_hashes(out)
@@ -131,6 +131,20 @@ def run_sweep(
         if points:
             _run_start(origin, plan, points, view, outcome)
     return outcome
+
+
+def dtype_notes(plans: list[Plan]) -> list[str]:
+    """A sentence for each dtype that ``auto`` chose: it is the same for all backends, by the CPU alone."""
+    chosen: dict[str, list[str]] = {}
+    for plan in plans:
+        dtype, request = plan.launch["dtype"], plan.start.request
+        if dtype["why"] is not None and request.server.base_url is None:
+            sentence = f"served in {dtype['name']} by every backend: {dtype['why']}"
+            chosen.setdefault(sentence, []).append(request.model.name)
+    return [
+        f"{', '.join(dict.fromkeys(models))} {'is' if len(set(models)) == 1 else 'are'} {sentence}"
+        for sentence, models in chosen.items()
+    ]
 
 
 def prepare_directory(out: Path) -> None:

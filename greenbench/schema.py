@@ -167,3 +167,21 @@ EVENT_NAMES = (
     "server_died",
     "server_stopped",
 )
+
+ERROR_TYPES = (
+    "connect",
+    "http_4xx",
+    "http_5xx",
+    "http_other",
+    "cut_in_stream",
+    "bad_sse",
+    "server_error_event",
+    "no_usage",
+    "length_mismatch",  # prompt or output length is not what was asked
+    "timeout",
+    "stalled",
+    "not_sent",
+    "cut_at_drain",
+    "bad_http",
+    "imported",  # another tool's failure
+)

@@ -25,6 +25,7 @@ from bench_peers import installed
 from bench_rig import (
     ROOT,
     SCENARIOS,
+    CannotRunHere,
     Result,
     Scenario,
     Told,
@@ -126,6 +127,26 @@ def measure(program: Path, client: str, scenario: Scenario) -> dict[str, float |
                 server.__exit__(None, None, None)
 
 
+def run_one(
+    program: Path, client: str, scenario: Scenario, results: Path, left_out: dict[str, str]
+) -> None:
+    """One run, a line of ``results``; a client that cannot run on this CPU goes to ``left_out``."""
+    try:
+        figures = measure(program, client, scenario)
+    except CannotRunHere as error:
+        left_out[client] = f"{client} is left out: {error}."
+        print(left_out[client], flush=True)
+        return
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        print(f"{scenario.name} | {client} | failed: {error}", flush=True)
+        return
+    line = {"scenario": scenario.name, "client": client, "figures": figures}
+    with results.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    words = [f"{k} {v:.4g}" for k, v in figures.items() if v]
+    print(f"{scenario.name} | {client} | {', '.join(words)}", flush=True)
+
+
 FIGURES = {
     "ttft_error_p50_ms": "TTFT error p50, ms",
     "ttft_error_p99_ms": "TTFT error p99, ms",
@@ -199,24 +220,19 @@ def main() -> None:
     options.results.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         program = build(Path(name))
+        left_out: dict[str, str] = {}
         for scenario in (s for s in SCENARIOS if options.scenario in s.name):
-            default = CLIENTS if scenario.peers else [OURS]
+            default = list(CLIENTS) if scenario.peers else [OURS]
+            clients = options.clients.split(",") if options.clients else default
             for _ in range(options.runs):  # interleaved: a busy moment hits every client
-                for client in options.clients.split(",") if options.clients else default:
-                    try:
-                        figures = measure(program, client, scenario)
-                    except (RuntimeError, subprocess.TimeoutExpired) as error:
-                        print(f"{scenario.name} | {client} | failed: {error}", flush=True)
-                        continue
-                    line = {"scenario": scenario.name, "client": client, "figures": figures}
-                    with options.results.open("a") as file:
-                        file.write(json.dumps(line) + "\n")
-                    words = [f"{k} {v:.4g}" for k, v in figures.items() if v]
-                    print(f"{scenario.name} | {client} | {', '.join(words)}", flush=True)
-    lines = [json.loads(line) for line in options.results.open()]
-    print(table(lines))
+                for client in (c for c in clients if c not in left_out):
+                    run_one(program, client, scenario, options.results, left_out)
+    known = options.results.read_text() if options.results.exists() else ""
+    page = table([json.loads(line) for line in known.splitlines()])
+    page += "".join(f"\n{sentence}\n" for sentence in left_out.values())
+    print(page)
     if options.out:
-        write_into(options.out, table(lines))
+        write_into(options.out, page)
 
 
 if __name__ == "__main__":

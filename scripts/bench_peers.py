@@ -14,9 +14,11 @@ from pathlib import Path
 
 from bench_rig import ROOT, CpuMeter, Result, Scenario, Told, Truth, run_pinned
 
+from greenbench.vllm_python import vllm_python
+
 TOKENIZER = ROOT / "models/retriever/model"
 PEERS_FOLDER = ROOT / "scripts/peers"
-VLLM_PYTHON = ROOT / ".venv-vllm/bin/python"
+VLLM_PYTHON = vllm_python()
 GUIDELLM, AIPERF = ROOT / ".venv-guidellm/bin/guidellm", ROOT / ".venv-aiperf/bin/aiperf"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 

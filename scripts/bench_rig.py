@@ -17,11 +17,18 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from greenbench.cpu import this_cpu
+from greenbench.errors import how_it_ended
+
 ROOT = Path(__file__).resolve().parent.parent
 SERVER_CORE, CLIENT_CORE = 0, 1
 SESSION_NICENESS = "-20"
 CPU_EVERY_S = 0.1
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class CannotRunHere(RuntimeError):
+    """A client that dies of an illegal instruction: trying it again would end the same way."""
 
 
 @dataclass(frozen=True)
@@ -295,6 +302,10 @@ def run_pinned(
             raise
         finally:
             meter.stop()
+    if code == -signal.SIGILL:
+        raise CannotRunHere(
+            f"{how_it_ended(code)}: it was built for instructions that {this_cpu().name} lacks"
+        )
     if code:
         raise RuntimeError(f"{argv[:4]} ended with {code}: {log.read_text()[-1500:]}")
     return meter

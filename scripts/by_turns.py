@@ -37,13 +37,13 @@ from greenbench.rundir import RunDir, read_json, read_jsonl, write_atomic
 from greenbench.runner import build_model, make_prompts
 from greenbench.stages import Child, RecorderStage, ServerStage, python_module
 from greenbench.sweep import ServerStart, expand, point_hash
+from greenbench.vllm_python import vllm_python
 from loadgen.prompts import read_prompts
 from telemetry.nvml import GpuIdentity, NoGpu, NvmlReader, visible_uuids
 
 WARMUP_S = 5.0
 ROUNDS = 24  # answers of every user, at least, in a turn of theirs
 THEIR_SCRIPT = ROOT / "scripts" / "peers" / "vllm_bench_serve.py"
-VLLM_PYTHON = os.environ.get("VLLM_PYTHON", str(ROOT / ".venv-vllm" / "bin" / "python"))
 TURNS = ("ours", "on", "off")
 
 
@@ -167,7 +167,14 @@ def their_turn(
     server: Server, shape: Shape, texts: Path, count: int, output_tokens: int, with_us: bool
 ) -> None:
     folder = texts.parent
-    argv = [VLLM_PYTHON, str(THEIR_SCRIPT), "--backend", "vllm", "--base-url", server.base_url]
+    argv = [
+        str(vllm_python()),
+        str(THEIR_SCRIPT),
+        "--backend",
+        "vllm",
+        "--base-url",
+        server.base_url,
+    ]
     argv += ["--model", server.served_model, "--tokenizer", server.model_path]
     argv += ["--dataset-name", "custom", "--dataset-path", str(texts), "--skip-chat-template"]
     argv += ["--custom-output-len", str(output_tokens), "--ignore-eos", "--disable-tqdm"]

@@ -24,9 +24,9 @@ from pathlib import Path
 from greenbench.config import ServerConfig, ServerRequest, load_model
 from greenbench.rundir import slug
 from greenbench.stages import Child, ServerStage, StageError
+from greenbench.vllm_python import vllm_python
 from servers.choices import parse_choice
 
-PYTHON = os.environ.get("VLLM_PYTHON", sys.executable)
 CUDA_BACKENDS = (
     "flash_attn2",
     "flash_attn3",
@@ -110,7 +110,7 @@ def command(line: str) -> Callable[[Path, float], None]:
     def run(folder: Path, limit_s: float) -> None:
         filled = line.format(
             out=folder,
-            vllm=PYTHON,
+            vllm=vllm_python(),
             bench=sys.executable,
             limit=limit_s,
             within=limit_s - 2 * STOP_S,

@@ -1,7 +1,7 @@
 """Start, plan, describe and build vLLM servers: ``python -m servers --backend sdpa --model tiny-llama``.
 
-The only place of this package that reads os.environ: VLLM_PYTHON names the python that has vLLM,
-GREENBENCH_CACHE where built models lie.
+The only place of this package that reads os.environ: GREENBENCH_CACHE names where built models lie,
+VLLM_PYTHON the python that has vLLM (``greenbench.vllm_python``).
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any
 from greenbench.config import ROOT, ServerConfig, ServerRequest, load_model, parse
 from greenbench.errors import UserError, exit_on_user_error
 from greenbench.rundir import slug
+from greenbench.vllm_python import vllm_python
 from servers import probe, serve, verify_run
 from servers.backends import ALL_DTYPES, BACKENDS, GRAPHS, MODULES
 from servers.choices import parse_choice, parse_choices
@@ -33,7 +34,7 @@ VERIFY_DEFAULTS = {"cpu": ("cpu_attn", "float32"), "cuda": ("sdpa_gather", "bflo
 
 
 def surroundings() -> serve.Surroundings:
-    python = os.environ.get("VLLM_PYTHON") or str(ROOT / ".venv-vllm" / "bin" / "python")
+    python = str(vllm_python())
     cache = Path(os.environ.get("GREENBENCH_CACHE") or ROOT / ".cache").resolve()
     return serve.Surroundings(this_host(python, MODULES), python, cache, dict(os.environ))
 
@@ -137,6 +138,7 @@ def command_plan(_: argparse.Namespace) -> int:
                 "argv": plan.command.argv,
                 "env": plan.command.env,
                 "model_path": plan.model_path,
+                "dtype": {"name": plan.dtype.name, "why": plan.dtype.why},
                 "refusals": plan.refusals,
             }
         )

@@ -60,6 +60,7 @@ class Backend:
     flash_attn_version: int | None = None  # pinned through attention-config
     executions: tuple[str, ...] = GRAPHS  # CUDA graph modes it can be captured in
     exact: bool = True  # False: by design not the model's own attention
+    reference_rank: int = 1  # of exact backends that answered, the highest is the others' reference
     options: Mapping[str, Option] = field(default_factory=dict[str, Option])
     on_cuda: Mapping[str, Any] = field(default_factory=dict[str, Any])  # fields that differ there
 
@@ -77,6 +78,11 @@ class Backend:
         return {name: option.default for name, option in self.options.items()}
 
     @property
+    def exactness(self) -> int:
+        """What the manifest says: 0 approximate by design, else the rank as a reference."""
+        return self.reference_rank if self.exact else 0
+
+    @property
     def is_ours(self) -> bool:
         return self.class_path is not None
 
@@ -86,6 +92,7 @@ _ROWS = (
         "cpu_attn",
         vllm_name="CPU_ATTN",
         describe="vLLM's own kernel on the CPU",
+        reference_rank=90,
         devices=("cpu",),
         impls=("CPUAttentionBackendImpl",),
         dtypes=ALL_DTYPES,
@@ -98,6 +105,7 @@ _ROWS = (
         "flash_attn",
         vllm_name="FLASH_ATTN",
         describe="FlashAttention, the best version for the card",
+        reference_rank=70,
         devices=("cuda",),
         impls=("FlashAttentionImpl",),
         capability_min=(8, 0),
@@ -111,6 +119,7 @@ _ROWS = (
             f"flash_attn{version}",
             vllm_name="FLASH_ATTN",
             describe=f"FlashAttention, pinned to version {version}",
+            reference_rank=60 + 3 - version,  # the older, the longer in use
             devices=("cuda",),
             impls=("FlashAttentionImpl",),
             capability_min=least,
@@ -132,6 +141,7 @@ _ROWS = (
         "flashinfer",
         vllm_name="FLASHINFER",
         describe="FlashInfer's paged kernels",
+        reference_rank=40,
         devices=("cuda",),
         impls=("FlashInferImpl",),
         capability_min=(8, 0),
@@ -145,6 +155,7 @@ _ROWS = (
         "triton",
         vllm_name="TRITON_ATTN",
         describe="vLLM's unified attention kernel in Triton",
+        reference_rank=50,
         devices=("cuda",),
         impls=("TritonAttentionImpl",),
         capability_min=(7, 0),
@@ -157,6 +168,7 @@ _ROWS = (
         "flex",
         vllm_name="FLEX_ATTENTION",
         describe="PyTorch's FlexAttention over the paged cache",
+        reference_rank=30,
         devices=("cuda",),
         impls=("FlexAttentionImpl",),
         capability_min=(7, 0),
@@ -168,6 +180,7 @@ _ROWS = (
         "sdpa",
         vllm_name="CUSTOM",
         describe="ours: PyTorch's scaled_dot_product_attention over the paged cache, no copies",
+        reference_rank=20,
         devices=("cpu", "cuda"),
         impls=("SdpaImpl",),
         class_path="servers.plugins.sdpa.SdpaBackend",
@@ -183,6 +196,7 @@ _ROWS = (
         "sdpa_gather",
         vllm_name="CUSTOM",
         describe="ours: the same over gathered pages, the portable reference",
+        reference_rank=80,
         devices=("cpu", "cuda"),
         impls=("SdpaGatherImpl",),
         class_path="servers.plugins.sdpa_gather.SdpaGatherBackend",
@@ -196,6 +210,7 @@ _ROWS = (
         "xformers",
         vllm_name="CUSTOM",
         describe="ours: xFormers, block-diagonal prefill and split-K decode over the paged cache",
+        reference_rank=10,
         devices=("cuda",),
         impls=("XformersImpl",),
         class_path="servers.plugins.xformers_attn.XformersBackend",

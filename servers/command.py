@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from greenbench.config import ServerRequest
+from greenbench.cpu import ServedDtype
 from servers.backends import Backend
 from servers.choices import resolve
 from servers.facts import Device, HostFacts, ModelFacts, served_dtype
@@ -60,6 +61,7 @@ class Plan:
     model_path: str
     max_model_len: int
     device: Device
+    dtype: ServedDtype
 
 
 def plan(
@@ -73,14 +75,14 @@ def plan(
 ) -> Plan:
     """Work out one server. Unknown backend or option, or a window too long: UserError (see ``resolve``)."""
     backend, options = resolve(request.backend)
-    dtype = served_dtype(request.model, request.server)
-    case = Case(backend, host, facts, dtype, request.server)
+    dtype = served_dtype(request.model, request.server, host)
+    case = Case(backend, host, facts, dtype.name, request.server)
     device = host.device if host.device in backend.devices else backend.devices[0]
     max_model_len = request.server.max_model_len or request.model.max_model_len
     command = Command(
         argv=[
             *(vllm_python, *ENTRY_POINT),
-            *_model_flags(request, model_path, dtype, max_model_len),
+            *_model_flags(request, model_path, dtype.name, max_model_len),
             *("--host", "127.0.0.1", "--port", str(port)),
             *_backend_flags(request, backend, device),
             *_memory_flags(request, device),
@@ -92,7 +94,7 @@ def plan(
         env=_env(backend, options, model_is_local),
     )
     reasons = [*refusals(case), *_window_reasons(max_model_len, facts), *_flag_conflicts(request)]
-    return Plan(backend, options, command, reasons, model_path, max_model_len, device)
+    return Plan(backend, options, command, reasons, model_path, max_model_len, device, dtype)
 
 
 def child_env(base: Mapping[str, str], pinned: Mapping[str, str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from greenbench import hub
 from greenbench.config import ModelConfig, ServerConfig
+from greenbench.cpu import ServedDtype, dtype_on_cpu, this_cpu
 from greenbench.errors import UserError, nearest
 
 Device = Literal["cpu", "cuda"]
@@ -59,7 +60,9 @@ def this_host(vllm_python: str, modules: Iterable[str]) -> HostFacts:
     gpu_name, capability = _first_gpu()
     versions, importable = _vllm_python(vllm_python, modules)
     build, version = _vllm_build(versions)
-    return HostFacts(gpu_name, capability, vllm_python, build, version, importable, _cpu_flags())
+    return HostFacts(
+        gpu_name, capability, vllm_python, build, version, importable, this_cpu().flags
+    )
 
 
 def _first_gpu() -> tuple[str | None, Capability | None]:
@@ -99,15 +102,6 @@ def _vllm_build(versions: Mapping[str, str]) -> tuple[Device | None, str | None]
     if version is None:
         return None, None
     return ("cpu" if "cpu" in version else "cuda"), version
-
-
-def _cpu_flags() -> frozenset[str] | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    flags = next((line for line in lines if line.startswith("flags")), None)
-    return frozenset(flags.partition(":")[2].split()) if flags else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +173,12 @@ def facts_of_config(name: str, config: Mapping[str, Any]) -> ModelFacts:
     )
 
 
-def served_dtype(model: ModelConfig, server: ServerConfig) -> str:
-    """The dtype flag of the server: the sweep's word, else the model's."""
-    return server.dtype or model.dtype
+def served_dtype(model: ModelConfig, server: ServerConfig, host: HostFacts) -> ServedDtype:
+    """The dtype flag of the server: the sweep's word, else the model's; ``auto`` goes by the CPU.
+
+    On a GPU ``auto`` is vLLM's own: the dtype that the weights are stored in.
+    """
+    asked = server.dtype or model.dtype
+    if asked == "auto" and host.device == "cpu":
+        return dtype_on_cpu(host.cpu_flags)
+    return ServedDtype(asked)

@@ -39,6 +39,7 @@ def probe(request: ServerRequest, out: Path) -> Server:
         server_id=out.name,
         requested_backend=request.backend.name,
         backend_options=options,
+        exactness=backend.exactness,
         observed_backend=found.observed_backend,
         proof=found.verdict,
         proof_detail=found.detail,

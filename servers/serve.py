@@ -24,7 +24,7 @@ from servers.command import (
     plan,
     recorded_env,
 )
-from servers.facts import HostFacts, model_facts, served_dtype
+from servers.facts import HostFacts, model_facts
 from servers.inspect_server import ServerSays
 from servers.model_store import ensure_model, missing, model_path, weights_bytes
 from servers.process import ServerDied, ServerProcess, pick_port
@@ -114,7 +114,7 @@ class Launch:
         self.state.create()
         self._started_s = time.monotonic()
         name, log = self.plan.backend.name, self.process.log_path
-        self._say(f"booting {name} with {self._request.model.name}, log {log}")
+        self._say(f"booting {name} with {self._request.model.name} in {self.plan.dtype}, log {log}")
         try:
             self.process.start()
             self.state.write("booting", pid=self.process.pid, pid_created_s=self.process.created_s)
@@ -249,7 +249,7 @@ def _give_time_to_die(process: ServerProcess) -> None:
 def _observed(
     request: ServerRequest, plan: Plan, says: ServerSays, log: str, found: proof.Proof
 ) -> dict[str, Any]:
-    dtype = says.dtype or served_dtype(request.model, request.server)
+    dtype = says.dtype or plan.dtype.name
     fixed_pool = request.server.num_gpu_blocks is not None
     pool_bytes = kv_pool_bytes(request, plan.device)
     return {
@@ -273,10 +273,12 @@ def _described(
         server_id=out.name,
         requested_backend=request.backend.name,
         backend_options=plan.options,
+        exactness=plan.backend.exactness,
         model=request.model.name,
         model_path=plan.model_path,
         weights=request.model.weights,
-        dtype=served_dtype(request.model, request.server),
+        dtype=plan.dtype.name,
+        dtype_why=plan.dtype.why,
         kv_cache_dtype=request.server.kv_cache_dtype,
         execution=request.server.execution,
         tensor_parallel=request.server.tensor_parallel,

@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 from greenbench.config import ROOT
 from greenbench.errors import UserError
 from greenbench.rundir import write_atomic
+from greenbench.vllm_python import vllm_python
 from telemetry.nvml import NoGpu, NvmlReader
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def started_load(out: Path, python: str) -> Iterator[Load]:
             )
         except OSError as error:
             raise UserError(
-                f"VLLM_PYTHON={python} cannot be started ({error.strerror}); name a Python that has torch"
+                f"{python} cannot be started ({error.strerror}); set VLLM_PYTHON to a Python that has torch"
             ) from error
         try:
             load = Load(process)
@@ -181,7 +181,7 @@ def selftest(
         raise UserError(f"--out {out}: exists and is not an empty folder; give a new one")
     out.mkdir(parents=True, exist_ok=True)
     setup: dict[str, Any] = {"lengths": vars(lengths), "not_run": None}
-    python = os.environ.get("VLLM_PYTHON") or sys.executable
+    python = str(vllm_python())
     try:
         reader = NvmlReader()
         try:

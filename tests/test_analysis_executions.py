@@ -6,7 +6,8 @@ import pytest
 
 from analysis.report import render
 from analysis.sentences import summary_sentences
-from analysis.study import Study, study, summary
+from analysis.study import Study, study
+from analysis.summary import summary
 from tests.fakes.rundirs import FakeRun, write_run
 from tests.test_analysis_report import words
 
@@ -33,19 +34,23 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def ttft_pairs(whole: Study) -> dict[tuple[str, str, str], float]:
-    return {(d.load, d.a, d.b): d.ratio.ratio for d in whole.differences if d.objective == "ttft"}
+def ttft_pairs(whole: Study) -> dict[tuple[str, str, str], float | None]:
+    return {
+        (whole.labels.loads[d.place], d.a, d.b): d.ratio.ratio
+        for d in whole.differences
+        if d.objective == "ttft"
+    }
 
 
 def test_each_execution_has_its_own_ranking(root: Path) -> None:
     whole = study(root)
     found = ttft_pairs(whole)
-    assert list(found) == [("closed4 · eager", "beta", "cpu_attn")]
+    assert list(found) == [("4 users · eager", "beta", "cpu_attn")]
     # were the full starts of cpu_attn averaged in, as starts of one backend, this would be 2.1
-    assert found["closed4 · eager", "beta", "cpu_attn"] == pytest.approx(1.5, rel=1e-6)
-    assert {cell.load for cell in whole.cells} == {"closed4 · eager", "closed4 · full"}
+    assert found["4 users · eager", "beta", "cpu_attn"] == pytest.approx(1.5, rel=1e-6)
+    assert {cell.load for cell in whole.cells} == {"4 users · eager", "4 users · full"}
     text = words(render(whole))
-    assert "4 users, eager" in text and "4 users, full" in text
+    assert "4 users · eager" in text and "4 users · full" in text
     (said,) = [s for s in summary_sentences(whole) if "xecution" in s]
     assert "eager, full" in said and "ranked by itself" in said
 
@@ -54,25 +59,30 @@ def test_told_to_they_stand_in_one_ranking_which_is_said(root: Path) -> None:
     whole = study(root, across_executions=True)
     found = ttft_pairs(whole)
     assert set(found) == {
-        ("closed4", "beta · eager", "cpu_attn · eager"),
-        ("closed4", "beta · eager", "cpu_attn · full"),
-        ("closed4", "cpu_attn · eager", "cpu_attn · full"),
+        ("4 users", "beta · eager", "cpu_attn · eager"),
+        ("4 users", "beta · eager", "cpu_attn · full"),
+        ("4 users", "cpu_attn · eager", "cpu_attn · full"),
     }
-    assert found["closed4", "cpu_attn · eager", "cpu_attn · full"] == pytest.approx(2, rel=1e-6)
+    assert found["4 users", "cpu_attn · eager", "cpu_attn · full"] == pytest.approx(2, rel=1e-6)
     assert "within one ranking, as was asked for" in words(render(whole))
 
 
-def test_a_barred_backend_is_barred_under_every_execution(root: Path) -> None:
+def test_a_disqualified_backend_is_so_under_every_execution(root: Path) -> None:
     """beta answers nothing right; 8 prompts lost of 8 are enough to say so."""
-    for across, names in ((False, {"beta"}), (True, {"beta · eager", "beta · full"})):
-        (place,) = study(root, across_executions=across).barred.values()
-        assert set(place) == names
+    for across, names in ((False, {"beta"}), (True, {"beta · eager"})):
+        whole = study(root, across_executions=across)
+        out = {
+            whole.labels.candidates[candidate]
+            for (_, candidate), each in whole.eligible.items()
+            if not each.may_win
+        }
+        assert out == names
 
 
 def test_points_keep_their_load_and_say_their_execution(root: Path) -> None:
     points = summary(study(root))["points"]
     assert {(p["load"], p["execution"]) for p in points} == {
-        ("closed4", "eager"), ("closed4", "full")
+        ("4 users · eager", "eager"), ("4 users · full", "full")
     }  # fmt: skip
 
 
@@ -80,5 +90,5 @@ def test_one_execution_changes_no_name(tmp_path: Path) -> None:
     write_run(tmp_path, FakeRun(measure_s=15, execution="full"))
     for across in (False, True):
         whole = study(tmp_path, across_executions=across)
-        assert [(p.backend, p.load) for p in whole.points] == [("alpha", "closed4")]
+        assert [(p.backend, p.load) for p in whole.points] == [("alpha", "4 users")]
         assert not [s for s in summary_sentences(whole) if "xecution" in s]

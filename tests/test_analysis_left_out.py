@@ -6,7 +6,8 @@ from pathlib import Path
 from analysis.left_out import LeftOut, left_out
 from analysis.report import render
 from analysis.sentences import summary_sentences
-from analysis.study import study, summary
+from analysis.study import study
+from analysis.summary import summary
 from tests.fakes.rundirs import FakeRun, write_run
 from tests.test_analysis_report import words
 from tests.test_contract import manifest

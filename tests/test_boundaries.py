@@ -19,7 +19,7 @@ HOMES = {
         "telemetry/gpu_load.py",
         "analysis/ceilings_torch.py",
     ),
-    "vllm": ("servers/plugins/",),
+    "vllm": ("servers/plugins/", "analysis/ceilings_torch.py"),
     "pynvml": ("telemetry/nvml.py", "servers/host.py"),
 }
 

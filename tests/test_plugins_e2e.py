@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,12 +14,12 @@ import pytest
 import yaml
 
 from greenbench.config import CONFIGS, ROOT
+from greenbench.vllm_python import vllm_python
 from servers.verify import Ask, Tolerance, judge, requests
 from servers.verify_run import ask_all
 
 pytestmark = pytest.mark.e2e
-VLLM_PYTHON = Path(os.environ.get("VLLM_PYTHON") or ROOT / ".venv-vllm" / "bin" / "python")
-if not VLLM_PYTHON.exists():
+if not vllm_python().exists():
     pytest.skip("no vLLM python; run `make setup`", allow_module_level=True)
 
 WINDOW = 256

@@ -1,7 +1,6 @@
 """The real vLLM on the CPU: booted, proven, answering, stopped with nothing left."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,13 +11,13 @@ import psutil
 import pytest
 
 from greenbench.config import ROOT
+from greenbench.vllm_python import vllm_python
 
 pytestmark = pytest.mark.e2e
-VLLM_PYTHON = Path(os.environ.get("VLLM_PYTHON") or ROOT / ".venv-vllm" / "bin" / "python")
 OBSERVED = {"cpu_attn": "CPUAttentionBackendImpl x4", "sdpa": "SdpaImpl x4"}
 
 
-@pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="no vLLM python; run `make setup`")
+@pytest.mark.skipif(not vllm_python().exists(), reason="no vLLM python; run `make setup`")
 @pytest.mark.parametrize("backend", OBSERVED)
 def test_a_real_server_is_proven_and_leaves_nothing(backend: str, tmp_path: Path):
     command = [sys.executable, "-m", "servers", "--backend", backend, "--out", str(tmp_path)]

@@ -6,7 +6,6 @@ purpose (``tests/fakes/broken_backend``), named by its path as a person's own ba
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import yaml
 
 from greenbench.config import ROOT, PromptRequest, TaskConfig, load_model
 from greenbench.schema import OutputRecord
+from greenbench.vllm_python import vllm_python
 from loadgen import records
 from loadgen.encoder import load_encoder
 from loadgen.grading import grade_reply
@@ -31,8 +31,7 @@ from servers.verify import OUTPUT_TOKENS, Tolerance, judge, requests, rounding
 from servers.verify_run import ask_all
 
 pytestmark = pytest.mark.e2e
-VLLM_PYTHON = Path(os.environ.get("VLLM_PYTHON") or ROOT / ".venv-vllm" / "bin" / "python")
-if not VLLM_PYTHON.exists():
+if not vllm_python().exists():
     pytest.skip("no vLLM python; run `make setup`", allow_module_level=True)
 
 GREENBENCH = str(ROOT / ".venv" / "bin" / "greenbench")

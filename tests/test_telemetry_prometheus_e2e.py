@@ -24,15 +24,15 @@ import pytest
 from analysis.power_series import energy_curve
 from greenbench.config import ROOT
 from greenbench.rundir import read_jsonl
+from greenbench.vllm_python import vllm_python
 from telemetry.recorder import Recorder, RecordRequest
 from telemetry.serve import Exporter
 from tests.fakes.nvml import FakeGpu, FakeReader, square
-from tests.test_servers_e2e import VLLM_PYTHON
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed"),
-    pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="no vLLM python; run `make setup`"),
+    pytest.mark.skipif(not vllm_python().exists(), reason="no vLLM python; run `make setup`"),
 ]
 SCRAPE_S = 1.0
 HIGH_W = 700.0

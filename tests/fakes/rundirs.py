@@ -99,6 +99,8 @@ class FakeRun:
     weights: str = "random"
     proof: str = "proven"
     observed_backend: str | None = "AlphaImpl"
+    exactness: int | None = None  # of the backend, as a manifest says it
+    kv_cache_dtype: str = "auto"
     gpu_power_w: float | None = None
     kv_usage: float | None = 0.2
     waiting: float = 0.0
@@ -240,13 +242,14 @@ def _manifest(
         server=Server(
             server_id=server_id,
             requested_backend=point.backend.label,
+            exactness=fake.exactness,
             observed_backend=fake.observed_backend,
             proof=fake.proof,  # type: ignore[arg-type]
             model=fake.model,
             model_path="models/none",
             weights=fake.weights,  # type: ignore[arg-type]
             dtype="bfloat16",
-            kv_cache_dtype="auto",
+            kv_cache_dtype=fake.kv_cache_dtype,
             execution=fake.execution,
             max_model_len=8192,
             kv_cache_tokens=fake.kv_cache_tokens,

@@ -1,0 +1,87 @@
+"""Whose answers the others are held to: the most exact candidate that is there, else the best answering one.
+
+How exact a backend is stands in the manifest, written from the table of backends (``Server.exactness``).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from analysis.answers import Answered
+from analysis.identity import Candidate
+from analysis.noninferiority import judge
+
+Basis = Literal["most exact", "best answering"]
+UNQUANTISED = frozenset({"auto", "float32", "float16", "bfloat16"})  # of the KV cache
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The answers that the others are held to, and why these."""
+
+    told: Answered
+    basis: Basis
+
+
+def exactness(told: Answered) -> int | None:
+    """The table's rank: 0 approximate by design, more is more exact; None where no manifest says."""
+    found = [run.manifest.server.exactness for run in told.runs]
+    known = [rank for rank in found if rank is not None]
+    return min(known) if known else None
+
+
+def is_exact(told: Answered) -> bool:
+    """Known to compute the model's own attention: by the table, proven to run, on an unquantised cache."""
+    proven = all(run.manifest.server.proof == "proven" for run in told.runs)
+    unquantised = told.candidate.kv_cache_dtype in UNQUANTISED
+    return proven and unquantised and (exactness(told) or 0) > 0
+
+
+def choose_reference(
+    told: Mapping[Candidate, Answered], names: Mapping[Candidate, str]
+) -> Reference:
+    """Of the candidates that answered one question.
+
+    The most exact goes by dtype (float32 first), the table's rank, then answers. One that is shown to lose
+    prompts against another of the eligible gives way to the next: an exact design can be broken. Where no
+    candidate is known to be exact, the best answering stands in, and those known to be approximate only
+    where there is no other.
+    """
+    exact = [each for each in told.values() if is_exact(each)]
+    unknown = [each for each in told.values() if exactness(each) != 0]
+    eligible = exact or unknown or list(told.values())
+    basis: Basis = "most exact" if exact else "best answering"
+
+    def rank(each: Answered) -> tuple[bool, int, float, str]:
+        by_answers = -_quality(each), names[each.candidate]
+        if not exact:
+            return False, 0, *by_answers
+        return each.candidate.dtype != "float32", -(exactness(each) or 0), *by_answers
+
+    ordered = sorted(eligible, key=rank)
+    unbeaten = (each for each in ordered if not any(_loses(each, peer) for peer in ordered))
+    chosen = next(unbeaten, max(ordered, key=_quality))
+    return Reference(chosen, basis)
+
+
+def _quality(told: Answered) -> float:
+    """Share right; without graded answers the mean log-probability of a prompt's tokens."""
+    if told.right_share is not None:
+        return told.right_share
+    means = [float(each.mean()) for own in told.logprobs.values() for each in own]
+    return sum(means) / len(means) if means else float("-inf")
+
+
+def _loses(one: Answered, other: Answered) -> bool:
+    """Whether ``one`` is shown to answer worse than ``other``."""
+    lost, gained, shared = discordant(one, other)
+    return bool(shared) and judge(lost, gained, len(shared)) == "worse"
+
+
+def discordant(one: Answered, other: Answered) -> tuple[int, int, list[str]]:
+    """Prompts that ``one`` lost against ``other`` and gained over it, and all that both answered."""
+    mine, theirs = one.by_prompt, other.by_prompt
+    shared = sorted(mine.keys() & theirs.keys())
+    lost = sum(theirs[key].right and not mine[key].right for key in shared)
+    gained = sum(mine[key].right and not theirs[key].right for key in shared)
+    return lost, gained, shared

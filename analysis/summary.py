@@ -1,0 +1,203 @@
+"""summary.json: the report for programs, field by field from the same typed results."""
+
+import json
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from analysis.crossings import Crossing
+from analysis.decisions import Decision
+from analysis.differences import Difference
+from analysis.gates import Gate
+from analysis.identity import Place
+from analysis.points import Point
+from analysis.sentences import headline, summary_sentences
+from analysis.study import Study
+from greenbench import SCHEMA_VERSION
+from greenbench.rundir import write_atomic
+
+
+def _place_json(whole: Study, place: Place) -> dict[str, Any]:
+    return {
+        "model": place.model,
+        "task": whole.labels.tasks.get(place, place.workload.task),
+        "context_tokens": place.context_tokens,
+        "load": whole.labels.loads.get(place, ""),
+        "device": place.device.words,
+        "execution": place.execution,
+    }
+
+
+POINT_FIELDS = (
+    "run_id",
+    "status",
+    "reasons",
+    "notes",
+    "observed_backend",
+    "proof",
+    "task",
+    "load",
+    "server_id",
+    "created_unix_ns",
+    "counts",
+    "errors",
+    "window",
+    "latency",
+    "throughput",
+    "goodput",
+    "answers",
+    "memory",
+    "energy",
+    "extra",
+    "faults",
+    "edge_errors",
+)
+
+
+def _point_json(point: Point) -> dict[str, Any]:
+    """What ran and its figures; ``compared_as`` is its label in cells, differences and decisions."""
+    candidate, workload = point.candidate, point.identity.workload
+    return {name: getattr(point, name) for name in POINT_FIELDS} | {
+        "path": Path(point.path).name,
+        "model": candidate.model,
+        "backend": candidate.backend_label,
+        "compared_as": point.backend,
+        "weights": candidate.weights,
+        "context_tokens": point.context_tokens,
+        "repeat": point.repeat,
+        "arm": point.arm,
+        "execution": candidate.execution,
+        "candidate": asdict(candidate)
+        | {"options": dict(candidate.options), "settings": dict(candidate.settings)},
+        "workload": asdict(workload)
+        | {
+            "params": dict(workload.params),
+            "load": workload.load.model_dump(mode="json"),
+            "phases": workload.phases.model_dump(mode="json") if workload.phases else None,
+            "slo": workload.slo.model_dump(mode="json"),
+        },
+        "device": asdict(point.identity.device),
+    }
+
+
+def _difference_json(whole: Study, difference: Difference) -> dict[str, Any]:
+    return {
+        **_place_json(whole, difference.place),
+        "objective": difference.objective,
+        "a": difference.a,
+        "b": difference.b,
+        "values": difference.values,
+        "ratio": {
+            name: _finite(getattr(difference.ratio, name))
+            for name in ("ratio", "low", "high", "p", "error", "edge", "blocks", "method")
+        },
+        "adjusted_p": difference.adjusted,
+        "floor_ratio": difference.floor_ratio,
+        "verdict": difference.verdict,
+        "reason": difference.reason,
+        "blocks": len(difference.blocks),
+    }
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _decision_json(whole: Study, decision: Decision) -> dict[str, Any]:
+    return {
+        **_place_json(whole, decision.place),
+        "objective": decision.objective,
+        "outcome": decision.outcome,
+        "winner": decision.winner,
+        "leader": decision.leader,
+        "front": decision.front,
+        "tested": decision.tested,
+        "contenders": [
+            {
+                "label": each.label,
+                "value": each.value,
+                "starts": each.starts,
+                "may_win": each.eligible.may_win,
+                "why_not": each.eligible.why_not,
+                "mark": each.eligible.mark,
+            }
+            for each in decision.contenders
+        ],
+    }
+
+
+def _gate_json(gate: Gate) -> dict[str, Any]:
+    """Without the candidates' settings, which stand with the points."""
+    whole = asdict(gate)
+    return {n: v for n, v in whole.items() if n not in ("candidate", "reference_candidate")}
+
+
+def _crossing_json(crossing: Crossing) -> dict[str, Any]:
+    return {
+        "model": crossing.model,
+        "task": crossing.task,
+        "load": crossing.load,
+        "objective": crossing.objective.name,
+        "form": crossing.form,
+        "output_tokens": crossing.output_tokens,
+        "a": crossing.a,
+        "b": crossing.b,
+        "contexts": crossing.contexts,
+        "measured": crossing.measured,
+        "found": asdict(crossing.found),
+    }
+
+
+def summary(whole: Study) -> dict[str, Any]:
+    """The machine-readable form of the report, without the path of this machine."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "made_unix_ns": time.time_ns(),
+        "objective": whole.objective.name,
+        "headline": headline(whole),
+        "sentences": summary_sentences(whole),
+        "points": [_point_json(point) for point in whole.points],
+        "cells": [
+            {
+                **_place_json(whole, cell.place),
+                "weights": cell.weights,
+                "backend": cell.backend,
+                "run_ids": [point.run_id for point in cell.starts],
+                "latency_pooled": cell.latency,
+            }
+            for cell in whole.cells
+        ],
+        "differences": [_difference_json(whole, each) for each in whole.differences],
+        "bottlenecks": [
+            {"run_id": run_id, **asdict(found), "uses": [asdict(u) for u in whole.uses[run_id]]}
+            for run_id, found in whole.bottlenecks.items()
+        ],
+        "beaten_ceilings": whole.beaten,
+        "gates": [_gate_json(gate) for gate in whole.gates],
+        "verifications": [asdict(verification) for verification in whole.verifications],
+        "heat_maps": [asdict(heat_map) for heat_map in whole.heat_maps],
+        "standings": [
+            {
+                "model": model,
+                "context_tokens": context,
+                "backend": whole.labels.candidates.get(who, who.backend_label),
+                **asdict(standing),
+            }
+            for (model, context), by_candidate in whole.standings.items()
+            for who, standing in by_candidate.items()
+        ],
+        "eligible": [
+            {**_place_json(whole, place), "backend": label, **asdict(each)}
+            for (place, candidate), each in whole.eligible.items()
+            if (label := whole.labels.candidates.get(candidate)) is not None
+        ],
+        "left_out": [asdict(server) for server in whole.left_out],
+        "crossings": [_crossing_json(crossing) for crossing in whole.crossings],
+        "decisions": [_decision_json(whole, decision) for decision in whole.decisions],
+    }
+
+
+def write_summary(whole: Study, path: Path) -> None:
+    write_atomic(path, json.dumps(summary(whole), indent=1, allow_nan=False) + "\n")

@@ -1,0 +1,65 @@
+"""What a CPU is and can compute, read from the text of /proc/cpuinfo; and the dtype to serve in on it."""
+
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+# flag in /proc/cpuinfo → the instructions that multiply bfloat16. Without one oneDNN and torch compute
+# bfloat16 through float32, at a fraction of float32's own speed.
+BFLOAT16_FLAGS = {"avx512_bf16": "AVX512_BF16", "amx_bf16": "AMX", "bf16": "Arm BF16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """``flags`` is None where the machine does not tell them (no /proc/cpuinfo)."""
+
+    name: str
+    flags: frozenset[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServedDtype:
+    """The value of vLLM's --dtype, and why it is that one where nobody asked for it by name."""
+
+    name: Dtype
+    why: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.why})" if self.why else self.name
+
+
+def read_cpu(cpuinfo: str) -> Cpu:
+    """Of the first CPU in the text; Arm calls its flags Features and names no model."""
+    fields: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        key, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(key.strip(), value.strip())
+    flags = fields.get("flags", fields.get("Features"))
+    name = fields.get("model name") or platform.processor() or "unknown"
+    return Cpu(name, None if flags is None else frozenset(flags.split()))
+
+
+@cache
+def this_cpu() -> Cpu:
+    path = Path("/proc/cpuinfo")
+    return read_cpu(path.read_text() if path.is_file() else "")
+
+
+def dtype_on_cpu(flags: frozenset[str] | None) -> ServedDtype:
+    """What ``dtype: auto`` means on a CPU: bfloat16 where it has instructions for it, else float32.
+
+    By the CPU alone, so that all backends and models of a sweep are served alike.
+    """
+    has = [words for flag, words in BFLOAT16_FLAGS.items() if flag in (flags or ())]
+    if has:
+        return ServedDtype("bfloat16", f"this CPU computes it ({' and '.join(has)})")
+    if flags is None:
+        return ServedDtype("float32", "this CPU does not say whether it computes bfloat16")
+    return ServedDtype(
+        "float32", "this CPU has neither AVX512_BF16 nor AMX: bfloat16 would be slower"
+    )

@@ -1,0 +1,142 @@
+"""Issue "Claims", part 4: the answer gate protects."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_1samp
+
+from tests.outside.generator import Point, write
+from tests.outside.playing import Load, Pace
+from tests.outside.reading import Reading, read
+from tests.outside.sweeps import faster, starts
+
+FIRST = Point(pace=Pace(0.2, 0.01), load=Load(4, "random"))
+WINDOW = {"window": 1024}
+
+
+def right(n: int) -> frozenset[int]:
+    return frozenset(range(n))
+
+
+def pair(reference: str, its: int, of: int, other: int, speed: float = 0.7) -> list[Point]:
+    """``reference`` and a sink_window that takes ``speed`` times as long, and how many each has right."""
+    exact = replace(FIRST, backend=reference, prompts=of, right=right(its))
+    return [exact, replace(faster(exact, "sink_window", speed), options=WINDOW, right=right(other))]
+
+
+def reported(root: Path, points: Iterable[Point], n: int = 3) -> Reading:
+    write(root, starts(list(points), n, sd=0.002, seed=5))
+    return read(root)
+
+
+def never_wins(found: Reading, name: str) -> None:
+    assert not found.recommended(name), found.headline
+    assert not [w for w in found.winners() if w.startswith(name)], found.winners()
+
+
+EXACT = [
+    "flash_attn",
+    "flash_attn2",
+    "flash_attn3",
+    "flash_attn4",
+    "sdpa_gather",
+    "xformers",
+    "triton",
+]
+
+
+@pytest.mark.parametrize("reference", EXACT)
+def test_7_percent_right_against_all(tmp_path: Path, reference: str) -> None:
+    """An exact backend 100 % right, sink_window 7 %: it never wins, however fast, and a sentence says why."""
+    found = reported(tmp_path, pair(reference, 28, 28, 2))
+    never_wins(found, "sink_window")
+    assert found.said_of("sink_window", "2 of 28"), found.text
+
+
+def test_the_best_answering_stands_in_where_none_is_exact(tmp_path: Path) -> None:
+    """Two approximate candidates: the one that answers best is what the other is held against."""
+    good, bad = pair("sink_window", 28, 28, 2)
+    good = replace(good, options={"window": 8192})
+    found = reported(tmp_path, [good, bad])
+    never_wins(found, "sink_window(window=1024)")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_23_of_28_is_not_innocent(tmp_path: Path, seed: int) -> None:
+    """p = 0.0625: too few prompts to convict, and no proof either. It is shown, not recommended."""
+    points = [replace(p, noise_seed=seed) for p in pair("flash_attn", 28, 28, 23)]
+    found = reported(tmp_path, points)
+    assert not found.recommended("sink_window"), found.headline
+    cells = found.summary["cells"]
+    assert any(cell["backend"].startswith("sink_window") and cell["run_ids"] for cell in cells)
+
+
+def test_20_of_28_is_worse_whatever_else_was_tested(tmp_path: Path) -> None:
+    """p = 0.0078 at one of three lengths, with two other candidates beside it."""
+    points: list[Point] = []
+    for context in (4096, 8192, 16384):
+        exact, window = pair("flash_attn", 28, 28, 20 if context == 8192 else 28)
+        others = [faster(exact, "triton", 0.95), faster(exact, "flex", 1.05)]
+        points += [replace(p, context=context) for p in (exact, window, *others)]
+    found = reported(tmp_path, points)
+    at = found.decisions_at(8192)
+    assert at, "no decision at 8,192 tokens"
+    assert not [d["winner"] for d in at if d["winner"] and d["winner"].startswith("sink_window")]
+    assert found.said_of("sink_window", "8,192", "20 of 28"), found.text
+
+
+def test_20_of_28_alone(tmp_path: Path) -> None:
+    found = reported(tmp_path, pair("flash_attn", 28, 28, 20))
+    never_wins(found, "sink_window")
+
+
+def test_as_many_right_on_enough_prompts_wins(tmp_path: Path) -> None:
+    """The gate lets pass what answers alike: 90 of 90 against 90 of 90, and 30 % faster."""
+    found = reported(tmp_path, pair("flash_attn3", 90, 90, 90))
+    assert [c for c in found.claims("e2e") if c.winner.startswith("sink_window")]
+    assert found.recommended("sink_window") or found.said_of("sink_window", "faster"), found.text
+
+
+def test_unproven_is_no_winner_without_a_word(tmp_path: Path) -> None:
+    slow = replace(FIRST, backend="flash_attn3", prompts=90, right=right(90))
+    found = reported(tmp_path, [slow, replace(faster(slow, "triton", 0.7), proof="unproven")])
+    if found.recommended("triton") or found.winners():
+        assert found.said_of("triton", "unproven") or found.said_of("triton", "not proven"), (
+            found.text
+        )
+
+
+def test_half_of_the_requests_failed(tmp_path: Path) -> None:
+    """triton refuses every second request and is fast at the others."""
+    slow = replace(FIRST, backend="flash_attn3", prompts=90, right=right(90), pace=Pace(1.0, 0.02))
+    quick = faster(slow, "triton", 0.7)
+    found = reported(tmp_path, [slow, replace(quick, pace=replace(quick.pace, failed=0.5))])
+    if found.recommended("triton") or [w for w in found.winners() if w == "triton"]:
+        assert found.said_of("triton", "fail"), found.text
+
+
+@pytest.mark.parametrize("side", [1, -1], ids=["above the margin", "below the margin"])
+def test_few_prompts_of_log_probabilities(tmp_path: Path, side: int) -> None:
+    """Drift of 5 prompts whose mean is 1.84 standard errors from the margin of 0.1 nats. By Student's t with
+    4 degrees of freedom the two-sided p is 0.14, so nothing is called; a percentile bootstrap of 5 values is
+    narrower, about 1.96 · sqrt(4 / 5) = 1.75 standard errors, and does call it."""
+    spread = np.array([-1.3, -0.5, 0.1, 0.4, 1.3])
+    spread = (spread - spread.mean()) / spread.std(ddof=1)
+    drift = 0.1 + 0.02 * (spread + side * 1.84 / np.sqrt(5))
+    assert ttest_1samp(drift, 0.1).pvalue == pytest.approx(0.14, abs=0.005)
+    exact = Point(
+        backend="flash_attn",
+        task="perplexity",
+        output_tokens=1,
+        prompts=5,
+        shifts=(0.0,) * 5,
+        pace=Pace(1.0, 0.0, schedule="alone", request_sd=0.02),
+        load=Load(1, "in step"),
+    )
+    window = replace(exact, backend="sink_window", options=WINDOW, shifts=tuple(drift.tolist()))
+    gates = reported(tmp_path, [exact, window], n=1).summary["gates"]
+    (verdict,) = [gate["verdict"] for gate in gates if gate["kind"] != "answers"]
+    assert verdict not in ("equal", "worse", "proven", "disqualified"), verdict

@@ -1,0 +1,98 @@
+"""Issue "Claims", part 3: one start says nothing certain."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.outside.generator import Point, Power, write
+from tests.outside.playing import Load, Pace
+from tests.outside.reading import Reading, read
+from tests.outside.sweeps import ALL_RIGHT, starts
+
+CONTEXTS = (2048, 8192, 32768)
+SETTLED_WORDS = re.compile(r"overtak|throughout|break.?even|beyond noise|no crossover", re.I)
+IMPERATIVE = re.compile(r"\b(take|choose|pick|prefer)\b", re.I)
+LENGTH = re.compile(r"(\d[\d,]+)(?= tokens)")
+
+
+def says_nothing_certain(found: Reading) -> None:
+    assert not found.claims() and not found.winners()
+    assert not found.bold, found.bold
+    for sentence in found.sentences:
+        assert not SETTLED_WORDS.search(sentence), sentence
+        assert not IMPERATIVE.search(sentence), sentence
+        lengths = {int(n.replace(",", "")) for n in LENGTH.findall(sentence)}
+        assert lengths <= set(CONTEXTS), f"a length that was not measured: {sentence}"
+    assert "indicative" in found.text.lower(), found.text
+
+
+def equal(load: Load, sd: float, seed: int) -> list[Point]:
+    points = [
+        Point(
+            backend=name,
+            context=context,
+            pace=Pace(0.03 + context * 4e-5, 0.01 + context * 2e-7, request_sd=0.02),
+            load=load,
+            right=ALL_RIGHT,
+        )
+        for name in ("alpha", "beta")
+        for context in CONTEXTS
+    ]
+    return starts(points, 1, sd=sd, seed=seed, shared=False)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_equal_candidates(tmp_path: Path, seed: int) -> None:
+    """Equal candidates whose single starts differ by chance, 3 % each."""
+    write(tmp_path, equal(Load(4, "random"), 0.03, seed))
+    says_nothing_certain(read(tmp_path))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_equal_candidates_in_an_open_loop(tmp_path: Path, seed: int) -> None:
+    points = equal(Load(None, rate_per_s=0.3), 0.03, seed)
+    write(tmp_path, [replace(p, pace=replace(p.pace, schedule="alone")) for p in points])
+    says_nothing_certain(read(tmp_path))
+
+
+def crossing(n: int) -> list[Point]:
+    """alpha's prefill has less to set up, beta's grows less: they cross at 0.2 / 4e-5 = 5,000 tokens."""
+    points = [
+        Point(
+            backend=name,
+            context=context,
+            pace=Pace(fixed + context * slope, 0.01, request_sd=0.005),
+            load=Load(2, "staggered"),
+            right=ALL_RIGHT,
+            power=Power(),
+        )
+        for name, fixed, slope in (("alpha", 0.05, 1e-4), ("beta", 0.25, 6e-5))
+        for context in CONTEXTS
+    ]
+    return starts(points, n, sd=0.001, seed=1)
+
+
+def test_a_true_crossing(tmp_path: Path) -> None:
+    """Even a true crossing has no length from one start, while its figures are shown."""
+    write(tmp_path, crossing(1))
+    found = read(tmp_path)
+    says_nothing_certain(found)
+    assert "alpha" in found.text and "beta" in found.text
+    assert re.search(r"\d(\.\d+)?\s*(×|%)", found.text), "the ratios are not told"
+
+
+def test_the_same_crossing_from_four_starts(tmp_path: Path) -> None:
+    """Four starts do tell it: both win where they should, and a length near 5,000 is said."""
+    write(tmp_path, crossing(4))
+    found = read(tmp_path)
+    assert {c.winner for c in found.claims("ttft")} == {"alpha", "beta"}
+    lengths = {
+        int(n.replace(",", ""))
+        for s in found.sentences
+        if re.search(r"overtak|cross|break.?even|from", s, re.I)
+        for n in re.findall(r"\d[\d,]+", s)
+        if n.replace(",", "").isdigit()
+    }
+    assert any(4000 < n < 6500 for n in lengths), found.text
