@@ -13,6 +13,7 @@ from analysis.answers import Answered, answered
 from analysis.gates import LEAST_RIGHT, Gate
 from analysis.identity import Candidate, identity
 from analysis.load import Run
+from analysis.noninferiority import LEVEL
 from analysis.points import Point
 from analysis.reference import is_exact
 
@@ -56,9 +57,9 @@ class Evidence:
 class Standing:
     """proven: its loss is shown to be below the margin. reference: the others are held to its answers.
 
-    undecided: neither that nor a loss is shown; ``doubted`` says that something speaks against it (a gate
-    that could have passed and did not, failures, no proof of what ran), not only that nobody asked.
-    disqualified: it is shown to be worse.
+    undecided: neither that nor a loss is shown. disqualified: it is shown to be worse. ``doubted``:
+    something speaks against it (a gate that could have passed and did not, failures, no proof of what ran;
+    of a reference that another answers more right), not only that nobody asked.
     """
 
     kind: StandingKind
@@ -181,7 +182,13 @@ def by_gates(own: Sequence[Gate], held_to: Sequence[Gate]) -> tuple[StandingKind
         return "undecided", "; ".join(f"{g.task}: {g.sentence}" for g in doubts), True
     reference_of = [g for g in held_to if g.could_lose]
     if reference_of:
-        return "reference", f"the {reference_of[0].basis} one here, to which others are held", False
+        said = f"the {reference_of[0].basis} one here, to which others are held"
+        above = [g for g in reference_of if g.p_gained is not None and g.p_gained <= LEVEL]
+        if above:
+            said += (
+                f"; {above[0].task}: {above[0].backend} answers more right ({above[0].sentence})"
+            )
+        return "reference", said, bool(above)
     passed = [g for g in own if g.verdict == "no worse"]
     asked = [g for g in own if g.kind == "answers" and g.could_lose]
     if passed and (not asked or any(g.kind == "answers" for g in passed)):

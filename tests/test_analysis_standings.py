@@ -62,10 +62,13 @@ def test_a_window_that_answers_wrong_never_stands(
 
 
 def test_the_most_exact_is_the_reference_and_not_the_best_answering(tmp_path: Path) -> None:
-    """By rank, whatever the names; 36 against 40 of 40 is no loss of the reference that is shown."""
-    found = judged(tmp_path, fake("zeta", 0.9, 50), fake("alpha", 1.0, 40), fake("beta", 1.0, 0))
+    """By rank, whatever the names; 37 against 40 of 40 is no loss of the reference that is shown."""
+    found = judged(
+        tmp_path, fake("zeta", 37 / 40, 50), fake("alpha", 1.0, 40), fake("beta", 1.0, 0)
+    )
     assert kinds(found) == {"zeta": "reference", "alpha": "proven", "beta": "proven"}
     assert found["zeta"].sentence.startswith("the most exact one here")
+    assert not found["zeta"].doubted
 
 
 def test_an_approximate_one_is_no_reference_where_another_may_be_exact(tmp_path: Path) -> None:
@@ -87,11 +90,38 @@ def test_an_exact_design_that_answers_wrong_is_no_reference(tmp_path: Path) -> N
     assert kinds(found) == {"broken": "disqualified", "triton": "reference", "sdpa": "proven"}
 
 
+def test_one_that_answered_few_prompts_is_no_reference(tmp_path: Path) -> None:
+    """Its server died early: all of its 5 answers are right, and 39 of 40 of the other's."""
+    found = judged(tmp_path, fake("early", 1.0, None, prompts=5), fake("long", 39 / 40, None))
+    assert kinds(found) == {"early": "undecided", "long": "reference"}
+
+
+def test_candidates_of_two_sets_of_prompts_are_each_held_to_who_answered_theirs(
+    tmp_path: Path,
+) -> None:
+    """Of one task at one context: prompts are told apart by hash, so indices 0 to 39 and 40 to 79."""
+    found = judged(
+        tmp_path,
+        fake("exact", 1.0, 90),
+        fake("other", 0.5, 20),
+        fake("far", 1.0, 50, first_prompt=40),
+        fake("wrong", 0.5, 30, first_prompt=40),
+    )
+    assert kinds(found) == {
+        "exact": "reference",
+        "other": "disqualified",
+        "far": "reference",
+        "wrong": "disqualified",
+    }
+
+
 def test_an_approximate_one_that_answers_better_does_not_unseat_an_exact_one(
     tmp_path: Path,
 ) -> None:
     found = judged(tmp_path, fake("flash_attn", 0.6, 70), fake("sink_window", 1.0, 0))
     assert kinds(found) == {"flash_attn": "reference", "sink_window": "proven"}
+    assert found["flash_attn"].doubted
+    assert "sink_window answers more right" in found["flash_attn"].sentence
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from greenbench.config import SloConfig
 from loadgen.search import Probe, Search, meets, run_search, wilson
 from tests.fakes.loadruns import make_run
 from tests.fakes.openai_server import GoldenServer, Script, Seen, well_behaved
+from tests.waiting import HUNG_S
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -93,11 +94,11 @@ def test_a_search_on_a_server_is_resumed_without_probing_again(tmp_path: Path) -
         argv += ["--ttft-s", "0.15", "--warmup-s", "0.3", "--measure-s", "0.7", "--step", "1"]
         argv += ["--out", str(tmp_path / "out"), "--most", "4"]
         first = subprocess.run(
-            argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+            argv, cwd=ROOT, capture_output=True, text=True, timeout=HUNG_S, check=False
         )
         count = len(server.seen)
         again = subprocess.run(
-            argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+            argv, cwd=ROOT, capture_output=True, text=True, timeout=HUNG_S, check=False
         )
         assert (first.returncode, again.returncode) == (0, 0), first.stdout + first.stderr
         assert len(server.seen) == count

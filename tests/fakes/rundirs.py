@@ -110,6 +110,7 @@ class FakeRun:
     slo_ttft_s: float | None = 1.0
     slo_tpot_s: float | None = None
     prompts: int = 8
+    first_prompt: int = 0  # number from which its prompts' hashes are drawn
     started_s: float = 0.0  # after T0
     sweep: str = "fake"
     config: dict[str, Any] = field(default_factory=lambda: dict(TINY_LLAMA))
@@ -320,7 +321,7 @@ def _request(
         task=fake.task,
         prompt_index=number % fake.prompts,
         prompt_sha256=hashlib.sha256(
-            f"{fake.task}/{fake.context_tokens}/{number % fake.prompts}".encode()
+            f"{fake.task}/{fake.context_tokens}/{number % fake.prompts + fake.first_prompt}".encode()
         ).hexdigest(),
         context_tokens_target=fake.context_tokens,
         max_output_tokens=fake.output_tokens,
