@@ -67,13 +67,13 @@ def run(
 
 @app.command(context_settings=PASS)
 def report(context: typer.Context) -> None:
-    """Analyse run directories and write summary.json and report.html: report RUNS [--out FILE]."""
+    """Analyse run directories into report.html and summary.json: report RUNS [--out FILE]."""
     raise typer.Exit(passthrough(python_module("analysis", "report", *context.args)))
 
 
 @app.command(context_settings=PASS)
 def check(context: typer.Context) -> None:
-    """Check run directories and name every fault: check RUNS."""
+    """Check run directories and name every fault: check RUNS [--schema]."""
     raise typer.Exit(passthrough(python_module("analysis", "check", *context.args)))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.fakes.loadruns import make_run
 from tests.fakes.openai_server import GoldenServer, Seen
+from tests.waiting import HUNG_S
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -15,7 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def drive(run: Path, *module: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(request rows in order of sending, outputs)."""
     argv = [sys.executable, "-m", *module, "--run-dir", str(run)]
-    ended = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    ended = subprocess.run(
+        argv, cwd=ROOT, capture_output=True, text=True, timeout=HUNG_S, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     rows = [json.loads(line) for f in run.glob("requests/*.jsonl") for line in f.open()]
     outputs = [json.loads(line) for f in run.glob("outputs/*.jsonl") for line in f.open()]

@@ -110,10 +110,10 @@ def test_unproven_is_no_winner_without_a_word(tmp_path: Path) -> None:
 
 
 def test_half_of_the_requests_failed(tmp_path: Path) -> None:
-    """triton refuses every second request and is fast at the others."""
+    """triton refuses 55 % of the requests and is fast at the others."""
     slow = replace(FIRST, backend="flash_attn3", prompts=90, right=right(90), pace=Pace(1.0, 0.02))
     quick = faster(slow, "triton", 0.7)
-    found = reported(tmp_path, [slow, replace(quick, pace=replace(quick.pace, failed=0.5))])
+    found = reported(tmp_path, [slow, replace(quick, pace=replace(quick.pace, failed=0.55))])
     if found.recommended("triton") or [w for w in found.winners() if w == "triton"]:
         assert found.said_of("triton", "fail"), found.text
 
