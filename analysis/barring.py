@@ -13,6 +13,7 @@ from analysis.answers import Answered, answered
 from analysis.gates import LEAST_RIGHT, Gate
 from analysis.identity import Candidate, identity
 from analysis.load import Run
+from analysis.metrics import failures
 from analysis.noninferiority import LEVEL, MARGIN
 from analysis.points import Point
 from analysis.reference import is_exact
@@ -23,7 +24,6 @@ HALF_FAILED = 0.5  # of its requests at a place: then it may not win there
 FAILING = (
     MARGIN  # share of its requests: a failed one has no answer, so no more may fail than be lost
 )
-NOT_FAILURES = frozenset({"cut_at_drain", "not_sent"})  # the load generator's own doing
 
 
 @dataclass(frozen=True)
@@ -227,12 +227,3 @@ def _evidence(own: Sequence[Gate], runs: Sequence[Run]) -> Evidence:
         failed=sum(failed for failed, _ in counted),
         unproven_runs=sum(run.manifest.server.proof == "unproven" for run in runs),
     )
-
-
-def failures(run: Run) -> tuple[int, int]:
-    """Requests of the measured phase that failed, and all of them; those that were cut or not sent are
-    neither."""
-    measured = run.requests[run.requests["phase"] == "measure"]
-    kinds = measured["error_type"]
-    counted = ~kinds.isin(NOT_FAILURES)
-    return int((kinds.notna() & counted).sum()), int(counted.sum())

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from analysis.barring import HALF_FAILED, Standing, Standings
+from analysis.barring import FAILING, HALF_FAILED, Standing, Standings
 from analysis.differences import Difference, by_pair
 from analysis.identity import Candidate, Place
 from analysis.objectives import OBJECTIVES, Objective
@@ -165,11 +165,13 @@ def eligible(points: Sequence[Point], found: Standings) -> dict[tuple[Place, Can
             groups.setdefault((point.place, point.candidate), []).append(point)
     out: dict[tuple[Place, Candidate], Eligible] = {}
     for (place, candidate), members in groups.items():
+        failed = [point.failures for point in members]
+        lost, asked = sum(n for n, _ in failed), sum(n for _, n in failed)
         standings = found.get((candidate.model, place.context_tokens), {})
         rivals = {standing.kind for other, standing in standings.items() if other != candidate}
         out[place, candidate] = _may_win(
             standings.get(candidate),
-            max(point.failed_share for point in members),
+            lost / asked if asked else 0.0,
             any(point.proof != "proven" for point in members),
             bool(rivals & {"proven", "reference"}),
         )
@@ -190,6 +192,10 @@ def _may_win(
     words = "unproven" if unproven else "answers undecided"
     if standing is not None and undecided and others_proven:
         return Eligible(False, standing.sentence, words)
-    if unproven or (standing is not None and undecided and standing.doubted):
-        return Eligible(True, None, words)
-    return Eligible(True)
+    marks = [
+        *(["unproven"] if unproven else []),
+        *([f"{failed_share:.0%} of its requests failed"] if failed_share > FAILING else []),
+    ]
+    if standing is not None and standing.doubted and not marks:
+        marks = ["answers in doubt"]
+    return Eligible(True, None, ", ".join(marks) or None)

@@ -21,6 +21,7 @@ from analysis.metrics import (
     Statistic,
     answers,
     errors,
+    failures,
     good_requests,
     goodput,
     latency,
@@ -64,6 +65,7 @@ class Point:
     created_unix_ns: int
     counts: dict[str, int]
     errors: dict[str, int]
+    failures: tuple[int, int]  # requests of the measured phase that failed, and all of them
     window: dict[str, Any] | None = None
     latency: dict[str, dict[str, Any]] | None = None
     throughput: dict[str, Any] | None = None
@@ -115,13 +117,6 @@ class Point:
     @property
     def arm(self) -> int:
         return self.identity.replicate.arm
-
-    @property
-    def failed_share(self) -> float:
-        """Of the measured phase's requests, those that failed; 0 where none was sent."""
-        failed = sum(self.errors.values())
-        good = self.counts.get("ok", 0)
-        return failed / (failed + good) if failed + good else 0.0
 
 
 def answers_stand(status: PointStatus, faults: Iterable[str]) -> bool:
@@ -218,6 +213,7 @@ def _identity(run: Run) -> dict[str, Any]:
         "created_unix_ns": manifest.created_unix_ns,
         "counts": manifest.counts.model_dump(),
         "errors": errors(run) if manifest.status != "running" else {},
+        "failures": failures(run) if manifest.status != "running" else (0, 0),
     }
 
 
