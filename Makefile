@@ -46,7 +46,7 @@ doctor: setup ## what is installed, what is missing, and the mend
 
 check: setup ## format, lint, types, and the tests that take seconds
 	@$(BENCH)/ruff format --check --quiet . && $(BENCH)/ruff check --quiet . && $(BENCH)/pyright
-	@$(BENCH)/pytest --reruns 1 -rR -m "not e2e and not vllm and not gpu" --ignore tests/vllm
+	@$(BENCH)/pytest -m "not e2e and not vllm and not gpu" --ignore tests/vllm
 	@$(VLLM) -m pytest -m "not e2e and not gpu" tests/vllm
 
 test: check test-e2e ## check, then real vLLM servers, a real Prometheus and a real browser end to end
