@@ -38,14 +38,13 @@ class Shape:
     telemetry: bool = True
 
 
-SHAPES = (
-    Shape("2 candidates"),
-    Shape("2 × 3 contexts", contexts=(2048, 8192, 32768)),
-    Shape("2 × 3 contexts, points independent", contexts=(2048, 8192, 32768), shared=False),
-    Shape("4 × 3 contexts", 4, (2048, 8192, 32768), telemetry=False),
-    Shape("2 candidates, A/A arms", arms=True),
-)
-SMALL = (SHAPES[0], SHAPES[4])  # for the test in CI
+PLAIN = Shape("2 candidates")
+ARMS = Shape("2 candidates, A/A arms", arms=True)
+CONTEXTS = Shape("2 × 3 contexts", contexts=(2048, 8192, 32768))
+APART = Shape("2 × 3 contexts, points independent", contexts=(2048, 8192, 32768), shared=False)
+FOUR = Shape("4 × 3 contexts", 4, (2048, 8192, 32768), telemetry=False)
+SHAPES = (PLAIN, CONTEXTS, ARMS, PLAIN, APART, PLAIN, ARMS, PLAIN, FOUR, PLAIN)  # by turns
+SMALL = (PLAIN, ARMS)  # for the test in CI
 NAMES = ("alpha", "beta", "gamma", "delta")
 
 
@@ -164,7 +163,7 @@ def _points(shape: Shape, rng: Draw, n: int, sd: float, number: int) -> list[Poi
     tokens, users = 64, int(rng.choice([4, 8]))
     cycle_s, part = rng.uniform(3, 9), rng.uniform(0.2, 0.6)
     warmup_s = rng.uniform(5, 20)
-    opened = number // len(SHAPES) % 4 == 3
+    opened = rng.random() < 0.25
     points: list[Point] = []
     for context in shape.contexts:
         grown = (context / 8192) ** 0.5
