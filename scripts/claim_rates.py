@@ -27,12 +27,12 @@ def _judge(name: str, number: int) -> Outcome:
     return judge(NAMED[name], number)
 
 
-def outcomes(scenario: Scenario, sweeps: int, processes: int) -> list[Outcome]:
+def outcomes(scenario: Scenario, numbers: range, processes: int) -> list[Outcome]:
     one = partial(_judge, scenario.name)
     if processes == 1:
-        return [one(number) for number in range(sweeps)]
+        return [one(number) for number in numbers]
     with ProcessPoolExecutor(processes) as pool:
-        return list(pool.map(one, range(sweeps), chunksize=4))
+        return list(pool.map(one, numbers, chunksize=4))
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -55,6 +55,7 @@ def table(results: list[dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sweeps", type=int, default=200, help="of each scenario")
+    parser.add_argument("--first", type=int, default=0, help="number of the first sweep")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--only", default="", help="scenarios whose name holds this")
     parser.add_argument("--out", type=Path, help="every sweep's outcome as JSON")
@@ -64,7 +65,8 @@ def main() -> int:
         if args.only not in scenario.name:
             continue
         began = time.perf_counter()
-        results.append(tabled(scenario.name, outcomes(scenario, args.sweeps, args.processes)))
+        numbers = range(args.first, args.first + args.sweeps)
+        results.append(tabled(scenario.name, outcomes(scenario, numbers, args.processes)))
         print(f"{scenario.name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
         if args.out:
             args.out.write_text(json.dumps(results, indent=1) + "\n")

@@ -38,13 +38,13 @@ class Shape:
     telemetry: bool = True
 
 
-SHAPES = (
-    Shape("2 candidates"),
-    Shape("2 × 3 contexts", contexts=(2048, 8192, 32768)),
-    Shape("2 × 3 contexts, points independent", contexts=(2048, 8192, 32768), shared=False),
-    Shape("4 × 3 contexts", 4, (2048, 8192, 32768), telemetry=False),
-    Shape("2 candidates, A/A arms", arms=True),
-)
+PLAIN = Shape("2 candidates")
+ARMS = Shape("2 candidates, A/A arms", arms=True)
+CONTEXTS = Shape("2 × 3 contexts", contexts=(2048, 8192, 32768))
+APART = Shape("2 × 3 contexts, points independent", contexts=(2048, 8192, 32768), shared=False)
+FOUR = Shape("4 × 3 contexts", 4, (2048, 8192, 32768), telemetry=False)
+SHAPES = (PLAIN, CONTEXTS, ARMS, PLAIN, APART, PLAIN, ARMS, PLAIN, FOUR, PLAIN)  # by turns
+SMALL = (PLAIN, ARMS)  # for the test in CI
 NAMES = ("alpha", "beta", "gamma", "delta")
 
 
@@ -54,6 +54,9 @@ class Sweep:
     shape: str
 
 
+Drawn = Callable[[Draw, int, Sequence[Shape]], Sweep]
+
+
 @dataclass(frozen=True)
 class Scenario:
     """``differs``: objectives by which the candidates are not equal, so that a claim of them is none of the
@@ -61,27 +64,27 @@ class Scenario:
     """
 
     name: str
-    draw: Callable[[Draw, int], Sweep]
+    draw: Drawn
     differs: frozenset[str] = frozenset()
     better: dict[str, str] = field(default_factory=dict)
     finds: tuple[str, ...] = ()
 
 
-def equal(n: int) -> Callable[[Draw, int], Sweep]:
+def equal(n: int) -> Drawn:
     """Candidates that are the same, 2 % noise a start."""
 
-    def draw(rng: Draw, number: int) -> Sweep:
-        shape = SHAPES[number % len(SHAPES)]
+    def draw(rng: Draw, number: int, shapes: Sequence[Shape]) -> Sweep:
+        shape = shapes[number % len(shapes)]
         return Sweep(_points(shape, rng, n, 0.02, number), shape.name)
 
     return draw
 
 
-def better_by_5(n: int) -> Callable[[Draw, int], Sweep]:
+def better_by_5(n: int) -> Drawn:
     """alpha takes 1 / 1.05 of the time for everything, 2 % noise a start."""
 
-    def draw(rng: Draw, number: int) -> Sweep:
-        shape = SHAPES[number % len(SHAPES)]
+    def draw(rng: Draw, number: int, shapes: Sequence[Shape]) -> Sweep:
+        shape = shapes[number % len(shapes)]
         points = _points(shape, rng, n, 0.02, number)
         faster = [replace(p, factor=p.factor / GAIN) if p.backend == "alpha" else p for p in points]
         return Sweep(faster, shape.name)
@@ -89,10 +92,10 @@ def better_by_5(n: int) -> Callable[[Draw, int], Sweep]:
     return draw
 
 
-def other_splits(n: int) -> Callable[[Draw, int], Sweep]:
+def other_splits(n: int) -> Drawn:
     """Equal throughput and power, alpha with a smaller share of prefill; noise from none to 2 % a start."""
 
-    def draw(rng: Draw, number: int) -> Sweep:
+    def draw(rng: Draw, number: int, shapes: Sequence[Shape]) -> Sweep:
         start = STARTS[number % 3]
         schedule: Schedule = "alternating" if number // 3 % 3 else "shared"
         users, tokens = int(rng.choice([4, 8, 16])), 64
@@ -104,17 +107,18 @@ def other_splits(n: int) -> Callable[[Draw, int], Sweep]:
             for part in (share * rng.uniform(0.4, 0.8), share)
         ]
         sd = float(rng.choice([0.0005, 0.005, 0.02]))
+        warmup_s = rng.uniform(5, 20)
+        by_phase = schedule == "alternating" and number % 2 == 1
         pair = [
             Point(
                 backend=name,
                 pace=replace(pace, request_sd=0.01),
                 load=Load(users, start),
-                phases=Phases(rng_warmup, 70.0),
+                phases=Phases(warmup_s, 70.0),
                 output_tokens=tokens,
                 right=ALL_RIGHT,
-                power=Power(),
+                power=_mean_power(pace.prefill_s * users / cycle_s) if by_phase else Power(),
             )
-            for rng_warmup in [rng.uniform(5, 20)]
             for name, pace in zip(NAMES, paces, strict=False)
         ]
         return Sweep(starts(pair, n, sd=sd, seed=number), f"{start}, {schedule}")
@@ -122,10 +126,15 @@ def other_splits(n: int) -> Callable[[Draw, int], Sweep]:
     return draw
 
 
-def long_prompts(n: int) -> Callable[[Draw, int], Sweep]:
+def _mean_power(prefilling: float, mean_w: float = 560.0, prefill_w: float = 650.0) -> Power:
+    """Another power in each phase, with the same mean: ``prefilling`` is the share of time in prefill."""
+    return Power(prefill_w, (mean_w - prefilling * prefill_w) / (1 - prefilling))
+
+
+def long_prompts(n: int) -> Drawn:
     """131k tokens, 2 users evenly staggered, cycles of 18 s in 70 s, two splits; 0.1 to 1 % noise."""
 
-    def draw(rng: Draw, number: int) -> Sweep:
+    def draw(rng: Draw, number: int, shapes: Sequence[Shape]) -> Sweep:
         tokens = 64
         first, second = np.sort(rng.uniform(2.0, 7.0, 2))
         warmup_s = rng.uniform(3, 25)
@@ -154,7 +163,7 @@ def _points(shape: Shape, rng: Draw, n: int, sd: float, number: int) -> list[Poi
     tokens, users = 64, int(rng.choice([4, 8]))
     cycle_s, part = rng.uniform(3, 9), rng.uniform(0.2, 0.6)
     warmup_s = rng.uniform(5, 20)
-    opened = number // len(SHAPES) % 4 == 3
+    opened = rng.random() < 0.25
     points: list[Point] = []
     for context in shape.contexts:
         grown = (context / 8192) ** 0.5
@@ -212,9 +221,9 @@ class Outcome:
     analysing_s: float
 
 
-def judge(scenario: Scenario, number: int) -> Outcome:
+def judge(scenario: Scenario, number: int, shapes: Sequence[Shape] = SHAPES) -> Outcome:
     """Play, write and report sweep ``number`` of a scenario, and read what the report claims."""
-    sweep = scenario.draw(np.random.default_rng([20260101, number]), number)
+    sweep = scenario.draw(np.random.default_rng([20260101, number]), number, shapes)
     with tempfile.TemporaryDirectory(prefix="claims-") as folder:
         began = time.perf_counter()
         write(Path(folder), sweep.points)

@@ -82,7 +82,7 @@ def test_any_server_setting(tmp_path: Path, setting: dict[str, object]) -> None:
     "change",
     [
         {"weights": "random"},
-        {"load": Load(told=(("turn_pause_s", 1.0), ("turns", 2)))},
+        {"load": Load(told=(("turn_pause_s", 1.0),))},
         {"params": {"distractors": 64}},
         {"prompts": 16},
         {"server": {"execution": "eager"}},
@@ -95,7 +95,7 @@ def test_any_server_setting(tmp_path: Path, setting: dict[str, object]) -> None:
     ids=lambda change: "-".join(map(str, next(iter(change.items()))))[:40],
 )
 def test_any_other_difference(tmp_path: Path, change: dict[str, Any]) -> None:
-    """Weights, turns, needles, count of prompts, execution, caching, model, options or driver differ."""
+    """Weights, pauses, needles, count of prompts, execution, caching, model, options or driver differ."""
     with_card = {"power": Power(), "card": Card()} if "card" in change else {}
     one = replace(BASE, **with_card, folder="one")  # type: ignore[arg-type]
     apart(tmp_path, one, replace(one, **change, folder="two"))
