@@ -86,7 +86,6 @@ class Gate:
     basis: Basis
     kind: Kind
     verdict: Verdict
-    barred: bool
     could_lose: bool
     tells: bool
     sentence: str
@@ -170,7 +169,6 @@ def _answer_gate(about: dict[str, Any], reference: Answered, told: Answered) -> 
         **about,
         kind="answers",
         verdict=verdict,
-        barred=verdict == "worse",
         could_lose=could_lose,
         tells=could_lose and n >= FEWEST_PAIRS,
         sentence=f"{counts}: {_answer_words(verdict, could_lose, n, high)}{_stand_in(about['basis'])}",
@@ -236,7 +234,6 @@ def _drift_gate(
         **about,
         kind="log-probabilities",
         verdict=verdict,
-        barred=verdict == "worse",
         could_lose=True,
         tells=n >= MIN_DRIFT_PROMPTS,
         sentence=(

@@ -273,7 +273,7 @@ def _two_peaks(whole: Study) -> list[str]:
 def _gated(whole: Study) -> list[str]:
     """Candidates that may not win, or whose answers are undecided, with the lengths and why."""
     found: dict[tuple[str, str], list[tuple[int, str]]] = {}
-    labels = {(p.place, p.candidate): p.backend for p in whole.points if p.usable}
+    labels = {(p.place, p.candidate): p.backend for p in whole.points}
     for key, eligible in whole.eligible.items():
         label = labels.get(key)
         if label is not None and eligible.mark and eligible.why_not:

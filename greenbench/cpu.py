@@ -71,5 +71,5 @@ def _auto(flags: frozenset[str] | None) -> ServedDtype:
     if flags is None:
         return ServedDtype("float32", "this CPU does not say whether it computes bfloat16")
     return ServedDtype(
-        "float32", "this CPU has neither AVX512_BF16 nor AMX: bfloat16 would be slower"
+        "float32", "this CPU has neither AVX512_BF16 nor AMX, without which bfloat16 is slower"
     )

@@ -301,17 +301,9 @@ def test_rows_without_chunks_or_counts_are_honest(tmp_path: Path) -> None:
 
 def test_failed_rows_may_be_all_null(tmp_path: Path) -> None:
     kept = [
-        "run_id",
-        "client_id",
-        "request_id",
-        "phase",
-        "task",
-        "prompt_index",
-        "prompt_sha256",
-        "context_tokens_target",
-        "max_output_tokens",
-        "in_flight_at_send",
-    ]
+        "run_id", "client_id", "request_id", "phase", "task", "prompt_index", "prompt_sha256",
+        "context_tokens_target", "max_output_tokens", "in_flight_at_send",
+    ]  # fmt: skip
     run = write_run(tmp_path, FakeRun(correct_share=None))
 
     def lost(rows: Rows) -> None:

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.barring import Standing, Verification, barred, labelled, standings
-from analysis.gates import Gate, gates
-from analysis.identity import identity
+from analysis.barring import Standing, Verification, standings
+from analysis.gates import gates
 from analysis.load import load_runs
 from analysis.points import analyse_all
 from servers.backends import BACKENDS
@@ -27,15 +26,8 @@ def judged(
     points = [point for point, _ in analyse_all(runs)]
     told = {point.path for point in points if point.answers_stand}
     found = gates([run for run in runs if str(run.path) in told])
-    (place,) = labelled(
-        standings(found, checked, runs, points),
-        {identity(run).candidate: run.label for run in runs},
-    ).values()
-    return place
-
-
-def found_gates(root: Path) -> list[Gate]:
-    return gates(load_runs(root))
+    (place,) = standings(found, checked, runs, points).values()
+    return {who.backend_label: standing for who, standing in place.items()}
 
 
 def fake(backend: str, share: float, exactness: int | None = None, **changes: object) -> FakeRun:
@@ -185,13 +177,13 @@ def test_a_model_that_answers_nothing_right_proves_nobody(tmp_path: Path) -> Non
         assert not found["other"].doubted
 
 
-def test_half_failed_or_unproven_is_said(tmp_path: Path) -> None:
+def test_failing_or_unproven_is_said(tmp_path: Path) -> None:
     found = judged(
         tmp_path,
         fake("exact", 1.0, 90),
         fake("failing", 1.0, 20, failed_every=2),
         fake("unproven", 1.0, 20, proof="unproven"),
-        fake("sound", 1.0, 20, failed_every=3),
+        fake("sound", 1.0, 20, failed_every=20),
     )
     assert kinds(found) == {
         "exact": "reference",
@@ -201,7 +193,7 @@ def test_half_failed_or_unproven_is_said(tmp_path: Path) -> None:
     }
     failing = found["failing"]
     assert failing.doubted and found["unproven"].doubted
-    assert failing.evidence.failed * 2 >= failing.evidence.requests > 0
+    assert failing.evidence.failed * 2 == pytest.approx(failing.evidence.requests, abs=1)
     assert failing.sentence.endswith("measured requests failed")
     assert "which attention class ran is unproven" in found["unproven"].sentence
 
@@ -236,14 +228,6 @@ def test_evidence_is_counted(tmp_path: Path) -> None:
     assert evidence.prompts == 40
     # 4 users, 0.2 s a request (0.1 + 10 · 0.01), 20 s
     assert evidence.requests == pytest.approx(4 * 20 / 0.2, abs=4)
-
-
-def test_the_barred_are_the_disqualified(tmp_path: Path) -> None:
-    judged(tmp_path, fake("exact", 1.0, 90), fake("other", 0.5, 20), fake("third", 0.975, 20))
-    runs = load_runs(tmp_path)
-    whole = standings(found_gates(tmp_path), (), runs, [p for p, _ in analyse_all(runs)])
-    out = barred(whole)
-    assert {place: set(names) for place, names in out.items()} == {("tiny", 1024): {"other"}}
 
 
 def test_the_table_ranks_every_backend() -> None:

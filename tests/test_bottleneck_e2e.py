@@ -38,7 +38,7 @@ STOPPED_S, GOING_S = 0.4, 0.1
 def tiny_pool(pace: Pace) -> dict[str, Any]:
     context, users = 1000, 6
     alone_s = pace.alone_s(context, OUTPUT)
-    rate_per_s = IDLE_SHARE / alone_s
+    rate_per_s = float(f"{IDLE_SHARE / alone_s:.2g}")
     measure_s = max(10.0, pace.window_s(users, context, OUTPUT), 12 / rate_per_s)
     return COMMON | {
         "name": "pool",
@@ -61,7 +61,7 @@ def one_sequence(pace: Pace) -> dict[str, Any]:
         "contexts": [context],
         "loads": [
             {"kind": "closed", "users": users},
-            {"kind": "open", "rate_per_s": 0.5 / alone_s},
+            {"kind": "open", "rate_per_s": float(f"{0.5 / alone_s:.2g}")},
         ],
         "server": {"max_num_seqs": 1},
         "phases": {"warmup_s": 1 + users * alone_s, "measure_s": measure_s, "drain_s": measure_s},

@@ -38,7 +38,7 @@ def sweep(pace: Pace) -> dict[str, Any]:
         "tasks": ["retrieve", "perplexity"],
         "loads": [
             {"kind": "closed", "users": USERS},
-            {"kind": "open", "rate_per_s": min(2.0, 0.5 / alone_s)},
+            {"kind": "open", "rate_per_s": min(2.0, float(f"{0.5 / alone_s:.2g}"))},
         ],
         "prompts_per_point": 6,
         "server": {"max_num_seqs": 8, "kv_cache_gib": 0.5},

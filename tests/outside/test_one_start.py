@@ -52,8 +52,18 @@ def test_equal_candidates(tmp_path: Path, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_equal_candidates_in_an_open_loop(tmp_path: Path, seed: int) -> None:
+    """The same with Poisson arrivals."""
     points = equal(Load(None, rate_per_s=0.3), 0.03, seed)
     write(tmp_path, [replace(p, pace=replace(p.pace, schedule="alone")) for p in points])
+    says_nothing_certain(read(tmp_path))
+
+
+def test_one_of_the_two_started_once(tmp_path: Path) -> None:
+    """alpha was started four times and beta, 20 % slower, once: still nothing is certain."""
+    both = equal(Load(4, "random"), 0.0, 1)
+    alpha = starts([p for p in both if p.backend == "alpha"], 4, sd=0.01, seed=2)
+    beta = [replace(p, factor=1.2) for p in both if p.backend == "beta"]
+    write(tmp_path, [*alpha, *(replace(p, started_s=p.started_s + 300.0) for p in beta)])
     says_nothing_certain(read(tmp_path))
 
 
