@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from analysis.rates import (
     users_of,
     whole_cycles,
 )
-from tests.fakes.closed_loops import NS, T0_NS, Loop, play
+from tests.fakes.closed_loops import CASES, NS, T0_NS, Loop, pair, play
 from tests.fakes.rundirs import FakeRun, write_run
 
 
@@ -225,44 +224,7 @@ def _own_rate(ends: list[float]) -> float:
     return (len(ends) - 1) / (ends[-1] - ends[0])
 
 
-# Equal candidates: a server that prefills one prompt at a time and decodes the others together. A user's
-# cycle is its own decode and all users' prefills, 8·0.4 + 4.0 = 8·0.6 + 2.4 = 7.2 s, whatever the split;
-# the power of decode is chosen so that a cycle takes equal joules.
-
-
-def split(prefill_s: float, decode_s: float, users: int, prompt: int, **more: float) -> Loop:
-    prefill_w, all_j = 690.0, 600.0 * (users * prefill_s + decode_s)
-    decode_w = (all_j - users * prefill_s * prefill_w) / decode_s
-    assert decode_w > 100
-    return Loop(
-        users,
-        prefill_s,
-        decode_s,
-        prompt_tokens=prompt,
-        prefill_w=prefill_w,
-        decode_w=decode_w,
-        **more,  # type: ignore[arg-type]
-    )
-
-
-@dataclass(frozen=True)
-class Case:
-    users: int
-    prompt: int
-    one: tuple[float, float]  # prefill and decode of a request
-    other: tuple[float, float]
-    stagger_s: float
-    bound: float  # of the mean ratio
-    measure_s: float = 70
-
-
-CYCLE_S = {"8k in step": 7.2, "8k staggered": 7.2, "131k staggered": 18.0, "131k in step": 18.0}
-CASES = {
-    "8k in step": Case(8, 8192, (0.4, 4.0), (0.6, 2.4), 0.0, 0.003),
-    "8k staggered": Case(8, 8192, (0.4, 4.0), (0.6, 2.4), 7.2, 0.003),
-    "131k staggered": Case(2, 131_072, (5.0, 8.0), (7.0, 4.0), 18.0, 0.005),
-    "131k in step": Case(2, 131_072, (5.0, 8.0), (7.0, 4.0), 0.0, 0.005, 75),
-}
+# Equal candidates
 
 
 def measured(
@@ -286,11 +248,9 @@ def measured(
 @pytest.mark.parametrize("name", list(CASES))
 def test_equal_candidates_with_another_split_are_equal(name: str) -> None:
     case, sweeps, starts = CASES[name], 40, 3
-    loops = [
-        split(*times, case.users, case.prompt, stagger_s=case.stagger_s, noise=0.01)
-        for times in (case.one, case.other)
-    ]
-    truth = case.users * 128 / CYCLE_S[name]
+    loops = pair(case, noise=0.01)
+    truth = case.users * 128 / case.cycle_s
+    bound = 0.003 if case.users == 8 else 0.005
     differences = np.zeros((sweeps, starts, 3))
     edges = np.zeros((sweeps, starts, 3))
     levels = []
@@ -307,8 +267,8 @@ def test_equal_candidates_with_another_split_are_equal(name: str) -> None:
                 assert a.value and b.value and a.edge_error is not None and b.edge_error is not None
                 differences[sweep, start, figure] = math.log(b.value / a.value)
                 edges[sweep, start, figure] = math.hypot(a.edge_error, b.edge_error)
-    assert np.mean(levels) == pytest.approx(truth, rel=case.bound)
-    assert np.abs(differences.mean(axis=(0, 1))).max() < case.bound
+    assert np.mean(levels) == pytest.approx(truth, rel=bound)
+    assert np.abs(differences.mean(axis=(0, 1))).max() < bound
     # claimed: the mean of the starts beyond t(n − 1) standard errors, the edges' beside the spread
     errors = np.sqrt(differences.var(axis=1, ddof=1) / starts + (edges**2).mean(axis=1))
     claimed = np.abs(differences.mean(axis=1)) > student.ppf(0.975, starts - 1) * errors

@@ -162,3 +162,53 @@ def _frame(loop: Loop, done: list[_Request]) -> pd.DataFrame:
             "turn": None,
         }
     )
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two candidates of one throughput and power that split prefill and decode differently.
+
+    A user's cycle is its own decode and all users' prefills, e.g. 8·0.4 + 4.0 = 8·0.6 + 2.4 = 7.2 s whatever
+    the split, and the power of decode is chosen so that a cycle takes equal joules.
+    """
+
+    users: int
+    prompt_tokens: int
+    one: tuple[float, float]  # prefill and decode of a request, seconds
+    other: tuple[float, float]
+    staggered: bool  # the users' first requests, evenly over a cycle
+    measure_s: float = 70
+
+    @property
+    def cycle_s(self) -> float:
+        return self.users * self.one[0] + self.one[1]
+
+
+CASES = {
+    "8k, 8 users in step": Case(8, 8192, (0.4, 4.0), (0.6, 2.4), False),
+    "8k, 8 users staggered": Case(8, 8192, (0.4, 4.0), (0.6, 2.4), True),
+    "131k, 2 users staggered": Case(2, 131_072, (5.0, 8.0), (7.0, 4.0), True),
+    "131k, 2 users in step": Case(2, 131_072, (5.0, 8.0), (7.0, 4.0), False, 75),
+}
+POWER_W = 600.0
+
+
+def pair(case: Case, noise: float) -> list[Loop]:
+    loops: list[Loop] = []
+    for prefill_s, decode_s in (case.one, case.other):
+        busy_s = case.users * prefill_s
+        assert abs(busy_s + decode_s - case.cycle_s) < 1e-9
+        decode_w = (POWER_W * case.cycle_s - busy_s * 690.0) / decode_s
+        loops.append(
+            Loop(
+                case.users,
+                prefill_s,
+                decode_s,
+                prompt_tokens=case.prompt_tokens,
+                stagger_s=case.cycle_s if case.staggered else 0.0,
+                noise=noise,
+                prefill_w=690.0,
+                decode_w=decode_w,
+            )
+        )
+    return loops
