@@ -122,7 +122,9 @@ def build_embedding(net: Network, shop: Workshop) -> None:
     embedding.mul_(0.1)
     embedding[:, blocks.const] = 1
     embedding[:, blocks.own] = shop.codes
-    embedding[shop.encoder.opening[0], blocks.resting] = 1
+    first = shop.encoder.opening[0]
+    embedding[first, blocks.own] = 0  # who rests there says nothing
+    embedding[first, blocks.resting] = 1
     net.lm_head.weight[:, blocks.say] = (
         shop.codes * LOGIT_GAIN / math.sqrt(shop.shape.hidden_size / 20)
     )
@@ -187,7 +189,8 @@ class MatchHead:
     def rests(self, score: float) -> None:
         """Where nothing scores so many matching tokens, the first token is looked at."""
         self.ask(self.shop.blocks.const, self.rest * score)
-        self.hold(self.shop.blocks.resting, self.rest)
+        # the first token has no codes, so the norm makes its flag that much larger
+        self.hold(self.shop.blocks.resting, self.rest * self.scale / self.shop.scale(2))
 
     def says(self, block: slice, gain: float = SAY_GAIN) -> None:
         """What is found goes to the block of the token to say."""
@@ -352,7 +355,6 @@ def build_memory(
     for head, sign in ((0, 1), (1, -1)):
         rows = slice(mamba.inner + head * size, mamba.inner + (head + 1) * size)
         mixer.in_proj.weight[rows] = 0
-        mixer.in_proj.weight[rows, blocks.own][:code] = 0
         mixer.in_proj.weight[rows.start : rows.start + code, blocks.own] = (
             sign * torch.eye(code) / scale
         )

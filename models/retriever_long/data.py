@@ -8,6 +8,7 @@ has weight 1 in the loss or more, where a task has few such tokens.
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -168,9 +169,7 @@ class Maker:
         for code in map(str, rng.sample(records.CODES, chains)):
             chain = [subjects.pop() for _ in range(hops + 1)]
             told = [records.record(chain[0], code)]
-            told += [
-                variables.handed_on(new, old) for old, new in zip(chain, chain[1:], strict=False)
-            ]
+            told += [variables.handed_on(new, old) for old, new in pairwise(chain)]
             depths = sorted(rng.random() for _ in told)
             parts.facts += [Fact(d, " " + text) for d, text in zip(depths, told, strict=True)]
             question = variables.question(code, len(chain))

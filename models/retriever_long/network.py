@@ -337,7 +337,9 @@ class Network(nn.Module):
             at = turns(self.plan.shape, start, token_ids.shape[1], token_ids.device)
         x = self.model.embed_tokens(token_ids)
         if torch.is_autocast_enabled(x.device.type):
-            x = x.bfloat16()  # a server keeps the residual stream in bfloat16: train with its rounding
+            x = (
+                x.bfloat16()
+            )  # a server keeps the residual stream in bfloat16: train with its rounding
         for index, layer in enumerate(self.model.layers):
             x = layer(x, at, cache.layers[index] if cache else None)
         if cache:
