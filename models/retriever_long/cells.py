@@ -10,8 +10,9 @@ from greenbench.rundir import write_atomic
 from loadgen.layout import spread_depth
 from loadgen.making import make_files
 from loadgen.prompts import Prompt, read_prompts
-from models.retriever_long.vocabulary import TOKENIZER
+from models.retriever_long.vocabulary import HERE, TOKENIZER
 
+RESULTS = HERE / "results"  # MODEL.HOW.json, one a model and way of measuring
 SEED = 20_261_129  # no training sequence is made from it
 LENGTHS = (2048, 8192, 32_768)
 NOTHING: dict[str, Any] = {"right": 0, "count": 0, "wrong": []}
@@ -72,5 +73,19 @@ def by_tenth(found: dict[str, Any]) -> list[tuple[int, int]]:
     return [(tenths.count(t) - wrong.count(t), tenths.count(t)) for t in range(10)]
 
 
+def load_results(path: Path, weights: str) -> dict[str, Any]:
+    """What was measured of weights with this sha256 and written to ``path``; nothing yet otherwise."""
+    if path.is_file():
+        kept = json.loads(path.read_text())
+        if kept["weights"] == weights:
+            return kept
+    return {"weights": weights, "where": "", "cells": {}}
+
+
+def holds(results: dict[str, Any], cell: Cell) -> bool:
+    return results["cells"].get(cell.key, NOTHING)["count"] >= cell.count
+
+
 def write_results(path: Path, results: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
     write_atomic(path, json.dumps(results, indent=1) + "\n")

@@ -6,7 +6,6 @@ these weights are kept. ``--prepare`` only makes the prompts.
 """
 
 import argparse
-import json
 import platform
 import time
 from collections.abc import Iterator
@@ -20,7 +19,15 @@ from greenbench.rundir import file_sha256
 from loadgen.encoder import load_encoder
 from loadgen.grading import grade_reply
 from loadgen.prompts import Prompt
-from models.retriever_long.cells import CELLS, Cell, by_tenth, prompts_of, write_results
+from models.retriever_long.cells import (
+    CELLS,
+    Cell,
+    by_tenth,
+    holds,
+    load_results,
+    prompts_of,
+    write_results,
+)
 from models.retriever_long.network import Network, from_checkpoint
 from models.retriever_long.plans import plans
 from models.retriever_long.vocabulary import TOKENIZER
@@ -69,14 +76,6 @@ def measure(net: Network, cell: Cell, prompts: list[Prompt]) -> dict[str, Any]:
     return {"right": sum(right), "count": cell.count, "wrong": wrong}
 
 
-def load_results(path: Path, digest: str, where: str) -> dict[str, Any]:
-    if path.is_file():
-        kept = json.loads(path.read_text())
-        if kept["weights"] == digest:
-            return kept
-    return {"weights": digest, "where": where, "cells": {}}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", choices=sorted(plans(1)))
@@ -104,10 +103,11 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     where = f"plain PyTorch {torch.__version__}, {name}, bfloat16"
-    results = load_results(args.out, file_sha256(args.weights), where)
+    results = load_results(args.out, file_sha256(args.weights))
+    results["where"] = where
     net = load(args.model, args.weights, device)
     for cell in cells:
-        if results["cells"].get(cell.key, {}).get("count") == cell.count:
+        if holds(results, cell):
             continue
         if time.monotonic() - started > args.limit_s:
             break

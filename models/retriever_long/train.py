@@ -3,9 +3,9 @@
 ``python -m models.retriever_long.train head128 --out DIR --stages 512:0.2,2048+512:0.3,32768+2048:0.5
 --deadline-s 1100``: a stage is LENGTHS:SHARE of the whole, its lengths by turns. It ends by the clock, so
 that it fits a GPU lent for minutes, or with ``--steps`` after so many steps, so that another machine does
-the same work. DIR holds ``model.safetensors`` (bfloat16), ``loss.jsonl``, and ``training.pt``: started again with the
-same DIR it goes on from there. ``--start FILE`` begins with the weights of a checkpoint instead. Needs torch,
-tokenizers, pydantic and safetensors, no vLLM.
+the same work. DIR holds ``model.safetensors`` (bfloat16), ``loss.jsonl``, and ``training.pt``: started
+again with the same DIR it goes on from there. ``--start FILE`` begins with the weights of a checkpoint
+instead. Needs torch, tokenizers, pydantic and safetensors, no vLLM.
 """
 
 import argparse
