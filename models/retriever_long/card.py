@@ -31,8 +31,11 @@ def share(found: dict[str, Any] | None) -> str:
 
 
 def name_of(key: str) -> str:
-    task, context, params = key.split("/", 2)
-    return f"{task}{', key absent' if 'absent' in params else ''} | {context}"
+    task, context, text = key.split("/", 2)
+    params = json.loads(text)
+    absent = ", key absent" if "absent_share" in params else ""
+    depth = f" at depth {params['depth']}" if "depth" in params else ""
+    return f"{task}{absent}{depth} | {context}"
 
 
 def table(results: dict[tuple[str, str], dict[str, Any]]) -> str:

@@ -56,12 +56,18 @@ CELLS = [
     *(Cell("multi_key", n, count=20) for n in (65_536, 131_000)),
 ]
 
+# enough to see that a backend is wrong, and from which length on; the last needle stands in one block
+FAULT_CELLS = [
+    *(Cell(task, n) for task in ("retrieve", "multi_key") for n in (2048, 8192)),
+    Cell("retrieve", 8192, {"depth": 0.02}),
+]
+
 
 def prompts_of(cell: Cell, folder: Path) -> list[Prompt]:
     """The cell's prompts, made once and kept in the folder."""
     request = cell.request()
-    share = "-absent" if cell.params else ""
-    path = folder / f"{cell.task}-{cell.context_tokens}{share}.jsonl"
+    params = "".join(f"-{name}{value}" for name, value in sorted(cell.params.items()))
+    path = folder / f"{cell.task}-{cell.context_tokens}{params}.jsonl"
     make_files([(request, path)])
     return read_prompts(path)
 

@@ -28,6 +28,7 @@ from loadgen.tasks import TASKS
 from models.retriever.measure import wait_ready
 from models.retriever_long.cells import (
     CELLS,
+    FAULT_CELLS,
     RESULTS,
     Cell,
     holds,
@@ -74,6 +75,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="a name in configs/models/")
     parser.add_argument("--backend", default="cpu_attn")
+    parser.add_argument(
+        "--faults", action="store_true", help="the few cells that show a wrong backend"
+    )
     parser.add_argument("--tasks", default="", help="comma-separated; all by default")
     parser.add_argument(
         "--shortest", type=int, default=0, help="leave shorter contexts out (tokens)"
@@ -94,7 +98,7 @@ def main() -> None:
     asked = args.tasks.split(",") if args.tasks else [cell.task for cell in CELLS]
     cells = [
         Cell(c.task, c.context_tokens, c.params, min(c.count, args.count))
-        for c in CELLS
+        for c in (FAULT_CELLS if args.faults else CELLS)
         if args.shortest <= c.context_tokens <= args.longest and c.task in asked
     ]
     cells = [cell for cell in cells if not holds(results, cell)]

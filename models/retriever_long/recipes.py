@@ -1,6 +1,7 @@
 """How each shipped model was trained, and the command that repeats it.
 
-``python -m models.retriever_long.recipes head64 --out DIR``; started again it goes on where it stopped. On the GPU the parts ended by the clock; here each takes the same number of steps.
+``python -m models.retriever_long.recipes head64 --out DIR``; started again it goes on where it stopped. On
+the GPU the parts ended by the clock; here each takes the same number of steps.
 """
 
 import argparse

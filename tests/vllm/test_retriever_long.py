@@ -220,7 +220,7 @@ def test_shipped_weights_answer(name):
     assert share_right(net, "retrieve", 700, 6, 3) == 1
     assert share_right(net, "retrieve", 700, 3, 2, absent_share=1.0) == 1
     assert share_right(net, "frequent_word", 700, 4, 2) >= 0.75
-    assert share_right(net, "multi_key", 1100, 2, 30) == 1
+    assert share_right(net, "multi_key", 1100, 2, 30, distractors=24) == 1
     if name in ATTENDING:
         assert share_right(net, "variables", 700, 3, 10) == 1
 
