@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from greenbench.config import PromptRequest, load_model
+from greenbench.config import ROOT, PromptRequest, load_model
 from loadgen import records
 from loadgen.encoder import load_encoder
 from loadgen.grading import grade_reply
@@ -233,6 +234,44 @@ def test_it_reads_the_report_and_does_not_guess():
         text = f"Report 1.{filler} {records.record('falcon', code)}{filler}"
         ids = encoder.opening + encoder.encode([text + records.ask_one("falcon").plain])[0]
         assert encoder.decode(greedy(net, [ids], 2)[0]).strip() == code
+
+
+@pytest.mark.parametrize("name", ("head128", "head64"))
+def test_positions_that_end_too_early_lose_answers_only_after_they_end(name, monkeypatch):
+    """The injected fault of a long context, in small: right at 400 tokens, wrong at 1,000."""
+    right = network.turns
+
+    def stuck(shape, start, tokens, device):
+        at = right(shape, 0, start + tokens, device)
+        rows = torch.arange(start, start + tokens).clamp(max=512)
+        return network.Turns(at.cos[rows], at.sin[rows])
+
+    net = shipped(name)
+    assert share_right(net, "retrieve", 1000, 4, 3) == 1
+    monkeypatch.setattr(network, "turns", stuck)
+    assert share_right(net, "retrieve", 400, 4, 3) == 1
+    assert share_right(net, "retrieve", 1000, 4, 3) == 0
+
+
+def test_the_broken_backend_turns_from_the_right_position_to_the_stuck_one(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "fakes" / "broken_backend"))
+    import stuck_positions
+
+    from servers.plugins.step import Batch
+
+    none = torch.empty(0)
+    batch = Batch([0, 3, 4], [6, 9], none, 16, none, none)  # positions 3, 4, 5 and 8
+    cos, sin = stuck_positions.wrong_turns(batch, last=4, head_dim=32, rope_theta=1e4)
+    x = torch.randn(4, 2, 32, generator=torch.Generator().manual_seed(1))
+    shape = replace(SMALL, rope_theta=1e4)
+
+    def at(positions):
+        table = network.turns(shape, 0, 10, x.device)
+        return rotate(x, table.cos[positions, None], table.sin[positions, None])
+
+    turned = stuck_positions.turned(at([3, 4, 5, 8]), cos, sin)
+    assert torch.allclose(turned, at([3, 4, 4, 4]), atol=1e-5)
+    assert not torch.allclose(turned, at([3, 4, 5, 8]), atol=0.1)
 
 
 @pytest.mark.parametrize("length", [128, 512, 3000])
