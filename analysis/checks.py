@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.fault import Fault
+from analysis.identity import Identity, identity
 from analysis.invariants import broken
 from analysis.load import Run
 from analysis.tables import row_count
@@ -179,14 +180,19 @@ ASKED: tuple[Callable[[Run], Iterator[Fault]], ...] = (
 def superseded(runs: list[Run]) -> dict[Path, str]:
     """Runs whose point was measured again later: path -> run id of the complete run that stands for it.
 
-    Of several complete runs of one point the latest stands.
+    The same point is one of the same configuration, candidate, device, repeat and folder: what another folder
+    holds is a replicate. Of several complete runs of one point the latest stands. A copy of a run in another
+    folder is no replicate: the first stands.
     """
-    standing: dict[str, Run] = {}
+    standing: dict[tuple[str, Identity], Run] = {}
     for run in runs:  # oldest first
         if run.manifest.status == "complete":
-            standing[run.manifest.config_hash] = run
-    return {
-        run.path: standing[run.manifest.config_hash].manifest.run_id
-        for run in runs
-        if run.manifest.config_hash in standing and run is not standing[run.manifest.config_hash]
-    }
+            standing[run.manifest.config_hash, identity(run)] = run
+    out: dict[Path, str] = {}
+    first: set[str] = set()
+    for run in runs:
+        stands = standing.get((run.manifest.config_hash, identity(run)), run)
+        if stands is not run or run.manifest.run_id in first:
+            out[run.path] = stands.manifest.run_id
+        first.add(run.manifest.run_id)
+    return out

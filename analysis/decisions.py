@@ -135,7 +135,7 @@ def _decide(
 
     if len(able) < 2:
         return decided("alone", able)
-    beaten_by_none = [a for a in able if all(d.verdict != "worse" for d in against(a))]
+    beaten_by_none = sorted(a for a in able if all(d.verdict != "worse" for d in against(a)))
     winner = next((a for a in able if all(d.verdict == "better" for d in against(a))), None)
     if winner is not None:
         return decided("winner", [winner])
@@ -145,7 +145,7 @@ def _decide(
     if ahead is not None:
         return decided("indicative", [ahead])
     comparable = any(d.verdict == "indicative" for a in able for d in against(a))
-    return decided("no clear winner" if comparable else "not comparable", able)
+    return decided("no clear winner" if comparable else "not comparable", sorted(able))
 
 
 def _ahead(difference: Difference) -> bool:

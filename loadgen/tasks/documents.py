@@ -12,6 +12,10 @@ from loadgen.words import SUBJECTS
 STOP = "\n"
 
 
+def heading(document: int) -> str:
+    return f"\n\nDocument {document}."
+
+
 def question(document: int, subject: str) -> Question:
     said = f"According to document {document}, "
     text = (
@@ -27,7 +31,7 @@ def make(recipe: Recipe) -> Draft:
     codes = [str(code) for code in rng.sample(CODES, documents * len(subjects))]
     inserts: list[Insert] = []
     for document in range(documents):
-        inserts.append(Insert(document / documents, f"\n\nDocument {document + 1}."))
+        inserts.append(Insert(document / documents, heading(document + 1)))
         for place, subject in enumerate(subjects):
             depth = (document + rng.uniform(0.01, 0.99)) / documents
             code = codes[document * len(subjects) + place]

@@ -19,6 +19,10 @@ QUESTION = Question(
 )
 
 
+def one_more(thing: str) -> str:
+    return f"One {thing} was counted."
+
+
 def make(recipe: Recipe) -> Draft:
     """``kinds`` things, each counted ``others`` times, but one ``others`` + ``lead`` times."""
     rng = recipe.rng
@@ -27,7 +31,7 @@ def make(recipe: Recipe) -> Draft:
     lead = whole(recipe.params, "lead", 1, 40)
     most, *rest = rng.sample(SUBJECTS, kinds)
     counted = [most] * (others + lead) + rest * others
-    inserts = [Insert(rng.random(), f" One {thing} was counted.") for thing in counted]
+    inserts = [Insert(rng.random(), " " + one_more(thing)) for thing in counted]
     token_ids = lay_out(
         recipe.encoder,
         recipe.context_tokens,

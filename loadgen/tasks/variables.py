@@ -17,6 +17,10 @@ KNOWN = frozenset(SUBJECTS)
 MOST_SUBJECTS = 400
 
 
+def handed_on(new: str, old: str) -> str:
+    return f"The code of {new} is the same as the code of {old}."
+
+
 def question(code: str, count: int) -> Question:
     text = (
         f"\n\nQuestion: Which {count} subjects have the code {code}, directly or because their code "
@@ -36,9 +40,7 @@ def make(recipe: Recipe) -> Draft:
     inserts: list[Insert] = []
     for code, chain in zip(codes, subjects, strict=True):
         told = [record(chain[0], code)]
-        told += [
-            f"The code of {new} is the same as the code of {old}." for old, new in pairwise(chain)
-        ]
+        told += [handed_on(new, old) for old, new in pairwise(chain)]
         depths = sorted(rng.random() for _ in told)  # a hop is told after the one it builds on
         inserts += [Insert(depth, " " + text) for depth, text in zip(depths, told, strict=True)]
     token_ids = lay_out(

@@ -5,7 +5,7 @@ Other text still encodes, byte by byte. Build: ``python -m models.retriever.voca
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -36,14 +36,15 @@ def sample_texts() -> Iterator[str]:
     yield f"Report 1. {records.NONE}"
 
 
-def build() -> Tokenizer:
+def build(texts: Iterable[str]) -> Tokenizer:
+    """A tokenizer with a token for each piece of these texts, and for every number of three digits."""
     pieces = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PIECE), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    found = {piece for text in sample_texts() for piece, _ in pieces.pre_tokenize_str(text)}
+    found = {piece for text in texts for piece, _ in pieces.pre_tokenize_str(text)}
     numbers = {
         space + str(n).zfill(digits)
         for space in ("", "Ġ")
@@ -66,19 +67,22 @@ def build() -> Tokenizer:
     return tokenizer
 
 
-def main() -> None:
-    tokenizer = build()
-    FOLDER.mkdir(exist_ok=True)
-    tokenizer.save(str(FOLDER / "tokenizer.json"))
+def write(tokenizer: Tokenizer, folder: Path, window: int) -> None:
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
         "eos_token": EOS,
-        "model_max_length": WINDOW,
+        "model_max_length": window,
         "clean_up_tokenization_spaces": False,
     }
-    (FOLDER / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
-    print(f"{tokenizer.get_vocab_size()} tokens in {FOLDER}")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    print(f"{tokenizer.get_vocab_size()} tokens in {folder}")
+
+
+def main() -> None:
+    write(build(sample_texts()), FOLDER, WINDOW)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from models.retriever import construct as built
 from models.retriever.data import Maker
 from models.retriever.network import Retriever, Shape, rope_tables, rotate
 from models.retriever.train import train
-from models.retriever.vocabulary import FOLDER, build
+from models.retriever.vocabulary import FOLDER, build, sample_texts
 
 WEIGHTS = FOLDER / "model.safetensors"
 MIB = 2**20
@@ -59,7 +59,9 @@ def test_weights_are_small_bfloat16_and_the_config_describes_them(shape):
 
 
 def test_committed_tokenizer_is_the_one_that_vocabulary_builds():
-    assert json.loads(build().to_str()) == json.loads((FOLDER / "tokenizer.json").read_text())
+    assert json.loads(build(sample_texts()).to_str()) == json.loads(
+        (FOLDER / "tokenizer.json").read_text()
+    )
 
 
 def test_transformers_tokenizer_gives_the_same_ids():
