@@ -1,6 +1,6 @@
 """Command line of the analysis.
 
-python -m analysis check runs/demo
+python -m analysis check [--schema] runs/demo
 python -m analysis report runs/demo --out report.html
 """
 
@@ -9,28 +9,41 @@ import sys
 from pathlib import Path
 
 from analysis.checks import faults, superseded
-from analysis.load import find_runs, load_runs
+from analysis.fault import Fault
+from analysis.forms import read_forms
+from analysis.load import find_runs, read_runs
 from greenbench.config import ROOT
 from greenbench.errors import UserError, exit_on_user_error
 
 
 def check(args: argparse.Namespace) -> int:
     """One line a fault; 1 when there is any. Points measured again later are passed over."""
-    runs = load_runs(args.runs)
+    if args.schema:
+        return check_forms(args.runs)
+    runs, unreadable = read_runs(args.runs)
     replaced = superseded(runs)
-    count = 0
+    found = [(run.path.name, Fault("unreadable", run.why)) for run in unreadable]
     for run in runs:
-        if run.path in replaced:
-            continue
-        for fault in faults(run):
-            print(f"{run.manifest.run_id}: {fault.code}: {fault.sentence}")
-            count += 1
-    print(f"{len(runs)} runs, {len(replaced)} of them measured again, {count} faults")
-    return 1 if count else 0
+        if run.path not in replaced:
+            found += [(run.manifest.run_id, fault) for fault in faults(run)]
+    for name, fault in found:
+        print(f"{name}: {fault.code}: {fault.sentence}")
+    total = len(runs) + len(unreadable)
+    print(f"{total} runs, {len(replaced)} of them measured again, {len(found)} faults")
+    return 1 if found else 0
+
+
+def check_forms(root: Path) -> int:
+    """Whether the files have the form of docs/contract.md, not whether they can be believed."""
+    reading = read_forms(root)
+    for sentence in reading.faults:
+        print(sentence)
+    print(f"{reading.files} files read, {len(reading.faults)} faults")
+    return 1 if reading.faults else 0
 
 
 def report(args: argparse.Namespace) -> int:
-    """summary.json beside the runs, and one self-contained HTML file."""
+    """One self-contained HTML file, and beside it what it shows for programs."""
     from analysis.report import write_report  # plotly and jinja load slowly; check needs neither
     from analysis.study import study
     from analysis.summary import write_summary
@@ -40,13 +53,27 @@ def report(args: argparse.Namespace) -> int:
             print(f"\r{done}/{total} runs", end="" if done < total else "\n", file=sys.stderr)
 
     find_runs(args.runs)  # bad input is said before anything is written
-    out = args.out or args.runs / "report.html"
+    out = report_path(args.runs, args.out)
     make_folder(out.parent)
     whole = study(args.runs, progress, args.across_executions, args.objective)
-    write_summary(whole, out.with_name("summary.json"))
+    write_summary(whole, summary_path(out))
     write_report(whole, out)
     print(out)
     return 0
+
+
+def report_path(runs: Path, out: Path | None) -> Path:
+    """report.html in RUNS or in the folder that was named; else the file that was named."""
+    if out is None or out.is_dir():
+        return (out or runs) / "report.html"
+    return out
+
+
+def summary_path(report: Path) -> Path:
+    """summary.json of report.html; of a.html a.summary.json, so that two reports share a folder."""
+    if report.name == "report.html":
+        return report.with_name("summary.json")
+    return report.with_name(f"{report.stem}.summary.json")
 
 
 def make_folder(folder: Path) -> None:
@@ -102,8 +129,18 @@ def main() -> int:
         command = commands.add_parser(name, help=(action.__doc__ or "").splitlines()[0])
         command.add_argument("runs", type=Path, help="a run, a sweep, or a folder of sweeps")
         command.set_defaults(action=action)
+        if name == "check":
+            command.add_argument(
+                "--schema",
+                action="store_true",
+                help="check the files' form against docs/contract.md, not their content",
+            )
         if name == "report":
-            command.add_argument("--out", type=Path, help="default: report.html in RUNS")
+            command.add_argument(
+                "--out",
+                type=Path,
+                help="file; default: report.html in RUNS. Its summary lies beside it",
+            )
             command.add_argument(
                 "--across-executions",
                 action="store_true",

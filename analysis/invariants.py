@@ -153,7 +153,7 @@ def prompt_lengths(run: Run) -> Iterator[Fault]:
             f"(first: {int(first['prompt_tokens'])} instead of "
             f"{int(first['context_tokens_target'])} tokens)",
         )
-    if imported(run):
+    if len(wrong) or imported(run):
         return
     context = point.context_tokens
     asked = rows["context_tokens_target"]
@@ -189,6 +189,7 @@ def output_lengths(run: Run) -> Iterator[Fault]:
             f"{count} of {len(ended)} good requests made another number of tokens than was asked for "
             f"(first: {first}, {int(row['output_tokens'])} of {int(row['max_output_tokens'])})",
         )
+        return
     if run.point.load.trace is not None or not ended["first_token_ns"].notna().any():
         return
     wanted = task.output_tokens

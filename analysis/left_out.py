@@ -1,22 +1,27 @@
 """Servers of a sweep that did not give all their points: refused on its host, never ready, or dead too soon.
 
-What they did not measure has no run directory: a report of runs alone would pass over it in silence.
+What they did not measure has no run directory, and one that cannot be read has no point: a report of points
+alone would pass over them in silence.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from greenbench.rundir import SERVERS_DIR
+from analysis.load import Unreadable
+from greenbench.errors import UserError
+from greenbench.rundir import SERVERS_DIR, read_json
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """One server start. ``label``: model, backend with options, and which start; ``why``: a sentence."""
+    """One server start (``label``: model, backend with options, and which start) or run directory.
+
+    ``why``: a sentence.
+    """
 
     label: str
-    status: str  # refused | did not start | died
+    status: str  # refused | did not start | died | unreadable
     why: str
 
 
@@ -26,11 +31,22 @@ def left_out(root: Path) -> list[LeftOut]:
     return [found for folder in folders for found in (*_refused(folder), *_failed(folder))]
 
 
+def without_a_point(unreadable: Iterable[Unreadable]) -> list[LeftOut]:
+    """Run directories whose manifest or config cannot be read."""
+    return [LeftOut(run.path.name, "unreadable", run.why) for run in unreadable]
+
+
 def _refused(folder: Path) -> Iterator[LeftOut]:
     path = folder / "refused.json"
-    if path.is_file():
-        for label, reasons in json.loads(path.read_text()).items():
-            yield LeftOut(label, "refused", "; ".join(reasons))
+    if not path.is_file():
+        return
+    try:
+        reasons = {label: "; ".join(why) for label, why in read_json(path).items()}
+    except (UserError, TypeError) as error:
+        yield _unreadable(path, error)
+        return
+    for label, why in reasons.items():
+        yield LeftOut(label, "refused", why)
 
 
 def _failed(folder: Path) -> Iterator[LeftOut]:
@@ -38,9 +54,18 @@ def _failed(folder: Path) -> Iterator[LeftOut]:
     for path in sorted((folder / SERVERS_DIR).glob("*/server.json")):
         latest[path.parent.name.rpartition("-")[0]] = path
     for path in latest.values():
-        body = json.loads(path.read_text())
+        try:
+            body = read_json(path)
+        except UserError as error:
+            yield _unreadable(path, error)
+            continue
         server = body.get("server") or {}
         if body.get("state") == "failed":
             label = f"{server.get('model')} {server.get('requested_backend')}"
             status = "did not start" if server.get("ready_s") is None else "died"
             yield LeftOut(label, status, body.get("error") or "no reason was given")
+
+
+def _unreadable(path: Path, error: Exception) -> LeftOut:
+    name = f"{path.parent.name}/{path.name}"
+    return LeftOut(name, "unreadable", str(error).replace(str(path), path.name))

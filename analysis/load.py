@@ -112,6 +112,14 @@ class Run:
         """Every request row without its chunks, in order of sending."""
         return self._requests.value
 
+    @cached_property
+    def file_order(self) -> np.ndarray:
+        """Row i of ``requests`` is the ``file_order[i]``-th row of the chunk batches."""
+        sent = _to_pandas(
+            pq.read_table(parquet_path(self.path, "requests"), columns=["sent_unix_ns"])
+        )
+        return sent.sort_values("sent_unix_ns", kind="stable").index.to_numpy()
+
     @property
     def outputs(self) -> pd.DataFrame:
         return self._outputs.value
@@ -209,8 +217,8 @@ def read_sources(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     text = path.read_bytes()
-    for clause in form_faults(Sources, text):
-        raise UserError(f"{path}: {clause}")
+    for fault in form_faults(Sources, text):
+        raise UserError(f"{path}: {fault.clause}")
     return json.loads(text)
 
 
@@ -283,7 +291,11 @@ def _lengths(lists: pa.ListArray) -> np.ndarray:
 def load_run(path: Path) -> Run:
     """One run directory; another major schema version or a broken file raises UserError."""
     run = RunDir(path)
-    return Run(run, run.manifest(), load_live_point(path))
+    manifest = run.manifest()
+    try:
+        return Run(run, manifest, load_live_point(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{run.config_path}: not UTF-8 ({error})") from error
 
 
 def find_runs(root: Path) -> list[RunDir]:
@@ -300,10 +312,7 @@ def find_runs(root: Path) -> list[RunDir]:
 
 
 def read_runs(root: Path) -> tuple[list[Run], list[Unreadable]]:
-    """Every run at or below ``root``, oldest first, and the run directories that cannot be read.
-
-    No readable run at all is a UserError.
-    """
+    """Every run at or below ``root``, oldest first, and the run directories that cannot be read."""
     runs: list[Run] = []
     unreadable: list[Unreadable] = []
     for found in find_runs(root):
@@ -312,15 +321,20 @@ def read_runs(root: Path) -> tuple[list[Run], list[Unreadable]]:
         except (UserError, OSError, ValueError, RecursionError) as error:
             why = str(error).replace(f"{found.path}/", "")
             unreadable.append(Unreadable(found.path, why))
-    if not runs:
-        first = unreadable[0]
-        raise UserError(
-            f"{root}: none of {len(unreadable)} run directories can be read; first: "
-            f"{first.path.name}: {first.why}"
-        )
     return runs, unreadable
 
 
 def load_runs(root: Path) -> list[Run]:
     """Every readable run at or below ``root``, oldest first; none at all is a UserError."""
-    return read_runs(root)[0]
+    return some_readable(root, *read_runs(root))
+
+
+def some_readable(root: Path, runs: list[Run], unreadable: list[Unreadable]) -> list[Run]:
+    """The runs; where none of those below ``root`` can be read, a UserError."""
+    if not runs:
+        first = unreadable[0]
+        raise UserError(
+            f"{root}: none of {len(unreadable)} run directories can be read; "
+            f"{first.path.name}: {first.why}"
+        )
+    return runs

@@ -4,7 +4,6 @@ Beside that peak stand the weights, the activation peak, the pool in bytes and t
 sequence keep in it, and how many sequences of each length it holds.
 """
 
-import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,8 +14,9 @@ import pandas as pd
 from analysis.energy import used_gpus
 from analysis.model_shape import CacheShape, cache_shape
 from greenbench.config import LivePoint
+from greenbench.errors import UserError
 from greenbench.manifest import Manifest
-from greenbench.rundir import SERVERS_DIR, RunDir
+from greenbench.rundir import SERVERS_DIR, RunDir, read_json
 
 GIB = 2**30
 CONTEXTS = (2048, 8192, 32_768, 131_072)
@@ -126,7 +126,11 @@ def _shape(run: MemoryRun, reasons: list[str]) -> CacheShape | None:
     built = run.live.point.model.build
     path = Path(run.manifest.server.model_path) / "config.json"
     if path.is_file():
-        config = json.loads(path.read_text())
+        try:
+            config = read_json(path)
+        except UserError as error:
+            reasons.append(f"bytes a token are not known: {error}")
+            return None
     elif built is not None:
         config = built.config
     else:

@@ -4,7 +4,6 @@ Prompts are stored as token ids, so the model's own tokenizer is needed. Where i
 hand, the reason takes the words' place.
 """
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 from analysis.load import Run
 from greenbench.config import ROOT
+from greenbench.errors import UserError
+from greenbench.rundir import read_jsonl
 
 AROUND = 90  # characters either side of what was to be found
 QUESTION_MOST = 240
@@ -70,14 +71,17 @@ def prompt_file(run: Run) -> Path:
 
 
 def _token_ids(path: Path, prompt_index: int) -> list[int] | None:
+    """None where there is no such prompt, and where the file is broken: a report only shows its words."""
     if not path.is_file():
         return None
-    with path.open() as file:
-        next(file, None)  # the header
-        for line in file:
-            prompt = json.loads(line)
-            if prompt.get("prompt_index") == prompt_index:
-                return prompt["token_ids"]
+    try:
+        for number, prompt in enumerate(read_jsonl(path)):
+            if (
+                number and prompt.get("prompt_index") == prompt_index
+            ):  # the first line is the header
+                return prompt.get("token_ids")
+    except UserError:
+        return None
     return None
 
 

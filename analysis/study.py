@@ -15,13 +15,14 @@ from analysis.gates import Gate, gates
 from analysis.heat_maps import HeatMap, heat_maps
 from analysis.identity import Candidate, Place, places
 from analysis.labels import Labels, labels
-from analysis.left_out import LeftOut, left_out
-from analysis.load import Run, load_runs
+from analysis.left_out import LeftOut, left_out, without_a_point
+from analysis.load import Run, read_runs, some_readable
 from analysis.objectives import Objective, objective
 from analysis.points import Point, analyse_all
 from analysis.roofline import PhaseUse, phase_uses
 from analysis.windows import Window
 from greenbench.config import load_sweep
+from greenbench.errors import UserError
 
 DEFAULT_OBJECTIVE = "goodput"  # under the sweep's SLO; where there is none, see sentences.FALLBACK
 BEATEN = 1.05  # a share of a ceiling from which it was not one; below, the noise of measuring it
@@ -78,7 +79,8 @@ def study(
     the objective of the headline; default: the sweep's ``objective``, else DEFAULT_OBJECTIVE. UserError.
     """
     chosen = objective(by or sweep_objective(root) or DEFAULT_OBJECTIVE)
-    runs = load_runs(root)
+    runs, unreadable = read_runs(root)
+    some_readable(root, runs, unreadable)
     analysed = analyse_all(runs, progress)
     points, named = placed([point for point, _ in analysed], across_executions)
     samples: Samples = {point.run_id: values for point, values in analysed}
@@ -108,7 +110,7 @@ def study(
         heat_maps=heat_maps(answering, named.candidates),
         standings=stand,
         eligible=able,
-        left_out=left_out(root),
+        left_out=[*left_out(root), *without_a_point(unreadable)],
         labels=named,
         objective=chosen,
         across_executions=across_executions,
@@ -137,8 +139,16 @@ def placed(points: Sequence[Point], across: bool) -> tuple[list[Point], Labels]:
 def sweep_objective(root: Path) -> str | None:
     """``objective`` of the sweep in ``root``, or of those right below it where they agree."""
     files = [root / "sweep.yaml", root.parent / "sweep.yaml", *sorted(root.glob("*/sweep.yaml"))]
-    asked = {load_sweep(file).objective for file in files if file.is_file()}
+    asked = {_objective_of(file) for file in files if file.is_file()}
     return asked.pop() if len(asked) == 1 else None
+
+
+def _objective_of(sweep: Path) -> str | None:
+    """None as well where the file cannot be read: the report does not rest on it."""
+    try:
+        return load_sweep(sweep).objective
+    except UserError:
+        return None
 
 
 def _bottlenecks(

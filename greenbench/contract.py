@@ -7,8 +7,8 @@ docs/contract.md says in words what the columns mean.
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -150,44 +150,54 @@ def json_schemas() -> Iterator[tuple[str, str]]:
         yield f"{name}.json", json.dumps(json_schema(name), indent=1) + "\n"
 
 
-def form_faults(form: type, text: bytes, unknown_keys: bool = True) -> list[str]:
-    """What is wrong with one JSON text, a clause each that starts with the key; empty when nothing is.
+@dataclass(frozen=True)
+class FormFault:
+    """``where``: keys and indexes down to what is wrong. ``clause`` starts with the key."""
+
+    where: tuple[str | int, ...]
+    clause: str
+
+
+def form_faults(form: type, text: bytes, unknown_keys: bool = True) -> list[FormFault]:
+    """What is wrong with one JSON text; empty when nothing is.
 
     Whole numbers are not taken from text, nor from a number with a fraction.
     """
     try:
         adapter(form).validate_json(text, strict=True)
     except ValidationError as error:
-        return [_clause(fault, issubclass(form, Row)) for fault in error.errors(include_url=False)]
+        return [_fault(form, fault) for fault in error.errors(include_url=False)]
     if not unknown_keys or not issubclass(form, Row):
         return []
     known = [column.name for column in fields(form)]  # type: ignore[arg-type]
     extra = [key for key in json.loads(text) if key not in known]
-    return [f"unknown key '{key}'; {nearest(key, known)}" for key in extra]
+    return [FormFault((key,), f"unknown key '{key}'; {nearest(key, known)}") for key in extra]
 
 
-def _clause(fault: Any, line: bool) -> str:
+def _fault(form: type, fault: Any) -> FormFault:
+    where = tuple(fault["loc"])
+    name = ".".join(str(part) for part in where)
     if fault["type"] == "json_invalid":
-        return f"not {'a JSON line' if line else 'JSON'} ({fault['ctx']['error']})"
-    where = ".".join(str(part) for part in fault["loc"])
+        what = "a JSON line" if issubclass(form, Row) else "JSON"
+        return FormFault(where, f"not {what} ({fault['ctx']['error']})")
     if fault["type"] == "missing":
-        return f"'{where}' is missing"
+        return FormFault(where, f"'{name}' is missing")
     if fault["type"] == "extra_forbidden":
-        return f"unknown key '{where}'"
+        return FormFault(where, f"unknown key '{name}'")
     shown = repr(fault["input"])
     shown = shown if len(shown) <= SHOWN_CHARS else shown[:SHOWN_CHARS] + "…"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{where or '(top)'}: {message[:1].lower()}{message[1:]}, found {shown}"
+    return FormFault(where, f"{name or '(top)'}: {message[:1].lower()}{message[1:]}, found {shown}")
 
 
 def line_faults(
-    form: type, lines: Sequence[bytes] | Iterator[bytes], unknown_keys: bool = True
+    form: type, lines: Iterable[bytes], unknown_keys: bool = True
 ) -> Iterator[tuple[int, str]]:
     """(line number from 1, clause) of each fault; a last line without its end is torn, and passed over."""
     for number, line in enumerate(lines, start=1):
         if line.endswith(b"\n"):
-            for clause in form_faults(form, line, unknown_keys):
-                yield number, clause
+            for fault in form_faults(form, line, unknown_keys):
+                yield number, fault.clause
 
 
 def write_schemas(folder: Path) -> None:
