@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from greenbench.cpu import dtype_on_cpu, this_cpu
 from greenbench.rundir import write_atomic
 from servers.plugins.bench_layer import bench_layers
 
@@ -245,7 +246,8 @@ def main() -> None:
     parser.add_argument("--within-s", type=float, default=math.inf, help="one layer: for all")
     parser.add_argument("--out", type=Path, help="write all figures as JSON")
     parser.add_argument("--model", default="tiny-llama", help="name, YAML file or folder")
-    parser.add_argument("--dtype", default="bfloat16")
+    auto = dtype_on_cpu(this_cpu().flags)
+    parser.add_argument("--dtype", default=auto.name, help=f"of whole steps; default {auto.name}")
     parser.add_argument("--block-size", type=int, default=128)
     parser.add_argument("--turns", type=int, default=9)
     arguments = parser.parse_args()
