@@ -9,9 +9,9 @@ Everything it gives is labelled ``attributed``. It must predict windows that it 
 part of the result, and a fit that the data does not determine is refused.
 
 The counter tells of energy some time after it was used: half a sampling period on average, and what the
-sensor itself takes. At a window's edge that gives the work of one window the energy of the next. So the lag is
-fitted with the prices, and its error is part of theirs. docs/energy.md shows by simulation how often the true
-price lies within two standard errors.
+sensor itself takes. At a window's edge that gives the work of one window the energy of the next. So the lag
+is fitted with the prices, and its error is part of theirs. docs/energy.md shows by simulation how often the
+true price lies within two standard errors.
 """
 
 from collections.abc import Callable
@@ -237,7 +237,7 @@ def expected_lag_s(gpu: pd.DataFrame) -> float:
 
 @dataclass(frozen=True)
 class WorkCurve:
-    """Work of each kind (columns) done until each moment, straight between: a step's work is spread evenly."""
+    """Work of each kind (columns) done until each moment; a step's work is spread evenly over it."""
 
     at_ns: Ints
     done: Floats

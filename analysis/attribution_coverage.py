@@ -30,7 +30,7 @@ UUID = "GPU-a"
 
 @dataclass(frozen=True)
 class Sensor:
-    """A counter that changes every ``refresh_s`` to the energy of ``lag_s`` before, read every ``period_s``."""
+    """A counter that changes every ``refresh_s`` to the energy of ``lag_s`` ago, read every ``period_s``."""
 
     period_s: float = 0.1
     refresh_s: float = 0.1
