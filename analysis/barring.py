@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,14 +13,17 @@ from analysis.answers import Answered, answered
 from analysis.gates import LEAST_RIGHT, Gate
 from analysis.identity import Candidate, identity
 from analysis.load import Run
+from analysis.metrics import failures
+from analysis.noninferiority import LEVEL, MARGIN
 from analysis.points import Point
 from analysis.reference import is_exact
 
 StandingKind = Literal["proven", "undecided", "disqualified", "reference"]
 Place = tuple[str, int]  # model, context
-Barred = dict[Place, dict[str, str]]  # backend → why
-HALF_FAILED = 0.5
-NOT_FAILURES = frozenset({"cut_at_drain", "not_sent"})  # the load generator's own doing
+HALF_FAILED = 0.5  # of its requests at a place: then it may not win there
+FAILING = (
+    MARGIN  # share of its requests: a failed one has no answer, so no more may fail than be lost
+)
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,9 @@ class Evidence:
 class Standing:
     """proven: its loss is shown to be below the margin. reference: the others are held to its answers.
 
-    undecided: neither that nor a loss is shown; ``doubted`` says that something speaks against it (a gate
-    that could have passed and did not, failures, no proof of what ran), not only that nobody asked.
-    disqualified: it is shown to be worse.
+    undecided: neither that nor a loss is shown. disqualified: it is shown to be worse. ``doubted``:
+    something speaks against it (a gate that could have passed and did not, failures, no proof of what ran;
+    of a reference that another answers more right), not only that nobody asked.
     """
 
     kind: StandingKind
@@ -153,7 +156,7 @@ def _standing(
         kind, sentence = "reference", "exact by design; nobody else answered its prompts"
     if kind == "disqualified":
         return Standing(kind, sentence, evidence)
-    if half_failed(evidence.failed, evidence.requests):
+    if evidence.failed > FAILING * evidence.requests:
         sentence = f"{evidence.failed} of its {evidence.requests} measured requests failed"
         return Standing("undecided", sentence, evidence, doubted=True)
     if evidence.unproven_runs:
@@ -181,7 +184,13 @@ def by_gates(own: Sequence[Gate], held_to: Sequence[Gate]) -> tuple[StandingKind
         return "undecided", "; ".join(f"{g.task}: {g.sentence}" for g in doubts), True
     reference_of = [g for g in held_to if g.could_lose]
     if reference_of:
-        return "reference", f"the {reference_of[0].basis} one here, to which others are held", False
+        said = f"the {reference_of[0].basis} one here, to which others are held"
+        above = [g for g in reference_of if g.p_gained is not None and g.p_gained <= LEVEL]
+        if above:
+            said += (
+                f"; {above[0].task}: {above[0].backend} answers more right ({above[0].sentence})"
+            )
+        return "reference", said, bool(above)
     passed = [g for g in own if g.verdict == "no worse"]
     asked = [g for g in own if g.kind == "answers" and g.could_lose]
     if passed and (not asked or any(g.kind == "answers" for g in passed)):
@@ -218,34 +227,3 @@ def _evidence(own: Sequence[Gate], runs: Sequence[Run]) -> Evidence:
         failed=sum(failed for failed, _ in counted),
         unproven_runs=sum(run.manifest.server.proof == "unproven" for run in runs),
     )
-
-
-def failures(run: Run) -> tuple[int, int]:
-    """Requests of the measured phase that failed, and all of them; those that were cut or not sent are
-    neither."""
-    measured = run.requests[run.requests["phase"] == "measure"]
-    kinds = measured["error_type"]
-    counted = ~kinds.isin(NOT_FAILURES)
-    return int((kinds.notna() & counted).sum()), int(counted.sum())
-
-
-def half_failed(failed: int, requests: int) -> bool:
-    return requests > 0 and failed >= HALF_FAILED * requests
-
-
-def barred(found: Standings) -> Barred:
-    """The disqualified, by the name of their backend."""
-    out: Barred = {}
-    for place, by_candidate in found.items():
-        for who, standing in by_candidate.items():
-            if standing.kind == "disqualified":
-                out.setdefault(place, {}).setdefault(who.backend_label, standing.sentence)
-    return out
-
-
-def labelled(found: Standings, names: Mapping[Candidate, str]) -> dict[Place, dict[str, Standing]]:
-    """The standings by the candidates' names."""
-    return {
-        place: {names[who]: standing for who, standing in by_candidate.items()}
-        for place, by_candidate in found.items()
-    }

@@ -118,6 +118,7 @@ def _pattern(rng: random.Random) -> tuple[str, int]:
         chunk_tokens=list(range(1, CHUNKS + 1)),
         http_status=200,
         finish_reason="length",
+        user=333,
     )
     return record.to_json(), chunk_ns[-1] + 500_000
 
@@ -138,6 +139,7 @@ def _write_requests(path: Path, name: str, count: int, patterns: list[tuple[str,
                 .replace('"ID"', f'"r{number}"', 1)
                 .replace(":111,", f":{sent},", 1)
                 .replace(":222,", f":{sent - MONO_OFFSET_NS},", 1)
+                .replace('"user":333', f'"user":{user}', 1)
             )
             file.write(row + "\n")
     return last_ns

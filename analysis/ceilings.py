@@ -82,7 +82,8 @@ class HostCeilings(StrictModel):
             return None
         flops = max(self.flops_per_s[dtype], self.flops_per_s.get("float32", 0.0))
         stream = max(self.copy_bytes_per_s, self.read_bytes_per_s)
-        source = f"vLLM's linear layers, torch {self.torch}, {self.threads} threads"
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        source = f"vLLM's linear layers, torch {self.torch}, {threads}"
         return Ceiling("measured", flops, stream, source)
 
 

@@ -1,21 +1,25 @@
-"""What this machine can do at most, timed in the server's environment: its linear layers and memory streams.
+"""What a server of this machine can do at most: linear layers and memory streams, timed in its environment.
 
     python -m analysis.ceilings_torch
 
-A line of JSON for each figure as it is found, ``{"says": …}``, and last ``{"found": …}``. On a CPU a
-linear layer is called as vLLM calls it (its own dispatch: oneDNN with packed weights, else torch), since
-a plain product of matrices may take another kernel, up to fifty times slower. Best of many rounds: a
-ceiling is what is reached when nothing disturbs. Every figure has its share of BUDGET_S, so that a slow
-machine measures less and not longer.
+A line of JSON for each figure as it is found, ``{"says": …}``, and last ``{"found": …}``. On a CPU the
+cores are those that vLLM gives a worker (it keeps one for its scheduler), and a linear layer is called as
+vLLM calls it (its own dispatch: oneDNN with packed weights, else torch): a plain product of matrices may
+take another kernel, up to fifty times slower. Best of many rounds: a ceiling is what is reached when
+nothing disturbs. Every figure has its share of what the imports left of TOTAL_S, so that a slow machine
+measures less and not longer.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
+import psutil
 import torch  # type: ignore[import-not-found]  # lives in the server environment
 
-BUDGET_S = 10.0  # the imports come on top
+TOTAL_S, LEAST_S = 18.0, 5.0  # from the start of the process; for the figures alone
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # (tokens of a step, inputs, outputs) of a linear layer, by growing work. Small ones stay in a CPU's caches.
 LAYERS = {
@@ -55,21 +59,44 @@ def best_s(act: Act, device: str, seconds: float) -> float:
     return best
 
 
+def vllm_dispatch() -> Callable[..., None] | None:
+    """What gives a layer its ``cpu_linear``; None in a vLLM that calls torch's own."""
+    try:
+        from vllm.model_executor.layers.utils import (  # type: ignore[import-not-found]
+            dispatch_cpu_unquantized_gemm,
+        )
+    except ImportError:
+        return None
+    return dispatch_cpu_unquantized_gemm
+
+
+def worker_cores() -> set[int]:
+    """The cores that vLLM binds the worker of an unsharded server to; all, where it does not tell."""
+    parallel = SimpleNamespace(
+        local_world_size=1, data_parallel_rank_local=None, _api_process_count=1
+    )
+    try:
+        from vllm.utils.ompmultiprocessing import (  # type: ignore[import-not-found]
+            OMPProcessManager,
+        )
+
+        config = SimpleNamespace(parallel_config=parallel, kv_transfer_config=None)
+        cores = set(OMPProcessManager(config).cpu_lists[0])
+    except (ImportError, AttributeError, IndexError, AssertionError):  # another vLLM, or no binding
+        cores = set()
+    return cores or os.sched_getaffinity(0)
+
+
 def linear(tokens: int, inputs: int, outputs: int, dtype: torch.dtype, device: str) -> Act:
     """One call of a layer. Normal numbers: zeros would draw less power and run faster."""
     layer = torch.nn.Linear(inputs, outputs, bias=False, dtype=dtype, device=device)
     rows = torch.randn(tokens, inputs, device=device).to(dtype)
-    if device == "cpu":
-        try:
-            from vllm.model_executor.layers.utils import (  # type: ignore[import-not-found]
-                dispatch_cpu_unquantized_gemm,
-            )
-        except ImportError:  # another vLLM: torch's own
-            return lambda: layer(rows)
-        dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
-        call = layer.cpu_linear
-        return lambda: call(rows, layer.weight, None)
-    return lambda: layer(rows)
+    dispatch = vllm_dispatch() if device == "cpu" else None
+    if dispatch is None:
+        return lambda: layer(rows)
+    dispatch(layer, remove_weight=False)
+    call = layer.cpu_linear
+    return lambda: call(rows, layer.weight, None)
 
 
 def linear_flops(dtype: torch.dtype, device: str, seconds: float) -> float:
@@ -86,8 +113,14 @@ def linear_flops(dtype: torch.dtype, device: str, seconds: float) -> float:
 @torch.inference_mode()
 def measure() -> dict[str, object]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    vllm_dispatch()  # imported before the time is shared out
+    if device == "cpu":
+        cores = worker_cores()
+        os.sched_setaffinity(0, cores)  # before a first product starts threads
+        torch.set_num_threads(len(cores))
     flops: dict[str, float] = {}
-    share_s = BUDGET_S / (len(DTYPES) + 2)
+    imports_s = time.time() - psutil.Process().create_time()
+    share_s = max(LEAST_S, TOTAL_S - imports_s) / (len(DTYPES) + 2)
     for name, dtype in DTYPES.items():
         try:
             flops[name] = linear_flops(dtype, device, share_s)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from analysis.barring import HALF_FAILED, Standing, Standings
+from analysis.barring import FAILING, HALF_FAILED, Standing, Standings
 from analysis.differences import Difference, by_pair
 from analysis.identity import Candidate, Place
 from analysis.objectives import OBJECTIVES, Objective
@@ -41,7 +41,8 @@ class Contender:
 class Decision:
     """``front``: candidates that may win and are shown to be worse than none; of one start, the one ahead.
 
-    ``against``: the winner's or the leader's difference from every other candidate that may win.
+    ``against``: the winner's or the leader's difference from every other candidate that may win. ``tested``:
+    some two of them were compared by more than one pair of starts.
     """
 
     place: Place
@@ -49,6 +50,7 @@ class Decision:
     outcome: Outcome
     front: tuple[str, ...]
     contenders: tuple[Contender, ...]  # best value first
+    tested: bool
     against: tuple[Difference, ...] = ()
 
     @property
@@ -60,10 +62,6 @@ class Decision:
     def leader(self) -> str | None:
         """Who is ahead, shown or not; None where nobody is."""
         return self.front[0] if self.outcome in ("winner", "indicative") else None
-
-    @property
-    def tested(self) -> bool:
-        return self.outcome in ("winner", "no clear winner")
 
     @property
     def out(self) -> tuple[Contender, ...]:
@@ -127,9 +125,13 @@ def _decide(
     def against(label: str) -> list[Difference]:
         return [pairs[place, objective.name, label, rival] for rival in able if rival != label]
 
+    tested = any(each.tested for label in able for each in against(label))
+
     def decided(outcome: Outcome, front: Sequence[str]) -> Decision:
         said = tuple(against(front[0])) if front else ()
-        return Decision(place, objective.name, outcome, tuple(front), tuple(contenders), said)
+        return Decision(
+            place, objective.name, outcome, tuple(front), tuple(contenders), tested, said
+        )
 
     if len(able) < 2:
         return decided("alone", able)
@@ -137,7 +139,7 @@ def _decide(
     winner = next((a for a in able if all(d.verdict == "better" for d in against(a))), None)
     if winner is not None:
         return decided("winner", [winner])
-    if any(d.tested for a in able for d in against(a)):
+    if tested:
         return decided("no clear winner", beaten_by_none)
     ahead = next((a for a in able if all(_ahead(d) for d in against(a))), None)
     if ahead is not None:
@@ -159,15 +161,17 @@ def eligible(points: Sequence[Point], found: Standings) -> dict[tuple[Place, Can
     """Who may win where, by the standing of its answers at that length, its failed requests and its proof."""
     groups: dict[tuple[Place, Candidate], list[Point]] = {}
     for point in points:
-        if point.usable:
+        if point.status not in ("superseded", "interrupted"):
             groups.setdefault((point.place, point.candidate), []).append(point)
     out: dict[tuple[Place, Candidate], Eligible] = {}
     for (place, candidate), members in groups.items():
+        failed = [point.failures for point in members]
+        lost, asked = sum(n for n, _ in failed), sum(n for _, n in failed)
         standings = found.get((candidate.model, place.context_tokens), {})
         rivals = {standing.kind for other, standing in standings.items() if other != candidate}
         out[place, candidate] = _may_win(
             standings.get(candidate),
-            max(point.failed_share for point in members),
+            lost / asked if asked else 0.0,
             any(point.proof != "proven" for point in members),
             bool(rivals & {"proven", "reference"}),
         )
@@ -188,6 +192,10 @@ def _may_win(
     words = "unproven" if unproven else "answers undecided"
     if standing is not None and undecided and others_proven:
         return Eligible(False, standing.sentence, words)
-    if unproven or (standing is not None and undecided and standing.doubted):
-        return Eligible(True, None, words)
-    return Eligible(True)
+    marks = [
+        *(["unproven"] if unproven else []),
+        *([f"{failed_share:.0%} of its requests failed"] if failed_share > FAILING else []),
+    ]
+    if standing is not None and standing.doubted and not marks:
+        marks = ["answers in doubt"]
+    return Eligible(True, None, ", ".join(marks) or None)

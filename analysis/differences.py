@@ -207,8 +207,10 @@ def _compare(
 def _untested(ratio: Ratio, paired: bool) -> tuple[Verdict, str]:
     if ratio.p is not None:
         return "no difference shown", ""
+    if ratio.ratio is None and not paired:
+        return "not comparable", "one of the two is 0 and they have no block of starts in common"
     if not paired:
-        return "not comparable", "the two have no block of starts in common, and one start each"
+        return "indicative", "no block of starts in common and too few starts: nothing is claimed"
     return "indicative", "one server start each: no interval, nothing is claimed"
 
 

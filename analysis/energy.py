@@ -6,7 +6,7 @@ them. Only GPU board energy is measured, never the node's. docs/energy.md gives 
 Times are CLOCK_MONOTONIC nanoseconds: the sampler's stamps and the client's are differences on one clock.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, cast
 
@@ -22,6 +22,7 @@ from analysis.power_series import (
     integrate_average,
 )
 from analysis.quantities import Measured, Scope, total
+from analysis.rates import Floats, Ints, Ratio, Trend
 
 REASONS: dict[str, str] = {
     "window_not_bracketed": "samples do not reach from before the window to after it",
@@ -70,12 +71,44 @@ class Counted(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PerWork:
-    """One numerator over the three denominators; None where there was no such work."""
+    """One numerator over the three denominators; None where there was no such work.
+
+    ``j`` is the window's. Errors are by the names of the three, as ``analysis.rates`` defines them (standard
+    errors in J, edge errors relative); none where the work was given as a count.
+    """
 
     j: float
     j_per_output_token: float | None
     j_per_total_token: float | None
     j_per_request: float | None
+    standard_errors: dict[str, float] = field(default_factory=dict[str, float])
+    edge_errors: dict[str, float] = field(default_factory=dict[str, float])
+    trends: dict[str, Trend] = field(default_factory=dict[str, Trend])
+    reason: str | None = None
+
+
+class Joules:
+    """Energy of a point's cards between any two moments (CLOCK_MONOTONIC ns), by their counters."""
+
+    def __init__(self, cards: Sequence[EnergyCurve]) -> None:
+        self._cards = cards
+
+    def between(self, start_ns: Ints, end_ns: Ints) -> Floats:
+        """Joules of each interval; NaN where the counters' changes do not enclose it."""
+        total = np.zeros(len(start_ns))
+        for curve in self._cards:
+            if not len(curve.at_ns):
+                return np.full(len(start_ns), np.nan)
+            start_j, end_j = (
+                np.interp(at, curve.at_ns, curve.joules, left=np.nan, right=np.nan)
+                for at in (start_ns, end_ns)
+            )
+            total += end_j - start_j
+        return total
+
+
+# Gross and, with the idle power (W), above-idle joules per work; the last argument is the aligned window.
+PerWorkOf = Callable[["Joules", float, tuple[int, int]], dict[str, Ratio]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +219,15 @@ def point_energy(
     mean_residence_s: float | None = None,
     server_gpus: int | None = None,
     rules: Rules = Rules(),
+    per: PerWorkOf | None = None,
 ) -> EnergyResult:
     """Energy of a measured window, and per output token, total token and request.
 
     ``count`` gives the work between two monotonic moments: energy is taken between counter changes, so
     work is counted over exactly that interval. ``gpu``, ``host`` and ``sources`` are as recorded.
     ``server_gpus`` is how many cards the server was given: where its processes could not be found on the
-    cards, others may be visible too, and which are its own is not known.
+    cards, others may be visible too, and which are its own is not known. ``per`` relates the joules to the
+    work (``analysis.joules``); without it the aligned window's are divided by its counts.
     """
     cpu = cpu_energy(host, sources, start_mono_ns, end_mono_ns) if not host.empty else None
     why_not = _unavailable(gpu, sources)
@@ -244,18 +279,34 @@ def point_energy(
         cpu=cpu,
     )
     others = [card.curve for uuid, card in cards.items() if uuid not in wanted and card.curve]
-    return result if reasons else _measured(result, _scope(sources, wanted), work, others)
+    if reasons:
+        return result
+    own = Joules([card.curve for card in measured if card.curve])
+    return _measured(result, _scope(sources, wanted), work, others, per, own)
 
 
 def _measured(
-    result: EnergyResult, scope: Scope, work: Counted, others: list[EnergyCurve]
+    result: EnergyResult,
+    scope: Scope,
+    work: Counted,
+    others: list[EnergyCurve],
+    per: PerWorkOf | None,
+    own: Joules,
 ) -> EnergyResult:
     """The result of a window that passed every rule, with its figures filled in."""
     start_ns, end_ns = cast(int, result.start_mono_ns), cast(int, result.end_mono_ns)
     length_s = (end_ns - start_ns) / 1e9
     parts = [Measured(cast(float, f.counter_j), scope, "nvml_counter") for f in result.per_gpu]
     energy = total(parts)
-    above_j = None if result.idle_w is None else energy.joules - result.idle_w * length_s
+    idle_w = result.idle_w
+
+    def related(idle_w: float) -> PerWork:
+        joules = energy.joules - idle_w * length_s
+        if per is None:
+            return per_work(joules, work)
+        return _related(joules, per(own, idle_w, (start_ns, end_ns)))
+
+    gross = related(0.0)
     return replace(
         result,
         scope=scope,
@@ -263,8 +314,9 @@ def _measured(
         energy_j=energy.joules,
         edge_error_j=_sum(f.edge_error_j for f in result.per_gpu),
         power_w=energy.joules / length_s,
-        gross=per_work(energy.joules, work),
-        above_idle=None if above_j is None else per_work(above_j, work),
+        flags=[*result.flags, *(["no_joules_per_work"] if gross.reason else [])],
+        gross=gross,
+        above_idle=None if idle_w is None else related(idle_w),
         output_tokens=work.output,
         input_tokens=work.input,
         requests=work.completions,
@@ -280,6 +332,20 @@ def per_work(joules: float, work: Counted) -> PerWork:
 
     return PerWork(
         joules, over(work.output), over(work.output + work.input), over(work.completions)
+    )
+
+
+def _related(joules: float, found: dict[str, Ratio]) -> PerWork:
+    reasons = [ratio.reason for ratio in found.values() if ratio.reason]
+    return PerWork(
+        joules,
+        found["j_per_output_token"].value,
+        found["j_per_total_token"].value,
+        found["j_per_request"].value,
+        {k: r.standard_error for k, r in found.items() if r.standard_error is not None},
+        {k: r.edge_error for k, r in found.items() if r.edge_error is not None},
+        {k: r.trend for k, r in found.items() if r.trend is not None},
+        found["j_per_request"].reason and reasons[0],
     )
 
 

@@ -30,6 +30,7 @@ FLAG_WORDS = {
     "idle_measured_once": "loaded idle was measured on one side of the load only",
     "idle_drift": "loaded idle before and after the load differ by more than 3 %",
     "sw_power_cap": "the power cap was reached in the window",
+    "no_joules_per_work": "too few whole cycles a user for joules a token or request",
     "warming": "the card's temperature had not settled, and its power rises with it",
 }
 
@@ -241,7 +242,7 @@ def _measured_facts(energy: dict[str, Any]) -> list[tuple[str, str]]:
                 for name, title in DENOMINATORS
                 if held[name] is not None
             )
-            facts.append((f"Energy {words}", each))
+            facts.append((f"Energy {words}", each or formats.DASH))
     if energy.get("idle_w") is not None:
         drift = energy.get("idle_drift")
         after = "" if drift is None else f", after the load {drift:+.1%} of before"

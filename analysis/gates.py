@@ -24,7 +24,7 @@ from analysis.noninferiority import (
     most_lost,
 )
 from analysis.prompt_words import prompt_words
-from analysis.reference import Basis, choose_reference, discordant
+from analysis.reference import Basis, discordant, held_to, reference_order
 
 # Two correct bf16 kernels differ by up to 0.1 nats at a token (docs/method.md), on average by far less.
 DRIFT_MARGIN_NATS = 0.1  # mean |Δ log p| a token
@@ -86,14 +86,14 @@ class Gate:
     basis: Basis
     kind: Kind
     verdict: Verdict
-    barred: bool
     could_lose: bool
     tells: bool
     sentence: str
     prompts: int
     worse_by: float
     high: float | None = None
-    p: float | None = None
+    p: float | None = None  # of "no prompt lost on balance"
+    p_gained: float | None = None  # of "none gained"
     reference_right: int | None = None
     backend_right: int | None = None
     examples: list[Example] = field(default_factory=list)
@@ -111,7 +111,7 @@ def default_names(groups: Mapping[Question, Mapping[Candidate, Answered]]) -> di
 
 
 def gates(runs: Sequence[Run], names: Names | None = None) -> list[Gate]:
-    """Every candidate against the reference at each question that both answered.
+    """Every candidate against the first reference at each question that answered the same prompts.
 
     ``names``: of the candidates, for the sentences.
     """
@@ -120,30 +120,32 @@ def gates(runs: Sequence[Run], names: Names | None = None) -> list[Gate]:
     tasks = task_words(groups)
     found: list[Gate] = []
     for question, told in groups.items():
-        reference = choose_reference(told, called)
+        order, basis = reference_order(told, called)
         for who in sorted(told, key=lambda who: called[who]):
-            if who != reference.told.candidate:
+            reference = held_to(told[who], order)
+            if reference is not None:
                 about: dict[str, Any] = {
                     "model": question.model,
                     "task": tasks[question],
                     "context_tokens": question.context_tokens,
                     "candidate": who,
-                    "reference_candidate": reference.told.candidate,
+                    "reference_candidate": reference.candidate,
                     "backend": called[who],
-                    "reference": called[reference.told.candidate],
-                    "basis": reference.basis,
+                    "reference": called[reference.candidate],
+                    "basis": basis,
                 }
-                found += _gates(about, reference.told, told[who])
+                found.append(_gate(about, reference, told[who]))
     return found
 
 
-def _gates(about: dict[str, Any], reference: Answered, told: Answered) -> list[Gate]:
-    """None where the two answered no prompt in common."""
+def _gate(about: dict[str, Any], reference: Answered, told: Answered) -> Gate:
+    """Of two that answered prompts in common."""
     if told.by_prompt.keys() & reference.by_prompt.keys():
-        return [_answer_gate(about, reference, told)]
+        return _answer_gate(about, reference, told)
     exact, own = reference.logprobs, told.logprobs
-    pairs = [(exact[key][0], own[key]) for key in sorted(exact.keys() & own.keys())]
-    return [_drift_gate(about, pairs)] if pairs else []
+    return _drift_gate(
+        about, [(exact[key][0], own[key]) for key in sorted(exact.keys() & own.keys())]
+    )
 
 
 def _answer_gate(about: dict[str, Any], reference: Answered, told: Answered) -> Gate:
@@ -167,7 +169,6 @@ def _answer_gate(about: dict[str, Any], reference: Answered, told: Answered) -> 
         **about,
         kind="answers",
         verdict=verdict,
-        barred=verdict == "worse",
         could_lose=could_lose,
         tells=could_lose and n >= FEWEST_PAIRS,
         sentence=f"{counts}: {_answer_words(verdict, could_lose, n, high)}{_stand_in(about['basis'])}",
@@ -175,6 +176,7 @@ def _answer_gate(about: dict[str, Any], reference: Answered, told: Answered) -> 
         worse_by=(lost - gained) / n,
         high=high,
         p=loss_p(lost, gained),
+        p_gained=loss_p(gained, lost),
         reference_right=exact_right,
         backend_right=own_right,
         examples=[_example(exact[k], own[k]) for k in lost_first[:EXAMPLES]],
@@ -232,7 +234,6 @@ def _drift_gate(
         **about,
         kind="log-probabilities",
         verdict=verdict,
-        barred=verdict == "worse",
         could_lose=True,
         tells=n >= MIN_DRIFT_PROMPTS,
         sentence=(

@@ -112,6 +112,14 @@ class Run:
         """Every request row without its chunks, in order of sending."""
         return self._requests.value
 
+    @cached_property
+    def file_order(self) -> np.ndarray:
+        """Row i of ``requests`` is the ``file_order[i]``-th row of the chunk batches."""
+        sent = _to_pandas(
+            pq.read_table(parquet_path(self.path, "requests"), columns=["sent_unix_ns"])
+        )
+        return sent.sort_values("sent_unix_ns", kind="stable").index.to_numpy()
+
     @property
     def outputs(self) -> pd.DataFrame:
         return self._outputs.value

@@ -3,12 +3,13 @@
 Definitions shared by all of them:
 
 * *base*: the moment latency counts from: the scheduled moment in open loop, else the moment of sending.
-* *in the window*: latency statistics take the successful requests whose base lies in the window;
-  throughput counts tokens that arrived in it, whenever their request was sent.
+* *counted*: latency statistics take the successful requests of whole cycles (closed loop, see
+  ``analysis.rates``), so that all users weigh alike and no edge picks among them; in open loop those whose
+  base lies in the window. Rates are those of whole cycles, or of work spread over its time.
 * A statistic says how many values stand behind it and refuses a percentile they cannot carry.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,20 @@ import pandas as pd
 from scipy.stats import binom
 
 from analysis.load import ChunkBatch, Run
+from analysis.rates import (
+    Cycles,
+    Floats,
+    Ints,
+    Ratio,
+    Work,
+    ratio,
+    spread_ratio,
+    users_of,
+    whole_cycles,
+)
 from analysis.windows import Window
 from greenbench.config import SloConfig
+from greenbench.slo import is_good
 
 NS = 1e9
 
@@ -88,7 +101,10 @@ def _median_interval(values: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Work done in a window. Input tokens count at their request's first token (or end, not streamed)."""
+    """Work done in a window. Input tokens count at their request's first token (or end, not streamed).
+
+    What the edges of a window cut is in these counts: rates are not worked out from them.
+    """
 
     output: int
     input: int
@@ -99,8 +115,8 @@ class Tokens:
 class PointRequests:
     """What the chunk pass over a run yields.
 
-    ``frame``: one row a request with ``base_ns ttft_s tpot_s e2e_s lag_s ok in_window`` beside raw columns.
-    ``itl_s``: one value a token, of the successful requests in the window.
+    ``frame``: one row a request, with ``base_ns ttft_s tpot_s e2e_s lag_s ok in_window
+    counted`` beside raw columns. ``itl_s``: one value a token, of the counted requests.
     ``untimed``: such requests whose chunks carry no token counts, so that their gaps cannot be used.
     """
 
@@ -111,9 +127,30 @@ class PointRequests:
     tokens_per_chunk: float | None
 
 
-def point_requests(run: Run, window: Window) -> PointRequests:
-    """Walk all chunks of a run once, block by block."""
-    parts = [_batch(batch, window) for batch in run.chunk_batches()]
+def run_cycles(run: Run, window: Window) -> Cycles | None:
+    """Whole cycles of a closed loop's users in the window, by rows of ``point_requests``' frame; None in
+    open loop.
+    """
+    load = run.point.load
+    if load.users is None:
+        return None
+    span = window.start_unix_ns, window.end_unix_ns
+    found = whole_cycles(run.requests, users_of(run.requests), span, load.users, load.turns)
+    return replace(found, request=run.file_order[found.request])
+
+
+def point_requests(run: Run, window: Window, cycles: Cycles | None = None) -> PointRequests:
+    """Walk all chunks of a run once, block by block. ``cycles``: of a closed loop, by ``run_cycles``."""
+    wanted = None
+    if cycles is not None:
+        wanted = np.zeros(len(run.requests), dtype=bool)
+        wanted[cycles.request] = True
+    parts: list[_Part] = []
+    at = 0
+    for batch in run.chunk_batches():
+        here = slice(at, at + len(batch.rows))
+        parts.append(_batch(batch, window, None if wanted is None else wanted[here]))
+        at = here.stop
     if not parts:
         return PointRequests(pd.DataFrame(), np.empty(0), 0, Tokens(0, 0, 0), None)
     frame = pd.concat([part.frame for part in parts], ignore_index=True)
@@ -182,13 +219,13 @@ def _total(parts: list[_Part]) -> Tokens:
     )
 
 
-def _batch(batch: ChunkBatch, window: Window) -> _Part:
+def _batch(batch: ChunkBatch, window: Window, wanted: np.ndarray | None) -> _Part:
     frame = request_metrics(batch)
     start, end = window.start_unix_ns, window.end_unix_ns
     frame["in_window"] = frame["base_ns"].between(start, end, inclusive="left").fillna(False)
     frame["in_window"] = frame["in_window"].astype(bool)
-    counted = frame["in_window"] & frame["ok"]
-    gaps = token_gaps(batch, counted.to_numpy())
+    frame["counted"] = frame["ok"] & (frame["in_window"] if wanted is None else wanted)
+    gaps = token_gaps(batch, frame["counted"].to_numpy(dtype=bool))
     arrived, work = _work(batch, start, end)
     return _Part(
         frame,
@@ -229,6 +266,7 @@ def request_metrics(batch: ChunkBatch) -> pd.DataFrame:
       without token counts (last_token_ns − first_token_ns) / (output_tokens − 1). Null below 2 tokens.
     * ``e2e_s`` = end_ns + lag: base to the end of the response.
     * ``lag_s`` = sent − scheduled in open loop, else 0.
+    * ``arrived_tokens``: output tokens, of a request that was cut those that came.
     """
     rows = batch.rows.copy()
     sent, scheduled = (rows[name].astype("Int64") for name in ("sent_unix_ns", "scheduled_unix_ns"))
@@ -240,7 +278,18 @@ def request_metrics(batch: ChunkBatch) -> pd.DataFrame:
     rows["tpot_s"] = _tpot_s(batch)
     rows["chunks"] = np.diff(batch.offsets)
     rows["ok"] = rows["error_type"].isna()
+    rows["arrived_tokens"] = _arrived_tokens(batch)
     return rows
+
+
+def _arrived_tokens(batch: ChunkBatch) -> np.ndarray:
+    """Output tokens of a request: the server's total, else the last count of its chunks (cut requests)."""
+    known = batch.rows["output_tokens"].to_numpy(dtype=float, copy=True)
+    last = np.full(len(known), np.nan)
+    has = np.diff(batch.offsets) > 0
+    counts = batch.tokens[batch.offsets[1:][has] - 1].astype(float)
+    last[has] = np.where(counts >= 0, counts, np.nan)
+    return np.where(np.isnan(known), last, known)
 
 
 def _tpot_s(batch: ChunkBatch) -> np.ndarray:
@@ -319,37 +368,49 @@ def _output_tokens(batch: ChunkBatch, served: np.ndarray, start: int, end: int) 
 
 @dataclass(frozen=True)
 class Goodput:
-    """Requests that met the SLO. ``share`` is of all requests sent in the window, failed ones included."""
+    """Requests that met the SLO. ``share`` is of all that were counted, failed ones included."""
 
     good: int | None = None
     sent: int | None = None
     share: float | None = None
     per_s: float | None = None
+    per_s_se: float | None = None
     reason: str | None = None  # why there is none
 
 
-def goodput(frame: pd.DataFrame, slo: SloConfig, duration_s: float) -> Goodput:
-    """good / duration, where a request is good when it succeeded and meets every bound of the SLO.
+def good_requests(frame: pd.DataFrame, slo: SloConfig) -> np.ndarray | None:
+    """Which requests are good, by ``greenbench.slo``; None where the SLO bounds nothing.
 
-    TPOT is not asked of a request of one token, which has none.
+    A reply that is not streamed comes at once: its first token is its end.
     """
-    bounds = {name: limit for name, limit in slo.model_dump().items() if limit is not None}
-    if not bounds:
+    if not any(limit is not None for limit in slo.model_dump().values()):
+        return None
+    found = is_good(
+        slo,
+        frame["ok"].to_numpy(dtype=bool),
+        frame["ttft_s"].fillna(frame["e2e_s"]).to_numpy(dtype=float),
+        frame["tpot_s"].to_numpy(dtype=float),
+        frame["e2e_s"].to_numpy(dtype=float),
+        frame["output_tokens"].to_numpy(dtype=float),
+    )
+    return np.asarray(found, dtype=bool)
+
+
+def goodput(
+    frame: pd.DataFrame, good: np.ndarray | None, cycles: Cycles | None, rate: Ratio
+) -> Goodput:
+    """``rate`` of good requests, with the counts and the share of those it was taken over: the requests of
+    whole cycles, in open loop those whose base lies in the window.
+    """
+    if good is None:
         return Goodput(reason="the sweep sets no SLO")
-    inside = frame[frame["in_window"]]
-    if len(inside) == 0:
-        return Goodput(reason="no request was sent in the window")
-    if "ttft_s" in bounds and not inside["first_token_ns"].notna().any():
-        return Goodput(reason="the SLO bounds TTFT and this task is not streamed")
-    good = inside["ok"].to_numpy(dtype=bool, copy=True)
-    for name, limit in bounds.items():
-        values = inside[name]
-        meets = values <= limit
-        if name == "tpot_s":
-            meets |= values.isna() & (inside["output_tokens"] < 2)
-        good &= meets.to_numpy(dtype=bool)
-    count = int(good.sum())
-    return Goodput(count, len(inside), count / len(inside), count / duration_s)
+    among = frame["in_window"].to_numpy(dtype=bool) if cycles is None else cycles.request
+    met = good[among]
+    if len(met) == 0:
+        return Goodput(reason=rate.reason or "no request was sent in the window")
+    count = int(met.sum())
+    share = count / len(met)
+    return Goodput(count, len(met), share, rate.value, rate.standard_error, rate.reason)
 
 
 @dataclass(frozen=True)
@@ -423,61 +484,199 @@ def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
+LATENCIES = {"ttft": "ttft_s", "tpot": "tpot_s", "e2e": "e2e_s"}  # of the objectives' names
+
+
 def latency(measured: PointRequests) -> dict[str, dict[str, Any]]:
-    """Statistics of TTFT, TPOT, ITL and E2E (seconds) over the window's successful requests."""
-    frame = measured.frame
-    counted = frame[frame["in_window"] & frame["ok"]]
-    found = {
-        name: statistic(counted[name].to_numpy(dtype=float))
-        for name in ("ttft_s", "tpot_s", "e2e_s")
-    }
+    """Statistics of TTFT, TPOT, ITL and E2E (seconds) over the counted requests."""
+    counted = measured.frame[measured.frame["counted"]]
+    found = {name: statistic(counted[name].to_numpy(dtype=float)) for name in LATENCIES.values()}
     # tokens of one request are not independent, so ITL gets no interval
     found["itl_s"] = statistic(measured.itl_s, interval=False)
     return {name: asdict(value) for name, value in found.items()}
 
 
-def throughput(measured: PointRequests, duration_s: float) -> dict[str, Any]:
-    """Tokens and requests a second: what arrived in the window over its length.
+@dataclass(frozen=True)
+class Rates:
+    """A second, by whole cycles or spread work. ``little``: requests open by Little's law (requests/s × mean
+    time) over those that were: the check by a second method, 1 where both agree.
+    """
+
+    estimator: str
+    output: Ratio
+    total: Ratio
+    requests: Ratio
+    good: Ratio
+    little: float | None = None
+    cycles: int | None = None
+    cycles_per_user: float | None = None
+
+    def items(self) -> dict[str, Ratio]:
+        """By the objectives' names."""
+        return {
+            "output": self.output,
+            "total": self.total,
+            "requests": self.requests,
+            "goodput": self.good,
+        }
+
+
+NOT_STREAMED = "the task is not streamed"
+NO_COUNTS = "the number of {} tokens is not known of every request"
+
+
+def point_rates(
+    frame: pd.DataFrame, cycles: Cycles | None, window: Window, good: np.ndarray | None
+) -> Rates:
+    """Output tokens, total tokens, requests and good requests a second.
 
     A task that is not streamed (scoring) has no rate of output tokens: it asks for one it does not use.
-    Streamed requests without chunk times (another tool's) leave open which tokens came in the window:
-    no token figure then, and ``reason`` says so.
+    Failed requests end a cycle and bring nothing.
     """
-    tokens, frame = measured.tokens, measured.frame
-    streamed = frame["first_token_ns"].notna()
-    blind = bool((streamed & frame["ok"] & (frame["chunks"] == 0)).any())
-    output, whole = tokens.output, tokens.output + tokens.input
-    return {
-        "output_tokens": None if blind else output,
-        "input_tokens": tokens.input,
-        "completions": tokens.completions,
-        "output_tokens_per_s": output / duration_s if streamed.any() and not blind else None,
-        "total_tokens_per_s": None if blind else whole / duration_s,
-        "requests_per_s": tokens.completions / duration_s,
-        "tokens_per_chunk": measured.tokens_per_chunk,
-        "reason": "no chunk times were recorded" if blind else None,
-    }
-
-
-def edge_change(run: Run, window: Window, rate: float | None) -> float | None:
-    """What a closed loop's output tokens/s would change by under Little's law, as a share of ``rate``.
-
-    That is requests in flight × tokens / time, over the requests that ended in the window. It differs from
-    the count of tokens by what the window's edges cut: users that keep in step bring tokens in rounds, and
-    the count can be off by up to one of them. None without a closed loop, a rate or such requests.
-    """
-    if run.point.load.users is None or not rate:
-        return None
-    rows = run.requests
-    ended = (rows["sent_unix_ns"] + rows["end_ns"]).between(
-        window.start_unix_ns, window.end_unix_ns, inclusive="left"
+    counts = TokenCounts.of(frame, cycles)
+    found = (
+        _open_rates(counts, frame, window, good)
+        if cycles is None
+        else _closed_rates(counts, frame, cycles, good)
     )
-    done = rows[ended.fillna(False).astype(bool)]
-    if len(done) == 0:
-        return None
-    tokens = float(done["output_tokens"].where(done["error_type"].isna()).sum())
-    in_flight, busy_s = window.evidence["mean_in_flight"], float(done["end_ns"].sum()) / NS
-    return in_flight * tokens / busy_s / rate - 1
+    level, per_s = window.evidence.get("mean_in_flight"), found.requests.value
+    took = frame["end_ns"][frame["in_window"] if cycles is None else cycles.request].mean()
+    known = bool(level) and per_s is not None and not np.isnan(took)
+    return replace(found, little=per_s * took / NS / level) if known else found  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Of each request; nothing for a failed one. A reason stands where no rate can be made of them."""
+
+    output: Floats
+    prompt: Floats
+    no_output: str | None
+    no_total: str | None
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame, cycles: Cycles | None) -> "TokenCounts":
+        """``cycles`` None: an open loop, of which requests cut at the drain's end count by what came."""
+        ok = frame["ok"].to_numpy(dtype=bool)
+        cut = (frame["error_type"] == "cut_at_drain").to_numpy(dtype=bool)
+        begun = cut & frame["first_token_ns"].notna().to_numpy(dtype=bool)
+        served = ok | begun if cycles is None else ok
+        output = frame["arrived_tokens"].to_numpy(dtype=float)
+        prompt = frame["prompt_tokens"].to_numpy(dtype=float)
+        asked = np.flatnonzero(ok) if cycles is None else cycles.request[ok[cycles.request]]
+        streamed = bool(frame["first_token_ns"].notna().any())
+        unknown_output = NO_COUNTS.format("output") if np.isnan(output[asked]).any() else None
+        unknown_prompt = NO_COUNTS.format("prompt") if np.isnan(prompt[asked]).any() else None
+        return cls(
+            np.where(served, np.nan_to_num(output), 0.0),
+            np.where(served, np.nan_to_num(prompt), 0.0),
+            unknown_output if streamed else NOT_STREAMED,
+            unknown_output or unknown_prompt,
+        )
+
+
+def _or_reason(reason: str | None, found: Ratio) -> Ratio:
+    return Ratio(reason=reason) if reason is not None else found
+
+
+def _closed_rates(
+    counts: TokenCounts, frame: pd.DataFrame, cycles: Cycles, good: np.ndarray | None
+) -> Rates:
+    at, ok = cycles.request, frame["ok"].to_numpy(dtype=float)
+
+    def rate(amounts: Floats) -> Ratio:
+        return ratio(cycles, amounts[at] * cycles.users, cycles.seconds)
+
+    return Rates(
+        "whole cycles",
+        _or_reason(counts.no_output, rate(counts.output)),
+        _or_reason(counts.no_total, rate(counts.output + counts.prompt)),
+        rate(ok),
+        Ratio(reason="the sweep sets no SLO") if good is None else rate(good.astype(float)),
+        cycles=len(cycles),
+        cycles_per_user=cycles.per_user,
+    )
+
+
+@dataclass(frozen=True)
+class SpreadWork:
+    """An open loop's work by the time it took: prompts from sending to the first token, output tokens from
+    the first to the last, requests (and what is not streamed) over their whole life.
+    """
+
+    output: Work
+    prompt: Work
+    requests: Work
+    good: Work | None
+
+    @classmethod
+    def of(cls, counts: TokenCounts, frame: pd.DataFrame, good: np.ndarray | None) -> "SpreadWork":
+        seen = frame["sent_unix_ns"].notna().to_numpy(dtype=bool)
+        rows = frame[seen]
+        sent = rows["sent_unix_ns"].to_numpy(dtype=np.int64)
+        ended = rows["end_ns"].fillna(rows["last_token_ns"]).fillna(0)
+        first = rows["first_token_ns"]
+
+        def until(offset: pd.Series) -> Ints:
+            return sent + offset.to_numpy(dtype=np.int64)
+
+        begun, end = until(first.fillna(0)), until(ended)
+        whole = (sent, end)
+        return cls(
+            Work(begun, until(rows["last_token_ns"].fillna(ended)), counts.output[seen]),
+            Work(sent, until(first.fillna(ended)), counts.prompt[seen]),
+            Work(*whole, rows["ok"].to_numpy(dtype=float)),
+            None if good is None else Work(*whole, good[seen].astype(float)),
+        )
+
+
+def _open_rates(
+    counts: TokenCounts, frame: pd.DataFrame, window: Window, good: np.ndarray | None
+) -> Rates:
+    work = SpreadWork.of(counts, frame, good)
+    span = window.start_unix_ns, window.end_unix_ns
+    residence_s = window.evidence.get("mean_residence_s", 0.0)
+
+    def rate(*parts: Work) -> Ratio:
+        return spread_ratio(parts, None, span, residence_s)
+
+    return Rates(
+        "spread work",
+        _or_reason(counts.no_output, rate(work.output)),
+        _or_reason(counts.no_total, rate(work.output, work.prompt)),
+        rate(work.requests),
+        Ratio(reason="the sweep sets no SLO") if work.good is None else rate(work.good),
+    )
+
+
+def throughput(measured: PointRequests, rates: Rates) -> dict[str, Any]:
+    """Rates with their standard errors, and beside them the counts of the window, which its edges cut."""
+    blind = bool(
+        (
+            measured.frame["first_token_ns"].notna()
+            & measured.frame["ok"]
+            & (measured.frame["chunks"] == 0)
+        ).any()
+    )
+    reasons = [found.reason for found in (rates.requests, rates.total, rates.output)]
+    known = [reason for reason in reasons if reason not in (None, NOT_STREAMED)]
+    return {
+        "output_tokens": None if blind else measured.tokens.output,
+        "input_tokens": measured.tokens.input,
+        "completions": measured.tokens.completions,
+        "output_tokens_per_s": rates.output.value,
+        "output_tokens_per_s_se": rates.output.standard_error,
+        "total_tokens_per_s": rates.total.value,
+        "total_tokens_per_s_se": rates.total.standard_error,
+        "requests_per_s": rates.requests.value,
+        "requests_per_s_se": rates.requests.standard_error,
+        "tokens_per_chunk": measured.tokens_per_chunk,
+        "estimator": rates.estimator,
+        "cycles": rates.cycles,
+        "cycles_per_user": rates.cycles_per_user,
+        "little_ratio": rates.little,
+        "reason": known[0] if known else None,
+    }
 
 
 def errors(run: Run) -> dict[str, int]:
@@ -485,3 +684,15 @@ def errors(run: Run) -> dict[str, int]:
     frame = run.requests
     measured = frame[(frame["phase"] == "measure") & frame["error_type"].notna()]
     return {str(kind): int(count) for kind, count in measured["error_type"].value_counts().items()}
+
+
+NOT_FAILURES = frozenset({"cut_at_drain", "not_sent"})  # the load generator's own doing
+
+
+def failures(run: Run) -> tuple[int, int]:
+    """Requests of the measured phase that failed, and all of them; those that were cut or not sent are
+    neither."""
+    measured = run.requests[run.requests["phase"] == "measure"]
+    kinds = measured["error_type"]
+    counted = ~kinds.isin(NOT_FAILURES)
+    return int((kinds.notna() & counted).sum()), int(counted.sum())

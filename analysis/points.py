@@ -1,32 +1,42 @@
 """One run directory to one ``Point``: what it measured, in which window, and whether it may be used."""
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from analysis.checks import faults, superseded
 from analysis.identity import Block, Candidate, Identity, Place, identity
 from analysis.labels import labels
 from analysis.load import Run
+from analysis.medians import Modes, median_edge, median_edge_open, modes
 from analysis.metrics import (
+    LATENCIES,
     Goodput,
     PointRequests,
+    Rates,
     Statistic,
     answers,
-    edge_change,
     errors,
+    failures,
+    good_requests,
     goodput,
     latency,
+    point_rates,
     point_requests,
+    run_cycles,
     throughput,
 )
+from analysis.rates import Cycles, Ratio, users_of
 from analysis.resources import energy, kv_share_per_sequence, memory, metric_series
 from analysis.windows import Window, activity, ml_energy_window, steady_window
 
+NS = 1e9
 PointStatus = Literal["ok", "invalid", "failed", "interrupted", "superseded"]
-EDGES = 0.02  # of the output tokens/s: what the window's edges may change and no note says so
+LITTLE = 0.05  # Little's law and the rate may differ by so much and no note says so
 BURSTS = 0.2  # median gap over the median time a token, below which tokens came in bursts
 # they spoil times or what was recorded beside them, not what the model said
 TIMING_FAULTS = {"client_bound", "clock_stepped", "recorder_failed"}
@@ -55,6 +65,7 @@ class Point:
     created_unix_ns: int
     counts: dict[str, int]
     errors: dict[str, int]
+    failures: tuple[int, int]  # requests of the measured phase that failed, and all of them
     window: dict[str, Any] | None = None
     latency: dict[str, dict[str, Any]] | None = None
     throughput: dict[str, Any] | None = None
@@ -62,10 +73,13 @@ class Point:
     answers: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
     energy: dict[str, Any] | None = None
+    # by objective: relative standard error that comes from the window's edges, the same in every start
+    edge_errors: dict[str, float] = field(default_factory=dict)
+    bimodal: dict[str, Modes] = field(
+        default_factory=dict
+    )  # by objective: whose median says nothing
     extra: dict[str, Any] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)  # codes of analysis.checks
-    edge_errors: dict[str, float] = field(default_factory=dict)
-    bimodal: dict[str, Any] = field(default_factory=dict)
 
     @property
     def usable(self) -> bool:
@@ -104,13 +118,6 @@ class Point:
     def arm(self) -> int:
         return self.identity.replicate.arm
 
-    @property
-    def failed_share(self) -> float:
-        """Of the measured phase's requests, those that failed; 0 where none was sent."""
-        failed = sum(self.errors.values())
-        good = self.counts.get("ok", 0)
-        return failed / (failed + good) if failed + good else 0.0
-
 
 def answers_stand(status: PointStatus, faults: Iterable[str]) -> bool:
     """A late client or a window without a steady state says nothing against what the model said."""
@@ -132,10 +139,13 @@ def choose_window(run: Run) -> Window | None:
     phase = measured_phase(run)
     if phase is None:
         return None
+    load = run.point.load
+    pausing = load.turn_pause_s if load.turns > 1 else 0.0
+    users = users_of(run.requests) if pausing else None
     return steady_window(
-        activity(run.requests),
+        activity(run.requests, users, pausing),
         phase,
-        run.point.load.users,
+        load.users,
         metric_series(run, "vllm:kv_cache_usage_perc"),
     )
 
@@ -156,13 +166,14 @@ def analyse(run: Run, replaced_by: str | None = None) -> tuple[Point, dict[str, 
     if not window.valid:
         reasons = [f"no steady state: {reason}" for reason in window.reasons]
         return _without_metrics(run, "invalid", reasons, window), {}
-    measured = point_requests(run, window)
-    counted = measured.frame[measured.frame["in_window"] & measured.frame["ok"]]
+    cycles = run_cycles(run, window)
+    measured = point_requests(run, window, cycles)
+    counted = measured.frame[measured.frame["counted"]]
     samples = {name: counted[name].to_numpy(dtype=float) for name in ("ttft_s", "tpot_s", "e2e_s")}
     samples["itl_s"] = measured.itl_s
     if doubt(run)[0] is not None:  # not to be pooled with other starts' either
         samples |= {name: np.empty(0) for name in ("itl_s", "tpot_s")}
-    return _with_metrics(run, window, measured), samples
+    return _with_metrics(run, window, measured, cycles), samples
 
 
 def analyse_all(
@@ -202,6 +213,7 @@ def _identity(run: Run) -> dict[str, Any]:
         "created_unix_ns": manifest.created_unix_ns,
         "counts": manifest.counts.model_dump(),
         "errors": errors(run) if manifest.status != "running" else {},
+        "failures": failures(run) if manifest.status != "running" else (0, 0),
     }
 
 
@@ -223,34 +235,98 @@ def _without_metrics(
     )
 
 
-def _with_metrics(run: Run, window: Window, measured: PointRequests) -> Point:
+def _with_metrics(
+    run: Run, window: Window, measured: PointRequests, cycles: Cycles | None
+) -> Point:
     whole, tail = doubt(run)
+    frame = measured.frame
     times = believed(latency(measured), whole, tail)
-    rates = throughput(measured, window.duration_s)
-    edges = edge_change(run, window, rates["output_tokens_per_s"])
-    met = goodput(measured.frame, run.point.slo, window.duration_s)
+    good = good_requests(frame, run.point.slo)
+    rates = point_rates(frame, cycles, window, good)
+    met = goodput(frame, good, cycles, rates.good)
+    used = energy(run, window, frame, cycles)
     if whole is not None and run.point.slo.tpot_s is not None:
         met = Goodput(reason=f"the SLO bounds TPOT, and {whole}")
+        rates = replace(rates, good=Ratio(reason=met.reason))
+    doubted = {"tpot"} if whole is not None else set[str]()
     return Point(
         **_identity(run),
         status="ok",
         reasons=[],
-        notes=_notes(run, measured, times, edges),
+        notes=_notes(run, window, measured, times, rates),
         window=_window_json(window)
         | {"ml_energy": _window_json(ml_energy_window(run.requests, _in_flight_limit(run)))},
         latency=times,
-        throughput=rates | {"edge_change": edges},
+        throughput=throughput(measured, rates),
         goodput=asdict(met),
         answers=asdict(answers(run)),
         memory=memory(run, window),
-        energy=energy(run, window, window.evidence["mean_residence_s"]),
+        energy=used,
+        edge_errors={
+            name: error
+            for name, error in _edge_errors(window, frame, cycles, rates, used).items()
+            if name not in doubted
+        },
+        bimodal={name: two for name, two in _bimodal(frame).items() if name not in doubted},
         extra=_extra(run, window, measured),
     )
 
 
+ENERGIES = {
+    "energy": "j_per_output_token",
+    "energy_total": "j_per_total_token",
+    "energy_request": "j_per_request",
+}
+
+
+def _edge_errors(
+    window: Window,
+    frame: pd.DataFrame,
+    cycles: Cycles | None,
+    rates: Rates,
+    used: dict[str, Any],
+) -> dict[str, float]:
+    """By objective, of those that have one."""
+    joules = (used.get("gross") or {}).get("edge_errors", {})
+    found: dict[str, float | None] = {
+        name: rate.edge_error for name, rate in rates.items().items() if rate.value
+    }
+    found |= {name: joules.get(key) for name, key in ENERGIES.items()}
+    for name, column in LATENCIES.items():
+        found[name] = _median_edge(window, frame, cycles, column)
+    return {name: error for name, error in found.items() if error is not None}
+
+
+def _median_edge(
+    window: Window, frame: pd.DataFrame, cycles: Cycles | None, column: str
+) -> float | None:
+    values, counted = frame[column].to_numpy(dtype=float), frame["counted"].to_numpy(dtype=bool)
+    if cycles is not None:
+        return median_edge(values, counted, cycles)
+    counted = counted & ~np.isnan(values)
+    span = window.start_unix_ns, window.end_unix_ns
+    reach_ns = min(window.evidence["mean_residence_s"] * NS, (span[1] - span[0]) / 4)
+    base_ns = frame["base_ns"][counted].to_numpy(dtype=np.int64)
+    edge, pace = (
+        median_edge_open(values[counted], base_ns, span, reach_ns),
+        window.evidence.get("pace"),
+    )
+    if edge is None or pace is None:
+        return edge
+    return math.hypot(edge, math.log(pace["late_s"] / pace["early_s"]) / 2)
+
+
+def _bimodal(frame: pd.DataFrame) -> dict[str, Modes]:
+    counted = frame[frame["counted"]]
+    found = {
+        name: modes(counted[column].to_numpy(dtype=float)) for name, column in LATENCIES.items()
+    }
+    return {name: two for name, two in found.items() if two is not None}
+
+
 def _extra(run: Run, window: Window, measured: PointRequests) -> dict[str, Any]:
     """Figures that other parts need: output tokens of a request, share of the KV pool a sequence takes."""
-    counted = measured.frame[measured.frame["in_window"] & measured.frame["ok"]]
+    counted = measured.frame[measured.frame["counted"]]
     lengths = counted["output_tokens"].dropna().unique()
     return {
         "output_tokens_per_request": int(lengths[0]) if len(lengths) == 1 else None,
@@ -312,15 +388,14 @@ def believed(
 
 
 def _notes(
-    run: Run, measured: PointRequests, times: dict[str, dict[str, Any]], edges: float | None
+    run: Run,
+    window: Window,
+    measured: PointRequests,
+    times: dict[str, dict[str, Any]],
+    rates: Rates,
 ) -> list[str]:
     """What does not make a point invalid and a reader should still know."""
-    notes: list[str] = []
-    if edges is not None and abs(edges) > EDGES:
-        notes.append(
-            f"the window's edges cut rounds of users in step: by Little's law the output tokens/s would be "
-            f"{edges:+.1%}, and joules per token are off by as much; a longer phases.measure_s helps"
-        )
+    notes = _rate_notes(window, rates)
     gap, pace = times["itl_s"]["p50"], times["tpot_s"]["p50"]
     if gap is not None and pace and gap < BURSTS * pace:
         notes.append(
@@ -337,6 +412,37 @@ def _notes(
     notes += _imported_notes(run)
     if run.manifest.code.dirty:
         notes.append("the code had uncommitted changes")
+    return notes
+
+
+def _rate_notes(window: Window, rates: Rates) -> list[str]:
+    """A trend, what the window leaves out, and where the check by Little's law does not hold."""
+    notes: list[str] = []
+    units = {"output": "output tokens/s", "total": "tokens/s", "requests": "requests/s"}
+    trend = next(
+        ((u, r.trend) for n, r in rates.items().items() if (u := units.get(n)) and r.trend), None
+    )
+    pace = window.evidence.get("pace")
+    if trend is not None:
+        unit, found = trend
+        notes.append(
+            f"the pace changed in the phase: {found.early:.4g} {unit} in its first half, {found.late:.4g} in "
+            "its second; the figures are those of both, and their error covers either"
+        )
+    elif pace is not None:
+        notes.append(
+            f"the pace changed in the phase: a request took {pace['early_s']:.3g} s on average in its first "
+            f"half, {pace['late_s']:.3g} s in its second; the figures are those of both"
+        )
+    if "left_out" in window.evidence:
+        notes.append(f"the window leaves out {window.evidence['left_out']}")
+    if rates.requests.reason is not None:
+        notes.append(f"no rates: {rates.requests.reason}")
+    if rates.little is not None and abs(rates.little - 1) > LITTLE:
+        notes.append(
+            f"by Little's law {rates.little:.3g} times as many requests would have been open as were: the "
+            "rates or the request times are not those of a steady state"
+        )
     return notes
 
 

@@ -3,8 +3,7 @@
 How exact a backend is stands in the manifest, written from the table of backends (``Server.exactness``).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from analysis.answers import Answered
@@ -13,14 +12,6 @@ from analysis.noninferiority import judge
 
 Basis = Literal["most exact", "best answering"]
 UNQUANTISED = frozenset({"auto", "float32", "float16", "bfloat16"})  # of the KV cache
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The answers that the others are held to, and why these."""
-
-    told: Answered
-    basis: Basis
 
 
 def exactness(told: Answered) -> int | None:
@@ -37,31 +28,45 @@ def is_exact(told: Answered) -> bool:
     return proven and unquantised and (exactness(told) or 0) > 0
 
 
-def choose_reference(
+def reference_order(
     told: Mapping[Candidate, Answered], names: Mapping[Candidate, str]
-) -> Reference:
-    """Of the candidates that answered one question.
+) -> tuple[list[Answered], Basis]:
+    """The candidates that may be held up as a reference, the first first, of those that answered a question.
 
-    The most exact goes by dtype (float32 first), the table's rank, then answers. One that is shown to lose
-    prompts against another of the eligible gives way to the next: an exact design can be broken. Where no
-    candidate is known to be exact, the best answering stands in, and those known to be approximate only
-    where there is no other.
+    The most exact goes by dtype (float32 first), the table's rank, then answers. One that is shown to answer
+    worse than another of them goes last: an exact design can be broken. Where no candidate is known to be
+    exact, the best answering comes first, and those known to be approximate only where there is no other.
+    One that answered fewer than half as many prompts as another holds nobody up.
     """
-    exact = [each for each in told.values() if is_exact(each)]
-    unknown = [each for each in told.values() if exactness(each) != 0]
-    eligible = exact or unknown or list(told.values())
-    basis: Basis = "most exact" if exact else "best answering"
+    most = max(map(_prompts, told.values()))
+    enough = [each for each in told.values() if _prompts(each) * 2 >= most]
+    exact = [each for each in enough if is_exact(each)]
+    eligible = exact or [each for each in enough if exactness(each) != 0] or enough
 
-    def rank(each: Answered) -> tuple[bool, int, float, str]:
+    def rank(each: Answered) -> tuple[bool, bool, int, float, str]:
+        beaten = any(_loses(each, peer) for peer in eligible)
         by_answers = -_quality(each), names[each.candidate]
         if not exact:
-            return False, 0, *by_answers
-        return each.candidate.dtype != "float32", -(exactness(each) or 0), *by_answers
+            return beaten, False, 0, *by_answers
+        return beaten, each.candidate.dtype != "float32", -(exactness(each) or 0), *by_answers
 
-    ordered = sorted(eligible, key=rank)
-    unbeaten = (each for each in ordered if not any(_loses(each, peer) for peer in ordered))
-    chosen = next(unbeaten, max(ordered, key=_quality))
-    return Reference(chosen, basis)
+    return sorted(eligible, key=rank), "most exact" if exact else "best answering"
+
+
+def held_to(told: Answered, order: Sequence[Answered]) -> Answered | None:
+    """The first in order that answered a prompt of its too; None for one that comes first itself."""
+    for reference in order:
+        if reference is told:
+            return None
+        if told.by_prompt.keys() & reference.by_prompt.keys():
+            return reference
+        if told.logprobs.keys() & reference.logprobs.keys():
+            return reference
+    return None
+
+
+def _prompts(told: Answered) -> int:
+    return len(told.by_prompt) or len(told.logprobs)
 
 
 def _quality(told: Answered) -> float:

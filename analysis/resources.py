@@ -4,13 +4,16 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from analysis.attribution import Attribution, PhaseEnergy, attribute, phase_energy, step_work
 from analysis.clocks import wall_clock
 from analysis.energy import EnergyResult, IdlePower, idle_power, point_energy, used_gpus
+from analysis.joules import joules_per_work
 from analysis.load import Run
 from analysis.memory import point_memory
 from analysis.metrics import Tokens, count_tokens
+from analysis.rates import Cycles
 from analysis.windows import Series, Window
 
 
@@ -28,13 +31,18 @@ def memory(run: Run, window: Window) -> dict[str, Any]:
     ).as_dict()
 
 
-def energy(run: Run, window: Window, mean_residence_s: float) -> dict[str, Any]:
-    """Joules of the window with the work done in exactly the interval they were counted over.
+def energy(
+    run: Run, window: Window, requests: pd.DataFrame, cycles: Cycles | None
+) -> dict[str, Any]:
+    """Joules of the window, and per token and request by the intervals of the rates.
+
+    ``requests`` as ``metrics.point_requests`` gives them, ``cycles`` of a closed loop.
 
     ``phase``: J a token of a point that holds one phase only, measured. ``attributed``: prices of prefill
     and decode by a model, elsewhere.
     """
     offset = run.manifest.clock.unix_ns - run.manifest.clock.mono_ns
+    residence_s = window.evidence["mean_residence_s"]
 
     def count(start_mono_ns: int, end_mono_ns: int) -> Tokens:
         return count_tokens(run, start_mono_ns + offset, end_mono_ns + offset)
@@ -48,8 +56,9 @@ def energy(run: Run, window: Window, mean_residence_s: float) -> dict[str, Any]:
         count,
         _idle(run, "idle_before"),
         _idle(run, "idle_after"),
-        mean_residence_s,
+        residence_s,
         server_gpus=run.manifest.server.tensor_parallel,
+        per=joules_per_work(requests, cycles, offset, residence_s),
     )
     phase, attributed = _by_phase(run, result)
     found = result.as_dict()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from analysis.cells import Cell, load_order
 from analysis.decisions import Decision
 from analysis.differences import Difference
-from analysis.formats import count, factor, percent, significant
+from analysis.formats import count, factor, percent, seconds, significant
 from analysis.identity import Place
 from analysis.left_out import LeftOut
 from analysis.objectives import BY_NAME, Objective
@@ -259,10 +259,13 @@ def _two_peaks(whole: Study) -> list[str]:
         for name, peaks in point.bimodal.items():
             where = f"{point.task} with {point.load}, {count(point.context_tokens)} tokens"
             title = BY_NAME[name].title.removesuffix(" p50")
+            told = (
+                f"{percent(1 - peaks.share_high)} of its requests near {seconds(peaks.low)}, the others "
+                f"near {seconds(peaks.high)}"
+            )
             found.setdefault(
                 (name, where, point.backend),
-                f"{title} of `{point.backend}` has two peaks ({where}): {peaks.words}; its median says "
-                "little.",
+                f"{title} of `{point.backend}` has two peaks ({where}): {told}. Its median says little.",
             )
     return list(found.values())[:MOST]
 
@@ -270,7 +273,7 @@ def _two_peaks(whole: Study) -> list[str]:
 def _gated(whole: Study) -> list[str]:
     """Candidates that may not win, or whose answers are undecided, with the lengths and why."""
     found: dict[tuple[str, str], list[tuple[int, str]]] = {}
-    labels = {(p.place, p.candidate): p.backend for p in whole.points if p.usable}
+    labels = {(p.place, p.candidate): p.backend for p in whole.points}
     for key, eligible in whole.eligible.items():
         label = labels.get(key)
         if label is not None and eligible.mark and eligible.why_not:

@@ -1,9 +1,10 @@
 """The measured window of a point: the one definition that every number of the report rests on.
 
-``steady_window`` looks inside the measure phase for a stretch in which the load stood at its target and
-neither the KV pool nor the completion rate drifted. Finding none makes the point
-invalid; the whole run is never taken instead. ``ml_energy_window`` is ML.ENERGY's definition under its
-own name, for comparison with its published figures.
+``steady_window`` looks inside the measure phase for a stretch in which the load stood at its target and the
+KV pool did not drift. Finding none makes the point invalid; the whole run is never taken instead. What it
+leaves out is said, and it never looks for a stretch in which the server was fast: a server that slows down
+is a finding (``pace``), and too much of it makes the point invalid. ``ml_energy_window`` is ML.ENERGY's
+definition under its own name, for comparison with its published figures.
 """
 
 import math
@@ -25,9 +26,11 @@ class WindowRule:
     hole_share: float = 0.03  # longest stretch below running_share, of the window (or 1 s)
     kv_drift_share: float = 0.10  # second half against first half, of the mean …
     kv_drift_pool: float = 0.05  # … or of the whole pool, whichever is larger
-    rate_drift: float = (
-        0.10  # completions, and the mean request time, of the second half to the first
+    rate_drift: float = 0.10  # open loop: completions of the second half to the first
+    pace_drift: float = (
+        0.10  # mean request time of the second half to the first: from here on said …
     )
+    pace_limit: float = 1.5  # … and beyond this ratio either way a closed loop has no steady state
     min_residences: float = 3.0  # window length over the mean time in the server
     min_completions: int = 6  # the fewest for which a median has a 95 % interval
     steps: int = 10  # the search trims by tenths …
@@ -48,10 +51,19 @@ class Series:
 
 @dataclass(frozen=True)
 class Activity:
-    """When each request was in the server: ``start_ns`` and ``end_ns`` (unix), sorted by start."""
+    """When each request was in the server: ``start_ns`` and ``end_ns`` (unix), sorted by start.
+
+    ``held_ns``: until when it kept its user: with a pause between turns the sending of the user's next.
+    """
 
     start_ns: np.ndarray
     end_ns: np.ndarray
+    held_ns: np.ndarray | None = None
+
+    @property
+    def held(self) -> "Activity":
+        """The same with a user's pauses counted as open: of these a closed load has its target."""
+        return self if self.held_ns is None else Activity(self.start_ns, self.held_ns)
 
     @property
     def mean_residence_s(self) -> float:
@@ -77,12 +89,35 @@ class Window:
         return not self.reasons
 
 
-def activity(requests: pd.DataFrame) -> Activity:
-    """Requests that reached the server and have an end; rows that never left the client are left out."""
-    seen = requests[requests["sent_unix_ns"].notna() & requests["end_ns"].notna()]
+def activity(
+    requests: pd.DataFrame, users: np.ndarray | None = None, pause_s: float = 0.0
+) -> Activity:
+    """Requests that reached the server and have an end; rows that never left the client are left out.
+
+    With ``users`` of each row and the load's pause between turns, a pause belongs to the request before it,
+    up to its planned length: what is longer is the client's lateness.
+    """
+    known = (requests["sent_unix_ns"].notna() & requests["end_ns"].notna()).to_numpy(dtype=bool)
+    seen = requests[known]
     start = seen["sent_unix_ns"].to_numpy(dtype=np.int64)
+    end = start + seen["end_ns"].to_numpy(dtype=np.int64)
     order = np.argsort(start, kind="stable")
-    return Activity(start[order], (start + seen["end_ns"].to_numpy(dtype=np.int64))[order])
+    held = None
+    if users is not None and pause_s > 0:
+        held = _held(start, end, users[known], seen["turn"].to_numpy(dtype=float), pause_s)[order]
+    return Activity(start[order], end[order], held)
+
+
+def _held(
+    start: np.ndarray, end: np.ndarray, user: np.ndarray, turn: np.ndarray, pause_s: float
+) -> np.ndarray:
+    """Each request's end, or the sending of its user's next turn where that came within the pause."""
+    order = np.lexsort((start, user))
+    follows = (user[order][1:] == user[order][:-1]) & (turn[order][1:] > 0)
+    until = np.minimum(start[order][1:], end[order][:-1] + round(pause_s * NS))
+    held = end.copy()
+    held[order[:-1][follows]] = until[follows]
+    return held
 
 
 def in_flight(load: Activity) -> tuple[np.ndarray, np.ndarray]:
@@ -130,17 +165,22 @@ def steady_window(
 
     Closed loop (``users`` given): it starts when the open requests first reach ``running_share`` of the
     users and ends when they last stood there, so ramps at both ends fall away. Open loop: the phase,
-    minus one mean residence at its start for the server to fill. If that stretch drifts, tenths are
-    cut from either end, the shortest cut first. None that holds: invalid, with what drifted.
+    minus one mean residence at its start for the server to fill. If the load or the KV pool drifts in that
+    stretch, tenths are cut from either end, the shortest cut first, and ``left_out`` says so. None that
+    holds: invalid, with what drifted. The pace is judged over the stretch before any cut.
     """
     rule = rule or WindowRule()
     if len(load.start_ns) == 0:
         return Window("steady", *phase_ns, ("no request reached the server",))
-    times, levels = in_flight(load)
+    times, levels = in_flight(load.held)
     bounds = _bounds(load, times, levels, phase_ns, users, rule)
     if isinstance(bounds, str):
         return Window("steady", *phase_ns, (bounds,))
     first, last = bounds
+    pace, too_much = _pace(load, bounds, users, rule)
+    if too_much is not None:
+        _, evidence = _judge(load, times, levels, bounds, users, kv_usage, rule)
+        return Window("steady", round(first), round(last), (too_much,), evidence | pace)
     full: tuple[str, ...] = ()
     step = (last - first) / rule.steps
     most = round(rule.steps * (1 - rule.kept_share))
@@ -149,10 +189,15 @@ def steady_window(
         start, end = first + head * step, last - tail * step
         reasons, evidence = _judge(load, times, levels, (start, end), users, kv_usage, rule)
         if not reasons:
-            return Window("steady", round(start), round(end), (), evidence)
+            if head or tail:
+                evidence["left_out"] = (
+                    f"{(head + tail) * step / NS:.1f} of {(last - first) / NS:.1f} s: "
+                    + "; ".join(full)
+                )
+            return Window("steady", round(start), round(end), (), evidence | pace)
         full = full or reasons
     _, evidence = _judge(load, times, levels, (first, last), users, kv_usage, rule)
-    return Window("steady", round(first), round(last), full, evidence)
+    return Window("steady", round(first), round(last), full, evidence | pace)
 
 
 def _bounds(
@@ -194,11 +239,13 @@ def _judge(
     residence_s = load.mean_residence_s
     ended = (load.end_ns >= start) & (load.end_ns < end)
     done = load.end_ns[ended]
-    took_s = (done - load.start_ns[ended]) / NS
     halves = (int(np.sum(done < middle)), int(np.sum(done >= middle)))
     level = mean_level(times, levels, start, end) if end > start else 0.0
+    open_level = (
+        level if load.held_ns is None else mean_level(*in_flight(load), start, max(end, start + 1))
+    )
     evidence: dict[str, Any] = {
-        "mean_in_flight": round(level, 3),
+        "mean_in_flight": round(open_level, 3),
         "mean_residence_s": round(residence_s, 4),
         "completions": len(done),
     }
@@ -210,13 +257,10 @@ def _judge(
         )
     if len(done) < rule.min_completions:
         reasons.append(f"only {len(done)} requests ended in it, {rule.min_completions} are needed")
-    reasons += _rate_drift(halves, rule)
-    reasons += _pace_drift(took_s[done < middle], took_s[done >= middle], rule)
-    reasons += (
-        _closed_level(times, levels, span, level, users, rule)
-        if users is not None
-        else _open_level(times, levels, span, level, residence_s)
-    )
+    if users is not None:
+        reasons += _closed_level(times, levels, span, level, users, rule)
+    else:
+        reasons += _rate_drift(halves, rule) + _open_level(times, levels, span, level, residence_s)
     if kv_usage is not None:
         reasons += _kv_drift(kv_usage, span, rule)
     return tuple(reasons), evidence
@@ -236,17 +280,28 @@ def _rate_drift(halves: tuple[int, int], rule: WindowRule) -> list[str]:
     ]
 
 
-def _pace_drift(before_s: np.ndarray, after_s: np.ndarray, rule: WindowRule) -> list[str]:
-    """Mean request time of each half: beyond the limit, and beyond two standard errors (Welch)."""
+def _pace(
+    load: Activity, span: tuple[float, float], users: int | None, rule: WindowRule
+) -> tuple[dict[str, Any], str | None]:
+    """Mean request time of each half, where they differ beyond the limit and two standard errors (Welch);
+    and why that is no steady state. Of an open loop the open requests decide that.
+    """
+    ended = (load.end_ns >= span[0]) & (load.end_ns < span[1])
+    done, took_s = load.end_ns[ended], (load.end_ns[ended] - load.start_ns[ended]) / NS
+    before_s, after_s = (took_s[done < sum(span) / 2], took_s[done >= sum(span) / 2])
     if len(before_s) < 3 or len(after_s) < 3:
-        return []
+        return {}, None
     first, second = float(np.mean(before_s)), float(np.mean(after_s))
     error = math.sqrt(
         np.var(before_s, ddof=1) / len(before_s) + np.var(after_s, ddof=1) / len(after_s)
     )
-    if abs(second - first) <= max(rule.rate_drift * first, 2 * error):
-        return []
-    return [f"the mean request time drifted from {first:.3g} s in its first half to {second:.3g} s"]
+    if abs(second - first) <= max(rule.pace_drift * first, 2 * error):
+        return {}, None
+    pace = {"pace": {"early_s": first, "late_s": second}}
+    if users is None or max(first, second) <= rule.pace_limit * min(first, second):
+        return pace, None
+    words = f"the mean request time drifted from {first:.3g} s in its first half to {second:.3g} s"
+    return pace, words
 
 
 def _closed_level(

@@ -13,7 +13,14 @@ from greenbench import doctor as doctor_module
 from greenbench.config import CONFIGS, ROOT, PointConfig, SweepConfig, load_sweep
 from greenbench.errors import UserError, exit_on_user_error, nearest
 from greenbench.progress import SweepProgress
-from greenbench.runner import Outcome, Plan, dtype_notes, plan_sweep, run_sweep
+from greenbench.runner import (
+    Outcome,
+    Plan,
+    dtype_notes,
+    plan_sweep,
+    run_sweep,
+    undecided_quality,
+)
 from greenbench.stages import StageError, passthrough, python_module
 from greenbench.vllm_python import vllm_python
 
@@ -48,6 +55,8 @@ def run(
     console = Console(soft_wrap=True)
     if dry_run:
         print_plan(plan_sweep(config, chosen))
+        for sentence in undecided_quality(config):
+            print(f"# {sentence}")
         return
     target = (out or ROOT / "runs" / config.name).resolve()
     with SweepProgress(console) as view:

@@ -23,7 +23,7 @@ class Cpu:
 
 @dataclass(frozen=True, slots=True)
 class ServedDtype:
-    """The value of vLLM's --dtype, and why it is that one where nobody asked for it by name."""
+    """The value of vLLM's --dtype; ``why`` is why ``auto`` chose it, or what speaks against one asked for."""
 
     name: Dtype
     why: str | None = None
@@ -50,16 +50,26 @@ def this_cpu() -> Cpu:
     return read_cpu(path.read_text() if path.is_file() else "")
 
 
-def dtype_on_cpu(flags: frozenset[str] | None) -> ServedDtype:
-    """What ``dtype: auto`` means on a CPU: bfloat16 where it has instructions for it, else float32.
+def dtype_on_cpu(flags: frozenset[str] | None, asked: Dtype = "auto") -> ServedDtype:
+    """What ``auto`` means on a CPU: bfloat16 where it has instructions for it, else float32.
 
-    By the CPU alone, so that all backends and models of a sweep are served alike.
+    By the CPU alone, so that all backends and models of a sweep are served alike. What is asked for by
+    name is served.
     """
+    auto = _auto(flags)
+    if asked == "auto":
+        return auto
+    if asked == "bfloat16" != auto.name:
+        return ServedDtype(asked, f"asked for by name; auto would be {auto}")
+    return ServedDtype(asked)
+
+
+def _auto(flags: frozenset[str] | None) -> ServedDtype:
     has = [words for flag, words in BFLOAT16_FLAGS.items() if flag in (flags or ())]
     if has:
         return ServedDtype("bfloat16", f"this CPU computes it ({' and '.join(has)})")
     if flags is None:
         return ServedDtype("float32", "this CPU does not say whether it computes bfloat16")
     return ServedDtype(
-        "float32", "this CPU has neither AVX512_BF16 nor AMX: bfloat16 would be slower"
+        "float32", "this CPU has neither AVX512_BF16 nor AMX, without which bfloat16 is slower"
     )

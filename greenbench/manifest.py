@@ -87,7 +87,7 @@ class Server(Part):
     model_path: str
     weights: Literal["random", "trained", "real", "unknown"]
     dtype: str
-    dtype_why: str | None = None  # why that one, where `dtype: auto` chose it
+    dtype_why: str | None = None  # why `dtype: auto` chose it, or what speaks against it
     kv_cache_dtype: str
     execution: str
     tensor_parallel: int = 1

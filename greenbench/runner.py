@@ -40,6 +40,7 @@ from greenbench.sweep import (
     point_hash,
     prompt_file_name,
     prompt_request,
+    quality_warnings,
 )
 
 MIN_FREE_BYTES = 500 * 2**20
@@ -85,6 +86,12 @@ def plan_sweep(sweep: SweepConfig, blocks: frozenset[int] | None = None) -> list
     requests = [start.request.model_dump(mode="json") for start in starts]
     launches = call_json(python_module("servers", "plan"), requests)
     return [Plan(start, launch) for start, launch in zip(starts, launches, strict=True)]
+
+
+def undecided_quality(sweep: SweepConfig) -> list[str]:
+    """What the plan leaves open of the answers, a sentence each."""
+    tasks = call_json(python_module("loadgen", "tasks"))
+    return quality_warnings(sweep, [name for name, task in tasks.items() if not task["streaming"]])
 
 
 def check_tasks(sweep: SweepConfig, table: dict[str, dict[str, Any]]) -> None:

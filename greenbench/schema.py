@@ -68,6 +68,7 @@ class RequestRecord(Row):
     error_message: str | None = None  # cut short; holds no prompt text
     conversation: int | None = None  # of several turns; each turn is a longer prefix of one prompt
     turn: int | None = None  # from 0
+    user: int | None = None  # closed loop: who sent it; numbered over all processes of the run
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ are in seeded random order too.
 """
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from greenbench.config import (
@@ -18,6 +19,10 @@ from greenbench.config import (
 )
 from greenbench.errors import UserError
 from greenbench.rundir import config_hash, slug
+
+# Prompts that a point must answer for equal answers to pass the report's gate (docs/method.md, section 7):
+FEWEST_ANSWERS = 29  # graded
+FEWEST_SCORED = 8  # by log-probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,31 @@ def check_window(sweep: SweepConfig, models: list[ModelConfig], outputs: dict[st
                     f"'{task.name}' is longer than the window of model '{model.name}' ({window}); "
                     "shorten 'contexts' or choose another model"
                 )
+
+
+def quality_warnings(sweep: SweepConfig, scored: Collection[str]) -> list[str]:
+    """A sentence for each task whose points answer too few prompts for the report to judge quality.
+
+    ``scored``: the tasks that are judged by log-probabilities.
+    """
+    said: list[str] = []
+    for task in sweep.task_configs:
+        needed = FEWEST_SCORED if task.name in scored else FEWEST_ANSWERS
+        asked = task.requests or sweep.phases.requests
+        prompts = min(sweep.prompts_per_point, asked or sweep.prompts_per_point)
+        if prompts < needed:
+            limit = "requests" if asked and asked < needed else "prompts_per_point"
+            said.append(
+                f"{task.name}: {prompts} prompts a point are too few to show that answers are no worse, "
+                f"so its quality will be undecided; {needed} are needed at least: raise '{limit}'"
+            )
+        elif asked is None:
+            said.append(
+                f"{task.name}: fewer than {needed} prompts answered in {sweep.phases.measure_s:g} s leave "
+                f"its quality undecided; 'requests: {sweep.prompts_per_point}' and a long enough 'measure_s' "
+                "make sure of them"
+            )
+    return said
 
 
 def prompt_request(point: PointConfig, model_path: str) -> PromptRequest:

@@ -12,7 +12,7 @@ from typing import Protocol
 from greenbench.schema import RequestRecord
 from loadgen.exchange import Outgoing, Reply
 from loadgen.fast import Connection
-from loadgen.session import Session, Talk, pause_after
+from loadgen.session import Session, pause_after
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class ClosedLoop:
         self._session = drive.session
         self._connection = connection
         self._load = drive.session.live.point.load
-        self._talk = Talk(self._load.turns)
+        self._talk = drive.session.talk()
         self._in_flight = 0  # other open requests when the last was sent
         self._last: Over | None = None
         self._stopped = False

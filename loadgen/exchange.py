@@ -46,6 +46,7 @@ class Outgoing(msgspec.Struct, frozen=True):
     scheduled_mono_ns: int | None = None
     conversation: int | None = None
     turn: int | None = None
+    user: int | None = None  # of a closed loop
     phase: Phase = "measure"  # in which it was let out; it may be on the wire a moment later
 
     @property

@@ -40,7 +40,7 @@ from loadgen.gevent_loop import GeventLoop
 from loadgen.loops import Alarm, Checking
 from loadgen.openloop import raise_file_limit, take_priority
 from loadgen.pool import Pool
-from loadgen.session import TICK_S, Session, Talk, pause_after
+from loadgen.session import TICK_S, Session, pause_after
 from loadgen.tasks import TASKS
 from loadgen.webtab import Live, install
 
@@ -244,7 +244,7 @@ def _loop_fast(drive: Drive) -> NoReturn:
 def _loop_httpx(drive: Drive) -> None:
     session = drive.session
     client = HttpxClient(session.live.base_url)
-    talk = Talk(session.live.point.load.turns)
+    talk = session.talk()
     while (outgoing := session.next(time.monotonic_ns(), talk)) is not None:
         in_flight = session.depart()
         exchange = client.exchange(outgoing, session.timeout_s)
@@ -252,7 +252,8 @@ def _loop_httpx(drive: Drive) -> None:
         record = drive.record(outgoing, exchange, in_flight)
         if record.error_type == "cut_at_drain":
             raise GreenletExit
-        gevent.sleep(pause_after(record))
+        turn_pause_s = session.live.point.load.turn_pause_s if talk.turn else 0.0
+        gevent.sleep(pause_after(record) or turn_pause_s)
     client.close()
 
 

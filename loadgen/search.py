@@ -22,6 +22,7 @@ from typing import Any, Final
 from greenbench.config import LoadConfig, PhaseConfig, SloConfig, dump_yaml, load_live_point
 from greenbench.errors import UserError, exit_on_user_error
 from greenbench.rundir import read_jsonl, write_atomic
+from greenbench.slo import is_good, time_per_token_ns
 from loadgen import adhoc
 from loadgen.tasks import TASKS
 
@@ -116,22 +117,29 @@ class Search:
         )
 
 
-def is_good(row: dict[str, Any], slo: SloConfig) -> bool:
-    """Whether a request succeeded within every bound given; open loop counts from the schedule."""
-    if row["error_type"] is not None or row["end_ns"] is None:
-        return False
-    late_s = 0.0
-    if row["scheduled_unix_ns"] is not None:
-        late_s = max(0.0, (row["sent_unix_ns"] - row["scheduled_unix_ns"]) / 1e9)
-    first_ns = row["first_token_ns"] if row["first_token_ns"] is not None else row["end_ns"]
-    if slo.ttft_s is not None and first_ns / 1e9 + late_s > slo.ttft_s:
-        return False
-    if slo.e2e_s is not None and row["end_ns"] / 1e9 + late_s > slo.e2e_s:
-        return False
+def meets(row: dict[str, Any], slo: SloConfig) -> bool:
+    """Whether a request's row is good, by ``greenbench.slo``. A reply that is not streamed comes at once:
+    its first token is its end.
+    """
+    end_ns, sent_ns = _number(row["end_ns"]), row["sent_unix_ns"]
+    first_ns = _number(row["first_token_ns"] if row["first_token_ns"] is not None else end_ns)
+    late_ns = 0.0 if row["scheduled_unix_ns"] is None else sent_ns - row["scheduled_unix_ns"]
     tokens = row["output_tokens"] or 0
-    if slo.tpot_s is not None and tokens > 1:
-        return (row["last_token_ns"] - first_ns) / 1e9 / (tokens - 1) <= slo.tpot_s
-    return True
+    pace_ns = time_per_token_ns(
+        first_ns, _number(row["last_token_ns"]), tokens, row.get("chunk_tokens")
+    )
+    return is_good(
+        slo,
+        row["error_type"] is None and row["end_ns"] is not None,
+        (first_ns + late_ns) / 1e9,
+        pace_ns / 1e9,
+        (end_ns + late_ns) / 1e9,
+        tokens,
+    )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def count_good(run_path: Path, slo: SloConfig) -> tuple[int, int]:
@@ -142,7 +150,7 @@ def count_good(run_path: Path, slo: SloConfig) -> tuple[int, int]:
         for row in read_jsonl(file)
         if row["phase"] == "measure"
     ]
-    return sum(is_good(row, slo) for row in rows), len(rows)
+    return sum(meets(row, slo) for row in rows), len(rows)
 
 
 class Runner:

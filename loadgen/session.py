@@ -42,9 +42,13 @@ RETRY_AFTER_MAX_S: Final = 5.0
 
 @dataclass(slots=True)
 class Talk:
-    """One user's conversation: ``turns`` requests on a growing prefix of one prompt, over and over."""
+    """One user's conversation: ``turns`` requests on a growing prefix of one prompt, over and over.
+
+    ``user`` is its number in the run, which its requests' rows carry.
+    """
 
     turns: int
+    user: int | None = None
     turn: int = 0
     sequence: int = 0
 
@@ -85,6 +89,7 @@ class Session:
         self._accept = "text/event-stream" if self._task.streaming else "application/json"
         self._heads: dict[int, bytes] = {}  # by length of the body
         self._sequence = shard[0]
+        self._users = 0  # of this process
         self._token = os.urandom(4).hex()  # keeps request ids of two runs apart in one server's log
         self._records = RowWriter(self.run.requests_dir / f"{client_id}.jsonl")
         self._events = EventWriter(self.run.events_path)
@@ -98,6 +103,12 @@ class Session:
 
     # --- sending ------------------------------------------------------------------------------
 
+    def talk(self) -> Talk:
+        """A further user's conversation. User k of shard i of n is number i + k·n of the run."""
+        user = self.shard[0] + self._users * self.shard[1]
+        self._users += 1
+        return Talk(self.live.point.load.turns, user)
+
     def next(self, now_ns: int, talk: Talk | None = None) -> Outgoing | None:
         """The next request of a closed loop, or None when sending has ended.
 
@@ -105,14 +116,21 @@ class Session:
         """
         if not self.phases.admit(now_ns):
             return None
-        if talk is None or talk.turns == 1:
+        if talk is None:
             return self._outgoing(self._step(), now_ns)
+        if talk.turns == 1:
+            return self._outgoing(self._step(), now_ns, user=talk.user)
         if talk.turn == 0:
             talk.sequence = self._step()
         prompt = self._prompts[talk.sequence % len(self._prompts)]
         share = prompt.context_tokens * (talk.turn + 1) // talk.turns
         outgoing = self._outgoing(
-            talk.sequence, now_ns, context_tokens=share, conversation=talk.sequence, turn=talk.turn
+            talk.sequence,
+            now_ns,
+            context_tokens=share,
+            conversation=talk.sequence,
+            turn=talk.turn,
+            user=talk.user,
         )
         talk.turn = (talk.turn + 1) % talk.turns
         return outgoing
@@ -143,6 +161,7 @@ class Session:
         scheduled_mono_ns: int | None = None,
         conversation: int | None = None,
         turn: int | None = None,
+        user: int | None = None,
     ) -> Outgoing:
         """Request number ``sequence`` of the run, let out at ``moment_ns``.
 
@@ -171,6 +190,7 @@ class Session:
             scheduled_mono_ns=scheduled_mono_ns,
             conversation=conversation,
             turn=turn,
+            user=user,
             phase=self.phases.phase_of(moment_ns),
         )
 
@@ -258,6 +278,7 @@ class Session:
             error_message=facts.error_message,
             conversation=outgoing.conversation,
             turn=outgoing.turn,
+            user=outgoing.user,
         )
 
     def _asked(self, prompt: Prompt) -> tuple[int, int]:

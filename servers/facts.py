@@ -179,6 +179,4 @@ def served_dtype(model: ModelConfig, server: ServerConfig, host: HostFacts) -> S
     On a GPU ``auto`` is vLLM's own: the dtype that the weights are stored in.
     """
     asked = server.dtype or model.dtype
-    if asked == "auto" and host.device == "cpu":
-        return dtype_on_cpu(host.cpu_flags)
-    return ServedDtype(asked)
+    return dtype_on_cpu(host.cpu_flags, asked) if host.device == "cpu" else ServedDtype(asked)

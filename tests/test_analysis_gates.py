@@ -10,8 +10,18 @@ from analysis.answers import answers_by_prompt
 from analysis.gates import gates
 from analysis.load import load_runs
 from analysis.sentences import summary_sentences
-from analysis.study import study
+from analysis.study import Study, study
 from tests.fakes.rundirs import FakeRun, write_run
+
+
+def disqualified(whole: Study) -> dict[int, dict[str, str | None]]:
+    """By context: who may not win, and why."""
+    out: dict[int, dict[str, str | None]] = {}
+    for (place, candidate), each in whole.eligible.items():
+        if not each.may_win:
+            label = whole.labels.candidates[candidate]
+            out.setdefault(place.context_tokens, {})[label] = each.why_not
+    return out
 
 
 def write_pair(root: Path, **odd: object) -> None:
@@ -38,20 +48,20 @@ def test_fast_and_wrong_is_barred_and_shown(tmp_path: Path) -> None:
     write_pair(tmp_path, correct_share=0.4)
     whole = study(tmp_path)
     (gate,) = whole.gates
-    assert (gate.verdict, gate.barred, gate.reference) == ("worse", True, "cpu_attn")
+    assert (gate.verdict, gate.reference) == ("worse", "cpu_attn")
     assert (gate.backend_right, gate.reference_right, gate.prompts) == (16, 40, 40)
     assert len(gate.examples) == 3
     assert (gate.examples[0].expected, gate.examples[0].reference_text) == ("right", "right")
     assert gate.examples[0].backend_text == "wrong"
-    assert {d.best for d in whole.decisions} == {"cpu_attn"}
-    assert all("sink_window" in d.barred for d in whole.decisions)
+    assert {d.front for d in whole.decisions} == {("cpu_attn",)}
+    assert {c.label for d in whole.decisions for c in d.out} == {"sink_window"}
 
 
 def test_fast_and_right_wins(tmp_path: Path) -> None:
     write_pair(tmp_path, correct_share=1.0)
     whole = study(tmp_path)
     assert [gate.verdict for gate in whole.gates] == ["no worse"]
-    assert whole.barred == {}
+    assert disqualified(whole) == {}
     output = next(d for d in whole.decisions if d.objective == "output")
     assert output.winner == "sink_window"
 
@@ -69,10 +79,10 @@ def test_failed_verification_bars_everywhere(tmp_path: Path) -> None:
     }
     (folder / "verify.json").write_text(json.dumps(verdict))
     whole = study(tmp_path)
-    assert whole.barred[("tiny", 1024)] == {
-        "sink_window": "it fails verification against cpu_attn: alone-640: token 3 differs"
+    assert disqualified(whole) == {
+        1024: {"sink_window": "it fails verification against cpu_attn: alone-640: token 3 differs"}
     }
-    assert {d.best for d in whole.decisions} == {"cpu_attn"}
+    assert {d.front for d in whole.decisions} == {("cpu_attn",)}
 
 
 @pytest.mark.parametrize(
@@ -83,11 +93,7 @@ def test_log_probability_drift(tmp_path: Path, shift: float, verdict: str) -> No
     write_run(tmp_path, FakeRun(backend="cpu_attn", **common))  # type: ignore[arg-type]
     write_run(tmp_path, FakeRun(backend="sdpa", logprob_shift=shift, **common))  # type: ignore[arg-type]
     (gate,) = gates(load_runs(tmp_path))
-    assert (gate.kind, gate.verdict, gate.barred) == (
-        "log-probabilities",
-        verdict,
-        verdict == "worse",
-    )
+    assert (gate.kind, gate.verdict) == ("log-probabilities", verdict)
     assert gate.worse_by == pytest.approx(shift, abs=1e-4)
     assert gate.drift[0].start == 1
     assert gate.drift[-1].end == 256
@@ -130,18 +136,17 @@ def test_a_window_is_no_worse_inside_and_barred_beyond(tmp_path: Path) -> None:
         2048: "worse",
         6144: "worse",
     }
-    assert set(whole.barred) == {("tiny", 2048), ("tiny", 6144)}
+    assert set(disqualified(whole)) == {2048, 6144}
     # half of 2,048 tokens are seen, a sixth of 6,144: 15 and 5 of 30 needles
     assert (found[2048].backend_right, found[6144].backend_right) == (15, 5)
     for gate in (found[2048], found[6144]):
         assert all((e.depth or 0) < 1 - 1024 / gate.context_tokens for e in gate.examples)
-    bests = {d.place[2]: d.best for d in whole.decisions if d.objective == "output"}
-    assert bests == {512: "sink_window", 2048: "cpu_attn", 6144: "cpu_attn"}
+    fronts = {d.place.context_tokens: d.front for d in whole.decisions if d.objective == "output"}
+    assert fronts == {512: ("sink_window",), 2048: ("cpu_attn",), 6144: ("cpu_attn",)}
     text = " ".join(summary_sentences(whole))
-    assert "`sink_window` is barred at 2,048, 6,144 tokens" in text
-    assert "answers 5 of 30 prompts right, `cpu_attn` 30" in text
-    assert "though it serves 2.0× the tokens/s of `cpu_attn` there" in text
-    assert "At 512 tokens its answers are no worse." in text
+    assert "`sink_window` is disqualified at 2,048, 6,144 tokens" in text
+    assert "sink_window 5 of 30 right, cpu_attn 30 of 30" in text
+    assert "though it has 2.0× higher total tokens/s than `cpu_attn` there" in text
 
 
 def test_answers_of_points_with_unbelievable_times_still_count(tmp_path: Path) -> None:
@@ -149,7 +154,7 @@ def test_answers_of_points_with_unbelievable_times_still_count(tmp_path: Path) -
     write_window(tmp_path, status="invalid", invalid_reasons=("client_bound",))
     whole = study(tmp_path)
     assert {p.status for p in whole.points if p.backend == "sink_window"} == {"invalid"}
-    assert set(whole.barred) == {("tiny", 2048), ("tiny", 6144)}
+    assert set(disqualified(whole)) == {2048, 6144}
 
 
 def test_answers_of_another_backend_than_asked_for_do_not_count(tmp_path: Path) -> None:
@@ -167,7 +172,7 @@ def test_two_comparisons_ask_no_more_of_each_than_one(tmp_path: Path) -> None:
     assert len(found) == 2
     for gate in found:
         assert gate.p == pytest.approx(2**-6)
-        assert (gate.verdict, gate.barred) == ("worse", True)
+        assert gate.verdict == "worse"
 
 
 def test_few_prompts_of_log_probabilities_cannot_tell(tmp_path: Path) -> None:

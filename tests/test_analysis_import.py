@@ -18,7 +18,14 @@ import yaml
 from analysis.checks import faults
 from analysis.importing import read_result, write_imported
 from analysis.load import Run, load_run
-from analysis.metrics import PointRequests, point_requests, statistic, throughput
+from analysis.metrics import (
+    PointRequests,
+    point_rates,
+    point_requests,
+    run_cycles,
+    statistic,
+    throughput,
+)
 from analysis.points import analyse
 from analysis.windows import Window
 from greenbench.errors import UserError
@@ -165,15 +172,27 @@ def test_gaps_count_only_where_each_chunk_is_one_token(name: str, tmp_path: Path
     assert 0 < found.untimed <= len(several)
 
 
-def test_without_chunk_times_there_are_no_tokens_per_second(tmp_path: Path) -> None:
+def test_without_chunk_times_tokens_per_second_are_those_of_whole_cycles(tmp_path: Path) -> None:
     run = imported(BY_NAME["guidellm/concurrent"], tmp_path)
     found = whole(run)
-    rates = throughput(found, 1.0)
-    assert len(found.itl_s) == 0
-    assert rates["output_tokens_per_s"] is rates["total_tokens_per_s"] is None
-    assert rates["output_tokens"] is None and rates["reason"] == "no chunk times were recorded"
-    assert rates["requests_per_s"] == 11
-    assert "no ITL, and no tokens/s of a window" in str(run.manifest.server.proof_detail)
+    window = Window("steady", *run.manifest.phases["measure"], evidence={"mean_in_flight": 1})
+    cycles = run_cycles(run, window)
+    assert cycles is not None
+    rates = throughput(found, point_rates(found.frame, cycles, window, None))
+    assert len(found.itl_s) == 0 and rates["output_tokens"] is None
+    # second method: of each user the tokens after its first end, over the time to its last
+    load = run.point.load
+    ends = (found.frame["sent_unix_ns"] + found.frame["end_ns"]).to_numpy(dtype=float) / 1e9
+    tokens = found.frame["output_tokens"].fillna(0).to_numpy(dtype=float)
+    gained = sum(tokens[row] for row in cycles.request)
+    spent = sum(
+        max(ends[cycles.request[cycles.user == user]])
+        - min(cycles.start_ns[cycles.user == user]) / 1e9
+        for user in set(cycles.user)
+    )
+    assert load.users is not None and gained > 0
+    assert rates["output_tokens_per_s"] == pytest.approx(load.users * gained / spent, rel=1e-6)
+    assert "no ITL" in str(run.manifest.server.proof_detail)
 
 
 def test_warm_up_stays_warm_up(tmp_path: Path) -> None:

@@ -10,11 +10,15 @@ import pytest
 
 from analysis.load import ChunkBatch, load_run
 from analysis.metrics import (
+    Goodput,
     answers,
+    good_requests,
     goodput,
     latency,
+    point_rates,
     point_requests,
     request_metrics,
+    run_cycles,
     statistic,
     throughput,
     token_gaps,
@@ -22,6 +26,7 @@ from analysis.metrics import (
 )
 from analysis.points import Point, analyse, choose_window
 from greenbench.config import SloConfig
+from loadgen.search import meets
 from tests.fakes.rundirs import FakeRun, write_run
 
 MS = 1_000_000
@@ -133,20 +138,24 @@ def test_closed_loop_point_is_arithmetic(
     run = load_run(write_run(tmp_path, FakeRun(users=users, ttft_s=ttft_s, itl_s=itl_s)).path)
     window = choose_window(run)
     assert window is not None and window.valid
-    measured = point_requests(run, window)
-    found, rates = latency(measured), throughput(measured, window.duration_s)
+    cycles = run_cycles(run, window)
+    assert cycles is not None
+    measured = point_requests(run, window, cycles)
+    found = latency(measured)
+    rates = throughput(measured, point_rates(measured.frame, cycles, window, None))
     assert found["ttft_s"]["n"] > 50
     assert found["ttft_s"]["p50"] == pytest.approx(ttft_s)
     assert found["itl_s"]["p50"] == pytest.approx(itl_s, rel=1e-6)
     assert found["e2e_s"]["p50"] == pytest.approx(e2e_s)
-    per_window = window.duration_s / e2e_s * users
-    assert rates["output_tokens_per_s"] == pytest.approx(users * 11 / e2e_s, rel=1.5 / per_window)
-    assert rates["total_tokens_per_s"] == pytest.approx(
-        users * (11 + 1024) / e2e_s, rel=1.5 * users / per_window
-    )
+    # whole cycles: no edge cuts a token, so the figures are exact and equal cycles leave no error
+    assert rates["output_tokens_per_s"] == pytest.approx(users * 11 / e2e_s, rel=1e-9)
+    assert rates["total_tokens_per_s"] == pytest.approx(users * (11 + 1024) / e2e_s, rel=1e-9)
+    assert rates["requests_per_s"] == pytest.approx(users / e2e_s, rel=1e-9)
+    assert rates["output_tokens_per_s_se"] == pytest.approx(0, abs=1e-9)
+    assert rates["little_ratio"] == pytest.approx(1, abs=1e-3)
 
 
-def test_tokens_count_when_they_arrive_not_when_their_request_was_sent(tmp_path: Path) -> None:
+def test_counts_of_the_window_are_of_what_arrived_in_it(tmp_path: Path) -> None:
     # requests of 1 s sent in warm-up and ending in the window still bring their late tokens
     run = load_run(write_run(tmp_path, FakeRun(warmup_s=2.5)).path)
     window = choose_window(run)
@@ -161,11 +170,43 @@ def test_goodput_counts_failed_requests_in_the_share(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path, FakeRun(failed_every=4)).path)
     window = choose_window(run)
     assert window is not None
-    frame = point_requests(run, window).frame
-    good = goodput(frame, SloConfig(ttft_s=0.6), window.duration_s)
+    cycles = run_cycles(run, window)
+    assert cycles is not None
+    frame = point_requests(run, window, cycles).frame
+
+    def met(slo: SloConfig) -> Goodput:
+        good = good_requests(frame, slo)
+        return goodput(frame, good, cycles, point_rates(frame, cycles, window, good).good)
+
+    good = met(SloConfig(ttft_s=0.6))
     assert good.share == pytest.approx(0.75, abs=0.02)
-    assert goodput(frame, SloConfig(ttft_s=0.4), window.duration_s).good == 0
-    assert goodput(frame, SloConfig(), window.duration_s).reason == "the sweep sets no SLO"
+    # four users, a cycle of 1 s each; of the cycles three quarters are good
+    assert good.per_s == pytest.approx(3, rel=0.03)
+    none = met(SloConfig(ttft_s=0.4))
+    assert (none.good, none.per_s) == (0, 0.0)  # zero is a value
+    assert met(SloConfig()).reason == "the sweep sets no SLO"
+
+
+def test_the_search_and_the_report_call_the_same_requests_good(tmp_path: Path) -> None:
+    fake = FakeRun(failed_every=5, jitter=0.2, tokens_per_chunk=3, slo_tpot_s=0.05)
+    run = load_run(write_run(tmp_path, fake).path)
+    window = choose_window(run)
+    assert window is not None
+    frame = point_requests(run, window).frame
+    rows = {
+        row["request_id"]: row
+        for path in (run.path / "requests").glob("*.jsonl")
+        for row in map(json.loads, path.read_text().splitlines())
+    }
+    for slo in (
+        SloConfig(ttft_s=0.55),
+        SloConfig(tpot_s=0.05),
+        SloConfig(e2e_s=1.0),
+        SloConfig(ttft_s=0.6, tpot_s=0.052, e2e_s=1.1),
+    ):
+        good = good_requests(frame, slo)
+        assert good is not None and 10 < good.sum() < 150
+        assert good.tolist() == [meets(rows[name], slo) for name in frame["request_id"]]
 
 
 def test_answers_are_counted_per_prompt(tmp_path: Path) -> None:
@@ -235,30 +276,33 @@ def test_gaps_in_doubt_are_null_with_the_clients_reason(tmp_path: Path) -> None:
     assert whole.throughput == sure.throughput
 
 
-@pytest.mark.parametrize(
-    ("measure_s", "change"),
-    [
-        # rounds of 3 s bring 44 tokens in their last second. 20 s hold 6 rounds and 4 tokens of the round
-        # before, 13.4 tokens/s; the load is 4 users × 11 tokens / 3 s
-        (20.0, (44 / 3) / (268 / 20) - 1),
-        (21.0, 0.0),  # seven whole rounds
-    ],
-)
-def test_users_in_step_are_told_where_the_window_cuts_a_round(
-    tmp_path: Path, measure_s: float, change: float
+@pytest.mark.parametrize("measure_s", [20.0, 21.0])
+def test_users_in_step_have_the_rate_of_whole_rounds_wherever_the_window_ends(
+    tmp_path: Path, measure_s: float
 ) -> None:
+    # rounds of 3 s bring 44 tokens in their last second; 20 s hold 6 rounds and 4 tokens of another, which
+    # counted by the window would be 13.4 tokens/s
     fake = FakeRun(ttft_s=2.0, itl_s=0.1, warmup_s=3.0, measure_s=measure_s)
     point, _ = analyse(load_run(write_run(tmp_path, fake).path))
     assert point.throughput is not None
-    assert point.throughput["edge_change"] == pytest.approx(change, abs=1e-9)
-    told = [note for note in point.notes if "Little's law" in note]
-    assert [f"{change:+.1%}" in note for note in told] == ([True] if change else [])
+    assert point.throughput["output_tokens_per_s"] == pytest.approx(44 / 3, rel=1e-9)
+    assert point.edge_errors["output"] == pytest.approx(0, abs=1e-9)
 
 
-def test_users_spread_evenly_and_open_loops_have_no_rounds_to_cut(tmp_path: Path) -> None:
-    spread = FakeRun(ttft_s=2.0, itl_s=0.1, users=30, ramp_s=3.0, warmup_s=3.0, measure_s=20.0)
-    point, _ = analyse(load_run(write_run(tmp_path, spread).path))
-    assert point.throughput is not None and abs(point.throughput["edge_change"]) < 0.01
-    open_loop = FakeRun(users=None, rate_per_s=5.0, started_s=1)
-    point, _ = analyse(load_run(write_run(tmp_path, open_loop).path))
-    assert point.throughput is not None and point.throughput["edge_change"] is None
+def test_an_open_loops_edge_error_covers_what_its_arrivals_leave_at_the_edges(
+    tmp_path: Path,
+) -> None:
+    fake = FakeRun(users=None, rate_per_s=5.0, started_s=1, measure_s=80)
+    run = load_run(write_run(tmp_path, fake).path)
+    point, _ = analyse(run)
+    assert point.throughput is not None and point.window is not None
+    start, end = point.window["start_unix_ns"], point.window["end_unix_ns"]
+    # second method: requests that were sent in the window
+    sent = run.requests["sent_unix_ns"].between(start, end).sum() / ((end - start) / 1e9)
+    found = point.throughput
+    assert found["requests_per_s"] == pytest.approx(sent, rel=0.02)
+    assert found["output_tokens_per_s"] == pytest.approx(11 * sent, rel=0.02)
+    assert 0.001 < point.edge_errors["requests"] < 0.03
+    assert found["little_ratio"] == pytest.approx(1, abs=0.02)
+    # Poisson: 5 a second for 80 s, ±√400
+    assert found["requests_per_s_se"] == pytest.approx(20 / 80, rel=0.5)

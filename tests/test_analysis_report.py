@@ -154,7 +154,7 @@ def test_command_writes_both_files_where_its_relative_paths_say(tmp_path: Path) 
     assert (done.returncode, done.stdout.strip()) == (0, "../deep/page.html"), done.stderr
     out = tmp_path / "deep" / "page.html"
     assert out.read_text().startswith("<!doctype html>")
-    assert json.loads((out.parent / "summary.json").read_text())["schema_version"] == "1.0"
+    assert json.loads((out.parent / "page.summary.json").read_text())["schema_version"] == "1.0"
 
 
 @pytest.mark.parametrize("out", [[], ["--out", "pages/page.html"]])
@@ -266,7 +266,7 @@ def test_several_models_are_compared_as_arms(tmp_path: Path) -> None:
     whole = study(tmp_path)
     assert {p.backend for p in whole.points} == {"mamba", "llama · alpha", "llama · beta"}
     ttft = {d.place.context_tokens: d for d in whole.decisions if d.objective == "ttft"}
-    assert (ttft[4096].outcome, ttft[4096].front) == ("indicative", ("mamba",))
+    assert (ttft[4096].outcome, ttft[4096].front) == ("indicative", ("mamba",)), ttft
     assert {d.b for d in ttft[4096].against} == {"llama · alpha", "llama · beta"}
     assert any({c.a, c.b} == {"mamba", "llama · alpha"} for c in whole.crossings)
     # answers are judged within a model only

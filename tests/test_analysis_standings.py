@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.barring import Standing, Verification, barred, labelled, standings
-from analysis.gates import Gate, gates
-from analysis.identity import identity
+from analysis.barring import Standing, Verification, standings
+from analysis.gates import gates
 from analysis.load import load_runs
 from analysis.points import analyse_all
 from servers.backends import BACKENDS
@@ -27,15 +26,8 @@ def judged(
     points = [point for point, _ in analyse_all(runs)]
     told = {point.path for point in points if point.answers_stand}
     found = gates([run for run in runs if str(run.path) in told])
-    (place,) = labelled(
-        standings(found, checked, runs, points),
-        {identity(run).candidate: run.label for run in runs},
-    ).values()
-    return place
-
-
-def found_gates(root: Path) -> list[Gate]:
-    return gates(load_runs(root))
+    (place,) = standings(found, checked, runs, points).values()
+    return {who.backend_label: standing for who, standing in place.items()}
 
 
 def fake(backend: str, share: float, exactness: int | None = None, **changes: object) -> FakeRun:
@@ -62,10 +54,13 @@ def test_a_window_that_answers_wrong_never_stands(
 
 
 def test_the_most_exact_is_the_reference_and_not_the_best_answering(tmp_path: Path) -> None:
-    """By rank, whatever the names; 36 against 40 of 40 is no loss of the reference that is shown."""
-    found = judged(tmp_path, fake("zeta", 0.9, 50), fake("alpha", 1.0, 40), fake("beta", 1.0, 0))
+    """By rank, whatever the names; 37 against 40 of 40 is no loss of the reference that is shown."""
+    found = judged(
+        tmp_path, fake("zeta", 37 / 40, 50), fake("alpha", 1.0, 40), fake("beta", 1.0, 0)
+    )
     assert kinds(found) == {"zeta": "reference", "alpha": "proven", "beta": "proven"}
     assert found["zeta"].sentence.startswith("the most exact one here")
+    assert not found["zeta"].doubted
 
 
 def test_an_approximate_one_is_no_reference_where_another_may_be_exact(tmp_path: Path) -> None:
@@ -87,11 +82,38 @@ def test_an_exact_design_that_answers_wrong_is_no_reference(tmp_path: Path) -> N
     assert kinds(found) == {"broken": "disqualified", "triton": "reference", "sdpa": "proven"}
 
 
+def test_one_that_answered_few_prompts_is_no_reference(tmp_path: Path) -> None:
+    """Its server died early: all of its 5 answers are right, and 39 of 40 of the other's."""
+    found = judged(tmp_path, fake("early", 1.0, None, prompts=5), fake("long", 39 / 40, None))
+    assert kinds(found) == {"early": "undecided", "long": "reference"}
+
+
+def test_candidates_of_two_sets_of_prompts_are_each_held_to_who_answered_theirs(
+    tmp_path: Path,
+) -> None:
+    """Of one task at one context: prompts are told apart by hash, so indices 0 to 39 and 40 to 79."""
+    found = judged(
+        tmp_path,
+        fake("exact", 1.0, 90),
+        fake("other", 0.5, 20),
+        fake("far", 1.0, 50, first_prompt=40),
+        fake("wrong", 0.5, 30, first_prompt=40),
+    )
+    assert kinds(found) == {
+        "exact": "reference",
+        "other": "disqualified",
+        "far": "reference",
+        "wrong": "disqualified",
+    }
+
+
 def test_an_approximate_one_that_answers_better_does_not_unseat_an_exact_one(
     tmp_path: Path,
 ) -> None:
     found = judged(tmp_path, fake("flash_attn", 0.6, 70), fake("sink_window", 1.0, 0))
     assert kinds(found) == {"flash_attn": "reference", "sink_window": "proven"}
+    assert found["flash_attn"].doubted
+    assert "sink_window answers more right" in found["flash_attn"].sentence
 
 
 @pytest.mark.parametrize(
@@ -155,13 +177,13 @@ def test_a_model_that_answers_nothing_right_proves_nobody(tmp_path: Path) -> Non
         assert not found["other"].doubted
 
 
-def test_half_failed_or_unproven_is_said(tmp_path: Path) -> None:
+def test_failing_or_unproven_is_said(tmp_path: Path) -> None:
     found = judged(
         tmp_path,
         fake("exact", 1.0, 90),
         fake("failing", 1.0, 20, failed_every=2),
         fake("unproven", 1.0, 20, proof="unproven"),
-        fake("sound", 1.0, 20, failed_every=3),
+        fake("sound", 1.0, 20, failed_every=20),
     )
     assert kinds(found) == {
         "exact": "reference",
@@ -171,7 +193,7 @@ def test_half_failed_or_unproven_is_said(tmp_path: Path) -> None:
     }
     failing = found["failing"]
     assert failing.doubted and found["unproven"].doubted
-    assert failing.evidence.failed * 2 >= failing.evidence.requests > 0
+    assert failing.evidence.failed * 2 == pytest.approx(failing.evidence.requests, abs=1)
     assert failing.sentence.endswith("measured requests failed")
     assert "which attention class ran is unproven" in found["unproven"].sentence
 
@@ -206,14 +228,6 @@ def test_evidence_is_counted(tmp_path: Path) -> None:
     assert evidence.prompts == 40
     # 4 users, 0.2 s a request (0.1 + 10 · 0.01), 20 s
     assert evidence.requests == pytest.approx(4 * 20 / 0.2, abs=4)
-
-
-def test_the_barred_are_the_disqualified(tmp_path: Path) -> None:
-    judged(tmp_path, fake("exact", 1.0, 90), fake("other", 0.5, 20), fake("third", 0.975, 20))
-    runs = load_runs(tmp_path)
-    whole = standings(found_gates(tmp_path), (), runs, [p for p, _ in analyse_all(runs)])
-    out = barred(whole)
-    assert {place: set(names) for place, names in out.items()} == {("tiny", 1024): {"other"}}
 
 
 def test_the_table_ranks_every_backend() -> None:

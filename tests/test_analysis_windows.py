@@ -8,6 +8,7 @@ from analysis.windows import (
     Activity,
     Series,
     WindowRule,
+    activity,
     in_flight,
     mean_level,
     ml_energy_window,
@@ -57,6 +58,60 @@ def test_load_that_never_stands_is_invalid_not_the_whole_run() -> None:
     window = steady_window(closed(4, 1.0, 0, 60), phase(0, 60), users=8)
     assert not window.valid
     assert "never stood at its target: at most 4 of 8" in window.reasons[0]
+
+
+def talking(late_s: float) -> tuple[pd.DataFrame, np.ndarray]:
+    """Two users, conversations of two turns of 2 s with 1 s between: 4 of 5 s with a request open.
+
+    At 30 s one of them comes ``late_s`` later than its pause says.
+    """
+    rows = []
+    for user in (0, 1):
+        at = user * 0.5
+        while at < 60:
+            again = at + 3 + (late_s if user == 0 and at >= 30 > at - 5 else 0)
+            rows += [(user, at, 0), (user, again, 1)]
+            at = again + 2
+    rows.sort(key=lambda row: row[1])
+    frame = pd.DataFrame(
+        {
+            "sent_unix_ns": [T0 + round(at * S) for _, at, _ in rows],
+            "end_ns": [2.0 * S] * len(rows),
+            "turn": [turn for _, _, turn in rows],
+        }
+    )
+    return frame, np.array([user for user, _, _ in rows])
+
+
+def test_a_user_between_two_turns_is_present_for_as_long_as_planned() -> None:
+    frame, users = talking(0.0)
+    window = steady_window(activity(frame, users, 1.0), phase(1, 59), users=2)
+    assert window.valid, window.reasons
+    assert window.evidence["mean_in_flight"] == pytest.approx(2 * 4 / 5, rel=0.02)
+    assert not steady_window(activity(frame), phase(1, 59), users=2).valid
+    # a client that is 4 s late is not a user who thinks
+    late, users = talking(4.0)
+    window = steady_window(
+        activity(late, users, 1.0), phase(1, 59), 2, rule=WindowRule(kept_share=1)
+    )
+    assert any("fewer than 2 requests were open for 4.0 s" in why for why in window.reasons)
+
+
+def test_what_the_search_cuts_is_said_and_pace_is_never_cut() -> None:
+    before, after = closed(4, 1.0, 0, 20), closed(4, 1.0, 0, 60)
+    start = np.concatenate([before.start_ns, after.start_ns + 35 * S])
+    window = steady_window(Activity(start, start + S), phase(0, 95), users=4)
+    assert window.valid and "fewer than 4 requests were open" in window.evidence["left_out"]
+    # 30 % slower from the middle on: 40 requests of 1 s a user, then 31 of 1.3 s
+    times = np.concatenate([np.full(40, 1.0), np.full(31, 1.3)])
+    ends = np.cumsum(times)
+    start = np.repeat(T0 + np.round((ends - times) * S).astype(np.int64), 4)
+    load = Activity(start, start + np.repeat(np.round(times * S).astype(np.int64), 4))
+    window = steady_window(load, phase(0, 80), users=4)
+    assert window.valid and "left_out" not in window.evidence
+    assert window.duration_s == pytest.approx(80)
+    assert window.evidence["pace"]["early_s"] == pytest.approx(1.0)
+    assert window.evidence["pace"]["late_s"] == pytest.approx(1.3, rel=0.01)
 
 
 def test_a_stall_inside_is_cut_away_or_refused() -> None:

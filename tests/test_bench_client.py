@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from greenbench.config import ROOT
 
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler on this host")
 PEER = "vllm bench serve"
 
 

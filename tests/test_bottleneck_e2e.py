@@ -2,7 +2,7 @@
 
 A pool of KV blocks for not quite three sequences, ``max_num_seqs`` 1, an offered load far below what the
 server can do, and a load generator that is stopped for most of the time: the report must call each by
-its name. Two server starts, two points each.
+its name. Two server starts, two points each, as long and as dense as this machine's pace makes them.
 """
 
 import json
@@ -18,54 +18,78 @@ import yaml
 
 from greenbench.config import ROOT
 from greenbench.rundir import list_runs
+from tests.serving import STOP_LIMIT_S, Pace
 
 pytestmark = pytest.mark.e2e
 GREENBENCH = str(ROOT / ".venv" / "bin" / "greenbench")
+OUTPUT = 48
 COMMON: dict[str, Any] = {
     "models": ["tiny-llama"],
     "backends": ["cpu_attn"],
-    "tasks": [{"name": "summarize", "output_tokens": 48}],
+    "tasks": [{"name": "summarize", "output_tokens": OUTPUT}],
     "prompts_per_point": 6,
     "telemetry": {"scrape_s": 0.2},
 }
 POOL_BLOCKS = 25  # beside vLLM's null block; a sequence takes 8, and 9 once it passed 1,024 tokens
-TINY_POOL = COMMON | {
-    "name": "pool",
-    "contexts": [1000],
-    "loads": [
-        {"kind": "closed", "users": 6},
-        {"kind": "open", "rate_per_s": 1.5, "arrivals": "constant"},
-    ],
-    "server": {"max_num_seqs": 16, "max_model_len": 1152, "num_gpu_blocks": POOL_BLOCKS + 1},
-    "phases": {"warmup_s": 1, "measure_s": 10, "drain_s": 20},
-}
-ONE_SEQUENCE = COMMON | {
-    "name": "seqs",
-    "contexts": [512],
-    "loads": [{"kind": "closed", "users": 4}, {"kind": "open", "rate_per_s": 4.0}],
-    "server": {"max_num_seqs": 1},
-    "phases": {"warmup_s": 1, "measure_s": 5, "drain_s": 20},
-}
+IDLE_SHARE = 0.3  # of the time one request is open, where the load is to be the bound
 STOPPED_S, GOING_S = 0.4, 0.1
 
 
-def measure(sweep: dict[str, Any], place: Path, hold_back: str | None = None) -> None:
+def tiny_pool(pace: Pace) -> dict[str, Any]:
+    context, users = 1000, 6
+    alone_s = pace.alone_s(context, OUTPUT)
+    rate_per_s = float(f"{IDLE_SHARE / alone_s:.2g}")
+    measure_s = max(10.0, pace.window_s(users, context, OUTPUT), 12 / rate_per_s)
+    return COMMON | {
+        "name": "pool",
+        "contexts": [context],
+        "loads": [
+            {"kind": "closed", "users": users},
+            {"kind": "open", "rate_per_s": rate_per_s, "arrivals": "constant"},
+        ],
+        "server": {"max_num_seqs": 16, "max_model_len": 1152, "num_gpu_blocks": POOL_BLOCKS + 1},
+        "phases": {"warmup_s": 1 + users * alone_s, "measure_s": measure_s, "drain_s": measure_s},
+    }
+
+
+def one_sequence(pace: Pace) -> dict[str, Any]:
+    context, users = 512, 4
+    alone_s = pace.alone_s(context, OUTPUT)
+    measure_s = max(5.0, pace.window_s(users, context, OUTPUT))
+    return COMMON | {
+        "name": "seqs",
+        "contexts": [context],
+        "loads": [
+            {"kind": "closed", "users": users},
+            {"kind": "open", "rate_per_s": float(f"{0.5 / alone_s:.2g}")},
+        ],
+        "server": {"max_num_seqs": 1},
+        "phases": {"warmup_s": 1 + users * alone_s, "measure_s": measure_s, "drain_s": measure_s},
+    }
+
+
+def measure(sweep: dict[str, Any], place: Path, pace: Pace, hold_back: str | None = None) -> None:
     """Run a sweep; a load generator whose command line names ``hold_back`` is stopped most of the time."""
     path = place / f"{sweep['name']}.yaml"
     path.write_text(yaml.safe_dump(sweep))
     command = [GREENBENCH, "run", str(path), "--out", str(place / "runs" / sweep["name"])]
-    running = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    while running.poll() is None:
-        for client in clients(running.pid, hold_back):
-            with suppress(psutil.Error):
-                client.suspend()
-                time.sleep(STOPPED_S)
-                client.resume()
-        time.sleep(GOING_S)
-    output = running.stdout.read() if running.stdout else ""
-    assert running.returncode in (0, 1), output  # 1: a point is invalid; its test says why
+    phases_s = sum(sweep["phases"].values()) * len(sweep["loads"])
+    deadline = time.monotonic() + pace.limit_s(phases_s)
+    with (place / "run.log").open("w+") as log:
+        running = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            while running.poll() is None and time.monotonic() < deadline:
+                for client in clients(running.pid, hold_back):
+                    with suppress(psutil.Error):
+                        client.suspend()
+                        time.sleep(STOPPED_S)
+                        client.resume()
+                time.sleep(GOING_S)
+        finally:
+            running.terminate()  # a sweep that hangs stops its server on the way out
+            running.wait(STOP_LIMIT_S)
+        log.seek(0)
+        assert running.returncode in (0, 1), log.read()  # 1: a point is invalid; its test says why
 
 
 def clients(parent: int, named: str | None) -> list[psutil.Process]:
@@ -76,11 +100,11 @@ def clients(parent: int, named: str | None) -> list[psutil.Process]:
 
 
 @pytest.fixture(scope="module")
-def bounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+def bounds(tmp_path_factory: pytest.TempPathFactory, pace: Pace) -> dict[str, tuple[str, str]]:
     """Server and load → (bound, sentence), out of the summary that the report writes."""
     place = tmp_path_factory.mktemp("bounds")
-    measure(TINY_POOL, place)
-    measure(ONE_SEQUENCE, place, hold_back="loadgen.openloop")
+    measure(tiny_pool(pace), place, pace)
+    measure(one_sequence(pace), place, pace, hold_back="loadgen.openloop")
     done = subprocess.run(
         [GREENBENCH, "report", str(place / "runs")], capture_output=True, text=True
     )

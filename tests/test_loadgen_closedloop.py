@@ -145,3 +145,19 @@ def test_a_stop_in_a_pause_sends_no_more(tmp_path: Path) -> None:
     drive.user.stop()
     drive.pauses[0][1]()
     assert drive.outcomes == (1, 0, 1)
+
+
+def test_rows_say_which_user_sent_them_numbered_over_all_processes(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path, "http://127.0.0.1:9", output_tokens=1, load={"kind": "closed", "users": 5}
+    )
+    live = load_live_point(run)
+    first, second = (Session(run, live, f"w{index}", (index, 2)) for index in (0, 1))
+    users = [session.talk().user for session in (first, first, first, second, second)]
+    assert users == [0, 2, 4, 1, 3]
+    drive = Drive(tmp_path / "one")
+    drive.user.send()
+    for _ in range(2):
+        drive.wire.answer()
+        drive.run_later()
+    assert [drive.settle(over).user for over in drive.aside] == [0, 0]

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from scipy.stats import kstest
 
 from tests.fakes.loadruns import make_run
 from tests.fakes.openai_server import GoldenServer
+from tests.waiting import HUNG_S, wait_until
 
 pytestmark = pytest.mark.e2e  # six Locust processes: half a minute on two cores
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,7 @@ def test_two_workers_send_one_run(load: dict[str, Any], tmp_path: Path) -> None:
         phases = {"warmup_s": 0.5, "measure_s": 2.5, "drain_s": 2}
         run = make_run(tmp_path, server.url, load=load, phases=phases)
         process = start(run, "--processes", "2", port=free_port())
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=HUNG_S)
         seen = list(server.seen)
     assert process.returncode == 0, out
     records = rows(run)
@@ -86,11 +86,9 @@ def test_a_worker_killed_in_mid_run_shows(tmp_path: Path) -> None:
             )
             for _ in range(2)
         ]
-        deadline = time.monotonic() + 30
-        while len(server.seen) < 50 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: len(server.seen) >= 50, "fifty requests")
         os.kill(workers[0].pid, signal.SIGKILL)
-        out, _ = master.communicate(timeout=60)
+        out, _ = master.communicate(timeout=HUNG_S)
         for worker in workers:
             worker.kill()
             worker.wait()

@@ -1,13 +1,18 @@
 """Conversations and traces, as the server sees them."""
 
 import json
+import statistics
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.fakes.loadruns import make_run
 from tests.fakes.openai_server import GoldenServer, Seen
+from tests.waiting import HUNG_S
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -15,7 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def drive(run: Path, *module: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(request rows in order of sending, outputs)."""
     argv = [sys.executable, "-m", *module, "--run-dir", str(run)]
-    ended = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    ended = subprocess.run(
+        argv, cwd=ROOT, capture_output=True, text=True, timeout=HUNG_S, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     rows = [json.loads(line) for f in run.glob("requests/*.jsonl") for line in f.open()]
     outputs = [json.loads(line) for f in run.glob("outputs/*.jsonl") for line in f.open()]
@@ -45,6 +52,27 @@ def test_the_turns_of_a_conversation_are_growing_prefixes_of_one_prompt(tmp_path
         assert all(sent[row["request_id"]] == last[: row["prompt_tokens"]] for row in talk)
     # a cut prompt has lost its question: only last turns are graded
     assert {o["request_id"] for o in outputs} == {r["request_id"] for r in rows if r["turn"] == 3}
+
+
+@pytest.mark.parametrize("client", ["fast", "httpx"])
+def test_users_pause_between_turns_and_every_row_says_whose_it_is(
+    tmp_path: Path, client: str
+) -> None:
+    with GoldenServer() as server:
+        load = {"kind": "closed", "users": 2, "turns": 2, "turn_pause_s": 0.15}
+        run = make_run(tmp_path, server.url, load=load, context=64)
+        rows, _ = drive(run, "locust", "-f", "loadgen/longctx.py", "--headless", "--client", client)
+    assert {row["user"] for row in rows} == {0, 1}
+    pauses_s: dict[int, list[float]] = {0: [], 1: []}
+    for user in (0, 1):
+        mine = [row for row in rows if row["user"] == user]
+        for before, after in pairwise(mine):
+            gap_s = (after["sent_mono_ns"] - before["sent_mono_ns"] - before["end_ns"]) / 1e9
+            assert gap_s >= 0  # one request at a time
+            pauses_s[after["turn"]].append(gap_s)
+            assert (after["conversation"] == before["conversation"]) == (after["turn"] == 1)
+    assert min(pauses_s[1]) >= 0.149 and len(pauses_s[1]) > 2
+    assert statistics.median(pauses_s[0]) < 0.1
 
 
 def test_a_trace_is_replayed_with_its_times_and_lengths_and_ends_the_run(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from greenbench.schema import Event, RequestRecord
 from tests.fakes.loadruns import make_run
 from tests.fakes.openai_server import GoldenServer, Script, json_script, well_behaved
+from tests.waiting import HUNG_S
 
 ROOT = Path(__file__).resolve().parent.parent
 OPEN = {"kind": "open", "rate_per_s": 37, "arrivals": "constant"}
@@ -22,7 +23,9 @@ def start(run: Path, *extra: str) -> subprocess.CompletedProcess[str]:
     if "rate_per_s: 37" in (run / "config.yaml").read_text():
         runner = ["loadgen.openloop"]
     argv = [sys.executable, "-m", *runner, "--run-dir", str(run), *extra]
-    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(
+        argv, cwd=ROOT, capture_output=True, text=True, timeout=HUNG_S, check=False
+    )
 
 
 def rows(run: Path, folder: str = "requests") -> list[dict[str, Any]]:
@@ -163,7 +166,7 @@ def test_a_run_directory_of_the_other_kind_or_none_ends_with_2_and_one_sentence(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=HUNG_S,
         check=False,
     )
     assert ended.returncode == 2
@@ -194,7 +197,9 @@ def test_a_kill_in_mid_run_leaves_whole_lines(tmp_path: Path) -> None:
 def test_by_itself_without_a_server_it_says_what_to_do_and_ends_with_2(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "locust", "-f", "loadgen/longctx.py", "--headless", "-t", "9s"]
     argv += ["-H", "http://127.0.0.1:9", "--out", str(tmp_path), "--only-summary"]
-    ended = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    ended = subprocess.run(
+        argv, cwd=ROOT, capture_output=True, text=True, timeout=HUNG_S, check=False
+    )
     assert ended.returncode == 2
     assert "no model server answers at http://127.0.0.1:9" in ended.stderr
     assert list(tmp_path.iterdir()) == []

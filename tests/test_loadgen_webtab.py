@@ -14,6 +14,7 @@ from greenbench.schema import RequestRecord
 from loadgen.webtab import Live, read_joules
 from tests.fakes.loadruns import make_run
 from tests.fakes.openai_server import GoldenServer
+from tests.waiting import HUNG_S
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = """\
@@ -105,7 +106,7 @@ def _free_port() -> int:
 
 
 def _poll(url: str, process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HUNG_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
             stats = httpx.get(f"{url}/stats/requests").json()

@@ -9,6 +9,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import multinomial
 
+from analysis.gates import MIN_DRIFT_PROMPTS
 from analysis.noninferiority import (
     FEWEST_PAIRS,
     LEVEL,
@@ -20,6 +21,7 @@ from analysis.noninferiority import (
     most_lost,
     power,
 )
+from greenbench import sweep
 from greenbench.config import SweepConfig
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "method.md"
@@ -135,8 +137,12 @@ def test_the_default_number_of_prompts_decides() -> None:
     assert power(n, 0.10, 0.0)[1] >= 0.8
 
 
+def test_the_dry_run_warns_by_the_numbers_of_the_gate() -> None:
+    assert (sweep.FEWEST_ANSWERS, sweep.FEWEST_SCORED) == (FEWEST_PAIRS, MIN_DRIFT_PROMPTS)
+
+
 def test_the_power_table_of_the_docs_is_the_functions() -> None:
-    """Rows ``| n | … |`` below the heading of the table: passes when equal, not disqualified at −10 points."""
+    """A cell: percent that pass when equal / that are not disqualified when ten points are lost."""
     text = DOCS.read_text().partition("Power of the gate")[2].partition("\n\n")[2]
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]

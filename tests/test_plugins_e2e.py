@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from greenbench.config import CONFIGS, ROOT
 from greenbench.vllm_python import vllm_python
 from servers.verify import Ask, Tolerance, judge, requests
 from servers.verify_run import ask_all
+from tests.serving import Pace, launched, ready
 
 pytestmark = pytest.mark.e2e
 if not vllm_python().exists():
@@ -29,27 +29,19 @@ POOL_TOKENS = 2**30 // (4 * 2 * 64 * 2 * 4)  # 1 GiB; layers x heads x head size
 @contextmanager
 def serving(backend: str, model: str | Path, out: Path) -> Iterator[dict]:
     """The ``server`` part of server.json of a running server, stopped at the end."""
-    command = [sys.executable, "-m", "servers", "--backend", backend, "--model", str(model)]
-    command += ["--dtype", "float32", "--max-model-len", "8192", "--out", str(out)]
-    launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert launcher.stdout is not None
-    try:
-        while line := launcher.stdout.readline():
-            if line.startswith("ready at"):
-                break
-        assert line, (out / "server.json").read_text()
-        yield json.loads((out / "server.json").read_text())["server"]
-    finally:
-        launcher.send_signal(signal.SIGTERM)
-        assert launcher.wait(60) == 0
+    flags = ("--model", str(model), "--dtype", "float32", "--max-model-len", "8192")
+    with launched(backend, out, *flags) as launcher:
+        yield ready(launcher, out)
 
 
-def test_exact_backends_give_the_tokens_of_cpu_attn(tmp_path: Path):
+def test_exact_backends_give_the_tokens_of_cpu_attn(tmp_path: Path, pace: Pace):
     """28 requests alone, together, staggered, sharing prefixes with caching on, in chunks of 512."""
     backends = "sdpa,sink_window(window=9000)"
     command = [sys.executable, "-m", "servers", "verify", "--backends", backends]
     command += ["--model", "tiny-llama", "--dtype", "float32", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    # 28 requests of at most 2,000 tokens and 48 more, alone and together, on three servers
+    limit_s = pace.limit_s(3 * 2 * 28 * pace.alone_s(2000, 48), boots=3)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     found = [json.loads(path.read_text()) for path in tmp_path.glob("verify/*/verify.json")]
     assert len(found) == 2
@@ -75,6 +67,7 @@ def answers(server: dict, asks: list[Ask]) -> dict:
 
 def test_without_a_sink_it_is_vllms_own_sliding_window_and_frees_what_it_does_not_see(
     tmp_path: Path,
+    pace: Pace,
 ):
     """Guards the window's edge, and the freeing of blocks, against an independent kernel and manager."""
     llama, mistral = sliding_mistral(tmp_path)
@@ -86,7 +79,7 @@ def test_without_a_sink_it_is_vllms_own_sliding_window_and_frees_what_it_does_no
     with serving(backend, llama, tmp_path / "ours") as server:
         assert server["proof"] == "proven"
         found = answers(server, asks)
-        used = kv_use(server, prompts=4, tokens=6000)
+        used = kv_use(server, prompts=4, tokens=6000, pace=pace)
         log = (tmp_path / "ours" / "server.log").read_text()
     judged = judge(asks, found, expected, Tolerance.of("float32", "float32"))
     assert judged["verdict"] == "pass", judged["reasons"]
@@ -101,17 +94,18 @@ def test_without_a_sink_it_is_vllms_own_sliding_window_and_frees_what_it_does_no
     assert concurrency == pytest.approx(POOL_TOKENS / (19 * 128), abs=0.01)
 
 
-def kv_use(server: dict, prompts: int, tokens: int) -> float:
+def kv_use(server: dict, prompts: int, tokens: int, pace: Pace) -> float:
     """Largest share of KV blocks in use until ``prompts`` requests of ``tokens`` tokens decode together.
 
     That they do is what the same scrape of the server says, and they do not stream: a front end busy
     with four streams answered a scrape so late that a request was over before ten were seen.
     """
     body = {"model": server["served_model"], "max_tokens": 2000, "ignore_eos": True}
+    limit_s = pace.limit_s(prompts * pace.alone_s(tokens, 2000), boots=0)
     prompt = [[(i * 7 + k * 13) % 4000 + 8 for i in range(tokens)] for k in range(prompts)]
 
     async def drive() -> float:
-        async with httpx.AsyncClient(base_url=server["base_url"], timeout=300) as client:
+        async with httpx.AsyncClient(base_url=server["base_url"], timeout=limit_s) as client:
 
             async def scrape() -> str:
                 return (await client.get("/metrics")).raise_for_status().text

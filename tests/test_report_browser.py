@@ -15,6 +15,7 @@ import pytest
 from analysis.report import write_report
 from analysis.study import study
 from tests.fakes.rundirs import FakeRun, write_run
+from tests.waiting import HUNG_S
 
 websocket = pytest.importorskip("websocket")
 CHROMIUM = (
@@ -36,7 +37,7 @@ class Page:
     """One tab over the DevTools protocol."""
 
     def __init__(self, url: str) -> None:
-        self._socket = websocket.create_connection(url, timeout=30)
+        self._socket = websocket.create_connection(url, timeout=HUNG_S)
         self._last = 0
         self.events: list[dict[str, Any]] = []
         for domain in ("Page", "Runtime", "Network", "Log"):
@@ -59,7 +60,7 @@ class Page:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def until(self, expression: str, seconds: float = 20) -> None:
+    def until(self, expression: str, seconds: float = HUNG_S) -> None:
         deadline = time.monotonic() + seconds
         while not self.js(expression):
             assert time.monotonic() < deadline, f"never came true: {expression}"
@@ -136,7 +137,7 @@ def _tab_url(profile: Path) -> str:
     """The tab's socket, once the browser has written which port it took."""
     import urllib.request
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HUNG_S
     while time.monotonic() < deadline:
         active = profile / "DevToolsActivePort"
         if active.is_file() and active.read_text().strip():

@@ -17,8 +17,9 @@ from greenbench.errors import UserError
 from greenbench.rundir import RunDir
 from greenbench.stages import Child, ServerStage, StageError
 from tests.test_contract import manifest
+from tests.waiting import HUNG_S, wait_until
 
-SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]  # ended by the tests
 KNOWN_TASKS = {"retrieve": {"output_tokens": 16, "params": {}}}
 POINT = parse(
     PointConfig,
@@ -205,11 +206,10 @@ def test_a_stage_command_turns_exit_2_into_a_user_error_and_1_into_a_stage_error
 def test_a_child_that_ignores_term_is_killed(tmp_path: Path) -> None:
     code = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-        "print('up', flush=True); time.sleep(60)"
+        "print('up', flush=True); time.sleep(600)"
     )
     child = Child([sys.executable, "-c", code], tmp_path / "log")
-    while "up" not in child.log.read_text():
-        pass
+    wait_until(lambda: "up" in child.log.read_text(), "a child that is up")
     assert child.stop(0.2) == -9
 
 
@@ -219,14 +219,14 @@ def test_what_a_killed_sweep_leaves_behind(tmp_path: Path, ends_with_us: bool) -
     program = (
         "import sys, time; from pathlib import Path; from greenbench.stages import Child;"
         f"child = Child({SLEEPER!r}, Path({str(tmp_path / 'log')!r}), ends_with_us={ends_with_us});"
-        "print(child.process.pid, flush=True); time.sleep(60)"
+        "print(child.process.pid, flush=True); time.sleep(600)"
     )
     sweep = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert sweep.stdout is not None
     child = psutil.Process(int(sweep.stdout.readline()))
     sweep.kill()
     sweep.wait()
-    gone, alive = psutil.wait_procs([child], timeout=5 if ends_with_us else 0.2)
+    gone, alive = psutil.wait_procs([child], timeout=HUNG_S if ends_with_us else 0.2)
     for process in alive:
         process.kill()
     assert bool(gone) is ends_with_us

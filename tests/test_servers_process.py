@@ -23,6 +23,7 @@ from servers.model_store import weights_bytes
 from servers.process import ServerDied, ServerProcess, pick_port
 from servers.server_file import SERVER_JSON
 from tests.fakes import vllm_server
+from tests.waiting import HUNG_S, wait_until
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def request(
     return ServerRequest(
         model=ModelConfig(name="m", path=str(model), max_model_len=4096, weights="random"),
         backend=BackendChoice(name=backend),
-        server=ServerConfig(extra_args=extra, **{"boot_timeout_s": 20, **server}),
+        server=ServerConfig(extra_args=extra, **{"boot_timeout_s": HUNG_S, **server}),
     )
 
 
@@ -123,13 +124,12 @@ def launch(tmp_path: Path, mode: str, backend: str = "sdpa") -> tuple[subprocess
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True), out
 
 
-def wait_for(out: Path, wanted: str, timeout_s: float = 20) -> dict:
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        if (out / SERVER_JSON).exists() and state(out).get("state") == wanted:
-            return state(out)
-        time.sleep(0.05)
-    raise AssertionError(f"never {wanted}: {(out / SERVER_JSON).read_text()}")
+def wait_for(out: Path, wanted: str) -> dict:
+    def reached() -> bool:
+        return (out / SERVER_JSON).exists() and state(out).get("state") == wanted
+
+    wait_until(reached, f"server.json that says {wanted}")
+    return state(out)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
@@ -146,7 +146,7 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, number: int
     log = (out / "server.log").read_text()
     assert "stray" not in log and "--attention-backend', 'CUSTOM'" in log
     launcher.send_signal(number)
-    assert launcher.wait(30) == code
+    assert launcher.wait(HUNG_S) == code
     assert state(out)["state"] == "stopped" and state(out)["error"] is None
     assert_gone(out)
 
@@ -159,7 +159,7 @@ def test_a_worker_that_ignores_term_is_killed(
     port, note = pick_port(None), tmp_path / "child"
     argv = [around.vllm_python, "-m", "x", "--port", str(port), "--fake", "stubborn"]
     with ServerProcess([*argv, "--fake-note", str(note)], around.env, tmp_path / "log") as process:
-        process.wait_healthy(f"http://127.0.0.1:{port}", time.monotonic() + 20)
+        process.wait_healthy(f"http://127.0.0.1:{port}", time.monotonic() + HUNG_S)
         child = psutil.Process(int(note.read_text()))
         assert child.is_running()
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
@@ -168,10 +168,9 @@ def test_a_worker_that_ignores_term_is_killed(
 def test_stopping_while_it_boots_leaves_nothing(tmp_path: Path):
     launcher, out = launch(tmp_path, "slow_boot")
     assert wait_for(out, "booting")["server"]["argv"]
-    while state(out)["server"]["pid"] is None:  # between the folder and the process
-        time.sleep(0.02)
+    wait_until(lambda: state(out)["server"]["pid"], "a process")  # it comes after the folder
     launcher.send_signal(signal.SIGINT)
-    assert launcher.wait(30) == 130
+    assert launcher.wait(HUNG_S) == 130
     assert state(out)["state"] == "stopped"
     assert_gone(out)
 
@@ -214,7 +213,7 @@ def test_a_running_server_is_described(tmp_path: Path, around: serve.Surrounding
             [*argv, "--served-model-name", "m", "--fake", mode], around.env, log
         ) as process:
             url = f"http://127.0.0.1:{port}"
-            process.wait_healthy(url, time.monotonic() + 20)
+            process.wait_healthy(url, time.monotonic() + HUNG_S)
             asked = request(tmp_path, base_url=f"{url}/v1")
             server = probe.probe(asked, tmp_path / mode)
             with pytest.raises(UserError, match="serves m, not 'other'"):

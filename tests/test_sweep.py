@@ -7,7 +7,15 @@ from greenbench.errors import UserError
 from greenbench.points import Faults, count, judge
 from greenbench.provenance import parse_gpus
 from greenbench.runner import check_tasks
-from greenbench.sweep import check_window, expand, point_hash, prompt_file_name, prompt_request
+from greenbench.sweep import (
+    FEWEST_ANSWERS,
+    check_window,
+    expand,
+    point_hash,
+    prompt_file_name,
+    prompt_request,
+    quality_warnings,
+)
 
 MODEL = ModelConfig(name="m", path="/m", max_model_len=4096)
 
@@ -127,3 +135,25 @@ def test_a_task_may_ask_for_its_own_number_of_requests() -> None:
     assert limits == {("retrieve", 28), ("summarize", 5)}
     # the prompts do not depend on how many of them are asked
     assert {point.task.requests for point in points} == {None}
+
+
+def warned(tasks: list[object], **changes: object) -> dict[str, str]:
+    said = quality_warnings(sweep(tasks=tasks, **changes), ["perplexity"])
+    return dict(sentence.split(": ", 1) for sentence in said)
+
+
+def test_too_few_prompts_for_a_verdict_on_quality_are_said_before_the_start() -> None:
+    found = warned(
+        [
+            {"name": "retrieve", "requests": FEWEST_ANSWERS},
+            {"name": "summarize", "requests": FEWEST_ANSWERS - 1},
+            {"name": "perplexity", "requests": 8},
+        ]
+    )
+    assert set(found) == {"summarize"}
+    assert "28 prompts a point" in found["summarize"] and "raise 'requests'" in found["summarize"]
+    few = warned([{"name": "retrieve", "requests": 64}], prompts_per_point=16)
+    assert "16 prompts a point" in few["retrieve"] and "'prompts_per_point'" in few["retrieve"]
+    # repeated prompts say nothing new, and without a count only the clock ends a point
+    assert "'requests: 80'" in warned(["retrieve"])["retrieve"]
+    assert warned(["retrieve"], phases={"requests": 80}) == {}

@@ -5,9 +5,9 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,29 +17,48 @@ from greenbench.config import ROOT
 from greenbench.manifest import Manifest
 from greenbench.rundir import RunDir, list_runs, read_jsonl
 from greenbench.stages import living_server
+from tests.serving import Pace
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 GREENBENCH = str(ROOT / ".venv" / "bin" / "greenbench")
-SWEEP = {
-    "name": "e2e",
-    "models": ["tiny-llama"],
-    "backends": ["cpu_attn", "sdpa"],
-    "contexts": [512],
-    "tasks": ["retrieve", "perplexity"],
-    "loads": [{"kind": "closed", "users": 2}, {"kind": "open", "rate_per_s": 2.0}],
-    "prompts_per_point": 6,
-    "server": {"max_num_seqs": 8, "kv_cache_gib": 0.5},
-    "phases": {"warmup_s": 1, "measure_s": 4, "drain_s": 20},
-    "slo": {"ttft_s": 5.0},
-}
+USERS, CONTEXT, MOST_OUTPUT = 2, 512, 16
 STARTS, POINTS = 2, 2 * 4
 
 
+def sweep(pace: Pace) -> dict[str, Any]:
+    """Windows in which each user gets its answers, and an open load that the server can keep up with."""
+    alone_s = pace.alone_s(CONTEXT, MOST_OUTPUT)
+    measure_s = max(4.0, pace.window_s(USERS, CONTEXT, MOST_OUTPUT))
+    return {
+        "name": "e2e",
+        "models": ["tiny-llama"],
+        "backends": ["cpu_attn", "sdpa"],
+        "contexts": [CONTEXT],
+        "tasks": ["retrieve", "perplexity"],
+        "loads": [
+            {"kind": "closed", "users": USERS},
+            {"kind": "open", "rate_per_s": min(2.0, float(f"{0.5 / alone_s:.2g}"))},
+        ],
+        "prompts_per_point": 6,
+        "server": {"max_num_seqs": 8, "kv_cache_gib": 0.5},
+        "phases": {"warmup_s": 1, "measure_s": measure_s, "drain_s": 20 + measure_s},
+        "slo": {"ttft_s": 5.0},
+    }
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def limit_s(pace: Pace) -> float:
+    """When a whole sweep must have ended."""
+    phases = sweep(pace)["phases"]
+    return pace.limit_s(POINTS * (phases["warmup_s"] + phases["measure_s"]), boots=STARTS)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, pace: Pace) -> Iterator[Path]:
     """A sweep directory; whatever server a failing test leaves behind is killed at the end."""
     folder = tmp_path_factory.mktemp("sweep")
-    (folder / "e2e.yaml").write_text(yaml.safe_dump(SWEEP))
+    (folder / "e2e.yaml").write_text(yaml.safe_dump(sweep(pace)))
     yield folder
     for directory in (folder / "runs" / "servers").glob("*"):
         process = living_server(directory)
@@ -53,16 +72,6 @@ def argv(place: Path) -> list[str]:
 
 def manifests(place: Path) -> list[Manifest]:
     return [run.manifest() for run in list_runs(place / "runs")]
-
-
-def wait_until(
-    condition: Callable[[], bool], limit_s: float, process: subprocess.Popen[str]
-) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert process.poll() is None, f"the sweep ended early: {process.communicate()[0]}"
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 def measuring(place: Path, done: int) -> bool:
@@ -85,21 +94,34 @@ def server_pids(place: Path) -> list[int]:
     return [process.pid for process in found if process is not None]
 
 
-def test_1_a_killed_sweep_leaves_a_server_that_the_next_start_names_and_stops(place: Path) -> None:
+def wait_until_measuring(
+    place: Path, done: int, process: subprocess.Popen[str], limit_s: float
+) -> None:
+    def reached() -> bool:
+        ended = process.poll() is not None and not measuring(place, done)
+        assert not ended, f"the sweep ended early: {process.communicate()[0]}"
+        return measuring(place, done)
+
+    wait_until(reached, f"a point beyond the first {done} that is measured", limit_s)
+
+
+def test_1_a_killed_sweep_leaves_a_server_that_the_next_start_names_and_stops(
+    place: Path, limit_s: float
+) -> None:
     first = start(place)
-    wait_until(lambda: measuring(place, 0), 300, first)
+    wait_until_measuring(place, 0, first, limit_s)
     first.kill()
     first.wait()
     (orphan,) = server_pids(place)
     assert [m.status for m in manifests(place)].count("running") == 1
 
     second = start(place)  # resumes; then its first server is killed in the middle of a point
-    wait_until(lambda: measuring(place, 1), 300, second)
+    wait_until_measuring(place, 1, second, limit_s)
     assert not psutil.pid_exists(orphan)
     complete_before = [m.status for m in manifests(place)].count("complete")
     (victim,) = server_pids(place)
     os.killpg(victim, signal.SIGKILL)
-    output, _ = second.communicate(timeout=600)
+    output, _ = second.communicate(timeout=limit_s)
     assert f"stopped orphan server process {orphan}" in output
     assert second.returncode == 1
     assert "the server died" in output
@@ -112,10 +134,12 @@ def test_1_a_killed_sweep_leaves_a_server_that_the_next_start_names_and_stops(pl
     assert measured == complete_before + POINTS // STARTS
 
 
-def test_2_the_next_start_measures_only_what_is_missing(place: Path) -> None:
+def test_2_the_next_start_measures_only_what_is_missing(place: Path, limit_s: float) -> None:
     before = {m.run_id for m in manifests(place) if m.status == "complete"}
     for _ in range(3):  # what a busy machine made invalid is measured again, and only that
-        done = subprocess.run(argv(place), capture_output=True, text=True, cwd=ROOT, timeout=600)
+        done = subprocess.run(
+            argv(place), capture_output=True, text=True, cwd=ROOT, timeout=limit_s
+        )
         if done.returncode == 0:
             break
     assert done.returncode == 0, done.stdout + done.stderr
@@ -125,9 +149,9 @@ def test_2_the_next_start_measures_only_what_is_missing(place: Path) -> None:
     assert server_pids(place) == []
 
 
-def test_3_a_complete_sweep_starts_nothing(place: Path) -> None:
+def test_3_a_complete_sweep_starts_nothing(place: Path, limit_s: float) -> None:
     started = len(list((place / "runs" / "servers").glob("*")))
-    done = subprocess.run(argv(place), capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = subprocess.run(argv(place), capture_output=True, text=True, cwd=ROOT, timeout=limit_s)
     assert done.returncode == 0
     assert f"0 points to measure, {POINTS} already complete" in done.stdout
     assert len(list((place / "runs" / "servers").glob("*"))) == started

@@ -20,6 +20,7 @@ from telemetry.exporter import GreenbenchCollector, Latest, Monotone, lateness_h
 from telemetry.nvml import NoGpu, Reader
 from telemetry.serve import Exporter
 from tests.fakes.nvml import FakeGpu, FakeReader, constant, record
+from tests.waiting import HUNG_S, wait_until
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 CARD = FakeGpu(constant(300), uuid="GPU-a", counter_start_mj=5_000_000, reset_at_s=20.0)
@@ -143,22 +144,28 @@ def serving() -> Iterator[int]:
     )
     thread = threading.Thread(target=exporter.run)
     thread.start()
-    deadline = time.monotonic() + 5
-    while not ports and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.15)
+    wait_until(lambda: ports, "a port")
     yield ports[0]
     exporter.stop.set()
-    thread.join(5)
+    thread.join(HUNG_S)
     assert not thread.is_alive()
 
 
 def test_a_served_page_holds_the_samplers_readings(serving: int) -> None:
-    with urllib.request.urlopen(f"http://127.0.0.1:{serving}/metrics", timeout=5) as response:
-        found = parsed(response.read().decode())
+    def page() -> Samples:
+        url = f"http://127.0.0.1:{serving}/metrics"
+        with urllib.request.urlopen(url, timeout=HUNG_S) as response:
+            return parsed(response.read().decode())
+
+    def samples() -> float:
+        return page().get(("greenbench_sampler_lateness_seconds_count", ()), 0)
+
+    then_s, seen = time.monotonic(), samples()
+    wait_until(lambda: samples() > seen + 1, "a sample after that")  # counted before it is stored
+    found = page()
     assert found[("greenbench_gpu_temperature_celsius", (("uuid", "GPU-a"),))] == 45
-    assert found[("greenbench_sampler_lateness_seconds_count", ())] >= 1
-    assert found[("greenbench_gpu_sample_age_seconds", (("uuid", "GPU-a"),))] < 1
+    age_s = found[("greenbench_gpu_sample_age_seconds", (("uuid", "GPU-a"),))]
+    assert 0 <= age_s <= time.monotonic() - then_s  # it was taken in between
 
 
 def test_a_port_in_use_is_said(serving: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 from greenbench.clock import Anchor
 from telemetry import rapl
 from telemetry.host import HostReader, ProcessTree, Usage
+from tests.waiting import wait_until
 
 PARENT = """
 import subprocess, sys, time
@@ -35,9 +36,7 @@ def test_tree_counts_children_and_is_none_when_the_server_is_gone() -> None:
     ) as parent:
         assert parent.stdout
         child = psutil.Process(int(parent.stdout.readline()))
-        deadline = time.monotonic() + 10
-        while child.memory_info().rss < 50_000_000 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: child.memory_info().rss >= 50_000_000, "a child of 50 MB")
         tree = ProcessTree(parent.pid)
         usage = tree.usage(0)
         assert usage is not None and usage.processes == 2

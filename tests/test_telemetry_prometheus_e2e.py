@@ -4,15 +4,12 @@ The bound: a query over the run and the recorder's difference over the same time
 interval holds at each end, since Prometheus knows a counter only at its scrapes.
 """
 
-import json
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +19,13 @@ import pandas as pd
 import pytest
 
 from analysis.power_series import energy_curve
-from greenbench.config import ROOT
 from greenbench.rundir import read_jsonl
 from greenbench.vllm_python import vllm_python
 from telemetry.recorder import Recorder, RecordRequest
 from telemetry.serve import Exporter
 from tests.fakes.nvml import FakeGpu, FakeReader, square
+from tests.serving import launched, ready
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.e2e,
@@ -52,29 +50,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_until(true: Callable[[], Any], seconds: float, what: str) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := true():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"{what}: not within {seconds} s")
-
-
 @pytest.fixture(scope="module")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """server.json's ``server`` of a real vLLM on the CPU."""
     out = tmp_path_factory.mktemp("server")
-    command = [sys.executable, "-m", "servers", "--backend", "cpu_attn", "--out", str(out)]
-    launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert launcher.stdout
-        said = [launcher.stdout.readline() for _ in range(2)]
-        assert said[1].startswith("ready at"), said
-        yield json.loads((out / "server.json").read_text())["server"]
-    finally:
-        launcher.send_signal(signal.SIGTERM)
-        assert launcher.wait(60) == 0
+    with launched("cpu_attn", out) as launcher:
+        yield ready(launcher, out)
 
 
 @pytest.fixture
@@ -93,7 +74,7 @@ def started(tmp_path: Path, vllm: dict[str, Any]) -> Iterator[str]:
     threads = [threading.Thread(target=part.run) for part in (recorder, exporter)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: ports, 10, "exporter")
+    wait_until(lambda: ports, "the exporter's port")
     config = tmp_path / "prometheus.yml"
     address = vllm["base_url"].removeprefix("http://")
     config.write_text(CONFIG.format(exporter=ports[0], vllm=address))
@@ -145,7 +126,7 @@ def test_prometheus_and_the_recorder_agree_within_one_scrape(
     started: str, vllm: dict[str, Any], tmp_path: Path
 ) -> None:
     up = 'sum(up{job=~"greenbench|vllm"})'
-    wait_until(lambda: query(started, up) == 2.0, 40, "both targets scraped")
+    wait_until(lambda: query(started, up) == 2.0, "both targets scraped")
     energy = "greenbench_gpu_energy_joules_total"
     tokens = "vllm:generation_tokens_total"
     start_s = time.time()
@@ -157,7 +138,7 @@ def test_prometheus_and_the_recorder_agree_within_one_scrape(
         "ignore_eos": True,
     }
     for _ in range(6):
-        answer = httpx.post(f"{vllm['base_url']}/v1/completions", json=asked, timeout=60)
+        answer = httpx.post(f"{vllm['base_url']}/v1/completions", json=asked, timeout=600)
         assert answer.json()["usage"]["completion_tokens"] == 40
     time.sleep(4 * SCRAPE_S)
     end_s = time.time()
@@ -165,7 +146,7 @@ def test_prometheus_and_the_recorder_agree_within_one_scrape(
     assert ends[0] is not None and ends[1] is not None
     recorder_says = partial(recorded_j, tmp_path / "telemetry/gpu.jsonl", start_s, end_s)
     # the counter's next change after the end has yet to come, and to be written
-    recorder_j = wait_until(recorder_says, 20, "the recorder's row past the end")
+    recorder_j = wait_until(recorder_says, "the recorder's row past the end")
     # one interval at the card's most, and the refresh of the sensor
     bound_j = HIGH_W * (SCRAPE_S + 0.2)
     print(

@@ -19,6 +19,7 @@ from telemetry.nvml import NoGpu, Reader
 from telemetry.probe import change_period_s, measure_refresh
 from telemetry.recorder import Recorder, RecordRequest
 from tests.fakes.nvml import FakeClock, FakeGpu, FakeReader, constant, ramp
+from tests.waiting import HUNG_S, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -139,12 +140,10 @@ def test_the_command_flushes_and_ends_with_0_on_sigterm(tmp_path: Path) -> None:
     with subprocess.Popen(
         [*command, "--pid", "1", "--base-url", "http://127.0.0.1:1"], cwd=ROOT
     ) as it:
-        deadline = time.monotonic() + 20
         host = tmp_path / "telemetry/host.jsonl"
-        while not (host.exists() and host.stat().st_size) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: host.exists() and host.stat().st_size, "a first row")
         it.send_signal(signal.SIGTERM)
-        assert it.wait(10) == 0
+        assert it.wait(HUNG_S) == 0
     rows = [HostSample.from_dict(row) for row in read_jsonl(host)]
     assert rows[0].server_rss_bytes
     sources = sources_of(tmp_path)

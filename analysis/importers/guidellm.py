@@ -11,7 +11,7 @@ from greenbench.config import LoadConfig
 from greenbench.errors import UserError
 
 CANNOT_TELL = [
-    "the file has no time of each chunk: no ITL, and no tokens/s of a window",
+    "the file has no time of each chunk: no ITL",
     "token counts are the server's where it sent them, else GuideLLM's own",
 ]
 

@@ -75,6 +75,10 @@ class FakeRun:
     ramp_s: float = 0.0  # users start evenly spread over this time
     jitter: float = 0.0
     start_factor: float = 1.0  # speed of this server start: multiplies every time
+    slower_from_s: float | None = None  # after the first sending: from here on all takes …
+    slower: float = 1.0  # … so many times as long
+    slow_every: int | None = None  # each n-th request decodes …
+    slow_decode: float = 1.0  # … so many times as long
     repeat: int = 0
     arm: int = 0
     execution: str = "eager"
@@ -106,6 +110,7 @@ class FakeRun:
     slo_ttft_s: float | None = 1.0
     slo_tpot_s: float | None = None
     prompts: int = 8
+    first_prompt: int = 0  # number from which its prompts' hashes are drawn
     started_s: float = 0.0  # after T0
     sweep: str = "fake"
     config: dict[str, Any] = field(default_factory=lambda: dict(TINY_LLAMA))
@@ -269,7 +274,7 @@ def _play(fake: FakeRun, name: str, start_ns: int, measure: tuple[int, int]) -> 
         for user in range(users):
             at = start_ns + round(user * fake.ramp_s / users * NS)
             while at < measure[1]:
-                record = _request(fake, name, len(records), at, None, measure, rng, users - 1)
+                record = _request(fake, name, len(records), at, None, measure, rng, users - 1, user)
                 records.append(record)
                 at += record.end_ns or 0
     else:
@@ -290,12 +295,18 @@ def _request(
     measure: tuple[int, int],
     rng: random.Random,
     others: int,
+    user: int | None = None,
 ) -> RequestRecord:
     factor = fake.start_factor * max(0.1, rng.gauss(1, fake.jitter) if fake.jitter else 1.0)
+    since_s = (sent_ns - T0_UNIX_NS) / NS - fake.started_s
+    if fake.slower_from_s is not None and since_s >= fake.slower_from_s:
+        factor *= fake.slower
+    slow = fake.slow_every is not None and number % fake.slow_every == 0
+    itl_s = fake.itl_s * (fake.slow_decode if slow else 1.0)
     steps = range(0, fake.output_tokens, fake.tokens_per_chunk)
     counts = [min(step + fake.tokens_per_chunk, fake.output_tokens) for step in steps]
     # a chunk of several tokens arrives when its last token exists
-    chunk_ns = [round((fake.ttft_s + (count - 1) * fake.itl_s) * factor * NS) for count in counts]
+    chunk_ns = [round((fake.ttft_s + (count - 1) * itl_s) * factor * NS) for count in counts]
     if not fake.streaming:
         chunk_ns, counts = [], []
     end_ns = chunk_ns[-1] if chunk_ns else round(fake.ttft_s * factor * NS)
@@ -310,7 +321,7 @@ def _request(
         task=fake.task,
         prompt_index=number % fake.prompts,
         prompt_sha256=hashlib.sha256(
-            f"{fake.task}/{fake.context_tokens}/{number % fake.prompts}".encode()
+            f"{fake.task}/{fake.context_tokens}/{number % fake.prompts + fake.first_prompt}".encode()
         ).hexdigest(),
         context_tokens_target=fake.context_tokens,
         max_output_tokens=fake.output_tokens,
@@ -331,6 +342,7 @@ def _request(
         finish_reason=None if failed else "length",
         error_type="http_5xx" if failed else None,
         error_message="made to fail" if failed else None,
+        user=user,
     )
 
 

@@ -91,6 +91,7 @@ class Point:
     card: Card | None = None
     server: dict[str, Any] = field(default_factory=dict)
     model: str = "outside-llama"
+    weights: str = "trained"
     vllm: str = "0.32.0"
     proof: str = "proven"
     proof_detail: dict[str, Any] = field(default_factory=dict)
@@ -213,7 +214,7 @@ def config_of(point: Point) -> dict[str, Any]:
         "trace_format": "mooncake",
         "trace_speed": 1.0,
         "trace_clip": False,
-    }
+    } | dict(point.load.told)
     server: dict[str, Any] = {
         "base_url": None,
         "served_model": None,
@@ -244,7 +245,7 @@ def config_of(point: Point) -> dict[str, Any]:
             "name": point.model,
             "path": None,
             "build": {"config": LLAMA, "seed": 1, "vocab_size": 32768},
-            "weights": "trained",
+            "weights": point.weights,
             "family": "attention",
             "max_model_len": 262144,
             "dtype": "bfloat16",
@@ -333,11 +334,11 @@ def _manifest(point: Point, run_id: str, hashed: str, start_ns: int) -> dict[str
             "proof_detail": point.proof_detail,
             "model": point.model,
             "model_path": f"models/{point.model}",
-            "weights": "trained",
+            "weights": point.weights,
             "dtype": "bfloat16",
             "kv_cache_dtype": server["kv_cache_dtype"],
             "execution": server["execution"],
-            "tensor_parallel": 1,
+            "tensor_parallel": server["tensor_parallel"],
             "max_model_len": 262144,
             "kv_cache_tokens": 2_000_000,
             "kv_cache_bytes": 2_000_000 * 32768,

@@ -60,6 +60,9 @@ class Load:
     rate_per_s: float | None = None
     arrivals: Arrivals = "poisson"
     burstiness: float = 1.0  # shape of the gamma distribution of the gaps
+    told: tuple[
+        tuple[str, object], ...
+    ] = ()  # further fields of the configuration, told and not played
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,17 @@ def run_command(*words: str) -> None:
     assert not code, f"{words[0]} ended with {code}: {complained.getvalue()}"
 
 
+def summarised(root: Path) -> dict[str, Any]:
+    """What summary.json would hold, without a page beside it: hundreds of sweeps are simulated."""
+    from analysis.study import study
+
+    try:
+        from analysis.summary import summary
+    except ImportError:  # before summary.json had a module of its own
+        from analysis.study import summary  # type: ignore[no-redef]
+    return json.loads(json.dumps(summary(study(root))))
+
+
 def read_by_command(root: Path, *options: str) -> Reading:
     """The same by ``python -m analysis report``."""
     done = subprocess.run(

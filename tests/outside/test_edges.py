@@ -48,7 +48,9 @@ def test_equal_throughput_other_split(
     found = read(tmp_path)
     assert not found.claims(*COMMON), [c.words for c in found.claims(*COMMON)]
     assert not found.winners(*COMMON)
-    assert {c.winner for c in found.claims("ttft")} == {"alpha"}
+    told = {c.winner for c in found.claims("ttft")}
+    # where users begin at random, who waits for whose prefill is another in each start
+    assert told == {"alpha"} or (start == "random" and not told)
 
 
 @pytest.mark.parametrize("measure_s", [60.0, 66.0, 75.0])

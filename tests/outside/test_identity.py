@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,9 @@ def apart(root: Path, *kinds: Point, n: int = 2) -> Reading:
     ]
     found = read(root)
     held = [run for cell in found.summary["cells"] for run in cell["run_ids"]]
-    assert sorted(held) == sorted(run for group in groups for run in group), "runs are missing"
+    left_out = [p for p in found.summary["points"] if p["status"] != "ok"]
+    assert not left_out, [(p["run_id"], p["status"], p["reasons"]) for p in left_out]
+    assert sorted(held) == sorted(run for group in groups for run in group)
     assert not found.pooled(*groups), [cell["run_ids"] for cell in found.summary["cells"]]
     return found
 
@@ -41,6 +44,7 @@ def test_arrivals_at_one_rate(tmp_path: Path) -> None:
 
 
 def test_burstiness_of_gamma_arrivals(tmp_path: Path) -> None:
+    """Gamma arrivals of shape 0.5 and 4 at one rate are two loads."""
     gamma = replace(OPEN, load=replace(OPEN.load, arrivals="gamma", burstiness=0.5))
     apart(tmp_path, gamma, replace(gamma, load=replace(gamma.load, burstiness=4.0)))
 
@@ -51,6 +55,7 @@ def test_needle_depth_0_and_1(tmp_path: Path) -> None:
 
 
 def test_max_num_seqs_64_and_8(tmp_path: Path) -> None:
+    """`max_num_seqs` 64 and 8: two candidates, and their labels tell them apart."""
     found = apart(
         tmp_path, replace(BASE, server={"max_num_seqs": 64}), replace(BASE, server={"max_num_seqs": 8})
     )  # fmt: skip
@@ -73,7 +78,31 @@ def test_any_server_setting(tmp_path: Path, setting: dict[str, object]) -> None:
     apart(tmp_path, BASE, replace(BASE, server=setting))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": "random"},
+        {"load": Load(told=(("turn_pause_s", 1.0),))},
+        {"params": {"distractors": 64}},
+        {"prompts": 16},
+        {"server": {"execution": "eager"}},
+        {"server": {"prefix_caching": True}},
+        {"server": {"tensor_parallel": 2}},
+        {"model": "another-llama"},
+        {"options": {"tile": 64}},
+        {"power": Power(), "card": Card(driver="590.10")},
+    ],
+    ids=lambda change: "-".join(map(str, next(iter(change.items()))))[:40],
+)
+def test_any_other_difference(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Weights, pauses, needles, count of prompts, execution, caching, model, options or driver differ."""
+    with_card = {"power": Power(), "card": Card()} if "card" in change else {}
+    one = replace(BASE, **with_card, folder="one")  # type: ignore[arg-type]
+    apart(tmp_path, one, replace(one, **change, folder="two"))
+
+
 def test_vllm_versions(tmp_path: Path) -> None:
+    """vLLM 0.30 and 0.32, in two folders, are two candidates."""
     old = replace(BASE, vllm="0.30.0", folder="old")
     apart(tmp_path, old, replace(BASE, vllm="0.32.0", folder="new"))
 
@@ -89,7 +118,7 @@ def test_other_prompts(tmp_path: Path) -> None:
 
 
 def test_cards(tmp_path: Path) -> None:
-    """An H100 and an H200 are two devices."""
+    """An H100 and an H200, in two folders, are two devices."""
     one = replace(BASE, power=Power(), card=Card(), folder="h100")
     apart(tmp_path, one, replace(one, card=H200, folder="h200"))
 
@@ -105,6 +134,7 @@ def test_16_and_64_output_tokens(tmp_path: Path) -> None:
 
 
 def test_16_and_64_output_tokens_of_one_candidate(tmp_path: Path) -> None:
+    """One candidate asked for 16 and for 64 tokens: two tasks."""
     apart(tmp_path, replace(BASE, output_tokens=16), BASE)
 
 
@@ -172,6 +202,7 @@ def test_imported_runs_at_other_burstiness(tmp_path: Path) -> None:
 
 
 def test_imported_directories_at_other_burstiness(tmp_path: Path) -> None:
+    """The same as imported run directories."""
     told = {"imported_from": "another tool 1.0", "cannot_tell": ["what it cannot"]}
     load = replace(OPEN.load, arrivals="gamma", burstiness=0.2)
     one = replace(OPEN, load=load, proof="unproven", proof_detail=told)

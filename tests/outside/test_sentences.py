@@ -38,6 +38,7 @@ def mixed_blocks() -> list[Point]:
 
 
 def test_best_comes_from_shared_blocks(tmp_path: Path) -> None:
+    """In the one block that both ran in beta is 10 % faster; over all starts alpha has the better mean."""
     found = reported(tmp_path, mixed_blocks())
     assert not found.recommended("alpha"), found.headline
     assert not [w for w in found.winners() if w == "alpha"]
@@ -121,6 +122,7 @@ def no_goodput() -> list[Point]:
 
 
 def test_goodput_0_is_a_value(tmp_path: Path) -> None:
+    """alpha meets the SLO in no request and has the rates; beta meets it in all: beta wins goodput."""
     found = reported(tmp_path, no_goodput())
     (decision,) = [d for d in found.summary["decisions"] if d["objective"] == "goodput"]
     assert decision["winner"] == "beta", decision
@@ -129,6 +131,7 @@ def test_goodput_0_is_a_value(tmp_path: Path) -> None:
 
 
 def test_goodput_0_of_both_is_no_winner(tmp_path: Path) -> None:
+    """Neither meets the SLO: nobody wins goodput."""
     points = [replace(p, slo={"ttft_s": 0.1}) for p in no_goodput()]
     found = reported(tmp_path, points)
     assert not found.winners("goodput")
@@ -143,6 +146,7 @@ def test_one_byte_of_memory(tmp_path: Path) -> None:
 
 
 def test_a_real_difference_of_memory(tmp_path: Path) -> None:
+    """60 GiB against 70."""
     alpha = replace(BASE, backend="alpha", power=Power(memory_bytes=60 << 30))
     beta = replace(BASE, backend="beta", power=Power(memory_bytes=70 << 30))
     found = reported(tmp_path, starts([alpha, beta], 5, sd=0.002, seed=2))
@@ -234,6 +238,49 @@ def test_one_is_never_printed_as_a_difference(tmp_path: Path, percent: float) ->
     assert not re.search(r"(?<![\d.,])1(\.0+)?\s*×", found.text), found.text
 
 
+def test_a_tie_at_the_top_is_no_winner(tmp_path: Path) -> None:
+    """alpha and beta are equal and gamma 20 % slower: gamma is beaten, and neither of the two is taken."""
+    alpha = replace(BASE, backend="alpha")
+    points = [alpha, replace(alpha, backend="beta"), faster(alpha, "gamma", 1.2)]
+    found = reported(tmp_path, starts(points, 5, sd=0.004, seed=9))
+    assert {c.loser for c in found.claims("e2e")} == {"gamma"}
+    assert not found.winners()
+    takes = [s for s in found.sentences if re.search(r"\btake\b", s, re.I)]
+    for sentence in takes:  # either of the two, as such, may be said
+        assert "alpha" in sentence and "beta" in sentence, sentence
+
+
+def test_two_loads_two_answers(tmp_path: Path) -> None:
+    """alpha is 20 % faster for 4 users, beta for 16: no sentence takes one of them for both."""
+    points = [
+        replace(BASE, backend=name, load=Load(users, "random"), factor=factor)
+        for users, factors in ((4, (0.8, 1.0)), (16, (1.0, 0.8)))
+        for name, factor in zip(("alpha", "beta"), factors, strict=True)
+    ]
+    found = reported(tmp_path, starts(points, 5, sd=0.004, seed=9))
+    for sentence in found.sentences:
+        for clause in re.split(r"[;.](?!\d)", sentence):
+            if re.search(r"\btake alpha", clause, re.I):
+                assert "4 users" in sentence and "16" not in clause, sentence
+            if re.search(r"\btake beta", clause, re.I):
+                assert "16 users" in sentence, sentence
+
+
+def test_goodput_0_in_some_starts(tmp_path: Path) -> None:
+    """alpha's first tokens miss the SLO in two starts of five, beta's in none, and alpha has 5 % more
+    requests/s else: alpha does not win goodput, and nothing breaks."""
+    alpha, beta = (replace(BASE, backend=name, slo={"ttft_s": 0.52}) for name in ("alpha", "beta"))
+    points = starts([replace(alpha, factor=1 / 1.05), beta], 5, sd=0.002, seed=3)
+    late = [
+        replace(p, pace=replace(p.pace, prefill_s=0.6))
+        if p.backend == "alpha" and p.repeat < 2
+        else p
+        for p in points
+    ]
+    found = reported(tmp_path, late)
+    assert "alpha" not in found.winners("goodput")
+
+
 def bimodal() -> list[Point]:
     """TPOT of beta: three requests of five at 7 ms a token, the others at 35; alpha's always 25 ms."""
     beta = replace(
@@ -250,6 +297,7 @@ def bimodal() -> list[Point]:
 
 
 def test_a_bimodal_median_is_not_quoted(tmp_path: Path) -> None:
+    """TPOT of 7 ms in three of five requests and 35 in two: said, and no clause quotes a ratio of medians."""
     found = reported(tmp_path, bimodal())
     for sentence in found.sentences:
         for clause in sentence.split(";"):
@@ -269,6 +317,7 @@ def traded() -> list[Point]:
 
 @pytest.mark.parametrize(("objective", "best"), [("ttft", "alpha"), ("e2e", "beta")])
 def test_objective_of_the_command(tmp_path: Path, objective: str, best: str) -> None:
+    """`--objective`: alpha has half the TTFT, beta 20 % less time a request."""
     found = reported(tmp_path, traded(), "--objective", objective)
     other = {"alpha": "beta", "beta": "alpha"}[best]
     assert found.recommended(best) and not found.recommended(other), found.headline
@@ -276,6 +325,7 @@ def test_objective_of_the_command(tmp_path: Path, objective: str, best: str) -> 
 
 @pytest.mark.parametrize(("objective", "best"), [("ttft", "alpha"), ("output", "beta")])
 def test_objective_of_the_sweep(tmp_path: Path, objective: str, best: str) -> None:
+    """`objective:` in sweep.yaml."""
     points = traded()
     write(tmp_path, points)
     write_sweep_yaml(tmp_path / points[0].sweep, points, objective=objective)
@@ -292,11 +342,13 @@ def test_default_objective_is_goodput_under_the_slo(tmp_path: Path) -> None:
 
 
 def test_default_objective_without_an_slo_is_e2e(tmp_path: Path) -> None:
+    """No SLO: beta, which ends requests sooner, is taken."""
     found = reported(tmp_path, [replace(p, slo={}) for p in traded()])
     assert found.recommended("beta") and not found.recommended("alpha"), found.headline
 
 
 def test_unknown_objective_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    """`--objective speed` ends with 2 and names what there is."""
     write(tmp_path, traded()[:2])
     with pytest.raises(AssertionError, match="ended with 2") as refused:
         read(tmp_path, "--objective", "speed")

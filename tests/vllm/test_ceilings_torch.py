@@ -1,5 +1,7 @@
 """What is timed as a ceiling is a linear layer of the server, and the shortest round counts."""
 
+import os
+
 import pytest
 import torch
 
@@ -64,3 +66,17 @@ def test_a_layer_that_would_take_too_long_is_not_tried(monkeypatch: pytest.Monke
     assert linear_flops(torch.float32, "cpu", 2.0) == pytest.approx(1e9)
     assert tried == [2 * 256 * 256 * 768]
     assert clock[0] < 3.0
+
+
+@pytest.mark.parametrize("bound", ["0", "nobind"])
+def test_the_cores_are_those_of_a_worker(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    """As a server's log tells it: ``core ids=[0]`` where a person binds it so; all where nothing is bound."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", bound)
+    expected = {0} if bound == "0" else os.sched_getaffinity(0)
+    assert ceilings_torch.worker_cores() == expected
+
+
+def test_one_core_is_left_to_the_scheduler() -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core")
+    assert len(ceilings_torch.worker_cores()) < len(os.sched_getaffinity(0))
