@@ -7,8 +7,14 @@ linear in what the engine's steps computed; a non-negative fit gives a price for
 
 Everything it gives is labelled ``attributed``. It must predict windows that it has not seen; that error is
 part of the result, and a fit that the data does not determine is refused.
+
+The counter tells of energy some time after it was used: half a sampling period on average, and what the
+sensor itself takes. At a window's edge that gives the work of one window the energy of the next. So the lag
+is fitted with the prices, and its error is part of theirs. docs/energy.md shows by simulation how often the
+true price lies within two standard errors.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -17,9 +23,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import nnls
+from scipy.stats import t as student
 
 from analysis.clocks import WallClock
 from analysis.energy import EnergyResult, cards_of, used_gpus
+from analysis.power_series import clean
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -29,6 +37,13 @@ FEWEST_WINDOWS_PER_PRICE = 8
 LARGEST_CONDITION = 30.0  # Belsley's bound: beyond it columns do not tell themselves apart
 HELD_OUT_EVERY = 3  # blocks of windows: two to learn from, one to be predicted
 BLOCK_WINDOWS = 3
+BLOCKS_LEAST, BLOCKS_MOST = 8, 12  # of neighbouring windows, which may err together
+BLOCK_LEAST = 6  # windows of a block, where there are enough for more than BLOCKS_LEAST
+LAG_SD_S = (
+    0.1  # of a card's own lag, before anything is fitted: the counters we know change every 0.1 s
+)
+LAGS_S = np.arange(-0.1, 0.5, 0.01)  # that are tried; a log line may also be late
+LAG_STEP_S = 0.05  # either side, to see what a lag does to the windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +72,10 @@ class Attribution:
     )
     held_out_p90_error: float | None = None
     windows: int = 0
+    lag_s: float | None = (
+        None  # of the counter behind the engine's log, fitted, and its standard error
+    )
+    lag_error_s: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -198,23 +217,97 @@ def attribute(
     if not parts or any(part is None for row in parts for part in row):
         return Attribution("unavailable", ["the energy counter does not reach over the window"])
     joules = np.array([[part or 0.0 for part in row] for row in parts]).sum(axis=1)
-    columns = _per_window(inside, edges)
-    return fit(joules, columns, np.full(len(joules), window_s), idle_w)
+    work_until = WorkCurve.of(work)
+    return fit_lag(
+        joules,
+        lambda lag_s: work_until.between(edges - round(lag_s * 1e9)),
+        np.full(len(joules), window_s),
+        idle_w,
+        expected_lag_s(gpu),
+    )
 
 
-def _per_window(work: pd.DataFrame, edges: Ints) -> Floats:
-    """Work in each window (rows) of each kind (columns); a step over an edge is shared by its time."""
-    start, end = work["start_ns"].to_numpy(dtype=float), work["end_ns"].to_numpy(dtype=float)
-    length = np.maximum(end - start, 1.0)
-    amounts = work[list(WORK)].to_numpy(dtype=float)
-    table = np.zeros((len(edges) - 1, len(WORK)))
-    for row, (a, b) in enumerate(pairwise(edges)):
-        share = np.clip(np.minimum(end, b) - np.maximum(start, a), 0, None) / length
-        table[row] = share @ amounts
-    return table
+def expected_lag_s(gpu: pd.DataFrame) -> float:
+    """Half a sampling period: a change of the counter is seen at the next reading."""
+    periods = [
+        clean(rows["mono_ns"], rows["energy_mj"]).period_ns for _, rows in gpu.groupby("gpu_uuid")
+    ]
+    return float(np.median(periods)) / 2e9
 
 
-def fit(joules: Floats, amounts: Floats, seconds: Floats, idle_w: float) -> Attribution:
+@dataclass(frozen=True)
+class WorkCurve:
+    """Work of each kind (columns) done until each moment; a step's work is spread evenly over it."""
+
+    at_ns: Ints
+    done: Floats
+
+    @classmethod
+    def of(cls, work: pd.DataFrame) -> "WorkCurve":
+        """Of the table of ``step_work``; steps of several engines may overlap."""
+        start = work["start_ns"].to_numpy(dtype=np.int64)
+        end = np.maximum(work["end_ns"].to_numpy(dtype=np.int64), start + 1)
+        rate = work[list(WORK)].to_numpy(dtype=float) / (end - start)[:, None]
+        at = np.concatenate((start, end))
+        order = np.argsort(at, kind="stable")
+        rates = np.concatenate((rate, -rate))[order].cumsum(axis=0)
+        gaps = np.diff(at[order])[:, None]
+        done = np.concatenate((np.zeros((1, len(WORK))), (rates[:-1] * gaps).cumsum(axis=0)))
+        return cls(at[order], done)
+
+    def between(self, edges: Ints) -> Floats:
+        """Work in each window (rows), from one edge to the next."""
+        until = np.column_stack([np.interp(edges, self.at_ns, done) for done in self.done.T])
+        return np.diff(until, axis=0)
+
+
+def fit_lag(
+    joules: Floats,
+    amounts_at: Callable[[float], Floats],
+    seconds: Floats,
+    idle_w: float,
+    expected_lag_s: float,
+) -> Attribution:
+    """``fit`` at the lag under which the work explains the windows best.
+
+    ``amounts_at`` gives the work of each window if the counter lags by so many seconds. Where the windows
+    say nothing of the lag (a steady load), it stays at what is expected, and its doubt goes into the errors.
+    """
+    above = joules - idle_w * seconds
+
+    def misfit(lag_s: float) -> float:
+        """−2 log likelihood, with the lag normal about what is expected."""
+        amounts = amounts_at(lag_s)
+        used = amounts.sum(axis=0) > 0
+        prices = _solve(amounts[:, used], above)
+        left = float(np.sum((above - amounts[:, used] @ prices) ** 2))
+        prior = ((lag_s - expected_lag_s) / LAG_SD_S) ** 2
+        return len(above) * np.log(max(left, 1e-12)) + prior
+
+    if _refusals(amounts_at(expected_lag_s), len(above)):
+        return fit(joules, amounts_at(expected_lag_s), seconds, idle_w)
+    costs = np.array([misfit(lag) for lag in LAGS_S])
+    best = int(costs.argmin())
+    lag_s = float(LAGS_S[best])
+    if 0 < best < len(LAGS_S) - 1:  # the vertex of the parabola through three
+        before, here, after = costs[best - 1 : best + 2]
+        bend = before - 2 * here + after
+        lag_s += float(np.diff(LAGS_S[:2])[0] * (before - after) / (2 * bend)) if bend > 0 else 0.0
+    slope = (amounts_at(lag_s + LAG_STEP_S) - amounts_at(lag_s - LAG_STEP_S)) / (2 * LAG_STEP_S)
+    return fit(joules, amounts_at(lag_s), seconds, idle_w, Lag(lag_s, slope))
+
+
+@dataclass(frozen=True)
+class Lag:
+    """Seconds by which the counter lags, and what the windows' work changes by with each (``slope``)."""
+
+    seconds: float
+    slope: Floats
+
+
+def fit(
+    joules: Floats, amounts: Floats, seconds: Floats, idle_w: float, lag: Lag | None = None
+) -> Attribution:
     """Non-negative prices of the four kinds of WORK (columns of ``amounts``) from windows (rows).
 
     Kinds that never occur are left out. The residual of the whole is shared out in proportion, so that what
@@ -223,16 +316,18 @@ def fit(joules: Floats, amounts: Floats, seconds: Floats, idle_w: float) -> Attr
     above = joules - idle_w * seconds
     used = np.flatnonzero(amounts.sum(axis=0) > 0)
     windows = len(joules)
-    refusals = _refusals(amounts[:, used], windows)
+    refusals = _refusals(amounts, windows)
     if refusals:
         return Attribution(
             "undetermined", refusals, windows=windows, measured_j=float(joules.sum())
         )
     learnt = np.arange(windows) // BLOCK_WINDOWS % HELD_OUT_EVERY != HELD_OUT_EVERY - 1
-    prices, _ = _solve(amounts[learnt][:, used], above[learnt])
+    prices = _solve(amounts[learnt][:, used], above[learnt])
     predicted = amounts[~learnt][:, used] @ prices + idle_w * seconds[~learnt]
     errors = np.abs(predicted / joules[~learnt] - 1)
-    prices, standard_errors = _solve(amounts[:, used], above)
+    prices = _solve(amounts[:, used], above)
+    slope = None if lag is None else lag.slope[:, used]
+    standard_errors, lag_error_s = _standard_errors(amounts[:, used], above, prices, slope)
     raw = [idle_w * seconds.sum(), *(prices * amounts[:, used].sum(axis=0))]
     scale = joules.sum() / sum(raw)
     names = ["idle_s", *(WORK[column] for column in used)]
@@ -250,10 +345,13 @@ def fit(joules: Floats, amounts: Floats, seconds: Floats, idle_w: float) -> Attr
         held_out_median_error=float(np.median(errors)),
         held_out_p90_error=float(np.quantile(errors, 0.9)),
         windows=windows,
+        lag_s=None if lag is None else lag.seconds,
+        lag_error_s=lag_error_s,
     )
 
 
 def _refusals(amounts: Floats, windows: int) -> list[str]:
+    amounts = amounts[:, amounts.sum(axis=0) > 0]
     kinds = amounts.shape[1]
     if not kinds:
         return ["no work in any window"]
@@ -267,19 +365,55 @@ def _refusals(amounts: Floats, windows: int) -> list[str]:
     return []
 
 
-def _solve(amounts: Floats, above: Floats) -> tuple[Floats, list[float | None]]:
-    """Prices ≥ 0 and their standard errors from the residual variance; None for a price held at 0."""
+def _solve(amounts: Floats, above: Floats) -> Floats:
+    """Prices ≥ 0."""
     norms = np.linalg.norm(amounts, axis=0)  # tokens and pairs differ by orders of magnitude
     scaled, _ = nnls(amounts / norms, above)
-    prices = scaled / norms
+    return scaled / norms
+
+
+def _standard_errors(
+    amounts: Floats, above: Floats, prices: Floats, slope: Floats | None
+) -> tuple[list[float | None], float | None]:
+    """Of the prices (None for one held at 0), and of the lag.
+
+    The larger of two for each: that of even, independent residuals, and that of blocks of windows. The lag is
+    one more parameter, with what is known of it beforehand as one more observation.
+    """
     free = np.flatnonzero(prices > 0)
     errors: list[float | None] = [None] * len(prices)
-    degrees = len(above) - len(free)
-    if degrees > 0 and len(free):
-        residual = above - amounts @ prices
-        variance = float(residual @ residual) / degrees
-        columns = amounts[:, free] / norms[free]
-        spread = np.sqrt(np.diag(np.linalg.inv(columns.T @ columns)) * variance) / norms[free]
-        for column, error in zip(free, spread, strict=True):
-            errors[column] = float(error)
-    return prices, errors
+    residual = above - amounts @ prices
+    columns = amounts[:, free]
+    if slope is not None:
+        columns = np.column_stack([columns, slope @ prices])
+    norms = np.linalg.norm(columns, axis=0)
+    norms[norms == 0] = 1.0
+    columns = columns / norms
+    degrees = len(above) - columns.shape[1]
+    if degrees <= 0 or not len(free):
+        return errors, None
+    variance = float(residual @ residual) / degrees
+    information = columns.T @ columns
+    if slope is not None:
+        information[-1, -1] += variance / (LAG_SD_S * norms[-1]) ** 2
+    plain = np.diag(np.linalg.inv(information)) * variance
+    spread = np.sqrt(np.maximum(plain, _jackknife(columns, residual, information))) / norms
+    for column, error in zip(free, spread, strict=False):
+        errors[column] = float(error)
+    return errors, None if slope is None else float(spread[-1])
+
+
+def _jackknife(columns: Floats, residual: Floats, information: Floats) -> Floats:
+    """Variances by leaving out one block of neighbouring windows after the other (cluster jackknife).
+
+    Windows of one block may err together and unevenly. With few blocks two standard errors hold less than
+    95 %: the variance is widened by Student's t with one degree less than there are blocks.
+    """
+    count = int(np.clip(len(residual) // BLOCK_LEAST, BLOCKS_LEAST, BLOCKS_MOST))
+    moved: list[Floats] = []
+    for block in np.array_split(np.arange(len(residual)), count):
+        part = columns[block]
+        rest = information - part.T @ part
+        moved.append(np.linalg.pinv(rest) @ (part.T @ residual[block]))
+    spread = np.sum(np.square(moved), axis=0) * (count - 1) / count
+    return spread * (float(student.ppf(0.975, count - 1)) / 2) ** 2

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from analysis.chunk_marks import ROUNDING_NS, ChunkMark
@@ -53,6 +54,7 @@ CHUNK_RULES = (
 )
 
 Mask = pd.Series
+Moments = npt.NDArray[np.int64]
 
 
 def imported(run: Run) -> bool:
@@ -361,6 +363,23 @@ def in_flight(run: Run) -> Iterator[Fault]:
             "too_many_in_flight",
             f"{most} requests were open at one moment, and the load has {users} users",
         )
+        return
+
+    yield from fault(
+        "too_many_in_flight", rows, beside_own(rows), "had another of its own user open"
+    )
+
+
+def beside_own(rows: pd.DataFrame) -> Mask:
+    """Requests that their user sent while an earlier one of the same user was open."""
+    wrong = pd.Series(False, index=rows.index)
+    known = rows[rows["user"].notna() & rows["sent_unix_ns"].notna() & rows["end_ns"].notna()]
+    start, end = _open(known)
+    user = known["user"].to_numpy(dtype=np.int64)
+    order = np.lexsort((start, user))
+    beside = (user[order][1:] == user[order][:-1]) & (start[order][1:] < end[order][:-1])
+    wrong.loc[known.index[order[1:][beside]]] = True
+    return wrong
 
 
 def most_open(rows: pd.DataFrame) -> int:
@@ -368,12 +387,17 @@ def most_open(rows: pd.DataFrame) -> int:
     sent = rows[rows["sent_unix_ns"].notna() & rows["end_ns"].notna()]
     if not len(sent):
         return 0
-    start = sent["sent_unix_ns"].to_numpy(dtype=np.int64)
-    length = sent["end_ns"].to_numpy(dtype=np.int64)
-    end = start + length - np.minimum(length, (SLEW * length).astype(np.int64) + ROUNDING_NS)
-    start, end = np.sort(start), np.sort(end)
+    start, end = (np.sort(moments) for moments in _open(sent))
     level = np.arange(1, len(start) + 1) - np.searchsorted(end, start, side="right")
     return int(level.max())
+
+
+def _open(sent: pd.DataFrame) -> tuple[Moments, Moments]:
+    """When requests were sent, and when they were surely over."""
+    start = sent["sent_unix_ns"].to_numpy(dtype=np.int64)
+    length = sent["end_ns"].to_numpy(dtype=np.int64)
+    slack = (SLEW * length).astype(np.int64) + ROUNDING_NS
+    return start, start + length - np.minimum(length, slack)
 
 
 def schedule(run: Run) -> Iterator[Fault]:

@@ -383,6 +383,15 @@ def test_an_imported_run_is_not_asked_what_its_tool_cannot_tell(tmp_path: Path) 
     assert codes(run) == ["empty_success"]
 
 
+def test_a_user_has_one_request_open(tmp_path: Path) -> None:
+    """Four users take turns in the rows; one row given to its neighbour is beside that one's own."""
+    run = write_run(tmp_path, FakeRun(ramp_s=0.4))
+    edit(run, REQUESTS, lambda rows: [row.update(user=n % 4) for n, row in enumerate(rows)])
+    assert codes(run) == []
+    edit(run, REQUESTS, one(user=1))
+    assert codes(run) == ["too_many_in_flight"]
+
+
 def test_most_open_against_a_sweep_over_every_moment(tmp_path: Path) -> None:
     """By a second method: at each sending, count the requests that are open."""
     rows = load_run(write_run(tmp_path, FakeRun(rate_per_s=6.0, jitter=0.5)).path).requests

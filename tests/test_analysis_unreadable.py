@@ -5,17 +5,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from analysis.checks import faults
 from analysis.gpu_rows import read_gpu_rows
 from analysis.load import load_run, read_runs
-from analysis.resources import energy
+from analysis.points import analyse
 from analysis.steps import parse_steps
-from analysis.windows import Window
 from greenbench.rundir import RunDir
-from tests.fakes.rundirs import T0_UNIX_NS, FakeRun, write_run
+from tests.fakes.rundirs import FakeRun, write_run
 from tests.rows import read_rows, rehash, write_rows
 
 FAKE = FakeRun(gpu_power_w=300.0)
@@ -224,6 +224,12 @@ def test_where_no_run_can_be_read_the_report_says_why(tmp_path: Path) -> None:
     assert "schema version none" in found.stderr
 
 
+def energy_of(run: RunDir) -> dict[str, Any]:
+    point, _ = analyse(load_run(run.path))
+    assert point.energy is not None, point.reasons
+    return point.energy
+
+
 def test_a_broken_idle_recording_costs_the_energy_above_idle(tmp_path: Path) -> None:
     run = write_run(tmp_path, FakeRun(gpu_power_w=300.0, measure_s=80.0))
     idle = run.path.parent / "servers" / "tiny-alpha-r0" / "idle_before" / "telemetry"
@@ -233,18 +239,17 @@ def test_a_broken_idle_recording_costs_the_energy_above_idle(tmp_path: Path) -> 
         for n, row in enumerate(read_rows(run.telemetry_dir / "gpu.jsonl"))
     ]
     write_rows(idle / "gpu.jsonl", rows)
-    window = Window("steady", T0_UNIX_NS + 4_000_000_000, T0_UNIX_NS + 80_000_000_000)
-    sound = energy(load_run(run.path), window, 1.0)
+    sound = energy_of(run)
     assert sound["idle_w"] == pytest.approx(100.0, rel=1e-6)
     with (idle / "gpu.jsonl").open("ab") as file:
         file.write(b'{"torn')
-    assert energy(load_run(run.path), window, 1.0)["idle_w"] == sound["idle_w"]
+    assert energy_of(run)["idle_w"] == sound["idle_w"]
     (idle / "gpu.jsonl").write_text('{"mono_ns": "x"}\n')
     read = load_run(run.path)
     assert faults(read) == []
     fault = read.idle("idle_before").fault
     assert fault is not None and "gpu.jsonl:1: " in fault
-    found = energy(read, window, 1.0)
+    found = energy_of(run)
     assert found["status"] == "measured" and found["idle_w"] is None
     assert found["gross"] == sound["gross"]
 

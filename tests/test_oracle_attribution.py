@@ -5,13 +5,17 @@ import pandas as pd
 import pytest
 
 from analysis.attribution import (
+    LAG_SD_S,
     WORK,
     Attribution,
+    WorkCurve,
     attribute,
     fit,
+    fit_lag,
     phase_energy,
     step_work,
 )
+from analysis.attribution_coverage import Sensor, Served, coverage, simulate
 from analysis.clocks import WallClock
 from analysis.energy import EnergyResult
 from tests.fakes.energy_frames import ns, sources
@@ -99,6 +103,57 @@ def test_columns_that_cannot_be_told_apart_are_refused() -> None:
     assert not found.prices
     few = fit(joules[:20], amounts[:20], seconds[:20], IDLE_W)
     assert few.status == "undetermined" and "20 windows" in few.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("served", "sensor"),
+    [
+        (Served(), Sensor(period_s=0.1, lag_s=0.05)),
+        (Served(episode_s=5.0, by_turns=True), Sensor(period_s=0.1, lag_s=0.1)),
+    ],
+)
+def test_true_prices_lie_within_two_errors_where_the_counter_is_late(
+    served: Served, sensor: Sensor
+) -> None:
+    """50 servers of 119 windows each, at 100 ms sampling; the table in docs/energy.md has 200."""
+    found = coverage(served, sensor, 50)
+    assert (found.runs, found.prices) == (50, 200)
+    assert found.inside >= 0.9
+    assert found.median_error < 0.04  # and not by being wide
+
+
+@pytest.mark.parametrize("lag_s", [0.0, 0.1, 0.2])
+def test_the_lag_of_the_counter_is_found(lag_s: float) -> None:
+    """The card's own, and up to a sampling period until the change is seen."""
+    exact = Served(noise=0.0, drift=0.0)
+    for seed in range(5):
+        found = simulate(exact, Sensor(period_s=0.1, lag_s=lag_s, jitter_s=0.0), seed)
+        assert found.lag_s is not None and found.lag_error_s is not None
+        assert -0.02 <= found.lag_s - lag_s <= 0.12
+        assert found.lag_error_s < 0.02
+
+
+def test_a_steady_load_says_nothing_of_the_lag() -> None:
+    """All windows alike but for noise that is no work's: the lag stays where it is expected to be."""
+    joules, amounts, seconds = simulated(150, 0.02, 9)
+    found = fit_lag(joules, lambda _: amounts, seconds, IDLE_W, 0.05)
+    without = fit(joules, amounts, seconds, IDLE_W)
+    assert found.lag_s == pytest.approx(0.05, abs=1e-6)
+    assert found.lag_error_s is None or found.lag_error_s == pytest.approx(LAG_SD_S, rel=0.2)
+    assert [p.j_per_unit for p in found.prices] == [p.j_per_unit for p in without.prices]
+
+
+def test_work_of_overlapping_steps_by_hand() -> None:
+    """Two engines: 100 tokens over 1 s, and 60 over 2 s from the half on. Windows of 1 s."""
+    work = pd.DataFrame(0.0, index=[0, 1], columns=list(WORK)).assign(
+        prefill_tokens=[100.0, 0.0],
+        decode_tokens=[0.0, 60.0],
+        start_ns=[0, SECOND // 2],
+        end_ns=[SECOND, SECOND // 2 + 2 * SECOND],
+    )
+    done = WorkCurve.of(work).between(np.array([-1, 0, 1, 2, 3]) * SECOND)
+    assert done[:, 0] == pytest.approx([0, 100, 0, 0])
+    assert done[:, 2] == pytest.approx([0, 15, 30, 15])
 
 
 # From log and traces to work

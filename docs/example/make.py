@@ -190,6 +190,7 @@ def requests(run_id: str, hashes: list[str], cycles: int) -> list[dict]:
             "http_status": 200,
             "finish_reason": "length",
             "error_type": None,
+            "user": user,
         }
         for cycle in range(cycles)
         for user in range(USERS)
