@@ -230,6 +230,20 @@ def test_factors_in_sentences_are_those_of_the_differences(tmp_path: Path) -> No
         assert any(math.isclose(figure, ratio, abs_tol=0.051) for ratio in known), figure
 
 
+def test_who_is_throughout_better_than_whom(tmp_path: Path) -> None:
+    """Three candidates: a sentence that calls one of them better throughout names the other of the pair."""
+    found = reported(tmp_path, several())
+    for sentence in found.said_of("throughout"):
+        named = [name for name in ("alpha", "beta", "gamma") if name in sentence]
+        assert len(named) > 1, sentence
+
+
+def test_several_starts_are_not_called_one(tmp_path: Path) -> None:
+    """Three starts each of which one block is shared: it is not said that each was started once."""
+    found = reported(tmp_path, mixed_blocks())
+    assert not re.search(r"one start (per|each|of each)|started once", found.text, re.I), found.text
+
+
 @pytest.mark.parametrize("percent", [1, 2.5, 4])
 def test_one_is_never_printed_as_a_difference(tmp_path: Path, percent: float) -> None:
     """alpha takes some per cent less time, surely: told to enough digits, or not at all."""
