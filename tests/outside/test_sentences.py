@@ -367,3 +367,26 @@ def test_unknown_objective_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="ended with 2") as refused:
         read(tmp_path, "--objective", "speed")
     assert "goodput" in str(refused.value)
+
+
+def test_an_objective_without_values(tmp_path: Path) -> None:
+    """`--objective energy` where no energy was recorded: nobody is taken, and the report is made."""
+    points = [replace(p, power=None) for p in traded()]
+    found = reported(tmp_path, points, "--objective", "energy")
+    assert not found.recommended("alpha") and not found.recommended("beta"), found.headline
+    assert re.search(r"energy|joule|J per", found.headline), found.headline
+
+
+def test_one_candidate_alone(tmp_path: Path) -> None:
+    """Nothing to compare: it is not taken over anything, and nothing is claimed."""
+    found = reported(tmp_path, starts([replace(BASE, backend="alpha")], 3, sd=0.002))
+    assert not found.claims() and not found.winners()
+    assert not found.recommended("alpha"), found.headline
+
+
+def test_nothing_is_usable(tmp_path: Path) -> None:
+    """All points failed: the report is made, says so, and names nobody."""
+    failed = replace(BASE, status="failed", failure="the server died: CUDA out of memory")
+    found = reported(tmp_path, starts([failed, replace(failed, backend="beta")], 2))
+    assert not found.claims() and not found.winners()
+    assert FAIL.search(found.text), found.text
