@@ -1,6 +1,7 @@
 """Issue "Claims", part 1: like with like. Unlike runs are never replicates of one another."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,35 @@ def test_two_cards_versions_and_caches_are_no_tested_winner(tmp_path: Path) -> N
         assert not found.recommended("beta") and not found.winners("output", "e2e")
         why = [s for s in found.sentences if "compar" in s.lower()]
         assert any("H200" in s or "card" in s or "device" in s.lower() for s in why), found.text
+
+
+def test_each_on_a_card_of_its_own(tmp_path: Path) -> None:
+    """alpha always ran on one H100, beta always on another, which is 5 % slower: the card is part of any
+    difference, so it is not claimed of the candidates, or said with it."""
+    other = Card(uuid="GPU-33333333-3333-3333-3333-333333333333")
+    alpha = replace(BASE, power=Power(), card=Card())
+    beta = replace(alpha, backend="beta", card=other, factor=1.05)
+    write(tmp_path, starts([alpha, beta], 5, sd=0.002))
+    found = read(tmp_path)
+    if found.claims("output", "e2e", "energy") or found.recommended("alpha"):
+        told = [s for s in found.sentences if "alpha" in s and "beta" in s]
+        assert any(re.search(r"\bcards?\b|\bdevices?\b|GPU-", s) for s in told), found.text
+
+
+def test_a_setting_that_differs_is_named(tmp_path: Path) -> None:
+    """alpha with `max_num_seqs` 64, beta with 8 and 20 % slower: where one is taken, the setting is said."""
+    beta = replace(faster(BASE, "beta", 1.2), server={"max_num_seqs": 8})
+    write(tmp_path, starts([BASE, beta], 4, sd=0.002))
+    found = read(tmp_path)
+    if found.claims() or found.recommended("alpha"):
+        assert found.said_of("alpha", "max_num_seqs"), found.text
+
+
+def test_two_sets_of_prompts_are_not_compared(tmp_path: Path) -> None:
+    """alpha answered the prompts of seed 7, beta those of seed 8."""
+    write(tmp_path, starts([BASE, replace(faster(BASE, "beta", 0.8), seed=8)], 3, sd=0.002))
+    found = read(tmp_path)
+    assert not found.claims() and not found.recommended("beta"), found.headline
 
 
 def bench_result(burstiness: float, at: int) -> dict[str, object]:

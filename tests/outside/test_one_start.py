@@ -67,6 +67,17 @@ def test_one_of_the_two_started_once(tmp_path: Path) -> None:
     says_nothing_certain(read(tmp_path))
 
 
+def test_two_arms_are_not_two_starts(tmp_path: Path) -> None:
+    """alpha is listed twice and beta once, 20 % slower, in one repeat: one block, nothing certain."""
+    points = equal(Load(4, "random"), 0.02, 3)
+    again = [
+        replace(p, arm=1, started_s=p.started_s + 100.0) for p in points if p.backend == "alpha"
+    ]
+    slow = [replace(p, factor=1.2) if p.backend == "beta" else p for p in points]
+    write(tmp_path, [*slow, *again])
+    says_nothing_certain(read(tmp_path))
+
+
 def crossing(n: int) -> list[Point]:
     """alpha's prefill has less to set up, beta's grows less: they cross at 0.2 / 4e-5 = 5,000 tokens."""
     points = [

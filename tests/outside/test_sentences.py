@@ -230,6 +230,20 @@ def test_factors_in_sentences_are_those_of_the_differences(tmp_path: Path) -> No
         assert any(math.isclose(figure, ratio, abs_tol=0.051) for ratio in known), figure
 
 
+def test_who_is_throughout_better_than_whom(tmp_path: Path) -> None:
+    """Three candidates: a sentence that calls one of them better throughout names the other of the pair."""
+    found = reported(tmp_path, several())
+    for sentence in found.said_of("throughout"):
+        named = [name for name in ("alpha", "beta", "gamma") if name in sentence]
+        assert len(named) > 1, sentence
+
+
+def test_several_starts_are_not_called_one(tmp_path: Path) -> None:
+    """Three starts each of which one block is shared: it is not said that each was started once."""
+    found = reported(tmp_path, mixed_blocks())
+    assert not re.search(r"one start (per|each|of each)|started once", found.text, re.I), found.text
+
+
 @pytest.mark.parametrize("percent", [1, 2.5, 4])
 def test_one_is_never_printed_as_a_difference(tmp_path: Path, percent: float) -> None:
     """alpha takes some per cent less time, surely: told to enough digits, or not at all."""
@@ -353,3 +367,26 @@ def test_unknown_objective_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="ended with 2") as refused:
         read(tmp_path, "--objective", "speed")
     assert "goodput" in str(refused.value)
+
+
+def test_an_objective_without_values(tmp_path: Path) -> None:
+    """`--objective energy` where no energy was recorded: nobody is taken, and the report is made."""
+    points = [replace(p, power=None) for p in traded()]
+    found = reported(tmp_path, points, "--objective", "energy")
+    assert not found.recommended("alpha") and not found.recommended("beta"), found.headline
+    assert re.search(r"energy|joule|J per", found.headline), found.headline
+
+
+def test_one_candidate_alone(tmp_path: Path) -> None:
+    """Nothing to compare: it is not taken over anything, and nothing is claimed."""
+    found = reported(tmp_path, starts([replace(BASE, backend="alpha")], 3, sd=0.002))
+    assert not found.claims() and not found.winners()
+    assert not found.recommended("alpha"), found.headline
+
+
+def test_nothing_is_usable(tmp_path: Path) -> None:
+    """All points failed: the report is made, says so, and names nobody."""
+    failed = replace(BASE, status="failed", failure="the server died: CUDA out of memory")
+    found = reported(tmp_path, starts([failed, replace(failed, backend="beta")], 2))
+    assert not found.claims() and not found.winners()
+    assert FAIL.search(found.text), found.text
