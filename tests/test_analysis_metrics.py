@@ -306,3 +306,38 @@ def test_an_open_loops_edge_error_covers_what_its_arrivals_leave_at_the_edges(
     assert found["little_ratio"] == pytest.approx(1, abs=0.02)
     # Poisson: 5 a second for 80 s, ±√400
     assert found["requests_per_s_se"] == pytest.approx(20 / 80, rel=0.5)
+
+
+@pytest.mark.parametrize("rate_per_s", [None, 2.0])
+def test_joules_a_request_are_the_power_over_the_rate(
+    tmp_path: Path, rate_per_s: float | None
+) -> None:
+    # constant 450 W; closed loop: 4 users, a cycle of 3 s, of which a window of 70 s cuts one
+    fake = FakeRun(
+        users=4 if rate_per_s is None else None,
+        rate_per_s=rate_per_s,
+        ttft_s=2.0,
+        itl_s=0.1,
+        warmup_s=3.0,
+        measure_s=80.0,
+        gpu_power_w=450.0,
+    )
+    point, _ = analyse(load_run(write_run(tmp_path, fake).path))
+    assert point.energy is not None and point.energy["status"] == "measured", point.energy
+    assert point.throughput is not None
+    gross, rates = point.energy["gross"], point.throughput
+    per_s = rates["requests_per_s"]
+    # in open loop joules and work are those between two changes of the counter, half a second less
+    near = 1e-3 if rate_per_s is None else 5e-3
+    if rate_per_s is None:
+        assert gross["j_per_request"] == pytest.approx(450 * 3 / 4, rel=1e-4)
+    assert gross["j_per_request"] == pytest.approx(450 / per_s, rel=near)
+    assert gross["j_per_output_token"] == pytest.approx(
+        450 / rates["output_tokens_per_s"], rel=near
+    )
+    assert gross["j_per_total_token"] == pytest.approx(450 / rates["total_tokens_per_s"], rel=near)
+    # at constant power a joule's edge error is that of the rate
+    for joules, rate in (("energy", "output"), ("energy_request", "requests")):
+        assert point.edge_errors[joules] == pytest.approx(
+            point.edge_errors[rate], rel=0.2, abs=1e-4
+        )
