@@ -259,10 +259,12 @@ def judge(scenario: Scenario, number: int, shapes: Sequence[Shape] = SHAPES) -> 
 
 
 def false_claims(summary: dict[str, Any], scenario: Scenario) -> list[str]:
-    """Settled differences, crossovers and winners that the truth does not have."""
+    """Settled differences, equivalences, crossovers and winners that the truth does not have."""
     found: list[str] = []
     for d in summary["differences"]:
         objective, verdict = d["objective"], d["verdict"]
+        if verdict == "equivalent" and {scenario.better.get(objective)} & {d["a"], d["b"]}:
+            found.append(f"equivalent {objective}: at {d['context_tokens']}")
         if verdict not in ("better", "worse"):
             continue
         winner = d["a"] if verdict == "better" else d["b"]
