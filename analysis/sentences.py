@@ -13,11 +13,10 @@ from analysis.differences import Difference
 from analysis.formats import count, factor, percent, seconds, significant
 from analysis.identity import Place
 from analysis.left_out import LeftOut
-from analysis.objectives import BY_NAME, Objective
+from analysis.objectives import BY_NAME, FALLBACK, Objective
 from analysis.points import Point
 from analysis.study import Study
 
-FALLBACK = "e2e"  # where the objective that was chosen has no value
 ALSO = ("output", "ttft", "tpot", "e2e", "energy")  # told where a candidate is shown to win
 MOST = 6  # sentences of one kind
 MOST_RIVALS = 3  # named in one clause
@@ -32,10 +31,6 @@ class Group:
     load: str
     model: str
     decisions: tuple[Decision, ...]
-
-    @property
-    def tested(self) -> bool:
-        return any(d.tested for d in self.decisions)
 
     @property
     def compared(self) -> list[Decision]:
@@ -73,7 +68,8 @@ def headline(whole: Study) -> list[str]:
         same = len(held) == len(groups) and len(groups) > 1
         where = "every task and load" if same else "; ".join(map(_where, held[:MOST]))
         found.append(f"{_title(held)}, {where}: {choice}.")
-    if groups and not any(group.tested for group in groups):
+    starts = [c.starts for g in groups for d in g.decisions for c in d.contenders]
+    if starts and max(starts) == 1:
         found.append(
             "One start per candidate: leaders are not statistically tested, so all of this is indicative "
             "(`repeats: 3` or more in the sweep tests it)."

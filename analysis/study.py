@@ -89,7 +89,7 @@ def study(
     judged, checked = gates(answering, named.candidates), verifications(root)
     stand = standings(judged, checked, runs, points)
     able = eligible(points, stand)
-    found = differences(points)
+    found = differences(points, chosen)
     table = cells(points, samples)
     crossed = crossings(table, found, samples)
     uses, found_bounds, beaten = _bottlenecks(root, runs, points, crossed)
