@@ -60,6 +60,10 @@ def summary_sentences(whole: Study) -> list[str]:
 def headline(whole: Study) -> list[str]:
     """By the objective that was chosen: the candidate to take, by length, and how surely."""
     groups = [group for group in _groups(whole, whole.objective) if group.compared]
+    if whole.asked and whole.usable and not _groups(whole, whole.objective):
+        return [
+            f"{whole.objective.title}: no candidate has a value of it, so nothing is chosen by it."
+        ]
     choices: dict[str, list[Group]] = {}
     for group in groups:
         choices.setdefault(_choice(whole, group), []).append(group)
@@ -85,7 +89,8 @@ def _groups(whole: Study, chosen: Objective) -> list[Group]:
     groups: list[Group] = []
     for members in families.values():
         names = {d.objective for d in members}
-        objective = chosen if chosen.name in names else BY_NAME[FALLBACK]
+        keep = chosen.name in names or (whole.asked and chosen is whole.objective)
+        objective = chosen if keep else BY_NAME[FALLBACK]
         own = sorted(
             (d for d in members if d.objective == objective.name),
             key=lambda d: d.place.context_tokens,
@@ -236,7 +241,7 @@ def _objective_of(whole: Study, group: Group) -> Objective:
     held = {
         d.objective for d in whole.decisions if d.place.family == group.decisions[0].place.family
     }
-    return whole.objective if whole.objective.name in held else BY_NAME[FALLBACK]
+    return whole.objective if whole.asked or whole.objective.name in held else BY_NAME[FALLBACK]
 
 
 def _peaked(whole: Study, difference: Difference) -> bool:
