@@ -127,6 +127,7 @@ def write_point(root: Path, point: Point) -> str:
         point.output_tokens,
         _seed(point),
         point.factor,
+        point.seed,
     )
     live = {
         "point": config,

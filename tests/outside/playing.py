@@ -99,12 +99,22 @@ def arrival_times(load: Load, until_s: float, rng: np.random.Generator) -> np.nd
     return at[at < until_s]
 
 
-def play(pace: Pace, load: Load, phases: Phases, tokens: int, seed: int, factor: float) -> Played:
-    """``factor`` multiplies every time of this start of the server."""
+def play(
+    pace: Pace,
+    load: Load,
+    phases: Phases,
+    tokens: int,
+    seed: int,
+    factor: float,
+    arrivals_seed: int = 0,
+) -> Played:
+    """``factor`` multiplies every time of this start of the server. Arrivals of an open loop go by their own
+    seed: they are the same for every candidate and start.
+    """
     rng = np.random.default_rng(seed)
     until_s = phases.warmup_s + phases.measure_s
     if load.users is None:
-        first = arrival_times(load, until_s, rng)
+        first = arrival_times(load, until_s, np.random.default_rng(arrivals_seed))
     else:
         first = np.sort(_beginnings(pace, load, tokens, factor, rng))
     run = _Run(pace, tokens, until_s, phases, factor, rng, closed=load.users is not None)

@@ -1,7 +1,8 @@
 """What a reader of a report finds: summary.json and the sentences above the tables. A black box from outside.
 
-The report is made by the command line's own ``main`` in this process (``read``) or by the command itself
-(``read_by_command``). Only the two files that it writes are looked at.
+``read`` takes summary.json's content from the functions that the command calls, without a page beside it;
+with options of the command, by its own ``main`` in this process; ``read_by_command`` starts it. Where there
+is a page, its sentences must be those of summary.json.
 """
 
 import contextlib
@@ -39,7 +40,6 @@ class Reading:
     summary: dict[str, Any] = field(repr=False)
     sentences: list[str]
     bold: list[str]
-    page: str = field(repr=False)
 
     @property
     def text(self) -> str:
@@ -120,7 +120,9 @@ def _claim(difference: dict[str, Any]) -> Claim | None:
 
 
 def read(root: Path, *options: str) -> Reading:
-    """The report of everything below ``root``, by the command's own main in this process."""
+    """The report of everything below ``root``; ``options`` as on the command line."""
+    if not options:
+        return _reading(summarised(root))
     run_command("report", str(root), *options)
     return _files(root)
 
@@ -144,13 +146,10 @@ def run_command(*words: str) -> None:
 
 
 def summarised(root: Path) -> dict[str, Any]:
-    """What summary.json would hold, without a page beside it: hundreds of sweeps are simulated."""
+    """What summary.json would hold."""
     from analysis.study import study
+    from analysis.summary import summary
 
-    try:
-        from analysis.summary import summary
-    except ImportError:  # before summary.json had a module of its own
-        from analysis.study import summary  # type: ignore[no-redef]
     return json.loads(json.dumps(summary(study(root))))
 
 
@@ -168,14 +167,18 @@ def read_by_command(root: Path, *options: str) -> Reading:
 
 
 def _files(root: Path) -> Reading:
-    page = (root / "report.html").read_text()
-    summary = json.loads((root / "summary.json").read_text())
-    items = list(_items(page))
+    found = _reading(json.loads((root / "summary.json").read_text()))
+    page = [_plain(item) for item in _items((root / "report.html").read_text())]
+    assert page == found.sentences, "the page's sentences are not those of summary.json"
+    return found
+
+
+def _reading(summary: dict[str, Any]) -> Reading:
+    marked = summary["sentences"]
     return Reading(
         summary=summary,
-        sentences=[_plain(item) for item in items],
-        bold=[_plain(b) for item in items for b in re.findall(r"<b>(.*?)</b>", item, re.S)],
-        page=page,
+        sentences=[" ".join(s.replace("**", "").replace("`", "").split()) for s in marked],
+        bold=[bold for s in marked for bold in re.findall(r"\*\*(.*?)\*\*", s)],
     )
 
 
