@@ -249,9 +249,12 @@ def _conclude(
             sentence=f"{by_letter[kind[0]]} at both ends {words}, not between: it crosses twice",
         )
     if kind.endswith("throughout"):
-        best = by_letter[kind[0]]
+        best, other = by_letter[kind[0]], by_letter["b" if kind[0] == "a" else "a"]
         return replace(
-            found, verdict="none", short=best, sentence=f"no crossover {words}: {best} throughout"
+            found,
+            verdict="none",
+            short=best,
+            sentence=f"no crossover {words}: {best} below {other} throughout",
         )
     roots = outcomes[1][(outcomes[0] == kind) & ~np.isnan(outcomes[1])]
     # the fit itself can fail to cross only when the draws barely do; their median stands in

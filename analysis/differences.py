@@ -17,7 +17,7 @@ import numpy as np
 from scipy.stats import t
 
 from analysis.identity import Block, Candidate, Place
-from analysis.objectives import BY_NAME, OBJECTIVES, Objective
+from analysis.objectives import BY_NAME, FALLBACK, OBJECTIVES, Objective
 from analysis.points import Point
 from analysis.stats import (
     LEVEL,
@@ -29,6 +29,8 @@ from analysis.stats import (
     paired_zero,
     unpaired_ratio,
 )
+
+HEADLINE = 0.6  # of the error rate, for the objective that the person chose
 
 Verdict = Literal[
     "better", "worse", "equivalent", "no difference shown", "indicative", "not comparable"
@@ -107,8 +109,11 @@ class Difference:
         return 1 / self.ratio.high, 1 / self.ratio.low
 
 
-def differences(points: Sequence[Point]) -> list[Difference]:
-    """Every pair of candidates at every place by every objective, in the order of OBJECTIVES."""
+def differences(points: Sequence[Point], chosen: Objective) -> list[Difference]:
+    """Every pair of candidates at every place by every objective, in the order of OBJECTIVES.
+
+    ``chosen``: the objective of the headline; its comparisons have the larger part of the error rate.
+    """
     found: list[Difference] = []
     usable = [point for point in points if point.usable]
     by_place: dict[Place, list[Point]] = {}
@@ -119,7 +124,7 @@ def differences(points: Sequence[Point]) -> list[Difference]:
             floor = noise_floor(here, objective)
             sides = sorted(_sides(here, objective), key=lambda side: side.label)
             found += [_compare(place, objective, a, b, floor) for a, b in combinations(sides, 2)]
-    return _with_verdicts(found)
+    return _with_verdicts(found, chosen)
 
 
 @dataclass(frozen=True)
@@ -175,8 +180,13 @@ def _compare(
     place: Place, objective: Objective, a: _Side, b: _Side, floor: Floor | None
 ) -> Difference:
     shared = sorted(a.values.keys() & b.values.keys())
-    of_a = [a.values[k] for k in shared] or list(a.values.values())
-    of_b = [b.values[k] for k in shared] or list(b.values.values())
+    devices = {k.device for k in a.values} & {k.device for k in b.values}
+    blocks_a, blocks_b = shared or list(a.values), shared or list(b.values)
+    if not shared and devices:
+        blocks_a, blocks_b = (
+            [k for k in each if k.device in devices] for each in (blocks_a, blocks_b)
+        )
+    of_a, of_b = [a.values[k] for k in blocks_a], [b.values[k] for k in blocks_b]
     edge = math.hypot(a.edge, b.edge)
     gaps: np.ndarray | None = None  # what the paired test takes, a value a block
     if min(*of_a, *of_b) <= 0:
@@ -185,9 +195,11 @@ def _compare(
     elif shared:
         gaps = np.log(of_a) - np.log(of_b)
         ratio = paired_ratio(gaps.tolist(), edge)
+    elif not devices:
+        ratio = Ratio(None, 0)
     else:
         ratio = unpaired_ratio(np.log(of_a).tolist(), np.log(of_b).tolist(), edge)
-    verdict, reason = _untested(ratio, bool(shared))
+    verdict, reason = _untested(ratio, bool(shared), bool(devices))
     return Difference(
         place=place,
         objective=objective.name,
@@ -204,9 +216,11 @@ def _compare(
     )
 
 
-def _untested(ratio: Ratio, paired: bool) -> tuple[Verdict, str]:
+def _untested(ratio: Ratio, paired: bool, one_device: bool) -> tuple[Verdict, str]:
     if ratio.p is not None:
         return "no difference shown", ""
+    if not one_device:
+        return "not comparable", "the two ran on different cards or hosts"
     if ratio.ratio is None and not paired:
         return "not comparable", "one of the two is 0 and they have no block of starts in common"
     if not paired:
@@ -234,22 +248,53 @@ def noise_floor(points: Iterable[Point], objective: Objective) -> Floor | None:
     return Floor(math.sqrt(float(np.mean(np.square(gaps)))), len(gaps))
 
 
-def _with_verdicts(found: list[Difference]) -> list[Difference]:
+def _with_verdicts(found: list[Difference], chosen: Objective) -> list[Difference]:
     """Corrected over all comparisons of the report together: of 20 reports of equals one holds a false claim.
 
-    Those over the same blocks are corrected together by their correlation (maxT); groups of different blocks
-    share the error by their size.
+    The fallback procedure (Wiens 2003): HEADLINE of the 5 % goes to the headline's comparisons; the others
+    have the rest, and all of it where every one of the headline's is claimed.
     """
     tested = [i for i, d in enumerate(found) if d.ratio.p is not None]
-    groups: dict[tuple[Block, ...], list[int]] = {}
-    for index in tested:
-        groups.setdefault(found[index].blocks, []).append(index)
-    out = list(found)
-    for blocks, members in groups.items():
-        group = [found[i] for i in members]
-        weight = len(tested) / len(group)
-        for index, p in zip(members, _adjusted(blocks, group), strict=True):
-            out[index] = _verdict(replace(found[index], adjusted=min(1.0, p * weight)))
+    asked = headline_objectives(found, chosen)
+    first = [i for i in tested if found[i].objective == asked[found[i].place.family]]
+    others = sorted(set(tested) - set(first))
+    adjusted: dict[int, float] = {}
+    share = HEADLINE if others else 1.0
+    for index, p in zip(first, _corrected([found[i] for i in first]), strict=True):
+        adjusted[index] = p / share
+    passed = all(p <= 1 - LEVEL for p in adjusted.values())
+    share = 1.0 if passed else 1 - HEADLINE
+    for index, p in zip(others, _corrected([found[i] for i in others]), strict=True):
+        adjusted[index] = p / share
+    return [
+        _verdict(replace(d, adjusted=min(1.0, adjusted[i]))) if i in adjusted else d
+        for i, d in enumerate(found)
+    ]
+
+
+def headline_objectives(found: Iterable[Difference], chosen: Objective) -> dict[Place, str]:
+    """By family of places: the objective that was chosen, or FALLBACK where no two have a value of it."""
+    out: dict[Place, str] = {}
+    for each in found:
+        held = each.objective == chosen.name
+        if held or each.place.family not in out:
+            out[each.place.family] = chosen.name if held else FALLBACK
+    return out
+
+
+def _corrected(group: Sequence[Difference]) -> list[float]:
+    """Adjusted p. Those over the same blocks by their correlation (maxT); groups of different blocks share
+    the error by their size.
+    """
+    by_blocks: dict[tuple[Block, ...], list[int]] = {}
+    for index, each in enumerate(group):
+        by_blocks.setdefault(each.blocks, []).append(index)
+    out = [1.0] * len(group)
+    for blocks, members in by_blocks.items():
+        weight = len(group) / len(members)
+        ps = _adjusted(blocks, [group[i] for i in members])
+        for index, p in zip(members, ps, strict=True):
+            out[index] = min(1.0, p * weight)
     return out
 
 

@@ -146,6 +146,7 @@ OBJECTIVES: tuple[Objective, ...] = (
         shown=False,
     ),
 )
+FALLBACK = "e2e"  # of the headline, where the objective that was chosen has no value
 BY_NAME = {objective.name: objective for objective in OBJECTIVES}
 
 

@@ -13,11 +13,10 @@ from analysis.differences import Difference
 from analysis.formats import count, factor, percent, seconds, significant
 from analysis.identity import Place
 from analysis.left_out import LeftOut
-from analysis.objectives import BY_NAME, Objective
+from analysis.objectives import BY_NAME, FALLBACK, Objective
 from analysis.points import Point
 from analysis.study import Study
 
-FALLBACK = "e2e"  # where the objective that was chosen has no value
 ALSO = ("output", "ttft", "tpot", "e2e", "energy")  # told where a candidate is shown to win
 MOST = 6  # sentences of one kind
 MOST_RIVALS = 3  # named in one clause
@@ -32,10 +31,6 @@ class Group:
     load: str
     model: str
     decisions: tuple[Decision, ...]
-
-    @property
-    def tested(self) -> bool:
-        return any(d.tested for d in self.decisions)
 
     @property
     def compared(self) -> list[Decision]:
@@ -65,6 +60,10 @@ def summary_sentences(whole: Study) -> list[str]:
 def headline(whole: Study) -> list[str]:
     """By the objective that was chosen: the candidate to take, by length, and how surely."""
     groups = [group for group in _groups(whole, whole.objective) if group.compared]
+    if whole.asked and whole.usable and not _groups(whole, whole.objective):
+        return [
+            f"{whole.objective.title}: no candidate has a value of it, so nothing is chosen by it."
+        ]
     choices: dict[str, list[Group]] = {}
     for group in groups:
         choices.setdefault(_choice(whole, group), []).append(group)
@@ -73,7 +72,8 @@ def headline(whole: Study) -> list[str]:
         same = len(held) == len(groups) and len(groups) > 1
         where = "every task and load" if same else "; ".join(map(_where, held[:MOST]))
         found.append(f"{_title(held)}, {where}: {choice}.")
-    if groups and not any(group.tested for group in groups):
+    starts = [c.starts for g in groups for d in g.decisions for c in d.contenders]
+    if starts and max(starts) == 1:
         found.append(
             "One start per candidate: leaders are not statistically tested, so all of this is indicative "
             "(`repeats: 3` or more in the sweep tests it)."
@@ -89,7 +89,8 @@ def _groups(whole: Study, chosen: Objective) -> list[Group]:
     groups: list[Group] = []
     for members in families.values():
         names = {d.objective for d in members}
-        objective = chosen if chosen.name in names else BY_NAME[FALLBACK]
+        keep = chosen.name in names or (whole.asked and chosen is whole.objective)
+        objective = chosen if keep else BY_NAME[FALLBACK]
         own = sorted(
             (d for d in members if d.objective == objective.name),
             key=lambda d: d.place.context_tokens,
@@ -240,7 +241,7 @@ def _objective_of(whole: Study, group: Group) -> Objective:
     held = {
         d.objective for d in whole.decisions if d.place.family == group.decisions[0].place.family
     }
-    return whole.objective if whole.objective.name in held else BY_NAME[FALLBACK]
+    return whole.objective if whole.asked or whole.objective.name in held else BY_NAME[FALLBACK]
 
 
 def _peaked(whole: Study, difference: Difference) -> bool:

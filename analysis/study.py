@@ -51,6 +51,7 @@ class Study:
     left_out: list[LeftOut]
     labels: Labels
     objective: Objective  # what the headline goes by
+    asked: bool  # a person chose it: without a value of it there is no headline by another
     across_executions: bool  # one ranking for all of them, as was asked for
 
     @property
@@ -78,7 +79,8 @@ def study(
     ``across_executions``: eager and CUDA graphs in one ranking; otherwise each has its own. ``by``: name of
     the objective of the headline; default: the sweep's ``objective``, else DEFAULT_OBJECTIVE. UserError.
     """
-    chosen = objective(by or sweep_objective(root) or DEFAULT_OBJECTIVE)
+    asked = by or sweep_objective(root)
+    chosen = objective(asked or DEFAULT_OBJECTIVE)
     runs, unreadable = read_runs(root)
     some_readable(root, runs, unreadable)
     analysed = analyse_all(runs, progress)
@@ -89,7 +91,7 @@ def study(
     judged, checked = gates(answering, named.candidates), verifications(root)
     stand = standings(judged, checked, runs, points)
     able = eligible(points, stand)
-    found = differences(points)
+    found = differences(points, chosen)
     table = cells(points, samples)
     crossed = crossings(table, found, samples)
     uses, found_bounds, beaten = _bottlenecks(root, runs, points, crossed)
@@ -113,6 +115,7 @@ def study(
         left_out=[*left_out(root), *without_a_point(unreadable)],
         labels=named,
         objective=chosen,
+        asked=asked is not None,
         across_executions=across_executions,
     )
 

@@ -131,7 +131,7 @@ def test_no_crossover_in_range_is_an_answer() -> None:
         ("a", "b"), (curve(1, 1e-3, 0.01, 5, 1), curve(2, 2e-3, 0.01, 5, 2)), "linear"
     )
     assert (found.verdict, found.short, found.context) == ("none", "a", None)
-    assert found.sentence == "no crossover between 512 and 8,192 tokens: a throughout"
+    assert found.sentence == "no crossover between 512 and 8,192 tokens: a below b throughout"
 
 
 def test_equal_backends_are_within_noise() -> None:

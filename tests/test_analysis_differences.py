@@ -48,7 +48,9 @@ def read(root: Path) -> list[Point]:
 
 
 def by_pair(points: list[Point], objective: str) -> dict[tuple[str, str], Difference]:
-    return {(d.a, d.b): d for d in differences(points) if d.objective == objective}
+    return {
+        (d.a, d.b): d for d in differences(points, BY_NAME["goodput"]) if d.objective == objective
+    }
 
 
 def decided(points: list[Point], objective: str, **unable: str) -> Decision:
@@ -57,7 +59,11 @@ def decided(points: list[Point], objective: str, **unable: str) -> Decision:
         for point in points
         if point.backend in unable
     }
-    (made,) = [d for d in decisions(points, differences(points), able) if d.objective == objective]
+    (made,) = [
+        d
+        for d in decisions(points, differences(points, BY_NAME["goodput"]), able)
+        if d.objective == objective
+    ]
     return made
 
 
@@ -116,7 +122,7 @@ def test_an_effect_within_the_noise_of_equal_arms_is_not_claimed(tmp_path: Path)
 
 def test_one_start_each_claims_nothing(tmp_path: Path) -> None:
     points = points_of(tmp_path, {"a": [1.0], "b": [3.0]})
-    found = differences(points)
+    found = differences(points, BY_NAME["goodput"])
     assert found and all(d.verdict == "indicative" and not d.tested for d in found)
     made = decisions(points, found, {})
     assert made and all(d.winner is None and not d.tested for d in made)
@@ -201,6 +207,6 @@ def test_known_effects_are_found_at_the_promised_rate() -> None:
 
 def test_both_ways_round_say_the_same(tmp_path: Path) -> None:
     points = points_of(tmp_path, {"a": [1.0, 1.01, 0.99], "b": [2.0, 2.0, 2.01]})
-    for each in differences(points):
+    for each in differences(points, BY_NAME["goodput"]):
         assert replace(each.turned.turned, ratio=each.ratio) == each
         assert (each.gain is None) or each.gain * (each.turned.gain or 0) == pytest.approx(1)

@@ -1,11 +1,6 @@
 """A long retriever on real vLLM servers: an exact backend answers at every length, a broken one only until
 its positions end (``tests/fakes/broken_backend/stuck_positions.py``)."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,35 +10,28 @@ import httpx
 import pytest
 
 from greenbench.config import ROOT, PromptRequest, TaskConfig, load_model
+from greenbench.vllm_python import vllm_python
 from loadgen.grading import grade_reply
 from loadgen.making import make_prompts, open_encoder
 from loadgen.tasks import TASKS
+from tests.serving import launched, ready
 
 pytestmark = pytest.mark.e2e
-VLLM_PYTHON = Path(os.environ.get("VLLM_PYTHON") or ROOT / ".venv-vllm" / "bin" / "python")
-if not VLLM_PYTHON.exists():
+if not vllm_python().exists():
     pytest.skip("no vLLM python; run `make setup`", allow_module_level=True)
 
 MODEL = "retriever-32k"
 STUCK = ROOT / "tests" / "fakes" / "broken_backend" / "stuck_positions.yaml"
 PROMPTS = 6
+REQUEST_LIMIT_S = 600  # of one short answer: for what hangs, on any machine
 
 
 @contextmanager
 def served(backend: str, out: Path) -> Iterator[dict[str, Any]]:
     """The ``server`` part of a ready server's server.json."""
-    command = [sys.executable, "-m", "servers", "--backend", backend, "--model", MODEL]
-    command += ["--max-model-len", "2304", "--kv-cache-gib", "0.5", "--out", str(out)]
-    launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert launcher.stdout is not None
-        while (line := launcher.stdout.readline()) and not line.startswith("ready at"):
-            pass
-        assert line, (out / "server.json").read_text()
-        yield json.loads((out / "server.json").read_text())["server"]
-    finally:
-        launcher.send_signal(signal.SIGTERM)
-        assert launcher.wait(60) == 0
+    flags = ("--model", MODEL, "--max-model-len", "2304", "--kv-cache-gib", "0.5")
+    with launched(backend, out, *flags) as launcher:
+        yield ready(launcher, out)
 
 
 def right(server: dict[str, Any], task: str, context: int) -> int:
@@ -59,7 +47,9 @@ def right(server: dict[str, Any], task: str, context: int) -> int:
     for prompt in make_prompts(request, open_encoder(request)):
         body = TASKS[task].body(server["served_model"], prompt) | {"stream": False}
         body.pop("stream_options")
-        reply = httpx.post(f"{server['base_url']}/v1/completions", json=body, timeout=120)
+        reply = httpx.post(
+            f"{server['base_url']}/v1/completions", json=body, timeout=REQUEST_LIMIT_S
+        )
         text = reply.raise_for_status().json()["choices"][0]["text"]
         count += bool(grade_reply(prompt, "r", text, None).correct)
     return count

@@ -9,6 +9,7 @@ from models.retriever_long import card
 from models.retriever_long.cells import CELLS, LENGTHS, Cell, by_tenth, holds, load_results
 
 RESULTS = card.all_results()
+SINK_WINDOW = "sink_window-window-1024"
 ATTENDING = ("head128", "head64", "hybrid")
 
 
@@ -59,6 +60,34 @@ def test_models_with_attention_follow_variables(model: str, context: int) -> Non
 def test_the_state_space_cannot_follow_variables_and_the_card_says_so() -> None:
     assert rate("mamba2", "variables", 8192) < 0.60
     assert "**`mamba2` cannot follow `variables`**" in card.CARD.read_text()
+
+
+def right(how: str, task: str, context: int) -> tuple[int, int]:
+    found = RESULTS["head64", how]["cells"][f"{task}/{context}/{{}}"]
+    return found["right"], found["count"]
+
+
+@pytest.mark.parametrize("model", card.MODELS)
+@pytest.mark.parametrize("task", ["retrieve", "multi_key"])
+@pytest.mark.parametrize("context", [2048, 8192])
+def test_a_real_server_gave_the_same_right_answers(model: str, task: str, context: int) -> None:
+    found = RESULTS[model, "cpu_attn"]["cells"][f"{task}/{context}/{{}}"]
+    assert found["right"] == found["count"] >= 6
+
+
+def test_faults_lose_answers_where_they_should_and_exact_backends_do_not() -> None:
+    for task in ("retrieve", "multi_key"):
+        for context in (2048, 8192):
+            for exact in ("cpu_attn", "sdpa"):
+                count, of = right(exact, task, context)
+                assert count == of >= 6
+        count, of = right("stuck_positions", task, 2048)  # before the positions end
+        assert count == of
+        assert right("stuck_positions", task, 8192)[0] == 0
+        for context in (2048, 8192):
+            count, of = right(SINK_WINDOW, task, context)
+            assert of - count >= 4
+    assert right("drops_a_block", "multi_key", 2048)[0] <= 10
 
 
 def test_a_cell_not_measured_is_said_and_not_left_out() -> None:

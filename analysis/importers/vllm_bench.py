@@ -56,7 +56,13 @@ def _request(raw: dict[str, Any], number: int, start_s: float, error: str | None
 def _load(raw: dict[str, Any]) -> LoadConfig:
     rate = float(raw.get("request_rate") or "inf")
     if rate != float("inf"):
-        return LoadConfig(kind="open", rate_per_s=rate)
+        shape = float(raw.get("burstiness") or 1.0)  # of the tool's gamma arrivals; 1 = Poisson
+        return LoadConfig(
+            kind="open",
+            rate_per_s=rate,
+            arrivals="poisson" if shape == 1 else "gamma",
+            burstiness=shape,
+        )
     return LoadConfig(kind="closed", users=int(raw.get("max_concurrency") or len(raw["ttfts"])))
 
 
