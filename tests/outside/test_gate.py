@@ -104,10 +104,11 @@ def test_as_many_right_on_enough_prompts_wins(tmp_path: Path) -> None:
 
 def test_no_arbitrary_reference(tmp_path: Path) -> None:
     """Neither of two backends is known, both answer 23 of 23 right, beta in 20 % less time: alpha, which
-    comes first by name alone, is not recommended over it."""
+    comes first by name alone, is not recommended over it, and beta is not called worse than undecided."""
     alpha = replace(FIRST, backend="alpha", prompts=23, right=right(23))
     found = reported(tmp_path, [alpha, faster(alpha, "beta", 0.8)])
     never_wins(found, "alpha")
+    assert not re.search("disqualified|failing|worse", found.text), found.text
 
 
 def test_a_loss_of_5_points_is_shown_to_be_small_on_enough_prompts(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.outside.generator import Point, Power, write, write_sweep_yaml
 from tests.outside.playing import Load, Pace
 from tests.outside.reading import Reading, figures, read
-from tests.outside.sweeps import ALL_RIGHT, faster, starts
+from tests.outside.sweeps import ALL_RIGHT, faster, other_split, starts
 
 ALONE = Pace(0.5, 0.05, schedule="alone")
 BASE = Point(pace=ALONE, load=Load(4, "random"), right=ALL_RIGHT)
@@ -375,6 +375,24 @@ def test_an_objective_without_values(tmp_path: Path) -> None:
     found = reported(tmp_path, points, "--objective", "energy")
     assert not found.recommended("alpha") and not found.recommended("beta"), found.headline
     assert re.search(r"energy|joule|J per", found.headline), found.headline
+
+
+def test_too_few_cycles_for_rates(tmp_path: Path) -> None:
+    """Cycles of 20 s in 70 s: hardly a rate, so hardly goodput. The first sentence still is about the choice:
+    it names goodput, or what is taken in its place."""
+    tokens, users = 64, 16
+    pace = Pace(0.3 * 20 / users, 0.7 * 20 / (tokens - 1), request_sd=0.003)
+    alpha = replace(
+        BASE,
+        backend="alpha",
+        output_tokens=tokens,
+        load=Load(users, "in step"),
+        pace=pace,
+        slo={"ttft_s": 100.0},
+    )
+    beta = replace(alpha, backend="beta", pace=other_split(pace, users, tokens, 2.0))
+    found = reported(tmp_path, starts([alpha, beta], 3, sd=0.001, seed=3))
+    assert re.match(r"(?!also)[^:]*(goodput|E2E)", found.headline, re.I), found.text
 
 
 def test_one_candidate_alone(tmp_path: Path) -> None:
