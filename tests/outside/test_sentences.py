@@ -378,8 +378,8 @@ def test_an_objective_without_values(tmp_path: Path) -> None:
 
 
 def test_too_few_cycles_for_rates(tmp_path: Path) -> None:
-    """Cycles of 20 s in 70 s: hardly a rate, so hardly goodput. The first sentence still is about the choice:
-    it names goodput, or what is taken in its place."""
+    """Cycles of 20 s in 70 s: goodput in one start of six, no other rate. The first sentence still is about
+    the choice: it names goodput, or what is taken in its place."""
     tokens, users = 64, 16
     pace = Pace(0.3 * 20 / users, 0.7 * 20 / (tokens - 1), request_sd=0.003)
     alpha = replace(
@@ -388,9 +388,11 @@ def test_too_few_cycles_for_rates(tmp_path: Path) -> None:
         output_tokens=tokens,
         load=Load(users, "in step"),
         pace=pace,
+        context=65_536,
+        power=Power(),
         slo={"ttft_s": 100.0},
     )
-    beta = replace(alpha, backend="beta", pace=other_split(pace, users, tokens, 2.0))
+    beta = replace(alpha, backend="beta", pace=other_split(pace, users, tokens, 7 / 3))
     found = reported(tmp_path, starts([alpha, beta], 3, sd=0.001, seed=3))
     assert re.match(r"(?!also)[^:]*(goodput|E2E)", found.headline, re.I), found.text
 
