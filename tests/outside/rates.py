@@ -82,6 +82,34 @@ def equal(n: int) -> Drawn:
     return draw
 
 
+def equal_by_slo(n: int) -> Drawn:
+    """Equal candidates whose SLO parts their requests, so that goodput hangs on the noise of single ones."""
+
+    def draw(rng: Draw, number: int, shapes: Sequence[Shape]) -> Sweep:
+        if number % 4 == 3:
+            pace, load = Pace(0.5, 0.02, "alone", 0.1), Load(None, rate_per_s=2.0)
+            ttft_s = 0.5 * rng.uniform(0.9, 1.1)
+        else:
+            users, prefill_s = int(rng.choice([4, 8])), rng.uniform(0.1, 0.4)
+            pace, load = Pace(prefill_s, 0.03, request_sd=0.05), Load(users, STARTS[number % 3])
+            most = 1.05 if load.start == "staggered" else users * 0.8
+            ttft_s = prefill_s * rng.uniform(0.95, most)
+        one = Point(
+            pace=pace,
+            load=load,
+            right=ALL_RIGHT,
+            slo={"ttft_s": float(ttft_s)},
+            power=Power(),
+            phases=Phases(rng.uniform(5, 20), 70.0),
+        )
+        pair = [replace(one, backend=name) for name in NAMES[:2]]
+        return Sweep(
+            starts(pair, n, sd=0.02, seed=number), "open" if number % 4 == 3 else load.start
+        )
+
+    return draw
+
+
 def better_by_5(n: int) -> Drawn:
     """alpha takes 1 / 1.05 of the time for everything, 2 % noise a start, in closed loops: an open one serves
     what arrives.
@@ -203,6 +231,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("equal, 1 start", equal(1)),
     Scenario("equal, 3 starts", equal(3)),
     Scenario("equal, 5 starts", equal(5)),
+    Scenario("equal, a binding SLO, 3 starts", equal_by_slo(3)),
     Scenario(
         "other split, 3 starts",
         other_splits(3),
