@@ -139,7 +139,7 @@ def _span(whole: Study, span: Sequence[Decision]) -> str:
     if _nobody(last):
         return f"no candidate met the SLO {at}"
     if last.outcome == "alone" and last.front:
-        others = "every other is disqualified or failing" if last.out else "no other was measured"
+        others = "every other may not win or has no value" if last.out else "no other has a value"
         return f"{_marked(last, last.front[0])} {at}, where {others}"
     if last.outcome == "alone":
         return f"no candidate may be recommended {at}"
