@@ -61,6 +61,7 @@ Drawn = Callable[[Draw, int, Sequence[Shape]], Sweep]
 class Scenario:
     """``differs``: objectives by which the candidates are not equal, so that a claim of them is none of the
     false ones unless it names the other; ``better`` is who is better by them. ``finds``: what is to be found.
+    ``apart``: by which they differ by so much that "equivalent" is false.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Scenario:
     differs: frozenset[str] = frozenset()
     better: dict[str, str] = field(default_factory=dict)
     finds: tuple[str, ...] = ()
+    apart: frozenset[str] = frozenset()
 
 
 def equal(n: int) -> Drawn:
@@ -221,6 +223,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         frozenset({*BY_5, "requests", "energy_total", "energy_request", "itl"}),
         {o: "alpha" for o in (*BY_5, "requests", "energy_total", "energy_request", "itl")},
         ("goodput", "output", "total", "e2e", "energy"),
+        frozenset(BY_5),
     ),
 )
 
@@ -259,10 +262,13 @@ def judge(scenario: Scenario, number: int, shapes: Sequence[Shape] = SHAPES) -> 
 
 
 def false_claims(summary: dict[str, Any], scenario: Scenario) -> list[str]:
-    """Settled differences, crossovers and winners that the truth does not have."""
+    """Settled differences, equivalences, crossovers and winners that the truth does not have."""
     found: list[str] = []
     for d in summary["differences"]:
         objective, verdict = d["objective"], d["verdict"]
+        apart = objective in scenario.apart and scenario.better[objective] in (d["a"], d["b"])
+        if verdict == "equivalent" and apart:
+            found.append(f"equivalent {objective}: at {d['context_tokens']}")
         if verdict not in ("better", "worse"):
             continue
         winner = d["a"] if verdict == "better" else d["b"]
