@@ -288,7 +288,7 @@ def _gated(whole: Study) -> list[str]:
         verb = "is disqualified" if mark == "disqualified" else f"is not recommended ({mark})"
         words = f"`{label}` {verb} at {', '.join(map(count, contexts))} tokens: {why}"
         fast = _though(whole, label, contexts[-1])
-        out.append(f"**{words}**{fast}." if mark == "disqualified" else f"{words}{fast}.")
+        out.append(f"{words}{fast}.")
     return out
 
 
