@@ -67,6 +67,10 @@ class Cell:
         found = [objective.value(point) for point in self.starts]
         return [value for value in found if value is not None]
 
+    def edge(self, objective: Objective) -> float:
+        """The largest relative error of the window's edges over the usable starts; 0 where none is known."""
+        return max((p.edge_errors.get(objective.name, 0.0) for p in self.starts), default=0.0)
+
     def mean(self, objective: Objective) -> float | None:
         values = self.values(objective)
         return float(np.mean(values)) if values else None

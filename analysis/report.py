@@ -103,8 +103,9 @@ def provenance(runs: Iterable[Run]) -> list[tuple[str, str]]:
         m = run.manifest
         gpus = ", ".join(f"{gpu.name} ({formats.size(gpu.memory_bytes)})" for gpu in m.host.gpus)
         dirty = " with uncommitted changes" if m.code.dirty else ""
+        why = f": {m.server.dtype_why}" if m.server.dtype_why else ""
         for name, value in (
-            ("Model", f"{m.server.model} (weights: {m.server.weights}, {m.server.dtype})"),
+            ("Model", f"{m.server.model} (weights: {m.server.weights}, {m.server.dtype}{why})"),
             (
                 "Processor",
                 f"{m.host.cpu.strip()}, {m.host.cores} cores, {formats.size(m.host.ram_bytes)}"

@@ -139,7 +139,7 @@ def _span(whole: Study, span: Sequence[Decision]) -> str:
     if _nobody(last):
         return f"no candidate met the SLO {at}"
     if last.outcome == "alone" and last.front:
-        others = "every other is disqualified or failing" if last.out else "no other was measured"
+        others = "every other may not win or has no value" if last.out else "no other has a value"
         return f"{_marked(last, last.front[0])} {at}, where {others}"
     if last.outcome == "alone":
         return f"no candidate may be recommended {at}"
@@ -288,7 +288,7 @@ def _gated(whole: Study) -> list[str]:
         verb = "is disqualified" if mark == "disqualified" else f"is not recommended ({mark})"
         words = f"`{label}` {verb} at {', '.join(map(count, contexts))} tokens: {why}"
         fast = _though(whole, label, contexts[-1])
-        out.append(f"**{words}**{fast}." if mark == "disqualified" else f"{words}{fast}.")
+        out.append(f"{words}{fast}.")
     return out
 
 

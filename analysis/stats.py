@@ -179,20 +179,25 @@ def max_t_adjusted(
     n, count = deviations.shape
     if n < MIN_CORRELATED:
         return holm_adjusted([float(p) for p in 2 * t.sf(observed, n - 1)])
-    weights, vectors = np.linalg.eigh(correlation(deviations))
+    told = deviations / np.maximum(np.abs(deviations).max(axis=0), NOTHING)
+    told = np.round(told * np.where(told[0] < 0, -1, 1), 9)
+    # one quantity told several ways is drawn once
+    _, first, again = np.unique(told, axis=1, return_index=True, return_inverse=True)
+    again = again.reshape(-1)
+    weights, vectors = np.linalg.eigh(correlation(deviations[:, first]))
     keep = weights > weights[-1] * NOTHING
     root = vectors[:, keep] * np.sqrt(weights[keep])
     root /= np.linalg.norm(root, axis=1, keepdims=True)  # unit variance, also after a cut
     order = np.argsort(-observed, kind="stable")
     exceeded = np.zeros(count)
     rng = np.random.default_rng(seed)
-    draws = round(min(draws, max(FEWEST_DRAWS, WORK / (n * count**2))))
+    draws = round(min(draws, max(FEWEST_DRAWS, WORK / (n * len(first) ** 2))))
     done = 0
     while done < draws:
         size = max(1, min(draws - done, CHUNK // (n * count)))
         data = rng.standard_normal((size, n, root.shape[1])) @ root.T
         drawn = np.abs(data.mean(axis=1)) / (data.std(axis=1, ddof=1) / math.sqrt(n))
-        largest = np.maximum.accumulate(drawn[:, order[::-1]], axis=1)[:, ::-1]
+        largest = np.maximum.accumulate(drawn[:, again[order[::-1]]], axis=1)[:, ::-1]
         exceeded += (largest >= observed[order] * (1 - 1e-9)).sum(axis=0)
         done += size
     found = np.where(np.isinf(observed[order]), 0.0, (exceeded + 1) / (draws + 1))

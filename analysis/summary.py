@@ -64,6 +64,7 @@ def _point_json(point: Point) -> dict[str, Any]:
         "model": candidate.model,
         "backend": candidate.backend_label,
         "compared_as": point.backend,
+        "bimodal": {name: asdict(modes) for name, modes in point.bimodal.items()},
         "weights": candidate.weights,
         "context_tokens": point.context_tokens,
         "repeat": point.repeat,

@@ -128,11 +128,11 @@ def test_gpu_rows_of_nvidia_smi_are_read_with_units() -> None:
 
 
 def test_a_task_may_ask_for_its_own_number_of_requests() -> None:
-    """Guards the demo: 28 prompts decide a gate, and 28 long perplexities would take minutes."""
-    tasks = [{"name": "retrieve", "requests": 28}, "summarize"]
+    """Guards the demo: 32 prompts decide a gate, and 32 long perplexities would take minutes."""
+    tasks = [{"name": "retrieve", "requests": 32}, "summarize"]
     points = expand(sweep(tasks=tasks, phases={"requests": 5}), [MODEL])[0].points
     limits = {(point.task.name, point.phases.requests) for point in points}
-    assert limits == {("retrieve", 28), ("summarize", 5)}
+    assert limits == {("retrieve", 32), ("summarize", 5)}
     # the prompts do not depend on how many of them are asked
     assert {point.task.requests for point in points} == {None}
 

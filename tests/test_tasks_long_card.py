@@ -6,7 +6,15 @@ import pytest
 
 from greenbench.rundir import file_sha256
 from models.retriever_long import card
-from models.retriever_long.cells import CELLS, LENGTHS, Cell, by_tenth, holds, load_results
+from models.retriever_long.cells import (
+    CELLS,
+    FAULT_CELLS,
+    LENGTHS,
+    Cell,
+    by_tenth,
+    holds,
+    load_results,
+)
 
 RESULTS = card.all_results()
 SINK_WINDOW = "sink_window-window-1024"
@@ -88,6 +96,9 @@ def test_faults_lose_answers_where_they_should_and_exact_backends_do_not() -> No
             count, of = right(SINK_WINDOW, task, context)
             assert of - count >= 4
     assert right("drops_a_block", "multi_key", 2048)[0] <= 10
+    in_the_block = FAULT_CELLS[-1].key
+    assert RESULTS["head64", "cpu_attn"]["cells"][in_the_block]["right"] == 12
+    assert RESULTS["head64", "drops_a_block"]["cells"][in_the_block]["right"] == 0
 
 
 def test_a_cell_not_measured_is_said_and_not_left_out() -> None:
