@@ -88,7 +88,8 @@ def _groups(whole: Study, chosen: Objective) -> list[Group]:
         families.setdefault(decision.place.family, []).append(decision)
     groups: list[Group] = []
     for members in families.values():
-        names = {d.objective for d in members}
+        # one candidate's value alone compares nobody: then the fallback, as for the error rate
+        names = {d.objective for d in members if len(d.contenders) > 1}
         keep = chosen.name in names or (whole.asked and chosen is whole.objective)
         objective = chosen if keep else BY_NAME[FALLBACK]
         own = sorted(
@@ -224,24 +225,21 @@ def _at(whole: Study, place: Place, label: str) -> list[Difference]:
 
 def _also(whole: Study) -> list[str]:
     """Winners by other objectives, at the longest context that has one."""
+    told = {
+        (group.decisions[0].place.family, group.objective.name)
+        for group in _groups(whole, whole.objective)
+    }
     found: list[str] = []
     for name in ALSO:
         for group in _groups(whole, BY_NAME[name]):
-            if group.objective.name != name or group.objective is _objective_of(whole, group):
+            family = group.decisions[0].place.family
+            if group.objective.name != name or (family, name) in told:
                 continue
             won = [d for d in group.decisions if d.winner is not None]
             won = [d for d in won if not any(_peaked(whole, each) for each in d.against)]
             if won:
                 found.append(f"Also shown ({_where(group)}): `{won[-1].winner}`, {_by(won[-1])}.")
     return found[:MOST]
-
-
-def _objective_of(whole: Study, group: Group) -> Objective:
-    """What the headline of a group's place goes by."""
-    held = {
-        d.objective for d in whole.decisions if d.place.family == group.decisions[0].place.family
-    }
-    return whole.objective if whole.asked or whole.objective.name in held else BY_NAME[FALLBACK]
 
 
 def _peaked(whole: Study, difference: Difference) -> bool:
