@@ -19,6 +19,13 @@ from analysis.study import Study
 
 ALSO = ("output", "ttft", "tpot", "e2e", "energy")  # told where a candidate is shown to win
 MOST = 6  # sentences of one kind
+LIMITS = {  # bounds of a point that are not the engine's own pace
+    "client": "the load generator",
+    "kv-capacity": "the KV pool",
+    "scheduler-limit": "the scheduler's limits",
+    "load": "the load that was offered",
+    "host": "the host",
+}
 MOST_RIVALS = 3  # named in one clause
 
 
@@ -348,8 +355,8 @@ def _held_back(whole: Study) -> list[str]:
             phases = [
                 f"{v.phase} {v.bound}" for v in bottleneck.phases if v.bound != "undetermined"
             ]
-            if bottleneck.bound not in ("engine", "undetermined"):
-                words[point.backend] = f"{bottleneck.bound}-bound"
+            if bottleneck.bound in LIMITS:
+                words[point.backend] = f"held back by {LIMITS[bottleneck.bound]}"
             elif phases:
                 words[point.backend] = f"{', '.join(phases)}-bound"
         if words:
