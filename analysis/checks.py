@@ -184,14 +184,15 @@ def superseded(runs: list[Run]) -> dict[Path, str]:
     holds is a replicate. Of several complete runs of one point the latest stands. A copy of a run in another
     folder is no replicate: the first stands.
     """
+    keys = {run.path: (run.manifest.config_hash, identity(run)) for run in runs}
     standing: dict[tuple[str, Identity], Run] = {}
     for run in runs:  # oldest first
         if run.manifest.status == "complete":
-            standing[run.manifest.config_hash, identity(run)] = run
+            standing[keys[run.path]] = run
     out: dict[Path, str] = {}
     first: set[str] = set()
     for run in runs:
-        stands = standing.get((run.manifest.config_hash, identity(run)), run)
+        stands = standing.get(keys[run.path], run)
         if stands is not run or run.manifest.run_id in first:
             out[run.path] = stands.manifest.run_id
         first.add(run.manifest.run_id)

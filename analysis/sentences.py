@@ -291,7 +291,8 @@ def _gated(whole: Study) -> list[str]:
         contexts = sorted({context for context, _ in held})
         _, why = max(held, key=lambda each: each[0])
         verb = "is disqualified" if mark == "disqualified" else f"is not recommended ({mark})"
-        words = f"`{label}` {verb} at {', '.join(map(count, contexts))} tokens: {why}"
+        at = f"at {count(contexts[-1])} tokens, " if len(contexts) > 1 else ""
+        words = f"`{label}` {verb} at {', '.join(map(count, contexts))} tokens: {at}{why}"
         fast = _though(whole, label, contexts[-1])
         out.append(f"{words}{fast}.")
     return out
