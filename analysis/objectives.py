@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from analysis.points import Point
+from analysis.point.point import Point
 from greenbench.errors import UserError, nearest
 
 Form = Literal["linear", "quadratic"]

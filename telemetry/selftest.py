@@ -1,8 +1,8 @@
 """`python -m telemetry selftest --out DIR`: oracles G-1 to G-12 of docs/energy.md, as this host allows.
 
 Captures only: a known GPU load (telemetry/gpu_load.py, under the Python with torch) beside the ordinary
-recorder, and marks of what ran when. `python -m analysis.oracles DIR` then judges the recording. Without a
-GPU every oracle is `not run`, with the reason, and the exit code is 0.
+recorder, and marks of what ran when. `python -m analysis.selftest.judge DIR` then judges the recording.
+Without a GPU every oracle is `not run`, with the reason, and the exit code is 0.
 """
 
 import contextlib
@@ -200,7 +200,7 @@ def selftest(
         logger.error("the experiments ended early: %s", error)
     write_atomic(out / SETUP, json.dumps(setup, indent=1) + "\n")
     return subprocess.run(
-        [sys.executable, "-m", "analysis.oracles", str(out), *judging], cwd=ROOT
+        [sys.executable, "-m", "analysis.selftest.judge", str(out), *judging], cwd=ROOT
     ).returncode
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from analysis.bottleneck import classify_client, step_figures
-from analysis.load import load_run
-from analysis.points import analyse
-from analysis.steps import parse_steps
-from analysis.windows import Window
+from analysis.bottleneck.classify import classify_client, step_figures
+from analysis.point.point import analyse
+from analysis.point.steady_window import Window
+from analysis.runs.engine_steps import parse_steps
+from analysis.runs.run import load_run
 from tests.fakes.rundirs import FakeRun, write_run
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from analysis.checks import faults, superseded
-from analysis.load import load_run, load_runs
+from analysis.runs.run import load_run, load_runs
+from analysis.runs.validity import faults, superseded
 from greenbench.errors import UserError
 from greenbench.rundir import RunDir, file_sha256
 from tests.fakes.rundirs import FakeRun, write_run

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from analysis.crossover import Curve, Fit, _outcomes, break_evens, crossover, fit, fit_many
+from analysis.compare.crossover_fit import (
+    Curve,
+    Fit,
+    _outcomes,
+    break_evens,
+    crossover,
+    fit,
+    fit_many,
+)
 
 CONTEXTS = (512, 1024, 2048, 4096, 8192)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from analysis.decisions import Decision, Eligible, decisions
-from analysis.differences import Difference, differences, noise_floor
-from analysis.load import load_runs
+from analysis.compare.claim_rates import simulate, t_power
+from analysis.compare.decisions import Decision, Eligible, decisions
+from analysis.compare.differences import Difference, differences, noise_floor
 from analysis.objectives import BY_NAME
-from analysis.points import Point, analyse_all
-from analysis.simulate import simulate, t_power
+from analysis.point.point import Point, analyse_all
+from analysis.runs.run import load_runs
 from analysis.study import placed
 from tests.fakes.rundirs import FakeRun, write_run
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report import render
-from analysis.sentences import summary_sentences
+from analysis.report.page import render
+from analysis.report.sentences import summary_sentences
 from analysis.study import Study, study
 from analysis.summary import summary
 from tests.fakes.rundirs import FakeRun, write_run

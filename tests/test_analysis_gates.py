@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.answers import answers_by_prompt
-from analysis.gates import gates
-from analysis.load import load_runs
-from analysis.sentences import summary_sentences
+from analysis.quality.answers import answers_by_prompt
+from analysis.quality.gate import gates
+from analysis.report.sentences import summary_sentences
+from analysis.runs.run import load_runs
 from analysis.study import Study, study
 from tests.fakes.rundirs import FakeRun, write_run
 

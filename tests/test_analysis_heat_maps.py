@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from analysis.heat_maps import HeatMap, heat_maps, tally
-from analysis.load import load_runs
+from analysis.quality.depth_map import HeatMap, heat_maps, tally
+from analysis.runs.run import load_runs
 from tests.fakes.rundirs import GOLDEN, FakeRun, write_run
 
 

@@ -15,19 +15,14 @@ from typing import Any
 import pytest
 import yaml
 
-from analysis.checks import faults
-from analysis.importing import read_result, write_imported
-from analysis.load import Run, load_run
-from analysis.metrics import (
-    PointRequests,
-    point_rates,
-    point_requests,
-    run_cycles,
-    statistic,
-    throughput,
-)
-from analysis.points import analyse
-from analysis.windows import Window
+from analysis.importers.convert import read_result, write_imported
+from analysis.point.point import analyse
+from analysis.point.requests import PointRequests, point_requests, run_cycles
+from analysis.point.steady_window import Window
+from analysis.point.throughput import point_rates, throughput
+from analysis.runs.run import Run, load_run
+from analysis.runs.validity import faults
+from analysis.statistics.samples import statistic
 from greenbench.errors import UserError
 from greenbench.rundir import read_jsonl
 

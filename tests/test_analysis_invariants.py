@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.checks import faults
-from analysis.fault import CODES
-from analysis.invariants import FIXED_LENGTH_TASKS, most_open
-from analysis.load import load_run
+from analysis.runs.fault import CODES
+from analysis.runs.invariants import FIXED_LENGTH_TASKS, most_open
+from analysis.runs.run import load_run
+from analysis.runs.validity import faults
 from greenbench.manifest import INVALID_REASONS
 from greenbench.rundir import RunDir
 from loadgen.tasks import TASKS

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from analysis.left_out import LeftOut, left_out
-from analysis.report import render
-from analysis.sentences import summary_sentences
+from analysis.report.page import render
+from analysis.report.sentences import summary_sentences
+from analysis.runs.unmeasured import LeftOut, left_out
 from analysis.study import study
 from analysis.summary import summary
 from tests.fakes.rundirs import FakeRun, write_run

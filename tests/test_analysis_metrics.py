@@ -8,23 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.load import ChunkBatch, load_run
-from analysis.metrics import (
-    Goodput,
-    answers,
-    good_requests,
-    goodput,
-    latency,
-    point_rates,
-    point_requests,
-    request_metrics,
-    run_cycles,
-    statistic,
-    throughput,
-    token_gaps,
-    wilson,
-)
-from analysis.points import Point, analyse, choose_window
+from analysis.point.answers import answers
+from analysis.point.goodput import Goodput, good_requests, goodput
+from analysis.point.latency import latency
+from analysis.point.point import Point, analyse, choose_window
+from analysis.point.requests import point_requests, request_metrics, run_cycles, token_gaps
+from analysis.point.throughput import point_rates, throughput
+from analysis.runs.run import ChunkBatch, load_run
+from analysis.statistics.samples import statistic, wilson
 from greenbench.config import SloConfig
 from loadgen.search import meets
 from tests.fakes.rundirs import FakeRun, write_run

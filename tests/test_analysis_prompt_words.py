@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.load import load_run
-from analysis.prompt_words import AROUND, around, prompt_words, question
+from analysis.quality.excerpt import AROUND, around, prompt_words, question
+from analysis.runs.run import load_run
 from greenbench.config import ROOT
 from tests.fakes.rundirs import FakeRun, write_run
 

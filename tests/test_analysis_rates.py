@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from scipy.stats import t as student
 
-from analysis.load import load_run
-from analysis.medians import median_edge, modes
-from analysis.points import Point, analyse
-from analysis.rates import (
+from analysis.point.point import Point, analyse
+from analysis.runs.run import load_run
+from analysis.statistics.medians import median_edge, modes
+from analysis.statistics.rates import (
     NOBODY,
     Cycles,
     Ratio,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report import render
-from analysis.roofline import PhaseUse
-from analysis.sentences import summary_sentences
+from analysis.bottleneck.roofline import PhaseUse
+from analysis.report.page import render
+from analysis.report.sentences import summary_sentences
 from analysis.study import Study, study, without_beaten
 from analysis.summary import summary
 from tests.fakes.rundirs import FakeRun, write_run

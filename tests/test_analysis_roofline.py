@@ -2,10 +2,16 @@
 
 import pytest
 
-from analysis.bottleneck import Evidence, classify, classify_phase, classify_point, fixed_shares
-from analysis.ceilings import gpu_ceilings, gpu_table
-from analysis.model_work import Attention, Experts, Mla, ModelWork, State, causal_pairs, model_work
-from analysis.roofline import PhaseUse, decode_law
+from analysis.bottleneck.classify import (
+    Evidence,
+    classify,
+    classify_phase,
+    classify_point,
+    fixed_shares,
+)
+from analysis.bottleneck.peaks import gpu_ceilings, gpu_table
+from analysis.bottleneck.roofline import PhaseUse, decode_law
+from analysis.model.work import Attention, Experts, Mla, ModelWork, State, causal_pairs, model_work
 
 LLAMA_8B = {
     "model_type": "llama",

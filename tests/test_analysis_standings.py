@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.barring import Standing, Verification, standings
-from analysis.gates import gates
-from analysis.load import load_runs
-from analysis.points import analyse_all
+from analysis.point.point import analyse_all
+from analysis.quality.gate import gates
+from analysis.quality.standings import Standing, Verification, standings
+from analysis.runs.run import load_runs
 from servers.backends import BACKENDS
 from tests.fakes.rundirs import FakeRun, write_run
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_ind, ttest_rel
 
-from analysis.stats import (
+from analysis.statistics.ratios import (
     correlation,
     holm_adjusted,
     max_t_adjusted,

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from analysis.checks import faults
-from analysis.gpu_rows import read_gpu_rows
-from analysis.load import load_run, read_runs
-from analysis.points import analyse
-from analysis.steps import parse_steps
+from analysis.point.point import analyse
+from analysis.runs.engine_steps import parse_steps
+from analysis.runs.gpu_rows import read_gpu_rows
+from analysis.runs.run import load_run, read_runs
+from analysis.runs.validity import faults
 from greenbench.rundir import RunDir
 from tests.fakes.rundirs import FakeRun, write_run
 from tests.rows import read_rows, rehash, write_rows

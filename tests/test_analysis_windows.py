@@ -4,16 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.windows import (
-    Activity,
-    Series,
-    WindowRule,
-    activity,
-    in_flight,
-    mean_level,
-    ml_energy_window,
-    steady_window,
-)
+from analysis.point.steady_window import WindowRule, ml_energy_window, steady_window
+from analysis.runs.activity import Activity, Series, activity, in_flight, mean_level
 
 S = 1_000_000_000
 T0 = 1_795_000_000 * S

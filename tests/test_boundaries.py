@@ -17,9 +17,9 @@ HOMES = {
         "servers/plugins/",
         "servers/model_builder.py",
         "telemetry/gpu_load.py",
-        "analysis/ceilings_torch.py",
+        "analysis/bottleneck/peaks_torch.py",
     ),
-    "vllm": ("servers/plugins/", "analysis/ceilings_torch.py"),
+    "vllm": ("servers/plugins/", "analysis/bottleneck/peaks_torch.py"),
     "pynvml": ("telemetry/nvml.py", "servers/host.py"),
 }
 

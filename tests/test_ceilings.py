@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis import ceilings
-from analysis.ceilings import FILE, HostCeilings, find_host_ceilings, run_ceilings
-from analysis.load import load_run
+from analysis.bottleneck import peaks
+from analysis.bottleneck.peaks import FILE, HostCeilings, find_host_ceilings, run_ceilings
+from analysis.runs.run import load_run
 from greenbench.errors import UserError
 from tests.fakes.rundirs import FakeRun, write_run
 
@@ -79,7 +79,7 @@ def test_what_the_child_says_is_passed_on_and_its_last_word_kept() -> None:
         "print('7')\nprint(json.dumps({'found': {'threads': 2}}))"
     )
     said: list[str] = []
-    assert ceilings._told(child(code), said.append, 60) == {"threads": 2}
+    assert peaks._told(child(code), said.append, 60) == {"threads": 2}
     assert said == ["one", "two"]
 
 
@@ -94,13 +94,13 @@ def test_what_the_child_says_is_passed_on_and_its_last_word_kept() -> None:
 )
 def test_a_measurement_that_fails_is_one_sentence(code: str, limit_s: float, sentence: str) -> None:
     with pytest.raises(UserError, match=f"ceilings .*{sentence}$"):
-        ceilings._told(child(code), lambda _: None, limit_s)
+        peaks._told(child(code), lambda _: None, limit_s)
 
 
 def test_no_python_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_PYTHON", str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"none: cannot be started .* or set VLLM_PYTHON"):
-        ceilings.measure_host(tmp_path / FILE, lambda _: None)
+        peaks.measure_host(tmp_path / FILE, lambda _: None)
     assert not (tmp_path / FILE).exists()
 
 
@@ -111,8 +111,8 @@ def test_the_stored_host_is_named_as_a_manifest_names_it(
     from greenbench import provenance
 
     told = measured(AVX2).model_dump(exclude={"host_cpu", "cores"})
-    monkeypatch.setattr(ceilings, "_told", lambda *_: told)
-    found = ceilings.measure_host(tmp_path / FILE, lambda _: None)
+    monkeypatch.setattr(peaks, "_told", lambda *_: told)
+    found = peaks.measure_host(tmp_path / FILE, lambda _: None)
     host = provenance.host()
     assert (found.host_cpu, found.cores) == (host.cpu, host.cores)
     assert find_host_ceilings(tmp_path) == found

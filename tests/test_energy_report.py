@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from analysis.energy import REASONS
+from analysis.energy.window import REASONS
 from greenbench.manifest import FileEntry
 from greenbench.rundir import JsonlWriter, RunDir, file_sha256, read_jsonl
 from tests.fakes.energy_frames import sources

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from analysis.__main__ import report_path, summary_path
-from analysis.checks import faults
-from analysis.forms import hash_of_point, read_forms
-from analysis.load import load_runs
+from analysis.runs.check_forms import hash_of_point, read_forms
+from analysis.runs.run import load_runs
+from analysis.runs.validity import faults
 from greenbench.config import PointConfig
 from greenbench.contract import FORMS, json_schemas
 from greenbench.manifest import Manifest, Server

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.memory import graph_bytes, sequences_that_fit
-from analysis.model_shape import CacheShape, cache_shape, layer_kinds
-from analysis.steps import between_lines, in_engine, overlapped, parse_steps
-from analysis.windows import Activity
+from analysis.model.cache import CacheShape, cache_shape, layer_kinds
+from analysis.point.memory import graph_bytes, sequences_that_fit
+from analysis.runs.activity import Activity
+from analysis.runs.engine_steps import between_lines, in_engine, overlapped, parse_steps
 
 # lines as vLLM 0.32 writes them, with the launcher's epoch in front
 LOG = """\

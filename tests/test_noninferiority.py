@@ -9,8 +9,8 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import multinomial
 
-from analysis.gates import MIN_DRIFT_PROMPTS
-from analysis.noninferiority import (
+from analysis.quality.gate import MIN_DRIFT_PROMPTS
+from analysis.statistics.noninferiority import (
     FEWEST_PAIRS,
     LEVEL,
     MARGIN,

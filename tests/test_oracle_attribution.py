@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.attribution import (
+from analysis.energy.attribution import (
     LAG_SD_S,
     WORK,
     Attribution,
@@ -15,9 +15,9 @@ from analysis.attribution import (
     phase_energy,
     step_work,
 )
-from analysis.attribution_coverage import Sensor, Served, coverage, simulate
-from analysis.clocks import WallClock
-from analysis.energy import EnergyResult
+from analysis.energy.attribution_check import Sensor, Served, coverage, simulate
+from analysis.energy.window import EnergyResult
+from analysis.runs.clocks import WallClock
 from tests.fakes.energy_frames import ns, sources
 from tests.fakes.nvml import SECOND, FakeGpu, constant
 
@@ -173,7 +173,7 @@ def trace(
 
 
 def steps_table(rows: list[tuple[float, float, int, int]]) -> pd.DataFrame:
-    """(end s, length s, prefill tokens, decode tokens) → the columns of analysis.steps."""
+    """(end s, length s, prefill tokens, decode tokens) → the columns of analysis.runs.engine_steps."""
     wall = 1_700_000_000 * SECOND
     return pd.DataFrame(
         {

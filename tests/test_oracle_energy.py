@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.cpu_energy import unwrap_uj
-from analysis.energy import EnergyResult, Rules, point_energy
-from analysis.power_series import (
+from analysis.energy.cpu import unwrap_uj
+from analysis.energy.series import (
     AVERAGE_BOXCAR_S,
     clean,
     energy_curve,
@@ -20,6 +19,7 @@ from analysis.power_series import (
     integrate_hold,
     integrate_trapezoid,
 )
+from analysis.energy.window import EnergyResult, Rules, point_energy
 from tests.fakes.energy_frames import NO_HOST, Work, frame, ns, recorded, sources
 from tests.fakes.nvml import (
     FakeGpu,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from analysis.oracles import Recording, judge
+from analysis.selftest.judge import Recording, judge
 from tests.recorded import unpack
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.clocks import wall_clock
-from analysis.cpu_energy import WATTS_PER_THREAD, cpu_energy
-from analysis.energy import (
+from analysis.energy.cpu import WATTS_PER_THREAD, cpu_energy
+from analysis.energy.quantities import Estimated, Measured, total
+from analysis.energy.window import (
     REASONS,
     THERMAL_OR_HW_SLOWDOWN,
     EnergyResult,
@@ -18,8 +18,9 @@ from analysis.energy import (
     idle_power,
     point_energy,
 )
-from analysis.quantities import Estimated, Measured, total
-from analysis.windows import activity, steady_window
+from analysis.point.steady_window import steady_window
+from analysis.runs.activity import activity
+from analysis.runs.clocks import wall_clock
 from greenbench.schema import HostSample
 from telemetry.nvml import CLOCK_EVENTS
 from tests.fakes.energy_frames import NO_HOST, Work, frame, ns, recorded, sources

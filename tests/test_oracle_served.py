@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from analysis.oracles import Recording, judge
-from analysis.served_oracles import (
+from analysis.selftest.judge import Recording, judge
+from analysis.selftest.served import (
     Missing,
     Served,
     equal_arms,

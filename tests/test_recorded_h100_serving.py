@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from analysis.ceilings import run_ceilings
-from analysis.energy_section import energy_section
-from analysis.load import Run, load_run
-from analysis.points import Point, analyse
+from analysis.bottleneck.peaks import run_ceilings
+from analysis.point.point import Point, analyse
+from analysis.report.energy_section import energy_section
+from analysis.runs.run import Run, load_run
 from analysis.study import Study, study
 from greenbench.config import ROOT
 from tests.recorded import RESULTS, unpack

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from analysis.report import write_report
+from analysis.report.page import write_report
 from analysis.study import study
 from tests.fakes.rundirs import FakeRun, write_run
 from tests.waiting import HUNG_S

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from analysis.barring import verifications
+from analysis.quality.standings import verifications
 from greenbench.config import BackendChoice, ModelConfig, ServerConfig, ServerRequest
 from greenbench.errors import UserError
 from servers import probe, serve, smoke, verify_run

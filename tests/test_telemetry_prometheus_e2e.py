@@ -18,7 +18,7 @@ import httpx
 import pandas as pd
 import pytest
 
-from analysis.power_series import energy_curve
+from analysis.energy.series import energy_curve
 from greenbench.rundir import read_jsonl
 from greenbench.vllm_python import vllm_python
 from telemetry.recorder import Recorder, RecordRequest

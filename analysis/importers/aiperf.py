@@ -5,7 +5,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from analysis.importers.foreign import CUT, Foreign, Imported, Reader, first_has_keys, has_keys
+from analysis.importers.record import CUT, Foreign, Imported, Reader, first_has_keys, has_keys
 from greenbench.config import LoadConfig
 from greenbench.errors import UserError
 

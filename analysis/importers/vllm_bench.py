@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from analysis.importers.foreign import Foreign, Imported, Reader, has_keys
+from analysis.importers.record import Foreign, Imported, Reader, has_keys
 from greenbench.config import LoadConfig
 from greenbench.errors import UserError
 
