@@ -12,8 +12,8 @@ from analysis.runs.check_forms import read_forms
 from analysis.runs.fault import Fault
 from analysis.runs.run import find_runs, read_runs
 from analysis.runs.validity import faults, superseded
-from greenbench.config import ROOT
-from greenbench.errors import UserError, exit_on_user_error
+from greenbench.contract.config import ROOT
+from greenbench.contract.errors import UserError, exit_on_user_error
 
 
 def check(args: argparse.Namespace) -> int:

@@ -27,8 +27,8 @@ from analysis.runs.identity import Candidate, Place, places
 from analysis.runs.labels import Labels, labels
 from analysis.runs.run import Run, read_runs, some_readable
 from analysis.runs.unmeasured import LeftOut, left_out, without_a_point
-from greenbench.config import load_sweep
-from greenbench.errors import UserError
+from greenbench.contract.config import load_sweep
+from greenbench.contract.errors import UserError
 
 DEFAULT_OBJECTIVE = "goodput"  # under the sweep's SLO; where there is none, see sentences.FALLBACK
 BEATEN = 1.05  # a share of a ceiling from which it was not one; below, the noise of measuring it

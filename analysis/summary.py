@@ -16,7 +16,7 @@ from analysis.report.sentences import headline, summary_sentences
 from analysis.runs.identity import Place
 from analysis.study import Study
 from greenbench import SCHEMA_VERSION
-from greenbench.rundir import write_atomic
+from greenbench.contract.run_dir import write_atomic
 
 
 def _place_json(whole: Study, place: Place) -> dict[str, Any]:

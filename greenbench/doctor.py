@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from greenbench import provenance
-from greenbench.config import ROOT
-from greenbench.cpu import dtype_on_cpu, this_cpu
+from greenbench.contract.config import ROOT
+from greenbench.contract.cpu import dtype_on_cpu, this_cpu
+from greenbench.sweep import provenance
 
 State = Literal["ok", "missing", "note"]
 PORTS = {8000: "vLLM (make serve)", 8089: "Locust's page", 9400: "the exporter"}

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from greenbench.config import ROOT
+from greenbench.contract.config import ROOT
 
 DEFAULT = ROOT / ".venv-vllm" / "bin" / "python"  # what `make setup` makes
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from greenbench import __version__
-from greenbench.config import (
+from greenbench.contract.config import (
     BackendChoice,
     BuiltModel,
     LivePoint,
@@ -29,9 +29,18 @@ from greenbench.config import (
     TelemetryConfig,
     dump_yaml,
 )
-from greenbench.manifest import Clock, Code, Counts, FileEntry, Gpu, Host, Manifest, Server
-from greenbench.rundir import RunDir, config_hash, file_sha256, run_id
-from greenbench.schema import GpuSample, RequestRecord
+from greenbench.contract.manifest import (
+    Clock,
+    Code,
+    Counts,
+    FileEntry,
+    Gpu,
+    Host,
+    Manifest,
+    Server,
+)
+from greenbench.contract.run_dir import RunDir, config_hash, file_sha256, run_id
+from greenbench.contract.schema import GpuSample, RequestRecord
 
 NS = 1_000_000_000
 START_NS = 1_795_000_000 * NS

@@ -66,8 +66,8 @@ def write_hour(folder: Path) -> int:
     import random
     from dataclasses import replace
 
-    from greenbench.schema import GpuSample
-    from greenbench.segments import SegmentedJsonlWriter
+    from greenbench.contract.schema import GpuSample
+    from greenbench.contract.segments import SegmentedJsonlWriter
 
     rng = random.Random(1)
     counters = [10**12 + n * 10**9 for n in range(GPUS)]

@@ -50,14 +50,14 @@ MUTANTS = (
     ),
     Mutant(
         "zero from NVML taken as a reading",
-        "telemetry/nvml.py",
+        "telemetry/sensors/nvml.py",
         'return (raw, "") if raw > 0 else (None, "zero")',
         'return (raw, "")',
         ("tests/test_telemetry_nvml.py",),
     ),
     Mutant(
         "failed NVML field taken as zero",
-        "telemetry/nvml.py",
+        "telemetry/sensors/nvml.py",
         "return None, _code(self._nvml.NVMLError(value.nvmlReturn))",
         'return 0.0, ""',
         ("tests/test_telemetry_nvml.py",),
@@ -157,14 +157,14 @@ MUTANTS = (
     ),
     Mutant(
         "exported counter falls with NVML's",
-        "telemetry/exporter.py",
+        "telemetry/exporter/collectors.py",
         "            self.resets += 1",
         "            self.total = raw",
         ("tests/test_telemetry_exporter.py",),
     ),
     Mutant(
         "exported energy in millijoules",
-        "telemetry/exporter.py",
+        "telemetry/exporter/collectors.py",
         "counter.total / 1e3",
         "counter.total / 1e0",
         ("tests/test_telemetry_exporter.py",),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from greenbench.rundir import RunDir, file_sha256
+from greenbench.contract.run_dir import RunDir, file_sha256
 
 Rows = list[dict[str, Any]]
 

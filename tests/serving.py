@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from greenbench.config import ROOT
+from greenbench.contract.config import ROOT
 
 STOP_LIMIT_S = 120  # the launcher kills what is left after 17 s; a busy machine may take its time
 ROUNDS = 6  # answers of each user in a window: twice what a steady state asks for

@@ -11,8 +11,8 @@ import pytest
 
 from analysis.runs.run import load_run, load_runs
 from analysis.runs.validity import faults, superseded
-from greenbench.errors import UserError
-from greenbench.rundir import RunDir, file_sha256
+from greenbench.contract.errors import UserError
+from greenbench.contract.run_dir import RunDir, file_sha256
 from tests.fakes.rundirs import FakeRun, write_run
 
 

@@ -23,8 +23,8 @@ from analysis.point.throughput import point_rates, throughput
 from analysis.runs.run import Run, load_run
 from analysis.runs.validity import faults
 from analysis.statistics.samples import statistic
-from greenbench.errors import UserError
-from greenbench.rundir import read_jsonl
+from greenbench.contract.errors import UserError
+from greenbench.contract.run_dir import read_jsonl
 
 DATA = Path(__file__).parent / "data" / "import"
 VLLM = DATA / "vllm-bench-serve-0.32.0.json"

@@ -13,8 +13,8 @@ from analysis.runs.fault import CODES
 from analysis.runs.invariants import FIXED_LENGTH_TASKS, most_open
 from analysis.runs.run import load_run
 from analysis.runs.validity import faults
-from greenbench.manifest import INVALID_REASONS
-from greenbench.rundir import RunDir
+from greenbench.contract.manifest import INVALID_REASONS
+from greenbench.contract.run_dir import RunDir
 from loadgen.tasks import TASKS
 from tests.fakes.rundirs import FakeRun, write_run
 from tests.rows import Rows, edit, edit_manifest, rehash

@@ -16,7 +16,7 @@ from analysis.point.requests import point_requests, request_metrics, run_cycles,
 from analysis.point.throughput import point_rates, throughput
 from analysis.runs.run import ChunkBatch, load_run
 from analysis.statistics.samples import statistic, wilson
-from greenbench.config import SloConfig
+from greenbench.contract.config import SloConfig
 from loadgen.search import meets
 from tests.fakes.rundirs import FakeRun, write_run
 

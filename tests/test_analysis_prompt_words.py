@@ -7,7 +7,7 @@ import pytest
 
 from analysis.quality.excerpt import AROUND, around, prompt_words, question
 from analysis.runs.run import load_run
-from greenbench.config import ROOT
+from greenbench.contract.config import ROOT
 from tests.fakes.rundirs import FakeRun, write_run
 
 tokenizers = pytest.importorskip("tokenizers")

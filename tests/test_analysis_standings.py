@@ -9,7 +9,7 @@ from analysis.point.point import analyse_all
 from analysis.quality.gate import gates
 from analysis.quality.standings import Standing, Verification, standings
 from analysis.runs.run import load_runs
-from servers.backends import BACKENDS
+from servers.backends.registry import BACKENDS
 from tests.fakes.rundirs import FakeRun, write_run
 
 QUICK = {"prompts": 40, "ttft_s": 0.1, "itl_s": 0.01, "measure_s": 20}

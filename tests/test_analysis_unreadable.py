@@ -14,7 +14,7 @@ from analysis.runs.engine_steps import parse_steps
 from analysis.runs.gpu_rows import read_gpu_rows
 from analysis.runs.run import load_run, read_runs
 from analysis.runs.validity import faults
-from greenbench.rundir import RunDir
+from greenbench.contract.run_dir import RunDir
 from tests.fakes.rundirs import FakeRun, write_run
 from tests.rows import read_rows, rehash, write_rows
 

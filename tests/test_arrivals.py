@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from greenbench.config import LoadConfig
-from greenbench.errors import UserError
-from loadgen.arrivals import Arrival, arrivals, shard
-from loadgen.traces import read_trace
+from greenbench.contract.config import LoadConfig
+from greenbench.contract.errors import UserError
+from loadgen.driver.arrivals import Arrival, arrivals, shard
+from loadgen.driver.traces import read_trace
 
 
 def load(kind: str = "poisson", rate: float = 20.0, burstiness: float = 1.0) -> LoadConfig:

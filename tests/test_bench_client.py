@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from greenbench.config import ROOT
+from greenbench.contract.config import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler on this host")
 PEER = "vllm bench serve"

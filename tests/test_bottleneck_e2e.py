@@ -16,8 +16,8 @@ import psutil
 import pytest
 import yaml
 
-from greenbench.config import ROOT
-from greenbench.rundir import list_runs
+from greenbench.contract.config import ROOT
+from greenbench.contract.run_dir import list_runs
 from tests.serving import STOP_LIMIT_S, Pace
 
 pytestmark = pytest.mark.e2e

@@ -11,16 +11,16 @@ ROOMS = ("greenbench", *STAGES)
 HOMES = {
     "pandas": ("analysis/",),
     "plotly": ("analysis/",),
-    "gevent": ("loadgen/longctx.py", "loadgen/gevent_loop.py", "loadgen/webtab.py"),
-    "locust": ("loadgen/longctx.py", "loadgen/webtab.py"),
+    "gevent": ("loadgen/longctx.py", "loadgen/wire/gevent_loop.py", "loadgen/locust_tab.py"),
+    "locust": ("loadgen/longctx.py", "loadgen/locust_tab.py"),
     "torch": (
         "servers/plugins/",
-        "servers/model_builder.py",
-        "telemetry/gpu_load.py",
+        "servers/models/builder.py",
+        "telemetry/selftest/gpu_load.py",
         "analysis/bottleneck/peaks_torch.py",
     ),
     "vllm": ("servers/plugins/", "analysis/bottleneck/peaks_torch.py"),
-    "pynvml": ("telemetry/nvml.py", "servers/host.py"),
+    "pynvml": ("telemetry/sensors/nvml.py", "servers/host.py"),
 }
 
 
@@ -66,7 +66,7 @@ def test_loadgen_modules_do_not_shadow_the_standard_library() -> None:
 
 def test_every_config_file_loads() -> None:
     """A config that no longer fits the schema is found here and not by a person at night."""
-    from greenbench.config import load_model, load_sweep
+    from greenbench.contract.config import load_model, load_sweep
 
     sweeps = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
     models = sorted((ROOT / "configs" / "models").glob("*.yaml"))

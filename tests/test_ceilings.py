@@ -10,7 +10,7 @@ import pytest
 from analysis.bottleneck import peaks
 from analysis.bottleneck.peaks import FILE, HostCeilings, find_host_ceilings, run_ceilings
 from analysis.runs.run import load_run
-from greenbench.errors import UserError
+from greenbench.contract.errors import UserError
 from tests.fakes.rundirs import FakeRun, write_run
 
 AVX2 = {"float32": 173e9, "bfloat16": 20e9}  # no instructions for bfloat16: slower than float32
@@ -108,7 +108,7 @@ def test_the_stored_host_is_named_as_a_manifest_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards against two countings of cores (all, and those we may use) that never match."""
-    from greenbench import provenance
+    from greenbench.sweep import provenance
 
     told = measured(AVX2).model_dump(exclude={"host_cpu", "cores"})
     monkeypatch.setattr(peaks, "_told", lambda *_: told)

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greenbench import rundir
-from greenbench.clock import Anchor
-from greenbench.config import PointConfig, SweepConfig, load_sweep, load_yaml, parse
-from greenbench.errors import UserError, exit_on_user_error
-from greenbench.manifest import Clock, Code, Host, Manifest, Server
-from greenbench.rundir import JsonlWriter, RunDir, list_runs, read_jsonl
-from greenbench.schema import Event, RequestRecord
+from greenbench.contract import run_dir
+from greenbench.contract.clock import Anchor
+from greenbench.contract.config import PointConfig, SweepConfig, load_sweep, load_yaml, parse
+from greenbench.contract.errors import UserError, exit_on_user_error
+from greenbench.contract.manifest import Clock, Code, Host, Manifest, Server
+from greenbench.contract.run_dir import JsonlWriter, RunDir, list_runs, read_jsonl
+from greenbench.contract.schema import Event, RequestRecord
 
 SWEEP = {
     "name": "s",
@@ -81,15 +81,15 @@ def test_a_writer_appends_and_never_truncates(tmp_path: Path) -> None:
 
 def test_an_atomic_write_leaves_no_scratch_file(tmp_path: Path) -> None:
     target = tmp_path / "x.json"
-    rundir.write_atomic(target, "old")
-    rundir.write_atomic(target, "new")
+    run_dir.write_atomic(target, "old")
+    run_dir.write_atomic(target, "new")
     assert target.read_text() == "new"
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_run_id_is_utc_and_names_what_ran() -> None:
     # 1763884092 s = 2025-11-23T07:48:12Z (date -u -d @1763884092)
-    name = rundir.run_id(
+    name = run_dir.run_id(
         1_763_884_092 * 10**9, "sink_window(sink=4)", "retrieve-512-closed2", "3f9a1c2e77"
     )
     assert name == "20251123T074812Z-sink_window-sink-4-retrieve-512-closed2-3f9a1c2e"
@@ -98,7 +98,7 @@ def test_run_id_is_utc_and_names_what_ran() -> None:
 @given(st.dictionaries(st.text(max_size=5), st.integers(), max_size=5))
 def test_a_config_hash_does_not_depend_on_key_order(config: dict[str, int]) -> None:
     backwards = dict(reversed(config.items()))
-    assert rundir.config_hash(config) == rundir.config_hash(backwards)
+    assert run_dir.config_hash(config) == run_dir.config_hash(backwards)
 
 
 def test_a_run_directory_is_never_reused(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from greenbench.config import CONFIGS, ROOT, load_sweep
-from greenbench.sweep import quality_warnings
+from greenbench.contract.config import CONFIGS, ROOT, load_sweep
+from greenbench.sweep.order import quality_warnings
 
 STAND_IN = """\
 #!/bin/sh

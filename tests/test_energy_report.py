@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from analysis.energy.window import REASONS
-from greenbench.manifest import FileEntry
-from greenbench.rundir import JsonlWriter, RunDir, file_sha256, read_jsonl
+from greenbench.contract.manifest import FileEntry
+from greenbench.contract.run_dir import JsonlWriter, RunDir, file_sha256, read_jsonl
 from tests.fakes.energy_frames import sources
 from tests.fakes.engine_load import CYCLE_S, IDLE_W, PRICES, mixed_load
 from tests.fakes.nvml import SECOND, FakeGpu, constant, record

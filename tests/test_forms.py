@@ -15,11 +15,11 @@ from analysis.__main__ import report_path, summary_path
 from analysis.runs.check_forms import hash_of_point, read_forms
 from analysis.runs.run import load_runs
 from analysis.runs.validity import faults
-from greenbench.config import PointConfig
-from greenbench.contract import FORMS, json_schemas
-from greenbench.manifest import Manifest, Server
-from greenbench.schema import ERROR_TYPES, Row
-from greenbench.sweep import point_hash
+from greenbench.contract.config import PointConfig
+from greenbench.contract.forms import FORMS, json_schemas
+from greenbench.contract.manifest import Manifest, Server
+from greenbench.contract.schema import ERROR_TYPES, Row
+from greenbench.sweep.order import point_hash
 from tests.fakes.rundirs import FakeRun, point_config
 
 ROOT = Path(__file__).resolve().parent.parent

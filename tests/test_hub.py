@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from greenbench import hub
-from greenbench.config import ModelConfig, load_model
-from greenbench.errors import UserError
-from servers.facts import model_facts
-from servers.model_store import ensure_model, model_path
+from greenbench.contract import hub
+from greenbench.contract.config import ModelConfig, load_model
+from greenbench.contract.errors import UserError
+from servers.backends.host_facts import model_facts
+from servers.models.store import ensure_model, model_path
 
 ID = "my-org/my-model"
 CONFIG = {

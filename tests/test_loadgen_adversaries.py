@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from loadgen import exchange as exchange_module
-from loadgen.exchange import Exchange
+from loadgen.wire import response as exchange_module
+from loadgen.wire.response import Exchange
 from tests.fakes.clients import CLIENTS, PROMPT, fast, outgoing
 from tests.fakes.openai_server import (
     END_CHUNK,

@@ -2,9 +2,9 @@
 
 import pytest
 
-from loadgen.audit import Audit, Histogram
-from loadgen.exchange import Exchange, Outgoing, failed
-from loadgen.stream import Facts
+from loadgen.driver.client_audit import Audit, Histogram
+from loadgen.wire.response import Exchange, Outgoing, failed
+from loadgen.wire.sse import Facts
 
 MS = 1_000_000
 

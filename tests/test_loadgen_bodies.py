@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from loadgen.bodies import Bodies
+from loadgen.driver.request_bodies import Bodies
 from loadgen.tasks import TASKS
 from tests.fakes.loadruns import make_prompts
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from greenbench.config import load_live_point
-from loadgen.closedloop import ClosedLoop, Over
-from loadgen.exchange import Outgoing, Reply
-from loadgen.fast import Done, both_clocks, outcome
-from loadgen.session import FAILURE_PAUSE_S, Session
+from greenbench.contract.config import load_live_point
+from loadgen.driver.closed_loop import ClosedLoop, Over
+from loadgen.driver.retry import FAILURE_PAUSE_S
+from loadgen.driver.session import Session
+from loadgen.wire.connection import Done, both_clocks, outcome
+from loadgen.wire.response import Outgoing, Reply
 from tests.fakes.loadruns import make_run
 
 HEAD = b"HTTP/1.1 %d OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n\r\n"

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import gevent
 import pytest
 
-from loadgen import gevent_loop
-from loadgen.gevent_loop import NAP_S, GeventLoop
+from loadgen.wire import gevent_loop
+from loadgen.wire.gevent_loop import NAP_S, GeventLoop
 from tests.waiting import HUNG_S
 
 

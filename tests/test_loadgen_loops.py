@@ -3,7 +3,7 @@
 import asyncio
 import socket
 
-from loadgen.loops import AsyncioLoop, Checking
+from loadgen.wire.asyncio_loop import AsyncioLoop, Checking
 
 READABLE, DUE_AFTER = 30, 5
 

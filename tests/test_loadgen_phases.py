@@ -1,7 +1,7 @@
 """Phases: what is measured, when sending stops. Plain numbers for nanoseconds."""
 
-from greenbench.config import PhaseConfig
-from loadgen.phases import PhaseClock
+from greenbench.contract.config import PhaseConfig
+from loadgen.driver.phases import PhaseClock
 
 
 def clock(requests: int | None = None) -> PhaseClock:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from greenbench.schema import Event, RequestRecord
+from greenbench.contract.schema import Event, RequestRecord
 from tests.fakes.loadruns import make_run
 from tests.fakes.openai_server import GoldenServer, Script, json_script, well_behaved
 from tests.waiting import HUNG_S

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from greenbench.config import SloConfig
+from greenbench.contract.config import SloConfig
 from loadgen.search import Probe, Search, meets, run_search, wilson
 from tests.fakes.loadruns import make_run
 from tests.fakes.openai_server import GoldenServer, Script, Seen, well_behaved

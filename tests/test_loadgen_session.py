@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from greenbench.config import load_live_point
-from greenbench.errors import UserError
-from greenbench.schema import RequestRecord
-from loadgen.dispatch import Dispatcher, schedule
-from loadgen.exchange import Outgoing, failed
-from loadgen.session import Session, pause_after
-from loadgen.writer import RowWriter
+from greenbench.contract.config import load_live_point
+from greenbench.contract.errors import UserError
+from greenbench.contract.schema import RequestRecord
+from loadgen.driver.dispatch import Dispatcher, schedule
+from loadgen.driver.request_log import RowWriter
+from loadgen.driver.retry import pause_after
+from loadgen.driver.session import Session
+from loadgen.wire.response import Outgoing, failed
 from tests.fakes.loadruns import make_run
 
 SECOND = 10**9

@@ -6,7 +6,7 @@ from statistics import median
 
 import pytest
 
-from loadgen.exchange import Outgoing, Reply
+from loadgen.wire.response import Outgoing, Reply
 from tests.fakes.clients import CLIENTS, PROMPT, outgoing
 from tests.fakes.openai_server import (
     END_CHUNK,

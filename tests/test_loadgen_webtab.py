@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from greenbench.schema import RequestRecord
-from loadgen.webtab import Live, read_joules
+from greenbench.contract.schema import RequestRecord
+from loadgen.locust_tab import Live, read_joules
 from tests.fakes.loadruns import make_run
 from tests.fakes.openai_server import GoldenServer
 from tests.waiting import HUNG_S

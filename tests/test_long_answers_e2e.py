@@ -9,11 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
-from greenbench.config import ROOT, PromptRequest, TaskConfig, load_model
+from greenbench.contract.config import ROOT, PromptRequest, TaskConfig, load_model
 from greenbench.vllm_python import vllm_python
-from loadgen.grading import grade_reply
-from loadgen.making import make_prompts, open_encoder
+from loadgen.make_prompts import make_prompts, open_encoder
 from loadgen.tasks import TASKS
+from loadgen.tasks.grading import grade_reply
 from tests.serving import launched, ready
 
 pytestmark = pytest.mark.e2e

@@ -10,13 +10,19 @@ from types import SimpleNamespace
 import pytest
 
 from greenbench import doctor
-from greenbench.config import ROOT, BackendChoice, ModelConfig, ServerConfig, ServerRequest
-from greenbench.cpu import dtype_on_cpu, read_cpu
-from greenbench.runner import Plan, dtype_notes
+from greenbench.contract.config import (
+    ROOT,
+    BackendChoice,
+    ModelConfig,
+    ServerConfig,
+    ServerRequest,
+)
+from greenbench.contract.cpu import dtype_on_cpu, read_cpu
+from greenbench.sweep.plan import Plan, dtype_notes
 from greenbench.vllm_python import vllm_python
-from servers.backends import BACKENDS
-from servers.command import plan
-from servers.facts import HostFacts, ModelFacts, served_dtype
+from servers.backends.host_facts import HostFacts, ModelFacts, served_dtype
+from servers.backends.registry import BACKENDS
+from servers.launch.command import plan
 
 # as the kernel prints them, cut to what decides
 HASWELL = """\

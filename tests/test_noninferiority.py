@@ -21,8 +21,8 @@ from analysis.statistics.noninferiority import (
     most_lost,
     power,
 )
-from greenbench import sweep
-from greenbench.config import SweepConfig
+from greenbench.contract.config import SweepConfig
+from greenbench.sweep import order
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "method.md"
 
@@ -138,7 +138,7 @@ def test_the_default_number_of_prompts_decides() -> None:
 
 
 def test_the_dry_run_warns_by_the_numbers_of_the_gate() -> None:
-    assert (sweep.FEWEST_ANSWERS, sweep.FEWEST_SCORED) == (FEWEST_PAIRS, MIN_DRIFT_PROMPTS)
+    assert (order.FEWEST_ANSWERS, order.FEWEST_SCORED) == (FEWEST_PAIRS, MIN_DRIFT_PROMPTS)
 
 
 def test_the_power_table_of_the_docs_is_the_functions() -> None:

@@ -21,8 +21,8 @@ from analysis.energy.window import (
 from analysis.point.steady_window import steady_window
 from analysis.runs.activity import activity
 from analysis.runs.clocks import wall_clock
-from greenbench.schema import HostSample
-from telemetry.nvml import CLOCK_EVENTS
+from greenbench.contract.schema import HostSample
+from telemetry.sensors.nvml import CLOCK_EVENTS
 from tests.fakes.energy_frames import NO_HOST, Work, frame, ns, recorded, sources
 from tests.fakes.nvml import SECOND, FakeGpu, constant, record
 

@@ -12,10 +12,10 @@ import httpx
 import pytest
 import yaml
 
-from greenbench.config import CONFIGS, ROOT
+from greenbench.contract.config import CONFIGS, ROOT
 from greenbench.vllm_python import vllm_python
-from servers.verify import Ask, Tolerance, judge, requests
-from servers.verify_run import ask_all
+from servers.verify.compare import Ask, Tolerance, judge, requests
+from servers.verify.run import ask_all
 from tests.serving import Pace, launched, ready
 
 pytestmark = pytest.mark.e2e

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from greenbench.config import PromptRequest
-from greenbench.errors import UserError
+from greenbench.contract.config import PromptRequest
+from greenbench.contract.errors import UserError
 from loadgen.__main__ import make_ordered_prompts
-from loadgen.encoder import Encoder, load_encoder
-from loadgen.making import make_files, make_prompts
-from loadgen.prompts import read_prompts
+from loadgen.make_prompts import make_files, make_prompts
+from loadgen.prompts.corpus import GeneratedText
+from loadgen.prompts.encoder import Encoder, load_encoder
+from loadgen.prompts.prompt_file import read_prompts
 from loadgen.tasks import TASKS
-from loadgen.text import GeneratedText
 
 MADE = [name for name in TASKS if name != "own"]  # own prompts come from a file
 

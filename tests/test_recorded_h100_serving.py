@@ -17,7 +17,7 @@ from analysis.point.point import Point, analyse
 from analysis.report.energy_section import energy_section
 from analysis.runs.run import Run, load_run
 from analysis.study import Study, study
-from greenbench.config import ROOT
+from greenbench.contract.config import ROOT
 from tests.recorded import RESULTS, unpack
 
 

@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from greenbench import cli, points, runner, stages
-from greenbench.config import PointConfig, SweepConfig, parse
-from greenbench.errors import UserError
-from greenbench.rundir import RunDir
-from greenbench.stages import Child, ServerStage, StageError
+from greenbench import cli
+from greenbench.contract.config import PointConfig, SweepConfig, parse
+from greenbench.contract.errors import UserError
+from greenbench.contract.run_dir import RunDir
+from greenbench.sweep import child_processes, point_run, runner
+from greenbench.sweep.child_processes import Child, ServerStage, StageError
 from tests.test_contract import manifest
 from tests.waiting import HUNG_S, wait_until
 
@@ -170,9 +171,9 @@ class FakeStage(ServerStage):
 def test_a_stalled_load_fails_the_point_at_its_time_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(points, "LOAD_SLACK_S", 0.1)
+    monkeypatch.setattr(point_run, "LOAD_SLACK_S", 0.1)
     load = Child(SLEEPER, tmp_path / "log")
-    faults = points._watch(load, FakeStage(lambda: True), POINT, lambda: None)
+    faults = point_run._watch(load, FakeStage(lambda: True), POINT, lambda: None)
     load.stop(0.1)
     assert faults.status == "failed" and faults.reasons == ("server_stalled",)
 
@@ -180,9 +181,9 @@ def test_a_stalled_load_fails_the_point_at_its_time_limit(
 def test_a_server_that_dies_fails_the_point_without_waiting_for_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(points, "DEATH_GRACE_S", 0.1)
+    monkeypatch.setattr(point_run, "DEATH_GRACE_S", 0.1)
     load = Child(SLEEPER, tmp_path / "log")
-    faults = points._watch(load, FakeStage(lambda: False), POINT, lambda: None)
+    faults = point_run._watch(load, FakeStage(lambda: False), POINT, lambda: None)
     load.stop(0.1)
     assert faults.reasons == ("server_died",)
 
@@ -191,16 +192,16 @@ def test_a_load_generator_that_fails_is_quoted(tmp_path: Path) -> None:
     code = "import sys; print('noise'); sys.exit('error: prompts are gone')"
     load = Child([sys.executable, "-c", code], tmp_path / "log")
     load.process.wait()
-    faults = points._watch(load, FakeStage(lambda: True), POINT, lambda: None)
+    faults = point_run._watch(load, FakeStage(lambda: True), POINT, lambda: None)
     assert faults.failure == "the load generator failed: prompts are gone"
 
 
 def test_a_stage_command_turns_exit_2_into_a_user_error_and_1_into_a_stage_error() -> None:
     code = "import sys; print('error: no such thing', file=sys.stderr); sys.exit({})"
     with pytest.raises(UserError, match=r"^no such thing$"):
-        stages.call([sys.executable, "-c", code.format(2)])
+        child_processes.call([sys.executable, "-c", code.format(2)])
     with pytest.raises(StageError, match="ended with 1: no such thing"):
-        stages.call([sys.executable, "-c", code.format(1)])
+        child_processes.call([sys.executable, "-c", code.format(1)])
 
 
 def test_a_child_that_ignores_term_is_killed(tmp_path: Path) -> None:
@@ -217,7 +218,7 @@ def test_a_child_that_ignores_term_is_killed(tmp_path: Path) -> None:
 def test_what_a_killed_sweep_leaves_behind(tmp_path: Path, ends_with_us: bool) -> None:
     """Guards against recorders that sample for ever; a server stays, to be found and named."""
     program = (
-        "import sys, time; from pathlib import Path; from greenbench.stages import Child;"
+        "import sys, time; from pathlib import Path; from greenbench.sweep.child_processes import Child;"
         f"child = Child({SLEEPER!r}, Path({str(tmp_path / 'log')!r}), ends_with_us={ends_with_us});"
         "print(child.process.pid, flush=True); time.sleep(600)"
     )

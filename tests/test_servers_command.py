@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from greenbench.config import ModelConfig, ServerConfig, ServerRequest
-from greenbench.errors import UserError
-from servers.backends import BACKENDS
-from servers.choices import parse_choice
-from servers.command import child_env, plan, recorded_env
-from servers.facts import HostFacts, ModelFacts
+from greenbench.contract.config import ModelConfig, ServerConfig, ServerRequest
+from greenbench.contract.errors import UserError
+from servers.backends.choice import parse_choice
+from servers.backends.host_facts import HostFacts, ModelFacts
+from servers.backends.registry import BACKENDS
+from servers.launch.command import child_env, plan, recorded_env
 
 CPU = HostFacts(vllm_build="cpu", vllm_version="0.32.0", modules=frozenset())
 H200 = HostFacts(gpu_name="H200", capability=(9, 0), vllm_build="cuda")

@@ -7,7 +7,7 @@ import httpx
 import psutil
 import pytest
 
-from greenbench.cpu import dtype_on_cpu, this_cpu
+from greenbench.contract.cpu import dtype_on_cpu, this_cpu
 from greenbench.vllm_python import vllm_python
 from tests.serving import Pace, launched, ready
 

@@ -2,11 +2,17 @@
 
 import pytest
 
-from greenbench.config import CONFIGS, BackendChoice, ModelConfig, ServerRequest, load_model
-from servers.backends import BACKENDS
-from servers.command import plan
-from servers.facts import HostFacts, model_facts, other_host
-from servers.model_store import build_hash, missing, model_path
+from greenbench.contract.config import (
+    CONFIGS,
+    BackendChoice,
+    ModelConfig,
+    ServerRequest,
+    load_model,
+)
+from servers.backends.host_facts import HostFacts, model_facts, other_host
+from servers.backends.registry import BACKENDS
+from servers.launch.command import plan
+from servers.models.store import build_hash, missing, model_path
 
 NAMES = sorted(file.stem for file in (CONFIGS / "models").glob("*.yaml"))
 BUILT = [name for name in NAMES if load_model(name).build is not None]

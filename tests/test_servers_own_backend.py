@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from greenbench.config import BackendChoice, ModelConfig, ServerRequest
-from greenbench.errors import UserError
-from servers.backends import BACKENDS
-from servers.choices import parse_choice, resolve
-from servers.command import plan
-from servers.facts import HostFacts, ModelFacts
+from greenbench.contract.config import BackendChoice, ModelConfig, ServerRequest
+from greenbench.contract.errors import UserError
+from servers.backends.choice import parse_choice, resolve
+from servers.backends.host_facts import HostFacts, ModelFacts
+from servers.backends.registry import BACKENDS
+from servers.launch.command import plan
 
 ROW = {
     "describe": "mine",

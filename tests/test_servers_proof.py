@@ -2,9 +2,9 @@
 
 import pytest
 
-from servers import bootlog
-from servers.backends import BACKENDS
-from servers.proof import count_layers, judge
+from servers.backends.registry import BACKENDS
+from servers.launch import boot_log
+from servers.launch.proof import count_layers, judge
 from tests.fakes.vllm_server import BOOT_DEATH_LOG, ROOT_CAUSE, TREE
 
 HYBRID = """\
@@ -82,7 +82,7 @@ def test_a_model_without_attention_says_what_it_has():
 
 def test_flash_attention_version_is_recorded():
     log = "INFO 11-23 [flash_attn.py:1118] Using FlashAttention version 3\n"
-    version = bootlog.flash_attention_version(log)
+    version = boot_log.flash_attention_version(log)
     proof = judge(BACKENDS["flash_attn"], [tree("FlashAttentionImpl")], version)
     assert proof.observed_backend == "FlashAttentionImpl x4 (FlashAttention 3)"
     assert proof.detail["flash_attn_version"] == 3
@@ -97,11 +97,11 @@ def test_a_pinned_version_must_be_the_one_in_the_log(named: int | None, verdict:
 
 def test_operators_are_named_once():
     line = "1.5 (Worker pid=9) INFO 11-23 18:58:56 [s.py:1] greenbench: SdpaImpl computes with flash on CPU\n"
-    assert bootlog.operators(line * 2 + "other\n") == ["SdpaImpl: flash on CPU"]
+    assert boot_log.operators(line * 2 + "other\n") == ["SdpaImpl: flash on CPU"]
 
 
 def test_the_root_cause_is_found_below_its_echoes():
-    assert bootlog.last_error(BOOT_DEATH_LOG) == ROOT_CAUSE
+    assert boot_log.last_error(BOOT_DEATH_LOG) == ROOT_CAUSE
 
 
 @pytest.mark.parametrize(
@@ -123,14 +123,14 @@ def test_the_root_cause_is_found_below_its_echoes():
     ],
 )  # fmt: skip
 def test_causes(log: str, cause: str | None):
-    assert bootlog.last_error(log) == cause
+    assert boot_log.last_error(log) == cause
 
 
 def test_memory_lines():
     gpu = "Available KV cache memory: 70.5 GiB\nModel loading took 2.25 GiB memory and 1.5 seconds"
-    assert bootlog.kv_memory_bytes(gpu) == 141 * 2**29
-    assert bootlog.weights_bytes(gpu) == 9 * 2**28
-    assert bootlog.weights_bytes("") is None and bootlog.kv_memory_bytes("") is None
+    assert boot_log.kv_memory_bytes(gpu) == 141 * 2**29
+    assert boot_log.weights_bytes(gpu) == 9 * 2**28
+    assert boot_log.weights_bytes("") is None and boot_log.kv_memory_bytes("") is None
 
 
 BOOT_LOG = """\
@@ -146,7 +146,7 @@ warnings before vLLM's logger is there
 
 def test_a_boot_is_told_by_stages_that_add_up_to_it():
     """As an H100 wrote it: 138 of 231 s went into kernels that greedy requests never use."""
-    stages = bootlog.boot_stages(BOOT_LOG, 1_700_000_000.0, 1_700_000_230.6)
+    stages = boot_log.boot_stages(BOOT_LOG, 1_700_000_000.0, 1_700_000_230.6)
     expected = {
         "imports": 22.3,
         "engine_start": 33.9,
@@ -157,6 +157,6 @@ def test_a_boot_is_told_by_stages_that_add_up_to_it():
     assert stages == pytest.approx({**expected, "api": 2.6})
     eager = "".join(line for line in BOOT_LOG.splitlines(True) if "torch.compile" not in line)
     del expected["compile"]
-    stages = bootlog.boot_stages(eager, 1_700_000_000.0, 1_700_000_230.6)
+    stages = boot_log.boot_stages(eager, 1_700_000_000.0, 1_700_000_230.6)
     assert stages == pytest.approx({**expected, "warm_up": 159.8, "api": 2.6})
-    assert bootlog.boot_stages("", 5.0, 9.0) == {"api": 4.0}
+    assert boot_log.boot_stages("", 5.0, 9.0) == {"api": 4.0}

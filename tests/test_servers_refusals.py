@@ -2,10 +2,9 @@
 
 import pytest
 
-from greenbench.config import ServerConfig
-from greenbench.errors import UserError
-from servers.backends import BACKENDS
-from servers.facts import (
+from greenbench.contract.config import ServerConfig
+from greenbench.contract.errors import UserError
+from servers.backends.host_facts import (
     GPU_CAPABILITIES,
     HostFacts,
     ModelFacts,
@@ -13,7 +12,8 @@ from servers.facts import (
     other_host,
     this_host,
 )
-from servers.refusals import Case, refusals
+from servers.backends.registry import BACKENDS
+from servers.backends.requirements import Case, refusals
 
 CPU = HostFacts(vllm_build="cpu", modules=frozenset(), vllm_python="py")
 GPU = HostFacts(

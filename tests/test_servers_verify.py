@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from greenbench.config import BackendChoice, load_model
-from greenbench.errors import UserError
+from greenbench.contract.config import BackendChoice, load_model
+from greenbench.contract.errors import UserError
 from servers.__main__ import _comparison, _parser
-from servers.choices import parse_choice, parse_choices, resolve
-from servers.verify import (
+from servers.backends.choice import parse_choice, parse_choices, resolve
+from servers.verify.compare import (
     OUTPUT_TOKENS,
     Answer,
     Ask,
@@ -23,7 +23,7 @@ from servers.verify import (
     requests,
     rounding,
 )
-from servers.verify_run import Order, WrongAnswer, _window_to_judge, read_answer, summary
+from servers.verify.run import Order, WrongAnswer, _window_to_judge, read_answer, summary
 
 EXACT = Tolerance.flat(1e-3)
 ROUNDED = Tolerance.flat(0.1)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from loadgen import stream
-from loadgen.stream import Facts, SseError, SseSplitter, StreamReader, error_text, read_whole
+from loadgen.wire import sse as sse_module
+from loadgen.wire.sse import Facts, SseError, SseSplitter, StreamReader, error_text, read_whole
 from tests.fakes.openai_server import completion_events, event, sse
 
 
@@ -229,7 +229,7 @@ def test_what_is_no_completion_event_is_refused_and_earlier_chunks_stay(payload:
 
 
 def test_an_endless_line_is_refused_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "MAX_EVENT_BYTES", 10_000)
+    monkeypatch.setattr(sse_module, "MAX_EVENT_BYTES", 10_000)
     reader = StreamReader(100)
     with pytest.raises(SseError, match="over 10000 bytes"):
         for mark in range(1, 1000):

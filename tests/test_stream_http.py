@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen import http1
-from loadgen.http1 import Http1Error, ResponseParser
+from loadgen.wire import http1
+from loadgen.wire.http1 import Http1Error, ResponseParser
 
 BODY = b"hello, world"
 

@@ -2,12 +2,9 @@
 
 import pytest
 
-from greenbench.config import ModelConfig, SweepConfig, parse
-from greenbench.errors import UserError
-from greenbench.points import Faults, count, judge
-from greenbench.provenance import parse_gpus
-from greenbench.runner import check_tasks
-from greenbench.sweep import (
+from greenbench.contract.config import ModelConfig, SweepConfig, parse
+from greenbench.contract.errors import UserError
+from greenbench.sweep.order import (
     FEWEST_ANSWERS,
     check_window,
     expand,
@@ -16,6 +13,9 @@ from greenbench.sweep import (
     prompt_request,
     quality_warnings,
 )
+from greenbench.sweep.plan import check_tasks
+from greenbench.sweep.provenance import parse_gpus
+from greenbench.sweep.verdict import Faults, count, judge
 
 MODEL = ModelConfig(name="m", path="/m", max_model_len=4096)
 

@@ -13,10 +13,10 @@ import psutil
 import pytest
 import yaml
 
-from greenbench.config import ROOT
-from greenbench.manifest import Manifest
-from greenbench.rundir import RunDir, list_runs, read_jsonl
-from greenbench.stages import living_server
+from greenbench.contract.config import ROOT
+from greenbench.contract.manifest import Manifest
+from greenbench.contract.run_dir import RunDir, list_runs, read_jsonl
+from greenbench.sweep.child_processes import living_server
 from tests.serving import Pace
 from tests.waiting import wait_until
 

@@ -5,10 +5,10 @@ from collections import Counter
 
 import pytest
 
-from loadgen.grading import grade_reply
-from loadgen.layout import spread_depth
-from loadgen.prompts import Prompt
+from loadgen.prompts.build import spread_depth
+from loadgen.prompts.prompt_file import Prompt
 from loadgen.tasks import TASKS
+from loadgen.tasks.grading import grade_reply
 
 
 def prompt_of(task: str, answer: dict, token_ids: list[int] | None = None) -> Prompt:

@@ -16,17 +16,17 @@ import httpx
 import pytest
 import yaml
 
-from greenbench.config import ROOT, PromptRequest, TaskConfig, load_model
-from greenbench.schema import OutputRecord
+from greenbench.contract.config import ROOT, PromptRequest, TaskConfig, load_model
+from greenbench.contract.schema import OutputRecord
 from greenbench.vllm_python import vllm_python
-from loadgen import records
-from loadgen.encoder import load_encoder
-from loadgen.grading import grade_reply
-from loadgen.making import make_prompts, open_encoder
-from loadgen.prompts import Prompt
+from loadgen.make_prompts import make_prompts, open_encoder
+from loadgen.prompts import haystack
+from loadgen.prompts.encoder import load_encoder
+from loadgen.prompts.prompt_file import Prompt
 from loadgen.tasks import TASKS
-from servers.verify import OUTPUT_TOKENS, Tolerance, judge, requests, rounding
-from servers.verify_run import ask_all
+from loadgen.tasks.grading import grade_reply
+from servers.verify.compare import OUTPUT_TOKENS, Tolerance, judge, requests, rounding
+from servers.verify.run import ask_all
 from tests.serving import Pace, launched, ready
 
 pytestmark = pytest.mark.e2e
@@ -140,7 +140,7 @@ def test_the_chat_prompt_is_what_the_server_makes_of_the_same_words(
 def test_own_questions_and_own_text(servers: Servers, model: Path, tmp_path: Path) -> None:
     rows = [
         {
-            "prompt": f"The report. {records.record('owl', code)}{records.ask_one('owl').plain}",
+            "prompt": f"The report. {haystack.record('owl', code)}{haystack.ask_one('owl').plain}",
             "answers": [code],
         }
         for code in ("482133", "905118")

@@ -7,12 +7,12 @@ from collections import Counter
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from greenbench.config import PromptRequest
-from greenbench.errors import UserError
-from loadgen.chat import around_user_turn
-from loadgen.grading import grade_reply
-from loadgen.making import make_prompts, open_encoder
-from loadgen.prompts import Prompt, holds_request, write_prompts
+from greenbench.contract.config import PromptRequest
+from greenbench.contract.errors import UserError
+from loadgen.make_prompts import make_prompts, open_encoder
+from loadgen.prompts.chat_template import around_user_turn
+from loadgen.prompts.prompt_file import Prompt, holds_request, write_prompts
+from loadgen.tasks.grading import grade_reply
 
 CONTEXT = 12_000
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from greenbench.rundir import file_sha256
+from greenbench.contract.run_dir import file_sha256
 from models.retriever_long import card
 from models.retriever_long.cells import (
     CELLS,

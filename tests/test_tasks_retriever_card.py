@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from greenbench.rundir import file_sha256
+from greenbench.contract.run_dir import file_sha256
 from models.retriever import measure as card
 
 MEASURED = json.loads(card.MEASURED.read_text())

@@ -12,13 +12,13 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from greenbench.errors import UserError
-from greenbench.schema import HostSample
-from telemetry.capability import available, unavailable
-from telemetry.dcgm_names import DcgmCollector
-from telemetry.exporter import GreenbenchCollector, Latest, Monotone, lateness_histogram
-from telemetry.nvml import NoGpu, Reader
-from telemetry.serve import Exporter
+from greenbench.contract.errors import UserError
+from greenbench.contract.schema import HostSample
+from telemetry.exporter.collectors import GreenbenchCollector, Latest, Monotone, lateness_histogram
+from telemetry.exporter.dcgm_names import DcgmCollector
+from telemetry.exporter.exporter import Exporter
+from telemetry.sensors.capability import available, unavailable
+from telemetry.sensors.gpu import NoGpu, Reader
 from tests.fakes.nvml import FakeGpu, FakeReader, constant, record
 from tests.waiting import HUNG_S, wait_until
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from greenbench.clock import Anchor
-from telemetry import rapl
-from telemetry.host import HostReader, ProcessTree, Usage
+from greenbench.contract.clock import Anchor
+from telemetry.sensors import rapl
+from telemetry.sensors.host import HostReader, ProcessTree, Usage
 from tests.waiting import wait_until
 
 PARENT = """

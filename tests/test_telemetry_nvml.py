@@ -2,7 +2,8 @@
 
 import pytest
 
-from telemetry.nvml import GpuIdentity, NoGpu, NvmlReader, visible_uuids
+from telemetry.sensors.gpu import GpuIdentity, NoGpu, visible_uuids
+from telemetry.sensors.nvml import NvmlReader
 from tests.fakes.nvml import NOT_SUPPORTED, FakeNvml, FakeNvmlError
 
 COUNTER, AVERAGE, INSTANT, MEMORY = (83, 0), (185, 0), (186, 0), (185, 2)

@@ -19,10 +19,10 @@ import pandas as pd
 import pytest
 
 from analysis.energy.series import energy_curve
-from greenbench.rundir import read_jsonl
+from greenbench.contract.run_dir import read_jsonl
 from greenbench.vllm_python import vllm_python
+from telemetry.exporter.exporter import Exporter
 from telemetry.recorder import Recorder, RecordRequest
-from telemetry.serve import Exporter
 from tests.fakes.nvml import FakeGpu, FakeReader, square
 from tests.serving import launched, ready
 from tests.waiting import wait_until

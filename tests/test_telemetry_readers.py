@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from greenbench.errors import UserError
-from greenbench.rundir import read_jsonl
-from greenbench.schema import GpuSample
+from greenbench.contract.errors import UserError
+from greenbench.contract.run_dir import read_jsonl
+from greenbench.contract.schema import GpuSample
 from telemetry.__main__ import reader_opener
-from telemetry.dcgm_names import DcgmCollector
-from telemetry.dcgm_reader import DcgmReader
-from telemetry.exporter import Latest
-from telemetry.nvml import NoGpu, NvmlReader
-from telemetry.smi_reader import SmiReader, import_smi
-from telemetry.zeus_reader import ZeusReader
+from telemetry.exporter.collectors import Latest
+from telemetry.exporter.dcgm_names import DcgmCollector
+from telemetry.sensors.dcgm import DcgmReader
+from telemetry.sensors.gpu import NoGpu
+from telemetry.sensors.nvidia_smi import SmiReader, import_smi
+from telemetry.sensors.nvml import NvmlReader
+from telemetry.sensors.zeus import ZeusReader
 from tests.fakes.nvml import FakeGpu, constant, record
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from greenbench.rundir import read_jsonl
-from greenbench.schema import Event, GpuSample, HostSample
-from greenbench.segments import SegmentedJsonlWriter, read_bytes, segments
-from telemetry.nvml import NoGpu, Reader
-from telemetry.probe import change_period_s, measure_refresh
+from greenbench.contract.run_dir import read_jsonl
+from greenbench.contract.schema import Event, GpuSample, HostSample
+from greenbench.contract.segments import SegmentedJsonlWriter, read_bytes, segments
 from telemetry.recorder import Recorder, RecordRequest
+from telemetry.sensors.gpu import NoGpu, Reader
+from telemetry.sensors.refresh_rate import change_period_s, measure_refresh
 from tests.fakes.nvml import FakeClock, FakeGpu, FakeReader, constant, ramp
 from tests.waiting import HUNG_S, wait_until
 

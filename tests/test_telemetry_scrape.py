@@ -3,10 +3,10 @@
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from greenbench.clock import Anchor
-from greenbench.schema import ServerMetric
-from telemetry import scrape
+from greenbench.contract.clock import Anchor
+from greenbench.contract.schema import ServerMetric
 from telemetry.sampler import ScrapeLoop
+from telemetry.sensors import prometheus
 
 PAGE = """\
 # HELP python_gc_objects_collected_total Objects collected during gc
@@ -42,7 +42,7 @@ vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="512"} 1.0
 
 
 def test_only_allow_listed_samples_with_their_labels() -> None:
-    rows = {row.metric: row for row in scrape.parse(PAGE, 5, 7)}
+    rows = {row.metric: row for row in prometheus.parse(PAGE, 5, 7)}
     assert {name: row.value for name, row in rows.items()} == {
         "vllm:num_requests_running": 3.0,
         "vllm:generation_tokens_total": 4711.0,  # and not its _created, nor Python's own counters
@@ -83,7 +83,7 @@ def test_a_dead_and_a_living_server_are_told_apart_and_info_comes_once() -> None
     loop.scrape()  # nobody listens any more
     up = [row.value for row in rows if row.metric == "up"]
     assert up == [1.0, 1.0, 0.0, 0.0]
-    assert sum(row.metric == scrape.INFO for row in rows) == 1
+    assert sum(row.metric == prometheus.INFO for row in rows) == 1
     assert len(rows) == 7 + 1 + 6 + 1 + 1 + 1
     assert (loop.good, loop.failed) == (2, 2)
     assert "refused" in str(loop.last_error)

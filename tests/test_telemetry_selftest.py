@@ -21,7 +21,7 @@ def run_selftest(
     out: Path, python_path: Path, lengths: str, timeline: Path
 ) -> "subprocess.CompletedProcess[str]":
     code = (
-        "import sys; from pathlib import Path; from telemetry.selftest import Lengths, selftest;"
+        "import sys; from pathlib import Path; from telemetry.selftest.run import Lengths, selftest;"
         f"sys.exit(selftest(Path({str(out)!r}), {lengths}))"
     )
     env = {

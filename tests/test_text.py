@@ -6,9 +6,9 @@ from itertools import islice, pairwise
 
 import pytest
 
-from greenbench.errors import UserError
-from loadgen import words
-from loadgen.text import LONGEST_PIECE_CHARS, GeneratedText, open_source, split_sentences
+from greenbench.contract.errors import UserError
+from loadgen.prompts import random_words
+from loadgen.prompts.corpus import LONGEST_PIECE_CHARS, GeneratedText, open_source, split_sentences
 
 
 def generated(seed: int, count: int) -> list[str]:
@@ -23,12 +23,12 @@ def test_sentences_hardly_ever_repeat():
 def test_filler_never_holds_a_subject_or_a_code():
     # else a needle could stand twice, or a figure of the filler pass for an answer
     text = " ".join(generated(2, 5000))
-    assert not set(words.SUBJECTS) & set(re.findall(r"\w+", text.lower()))
+    assert not set(random_words.SUBJECTS) & set(re.findall(r"\w+", text.lower()))
     assert max(map(len, re.findall(r"\d+", text))) < 6
 
 
 def test_subjects_are_different_words():
-    assert len(words.SUBJECTS) == len(set(words.SUBJECTS)) > 400
+    assert len(random_words.SUBJECTS) == len(set(random_words.SUBJECTS)) > 400
 
 
 def test_split_keeps_every_word_and_bounds_pieces():

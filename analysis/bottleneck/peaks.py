@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from analysis.runs.run import Run
-from greenbench.config import CONFIGS, ROOT, StrictModel, load_yaml, parse
-from greenbench.cpu import this_cpu
-from greenbench.errors import UserError, how_it_ended
-from greenbench.rundir import read_json, write_atomic
+from greenbench.contract.config import CONFIGS, ROOT, StrictModel, load_yaml, parse
+from greenbench.contract.cpu import this_cpu
+from greenbench.contract.errors import UserError, how_it_ended
+from greenbench.contract.run_dir import read_json, write_atomic
 from greenbench.vllm_python import vllm_python
 
 FILE = "ceilings.json"

@@ -14,8 +14,8 @@ from typing import Any
 from analysis.importers import aiperf, guidellm, inference_perf, vllm_bench
 from analysis.importers.record import CUT, Foreign, Imported, Reader
 from greenbench import __version__
-from greenbench.clock import Anchor
-from greenbench.config import (
+from greenbench.contract.clock import Anchor
+from greenbench.contract.config import (
     BackendChoice,
     LivePoint,
     ModelConfig,
@@ -27,9 +27,9 @@ from greenbench.config import (
     TelemetryConfig,
     dump_yaml,
 )
-from greenbench.errors import UserError
-from greenbench.manifest import Clock, Code, Counts, FileEntry, Host, Manifest, Server
-from greenbench.rundir import (
+from greenbench.contract.errors import UserError
+from greenbench.contract.manifest import Clock, Code, Counts, FileEntry, Host, Manifest, Server
+from greenbench.contract.run_dir import (
     JsonlWriter,
     RunDir,
     config_hash,
@@ -38,7 +38,7 @@ from greenbench.rundir import (
     run_id,
     slug,
 )
-from greenbench.schema import Event, RequestRecord
+from greenbench.contract.schema import Event, RequestRecord
 
 NS = 1e9
 UNKNOWN = "unknown"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.importers.record import CUT, Foreign, Imported, Reader, has_keys
-from greenbench.config import LoadConfig
-from greenbench.errors import UserError
+from greenbench.contract.config import LoadConfig
+from greenbench.contract.errors import UserError
 
 CANNOT_TELL = [
     "the file has no time of each chunk: no ITL",

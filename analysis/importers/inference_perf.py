@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.importers.record import Foreign, Imported, Reader, first_has_keys
-from greenbench.config import LoadConfig, load_yaml
-from greenbench.errors import UserError
+from greenbench.contract.config import LoadConfig, load_yaml
+from greenbench.contract.errors import UserError
 
 PER_REQUEST = "per_request_lifecycle_metrics.json"
 CANNOT_TELL = [

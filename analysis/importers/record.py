@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from greenbench.config import LoadConfig
+from greenbench.contract.config import LoadConfig
 
 CUT = "cut when the tool's run ended"
 

@@ -9,8 +9,8 @@ from analysis.statistics.rates import (
     Cycles,
     Ratio,
 )
-from greenbench.config import SloConfig
-from greenbench.slo import is_good
+from greenbench.contract.config import SloConfig
+from greenbench.contract.slo import is_good
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Goodput:
 
 
 def good_requests(frame: pd.DataFrame, slo: SloConfig) -> np.ndarray | None:
-    """Which requests are good, by ``greenbench.slo``; None where the SLO bounds nothing.
+    """Which requests are good, by ``greenbench.contract.slo``; None where the SLO bounds nothing.
 
     A reply that is not streamed comes at once: its first token is its end.
     """

@@ -13,10 +13,10 @@ import pandas as pd
 
 from analysis.model.cache import CacheShape, cache_shape
 from analysis.runs.gpus import used_gpus
-from greenbench.config import LivePoint
-from greenbench.errors import UserError
-from greenbench.manifest import Manifest
-from greenbench.rundir import SERVERS_DIR, RunDir, read_json
+from greenbench.contract.config import LivePoint
+from greenbench.contract.errors import UserError
+from greenbench.contract.manifest import Manifest
+from greenbench.contract.run_dir import SERVERS_DIR, RunDir, read_json
 
 GIB = 2**30
 CONTEXTS = (2048, 8192, 32_768, 131_072)

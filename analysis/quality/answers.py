@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.runs.identity import Candidate, Fields, identity
 from analysis.runs.run import Run
-from greenbench.rundir import read_jsonl
+from greenbench.contract.run_dir import read_jsonl
 
 
 @dataclass(frozen=True)

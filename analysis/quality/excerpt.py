@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.runs.run import Run
-from greenbench.config import ROOT
-from greenbench.errors import UserError
-from greenbench.rundir import read_jsonl
+from greenbench.contract.config import ROOT
+from greenbench.contract.errors import UserError
+from greenbench.contract.run_dir import read_jsonl
 
 AROUND = 90  # characters either side of what was to be found
 QUESTION_MOST = 240

@@ -24,7 +24,7 @@ from analysis.report.tables import (
 )
 from analysis.statistics.samples import PERCENTILE_NEEDS
 from analysis.study import Study
-from greenbench.rundir import write_atomic
+from greenbench.contract.run_dir import write_atomic
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 
 from greenbench import SCHEMA_VERSION
-from greenbench.config import LivePoint, SweepConfig
-from greenbench.contract import (
+from greenbench.contract.config import LivePoint, SweepConfig
+from greenbench.contract.errors import UserError, nearest
+from greenbench.contract.forms import (
     ROWS,
     PromptHead,
     PromptLine,
@@ -26,9 +27,8 @@ from greenbench.contract import (
     form_faults,
     line_faults,
 )
-from greenbench.errors import UserError, nearest
-from greenbench.manifest import Manifest
-from greenbench.rundir import (
+from greenbench.contract.manifest import Manifest
+from greenbench.contract.run_dir import (
     CONFIG,
     EVENTS,
     MANIFEST,
@@ -38,7 +38,7 @@ from greenbench.rundir import (
     config_hash,
     list_runs,
 )
-from greenbench.segments import segments
+from greenbench.contract.segments import segments
 
 MOST = 20  # faults shown of one file; a wrong column is wrong in every row
 IN_RUN = (

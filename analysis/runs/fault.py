@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-# Beside greenbench.manifest.INVALID_REASONS, which the capture writes, what the analysis finds.
+# Beside greenbench.contract.manifest.INVALID_REASONS, which the capture writes, what the analysis finds.
 # docs/contract.md gives the rule of each.
 CODES: dict[str, str] = {
     "unreadable": "a file cannot be read",
@@ -36,7 +36,7 @@ CODES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """``code`` is a key of greenbench.manifest.INVALID_REASONS or of CODES."""
+    """``code`` is a key of greenbench.contract.manifest.INVALID_REASONS or of CODES."""
 
     code: str
     sentence: str

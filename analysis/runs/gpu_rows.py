@@ -10,10 +10,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.json as pajson
 
-from greenbench.contract import line_faults
-from greenbench.errors import UserError
-from greenbench.schema import GpuSample
-from greenbench.segments import read_bytes
+from greenbench.contract.errors import UserError
+from greenbench.contract.forms import line_faults
+from greenbench.contract.schema import GpuSample
+from greenbench.contract.segments import read_bytes
 
 COLUMNS = pa.schema(
     [

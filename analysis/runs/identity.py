@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.runs.run import Run
-from greenbench.config import LoadConfig, PhaseConfig, ServerConfig, SloConfig
+from greenbench.contract.config import LoadConfig, PhaseConfig, ServerConfig, SloConfig
 
 Scalar = int | float | str | bool | None
 Fields = tuple[tuple[str, Any], ...]  # name and value, sorted by name

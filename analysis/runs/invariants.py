@@ -15,8 +15,8 @@ from analysis.runs.chunk_marks import ROUNDING_NS, ChunkMark
 from analysis.runs.clocks import LARGEST_STEP_NS
 from analysis.runs.fault import Fault
 from analysis.runs.run import Run
-from greenbench.config import LoadConfig
-from greenbench.schema import ERROR_TYPES
+from greenbench.contract.config import LoadConfig
+from greenbench.contract.schema import ERROR_TYPES
 
 S = 1_000_000_000
 LATE_NS = S  # of sending after a user took the request up; later, the client is over its budget

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.runs.identity import Candidate, Place, Workload
-from greenbench.config import LoadConfig, PhaseConfig, SloConfig
+from greenbench.contract.config import LoadConfig, PhaseConfig, SloConfig
 
 Facts = Mapping[str, str]  # name -> words
 MARK = " · "

@@ -1,6 +1,6 @@
 """JSONL files of a run directory as Arrow tables, kept as Parquet under ``derived/``.
 
-Column types come from the dataclasses in ``greenbench.schema``. A torn last line (kill -9) is left
+Column types come from the dataclasses in ``greenbench.contract.schema``. A torn last line (kill -9) is left
 out; a line elsewhere that is broken, or lacks what may not be missing, is a UserError that names it.
 ``derived/`` may be deleted at any time.
 """
@@ -22,10 +22,17 @@ import pyarrow.parquet as pq
 
 from analysis.runs.chunk_marks import chunk_marks
 from greenbench import SCHEMA_VERSION
-from greenbench.contract import line_faults
-from greenbench.errors import UserError
-from greenbench.schema import GpuSample, HostSample, OutputRecord, RequestRecord, Row, ServerMetric
-from greenbench.segments import segments
+from greenbench.contract.errors import UserError
+from greenbench.contract.forms import line_faults
+from greenbench.contract.schema import (
+    GpuSample,
+    HostSample,
+    OutputRecord,
+    RequestRecord,
+    Row,
+    ServerMetric,
+)
+from greenbench.contract.segments import segments
 
 CACHE_FORMAT = "4"  # raise when the way of reading changes, so that old caches are rebuilt
 SLICE_BYTES = 32 << 20

@@ -29,12 +29,12 @@ from analysis.runs.parquet import (
     required_columns,
     table_sources,
 )
-from greenbench.config import LivePoint, PointConfig, load_live_point
-from greenbench.contract import Sources, form_faults, line_faults
-from greenbench.errors import UserError
-from greenbench.manifest import Manifest
-from greenbench.rundir import SERVERS_DIR, RunDir, list_runs, read_jsonl
-from greenbench.schema import Event
+from greenbench.contract.config import LivePoint, PointConfig, load_live_point
+from greenbench.contract.errors import UserError
+from greenbench.contract.forms import Sources, form_faults, line_faults
+from greenbench.contract.manifest import Manifest
+from greenbench.contract.run_dir import SERVERS_DIR, RunDir, list_runs, read_jsonl
+from greenbench.contract.schema import Event
 
 CHUNK_COLUMNS = ("chunk_ns", "chunk_tokens")
 BATCH_ROWS = 32_768
@@ -72,7 +72,7 @@ class ChunkBatch:
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory. Frames have the columns of ``greenbench.schema``, empty when not recorded."""
+    """One run directory. Frames have the columns of the schema, empty when not recorded."""
 
     dir: RunDir
     manifest: Manifest

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.runs.run import Unreadable
-from greenbench.errors import UserError
-from greenbench.rundir import SERVERS_DIR, read_json
+from greenbench.contract.errors import UserError
+from greenbench.contract.run_dir import SERVERS_DIR, read_json
 
 
 @dataclass(frozen=True)

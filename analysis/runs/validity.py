@@ -13,8 +13,8 @@ from analysis.runs.identity import Identity, identity
 from analysis.runs.invariants import broken
 from analysis.runs.parquet import row_count
 from analysis.runs.run import Run
-from greenbench.manifest import INVALID_REASONS
-from greenbench.rundir import file_sha256
+from greenbench.contract.manifest import INVALID_REASONS
+from greenbench.contract.run_dir import file_sha256
 
 
 def faults(run: Run) -> list[Fault]:

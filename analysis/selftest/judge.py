@@ -32,8 +32,8 @@ from analysis.selftest.served import (
     near_a_published_figure,
     real_over_random,
 )
-from greenbench.errors import UserError, exit_on_user_error
-from greenbench.rundir import read_jsonl, write_atomic
+from greenbench.contract.errors import UserError, exit_on_user_error
+from greenbench.contract.run_dir import read_jsonl, write_atomic
 
 SECOND_NS = 1_000_000_000
 SETTLE_NS = 2_000_000_000  # a load's first two seconds: the 1 s average has not arrived yet
