@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ENERGY = ("tests/test_oracle_energy.py", "tests/test_oracle_rules.py")
+ENERGY = ("tests/analysis/energy/test_window.py", "tests/analysis/energy/test_rules.py")
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ MUTANTS = (
         "telemetry/sensors/nvml.py",
         'return (raw, "") if raw > 0 else (None, "zero")',
         'return (raw, "")',
-        ("tests/test_telemetry_nvml.py",),
+        ("tests/telemetry/sensors/test_nvml.py",),
     ),
     Mutant(
         "failed NVML field taken as zero",
         "telemetry/sensors/nvml.py",
         "return None, _code(self._nvml.NVMLError(value.nvmlReturn))",
         'return 0.0, ""',
-        ("tests/test_telemetry_nvml.py",),
+        ("tests/telemetry/sensors/test_nvml.py",),
     ),
     Mutant(
         "instant power integrated",
@@ -160,35 +160,35 @@ MUTANTS = (
         "telemetry/exporter/collectors.py",
         "            self.resets += 1",
         "            self.total = raw",
-        ("tests/test_telemetry_exporter.py",),
+        ("tests/telemetry/exporter/test_exporter.py",),
     ),
     Mutant(
         "exported energy in millijoules",
         "telemetry/exporter/collectors.py",
         "counter.total / 1e3",
         "counter.total / 1e0",
-        ("tests/test_telemetry_exporter.py",),
+        ("tests/telemetry/exporter/test_exporter.py",),
     ),
     Mutant(
         "sampling drifts with the time of the reads",
         "telemetry/ticker.py",
         "self._deadline_ns += (skipped + 1) * self._period_ns",
         "self._deadline_ns = time.monotonic_ns() + 15_000_000 + self._period_ns",
-        ("tests/test_telemetry_ticker.py",),
+        ("tests/telemetry/test_ticker.py",),
     ),
     Mutant(
         "negative prices allowed in the attribution",
         "analysis/energy/attribution.py",
         "scaled, _ = nnls(amounts / norms, above)",
         "scaled = np.linalg.lstsq(amounts / norms, above)[0] - 1e9 * (norms == norms.max())",
-        ("tests/test_oracle_attribution.py",),
+        ("tests/analysis/energy/test_attribution.py",),
     ),
     Mutant(
         "attribution learns from spoilt windows",
         "analysis/energy/attribution.py",
         "prices, _ = _solve(amounts[learnt][:, used], above[learnt])",
         "prices, _ = _solve(amounts[~learnt][:, used] * above[~learnt][:, None] / 1e9, above[~learnt])",
-        ("tests/test_oracle_attribution.py",),
+        ("tests/analysis/energy/test_attribution.py",),
     ),
 )
 

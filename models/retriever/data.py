@@ -1,8 +1,8 @@
 """Training sequences: reports with records and findings, then several questions with their answers.
 
 Sentences and questions come from ``loadgen.prompts.haystack`` and ``loadgen.prompts.corpus``, the same
-functions that make the prompts of the benchmark. A token that can be known only by looking back has weight 1 in
-the loss.
+functions that make the prompts of the benchmark. A token that can be known only by looking back has weight 1
+in the loss.
 """
 
 import random
