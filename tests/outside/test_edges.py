@@ -57,7 +57,7 @@ def test_equal_throughput_other_split(
 
 @pytest.mark.parametrize("measure_s", [60.0, 66.0, 75.0])
 def test_ratios_of_equal_throughput_are_one(tmp_path: Path, measure_s: float) -> None:
-    """Tokens/s and joules of the same sweep are within 1 % of equal, wherever the window's end cuts a cycle."""
+    """Tokens/s and joules of the same sweep: within 1 % of equal, wherever the window's end cuts a cycle."""
     pair = [replace(p, phases=Phases(10.0, measure_s)) for p in split_pair("in step")]
     write(tmp_path, starts(pair, 3, sd=0.0005, seed=3))
     found = read(tmp_path)
