@@ -15,7 +15,7 @@ from greenbench.manifest import Clock, Code, Counts, FileEntry, Host, Manifest, 
 from greenbench.provenance import hostname
 from greenbench.rundir import JsonlWriter, RunDir
 from greenbench.schema import Event
-from greenbench.stages import Child, RecorderStage, ServerStage, StageError, load_argv
+from greenbench.stages import Child, RecorderStage, ServerStage, StageError, start_load
 from greenbench.sweep import point_hash
 
 LOAD_SLACK_S = 90.0  # the client's own start, reading of prompts, and grading after the drain
@@ -123,7 +123,7 @@ def _measure(
     load: Child | None = None
     try:
         recorder.wait_started()
-        load = Child(load_argv(point.load, run.path), run.logs_dir / "load.log", ends_with_us=True)
+        load = start_load(point.load, run)
         faults = _watch(load, stage, point, waiting)
         recorder_died = recorder.child.code is not None
     except StageError as error:

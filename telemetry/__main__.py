@@ -11,8 +11,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from greenbench.config import ROOT
 from greenbench.errors import UserError, exit_on_user_error
+from greenbench.installation import results
 from telemetry.dcgm_reader import DcgmReader
 from telemetry.nvml import NvmlReader, Reader
 from telemetry.recorder import Recorder, RecordRequest
@@ -128,7 +128,7 @@ def _selftest(args: argparse.Namespace) -> int:
     if args.steady_s is not None:
         lengths = replace(lengths, steady=args.steady_s)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    out = args.out or ROOT / "runs" / "energy-selftest" / stamp
+    out = args.out or results() / "energy-selftest" / stamp
     judging: list[str] = []
     if args.served is not None:
         judging += ["--served", str(args.served.resolve())]
