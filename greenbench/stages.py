@@ -121,14 +121,13 @@ class Child:
 
 
 def start_load(load: LoadConfig, run: RunDir) -> Child:
-    """Open: in the caller's folder, from which a trace's path is meant. Closed: in the run's, since
+    """The load generator of one point; it ends with this process.
 
-    Locust reads settings from files of its working folder (locust.conf, pyproject.toml).
+    An open loop runs in the caller's folder, from which a trace's path is meant. Locust runs in the
+    run's own: it reads settings from a locust.conf or pyproject.toml of its working folder.
     """
     folder = None if load.kind == "open" else run.path
-    return Child(
-        load_argv(load, run.path), run.logs_dir / "load.log", ends_with_us=True, cwd=folder
-    )
+    return Child(load_argv(load, run.path), run.logs_dir / "load.log", ends_with_us=True, cwd=folder)
 
 
 class ServerStage:
