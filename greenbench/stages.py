@@ -127,7 +127,9 @@ def start_load(load: LoadConfig, run: RunDir) -> Child:
     run's own: it reads settings from a locust.conf or pyproject.toml of its working folder.
     """
     folder = None if load.kind == "open" else run.path
-    return Child(load_argv(load, run.path), run.logs_dir / "load.log", ends_with_us=True, cwd=folder)
+    return Child(
+        load_argv(load, run.path), run.logs_dir / "load.log", ends_with_us=True, cwd=folder
+    )
 
 
 class ServerStage:
