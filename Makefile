@@ -77,4 +77,4 @@ bench-telemetry: setup ## what the sampler costs
 	@$(BENCH)/python scripts/bench_telemetry.py
 
 bench-analysis: setup ## how the analysis scales, 10^4 to 10^6 requests
-	@$(BENCH)/python -m analysis benchmark
+	@$(BENCH)/python -m scripts.bench_analysis

@@ -8,12 +8,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from analysis.checks import faults, superseded
-from analysis.fault import Fault
-from analysis.forms import read_forms
-from analysis.load import find_runs, read_runs
-from greenbench.errors import UserError, exit_on_user_error
-from greenbench.installation import results
+from analysis.runs.check_forms import read_forms
+from analysis.runs.fault import Fault
+from analysis.runs.run import find_runs, read_runs
+from analysis.runs.validity import faults, superseded
+from greenbench.contract.errors import UserError, exit_on_user_error
+from greenbench.contract.installation import results
 
 
 def check(args: argparse.Namespace) -> int:
@@ -44,7 +44,9 @@ def check_forms(root: Path) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """One self-contained HTML file, and beside it what it shows for programs."""
-    from analysis.report import write_report  # plotly and jinja load slowly; check needs neither
+    from analysis.report.page import (
+        write_report,  # plotly and jinja load slowly; check needs neither
+    )
     from analysis.study import study
     from analysis.summary import write_summary
 
@@ -88,7 +90,7 @@ def make_folder(folder: Path) -> None:
 
 def ceilings(args: argparse.Namespace) -> int:
     """Measure matmul and memory streams of this machine; the report's roofline uses them."""
-    from analysis.ceilings import measure_host
+    from analysis.bottleneck.peaks import measure_host
 
     make_folder(args.out.parent)
     found = measure_host(args.out, lambda line: print(line, file=sys.stderr, flush=True))
@@ -98,23 +100,15 @@ def ceilings(args: argparse.Namespace) -> int:
 
 def simulate(args: argparse.Namespace) -> int:
     """Table of false claims and of power, by simulated server starts."""
-    from analysis.simulate import table
+    from analysis.compare.claim_rates import table
 
     print(table(args.trials))
     return 0
 
 
-def benchmark(args: argparse.Namespace) -> int:
-    """Time and memory of the analysis on generated runs; needs about 10 GB of scratch disk."""
-    from analysis.benchmark import table
-
-    print(table(args.requests))
-    return 0
-
-
 def import_results(args: argparse.Namespace) -> int:
     """Result files of other load generators as run directories, one a measured point."""
-    from analysis.importing import read_result, write_imported
+    from analysis.importers.convert import read_result, write_imported
 
     found = [point for file in args.files for point in read_result(file)]
     for point in found:  # only now: one bad file, and nothing is written
@@ -158,9 +152,6 @@ def main() -> int:
     draw = commands.add_parser("simulate", help=(simulate.__doc__ or "").splitlines()[0])
     draw.add_argument("--trials", type=int, default=2000)
     draw.set_defaults(action=simulate)
-    scale = commands.add_parser("benchmark", help=(benchmark.__doc__ or "").splitlines()[0])
-    scale.add_argument("requests", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
-    scale.set_defaults(action=benchmark)
     foreign = commands.add_parser("import", help=(import_results.__doc__ or "").splitlines()[0])
     foreign.add_argument(
         "files",

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from analysis.points import Point
-from greenbench.errors import UserError, nearest
+from analysis.point.point import Point
+from greenbench.contract.errors import UserError, nearest
 
 Form = Literal["linear", "quadratic"]
 # A smaller difference is of no use to anybody, however surely it is there.

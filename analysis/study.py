@@ -4,25 +4,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from analysis.barring import Standings, Verification, standings, verifications
-from analysis.bottleneck import Bottleneck, classify, classify_client, fixed_shares, gather
-from analysis.ceilings import find_host_ceilings, run_ceilings
-from analysis.cells import Cell, Samples, cells
-from analysis.crossings import Crossing, crossings
-from analysis.decisions import Decision, Eligible, decisions, eligible
-from analysis.differences import Difference, differences
-from analysis.gates import Gate, gates
-from analysis.heat_maps import HeatMap, heat_maps
-from analysis.identity import Candidate, Place, places
-from analysis.labels import Labels, labels
-from analysis.left_out import LeftOut, left_out, without_a_point
-from analysis.load import Run, read_runs, some_readable
+from analysis.bottleneck.classify import (
+    Bottleneck,
+    classify,
+    classify_client,
+    fixed_shares,
+    gather,
+)
+from analysis.bottleneck.peaks import find_host_ceilings, run_ceilings
+from analysis.bottleneck.roofline import PhaseUse, phase_uses
+from analysis.compare.cells import Cell, Samples, cells
+from analysis.compare.crossovers import Crossing, crossings
+from analysis.compare.decisions import Decision, Eligible, decisions, eligible
+from analysis.compare.differences import Difference, differences
 from analysis.objectives import Objective, objective
-from analysis.points import Point, analyse_all
-from analysis.roofline import PhaseUse, phase_uses
-from analysis.windows import Window
-from greenbench.config import load_sweep
-from greenbench.errors import UserError
+from analysis.point.point import Point, analyse_all
+from analysis.point.steady_window import Window
+from analysis.quality.depth_map import HeatMap, heat_maps
+from analysis.quality.gate import Gate, gates
+from analysis.quality.standings import Standings, Verification, standings, verifications
+from analysis.runs.identity import Candidate, Place, places
+from analysis.runs.labels import Labels, labels
+from analysis.runs.run import Run, read_runs, some_readable
+from analysis.runs.unmeasured import LeftOut, left_out, without_a_point
+from greenbench.contract.config import load_sweep
+from greenbench.contract.errors import UserError
 
 DEFAULT_OBJECTIVE = "goodput"  # under the sweep's SLO; where there is none, see sentences.FALLBACK
 BEATEN = 1.05  # a share of a ceiling from which it was not one; below, the noise of measuring it

@@ -7,16 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from analysis.crossings import Crossing
-from analysis.decisions import Decision
-from analysis.differences import Difference
-from analysis.gates import Gate
-from analysis.identity import Place
-from analysis.points import Point
-from analysis.sentences import headline, summary_sentences
+from analysis.compare.crossovers import Crossing
+from analysis.compare.decisions import Decision
+from analysis.compare.differences import Difference
+from analysis.point.point import Point
+from analysis.quality.gate import Gate
+from analysis.report.sentences import headline, summary_sentences
+from analysis.runs.identity import Place
 from analysis.study import Study
 from greenbench import SCHEMA_VERSION
-from greenbench.rundir import write_atomic
+from greenbench.contract.run_dir import write_atomic
 
 
 def _place_json(whole: Study, place: Place) -> dict[str, Any]:

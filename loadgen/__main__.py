@@ -9,9 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-from greenbench.config import PromptRequest, StrictModel, parse
-from greenbench.errors import UserError, exit_on_user_error
-from loadgen.making import describe_tasks, make_files
+from greenbench.contract.config import PromptRequest, StrictModel, parse
+from greenbench.contract.errors import UserError, exit_on_user_error
+from loadgen.make_prompts import describe_tasks, make_files
 
 
 class PromptOrder(StrictModel):

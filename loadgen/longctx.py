@@ -5,7 +5,7 @@ By itself:     locust -f loadgen/longctx.py --headless -u 4 -t 20s          (aga
 With the page: locust -f loadgen/longctx.py
 
 Locust gives users, the web page, headless mode and workers; the requests themselves go through
-`loadgen.fast`, and every one is a row in the run directory. TTFT and E2E are separate rows of
+`loadgen.wire.connection`, and every one is a row in the run directory. TTFT and E2E are separate rows of
 Locust's table; only E2E counts as a request in its totals. Only absolute imports and one concrete
 User: Locust loads this file by path and spawns every User class it finds in it.
 """
@@ -25,24 +25,25 @@ from locust.env import Environment
 from locust.rpc.protocol import Message
 from locust.runners import MasterRunner, Runner, WorkerRunner
 
-from greenbench.config import load_live_point
-from greenbench.errors import UserError
-from greenbench.schema import RequestRecord
-from loadgen import adhoc
-from loadgen.arrivals import shard
-from loadgen.client import HttpxClient
-from loadgen.closedloop import ClosedLoop, Over
-from loadgen.dispatch import Dispatcher, open_ahead, schedule
-from loadgen.exchange import Exchange, Outgoing, Reply
-from loadgen.fast import outcome
-from loadgen.fleet import DONE, START, Part, Roll, parts
-from loadgen.gevent_loop import GeventLoop
-from loadgen.loops import Alarm, Checking
-from loadgen.openloop import raise_file_limit, take_priority
-from loadgen.pool import Pool
-from loadgen.session import TICK_S, Session, pause_after
+from greenbench.contract.config import load_live_point
+from greenbench.contract.errors import UserError
+from greenbench.contract.schema import RequestRecord
+from loadgen import direct_run
+from loadgen.driver.arrivals import shard
+from loadgen.driver.closed_loop import ClosedLoop, Over
+from loadgen.driver.dispatch import Dispatcher, open_ahead, schedule
+from loadgen.driver.process_setup import raise_file_limit, take_priority
+from loadgen.driver.retry import pause_after
+from loadgen.driver.session import TICK_S, Session
+from loadgen.driver.worker_split import DONE, START, Part, Roll, parts
+from loadgen.locust_tab import Live, install
 from loadgen.tasks import TASKS
-from loadgen.webtab import Live, install
+from loadgen.wire.asyncio_loop import Alarm, Checking
+from loadgen.wire.connection import outcome
+from loadgen.wire.gevent_loop import GeventLoop
+from loadgen.wire.httpx_client import HttpxClient
+from loadgen.wire.pool import Pool
+from loadgen.wire.response import Exchange, Outgoing, Reply
 
 logger = logging.getLogger(__name__)
 
@@ -331,7 +332,7 @@ def on_test_start(environment: Environment, **_: Any) -> None:
             run_path = (
                 Path(options.run_dir)
                 if options.run_dir
-                else adhoc.prepare(environment.host, options)
+                else direct_run.prepare(environment.host, options)
             )
             if isinstance(runner, MasterRunner):
                 _give_parts(environment, runner, run_path)

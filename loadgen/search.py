@@ -19,11 +19,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from greenbench.config import LoadConfig, PhaseConfig, SloConfig, dump_yaml, load_live_point
-from greenbench.errors import UserError, exit_on_user_error
-from greenbench.rundir import read_jsonl, write_atomic
-from greenbench.slo import is_good, time_per_token_ns
-from loadgen import adhoc
+from greenbench.contract.config import (
+    LoadConfig,
+    PhaseConfig,
+    SloConfig,
+    dump_yaml,
+    load_live_point,
+)
+from greenbench.contract.errors import UserError, exit_on_user_error
+from greenbench.contract.run_dir import read_jsonl, write_atomic
+from greenbench.contract.slo import is_good, time_per_token_ns
+from loadgen import direct_run
 from loadgen.tasks import TASKS
 
 Z_95: Final = 1.959964  # two-sided 95 % of the normal distribution
@@ -118,8 +124,8 @@ class Search:
 
 
 def meets(row: dict[str, Any], slo: SloConfig) -> bool:
-    """Whether a request's row is good, by ``greenbench.slo``. A reply that is not streamed comes at once:
-    its first token is its end.
+    """Whether a request's row is good, by ``greenbench.contract.slo``. A reply that is not streamed comes at
+    once: its first token is its end.
     """
     end_ns, sent_ns = _number(row["end_ns"]), row["sent_unix_ns"]
     first_ns = _number(row["first_token_ns"] if row["first_token_ns"] is not None else end_ns)
@@ -247,7 +253,7 @@ def _run(options: argparse.Namespace) -> int:
     if not (base / "config.yaml").exists():
         if options.run_dir:
             raise UserError(f"{base}: holds no config.yaml; give a point's run directory")
-        adhoc.write_point(base, options.base_url, adhoc.Wish.of(options))
+        direct_run.write_point(base, options.base_url, direct_run.Wish.of(options))
     phases = PhaseConfig(warmup_s=options.warmup_s, measure_s=options.measure_s)
     runner = Runner(base, options.out, options.over, phases)
     search = Search(

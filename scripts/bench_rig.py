@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from greenbench.cpu import this_cpu
-from greenbench.errors import how_it_ended
+from greenbench.contract.cpu import this_cpu
+from greenbench.contract.errors import how_it_ended
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVER_CORE, CLIENT_CORE = 0, 1

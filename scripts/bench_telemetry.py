@@ -66,8 +66,8 @@ def write_hour(folder: Path) -> int:
     import random
     from dataclasses import replace
 
-    from greenbench.schema import GpuSample
-    from greenbench.segments import SegmentedJsonlWriter
+    from greenbench.contract.schema import GpuSample
+    from greenbench.contract.segments import SegmentedJsonlWriter
 
     rng = random.Random(1)
     counters = [10**12 + n * 10**9 for n in range(GPUS)]
@@ -107,9 +107,9 @@ def write_hour(folder: Path) -> int:
 
 def load_and_integrate(folder: Path) -> tuple[float, float, float]:
     """(seconds to load, seconds to integrate, joules) of the hour: counter and average of every card."""
-    from analysis.energy import cards_of
-    from analysis.gpu_rows import read_gpu_rows
-    from analysis.power_series import integrate_average
+    from analysis.energy.series import integrate_average
+    from analysis.energy.window import cards_of
+    from analysis.runs.gpu_rows import read_gpu_rows
 
     started = time.perf_counter()
     gpu = read_gpu_rows(folder)

@@ -29,17 +29,18 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from greenbench import provenance
-from greenbench.config import ROOT, PointConfig, SweepConfig, load_model
-from greenbench.manifest import Server
-from greenbench.points import Origin, run_point
-from greenbench.rundir import RunDir, read_json, read_jsonl, write_atomic
-from greenbench.runner import build_model, make_prompts
-from greenbench.stages import Child, RecorderStage, ServerStage, python_module
-from greenbench.sweep import ServerStart, expand, point_hash
+from greenbench.contract.config import ROOT, PointConfig, SweepConfig, load_model
+from greenbench.contract.manifest import Server
+from greenbench.contract.run_dir import RunDir, read_json, read_jsonl, write_atomic
+from greenbench.sweep import provenance
+from greenbench.sweep.child_processes import Child, RecorderStage, ServerStage, python_module
+from greenbench.sweep.order import ServerStart, expand, point_hash
+from greenbench.sweep.point_run import Origin, run_point
+from greenbench.sweep.runner import build_model, make_prompts
 from greenbench.vllm_python import vllm_python
-from loadgen.prompts import read_prompts
-from telemetry.nvml import GpuIdentity, NoGpu, NvmlReader, visible_uuids
+from loadgen.prompts.prompt_file import read_prompts
+from telemetry.sensors.gpu import GpuIdentity, NoGpu, visible_uuids
+from telemetry.sensors.nvml import NvmlReader
 
 WARMUP_S = 5.0
 ROUNDS = 24  # answers of every user, at least, in a turn of theirs

@@ -15,7 +15,7 @@ from scipy.stats import t as student
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis.rates import ratio, users_of, whole_cycles
+from analysis.statistics.rates import ratio, users_of, whole_cycles
 from tests.fakes.closed_loops import CASES, NS, T0_NS, Loop, Played, pair, play
 
 NOISE = 0.01  # relative sd of each request's work

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ENERGY = ("tests/test_oracle_energy.py", "tests/test_oracle_rules.py")
+ENERGY = ("tests/analysis/energy/test_window.py", "tests/analysis/energy/test_rules.py")
 
 
 @dataclass(frozen=True)
@@ -32,75 +32,75 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "window edges dropped: energy of the whole recording",
-        "analysis/power_series.py",
+        "analysis/energy/series.py",
         "inside = self.at_ns[(self.at_ns >= start_ns) & (self.at_ns <= end_ns)]",
         "inside = self.at_ns",
     ),
     Mutant(
         "integral not clipped to the window",
-        "analysis/power_series.py",
+        "analysis/energy/series.py",
         "held_ns = np.clip(np.minimum(ends, end_ns) - np.maximum(stamps, start_ns), 0, None)",
         "held_ns = np.diff(np.append(stamps, end_ns))",
     ),
     Mutant(
         "bad power readings taken as zero",
-        "analysis/power_series.py",
+        "analysis/energy/series.py",
         "np.where(np.isfinite(read) & (read > 0), read, np.nan)",
         "np.nan_to_num(read, posinf=0.0)",
     ),
     Mutant(
         "zero from NVML taken as a reading",
-        "telemetry/nvml.py",
+        "telemetry/sensors/nvml.py",
         'return (raw, "") if raw > 0 else (None, "zero")',
         'return (raw, "")',
-        ("tests/test_telemetry_nvml.py",),
+        ("tests/telemetry/sensors/test_nvml.py",),
     ),
     Mutant(
         "failed NVML field taken as zero",
-        "telemetry/nvml.py",
+        "telemetry/sensors/nvml.py",
         "return None, _code(self._nvml.NVMLError(value.nvmlReturn))",
         'return 0.0, ""',
-        ("tests/test_telemetry_nvml.py",),
+        ("tests/telemetry/sensors/test_nvml.py",),
     ),
     Mutant(
         "instant power integrated",
-        "analysis/energy.py",
+        "analysis/energy/window.py",
         'clean(rows["mono_ns"], rows["power_avg_w"])',
         'clean(rows["mono_ns"], rows["power_w"])',
     ),
     Mutant(
         "joined on the wall clock",
-        "analysis/energy.py",
+        "analysis/energy/window.py",
         'energy_curve(rows["mono_ns"], rows["energy_mj"])',
         'energy_curve(rows["unix_ns"] - 1_700_000_000 * 10**9, rows["energy_mj"])',
     ),
     Mutant(
         "a stepped wall clock goes unnoticed",
-        "analysis/clocks.py",
+        "analysis/runs/clocks.py",
         "LARGEST_STEP_NS = 50_000_000",
         "LARGEST_STEP_NS = 10**18",
     ),
     Mutant(
         "joined by index instead of UUID",
-        "analysis/energy.py",
+        "analysis/energy/window.py",
         'for uuid, rows in gpu.groupby("gpu_uuid", sort=True)',
         'for _, rows in gpu.groupby("gpu_index", sort=True) for uuid in [rows["gpu_uuid"].iloc[0]]',
     ),
     Mutant(
         "counter resets ignored",
-        "analysis/power_series.py",
+        "analysis/energy/series.py",
         "resets_ns=tuple(int(at) for at in stamps[1:][steps < 0]),",
         "resets_ns=(),",
     ),
     Mutant(
         "millijoules taken as joules",
-        "analysis/power_series.py",
+        "analysis/energy/series.py",
         "np.cumsum(np.maximum(steps, 0.0)))) / 1e3",
         "np.cumsum(np.maximum(steps, 0.0)))) / 1e0",
     ),
     Mutant(
         "repeated readings dropped before integrating",
-        "analysis/power_series.py",
+        "analysis/energy/series.py",
         "    stamps, first = np.unique(stamps, return_index=True)\n    read = read[first]\n",
         "    stamps, first = np.unique(stamps, return_index=True)\n    read = read[first]\n"
         "    kept = np.concatenate(([True], np.diff(read) != 0))\n"
@@ -108,87 +108,87 @@ MUTANTS = (
     ),
     Mutant(
         "lag of the 1 s average not corrected",
-        "analysis/energy.py",
+        "analysis/energy/window.py",
         "integral = integrate_average(card.average, start_ns, end_ns)",
-        "from analysis.power_series import integrate_hold\n"
+        "from analysis.energy.window.series import integrate_hold\n"
         "    integral = integrate_hold(card.average, start_ns, end_ns)",
     ),
     Mutant(
         "seven GPUs pass for eight",
-        "analysis/energy.py",
+        "analysis/energy/window.py",
         "whole = len(measured) == len(wanted) and",
         "whole = True and",
     ),
     Mutant(
         "holes in the samples ignored",
-        "analysis/power_series.py",
+        "analysis/energy/series.py",
         "return self.gap_share <= LARGEST_GAP_SHARE and self.longest_gap_s <= LONGEST_GAP_S",
         "return True",
     ),
     Mutant(
         "no cross-check of counter and integral",
-        "analysis/energy.py",
+        "analysis/energy/window.py",
         'return ["counter_vs_integral"] if abs(ratio - 1) > bound else []',
         "return []",
     ),
     Mutant(
         "work counted over the asked window",
-        "analysis/energy.py",
+        "analysis/energy/window.py",
         "work = count(start_ns, end_ns) if callable(count) else count",
         "work = count(start_mono_ns, end_mono_ns) if callable(count) else count",
     ),
     Mutant(
         "thermal slowdown not looked at",
-        "analysis/energy.py",
+        "analysis/energy/window.py",
         "THERMAL_OR_HW_SLOWDOWN = 0x08 | 0x20 | 0x40 | 0x80",
         "THERMAL_OR_HW_SLOWDOWN = 0",
     ),
     Mutant(
         "an estimate adds to a measurement",
-        "analysis/quantities.py",
+        "analysis/energy/quantities.py",
         '            raise TypeError(f"only measured energy adds to measured energy, not {_kind(other)}")',
         "            return Measured(self.joules + other.high_j, self.scope, self.provenance)",
     ),
     Mutant(
         "RAPL wrap not followed",
-        "analysis/cpu_energy.py",
+        "analysis/energy/cpu.py",
         "steps = np.where(steps < 0, steps + span_uj, steps)",
         "steps = np.where(steps < 0, 0, steps)",
     ),
     Mutant(
         "exported counter falls with NVML's",
-        "telemetry/exporter.py",
+        "telemetry/exporter/collectors.py",
         "            self.resets += 1",
         "            self.total = raw",
-        ("tests/test_telemetry_exporter.py",),
+        ("tests/telemetry/exporter/test_exporter.py",),
     ),
     Mutant(
         "exported energy in millijoules",
-        "telemetry/exporter.py",
+        "telemetry/exporter/collectors.py",
         "counter.total / 1e3",
         "counter.total / 1e0",
-        ("tests/test_telemetry_exporter.py",),
+        ("tests/telemetry/exporter/test_exporter.py",),
     ),
     Mutant(
         "sampling drifts with the time of the reads",
         "telemetry/ticker.py",
         "self._deadline_ns += (skipped + 1) * self._period_ns",
         "self._deadline_ns = time.monotonic_ns() + 15_000_000 + self._period_ns",
-        ("tests/test_telemetry_ticker.py",),
+        ("tests/telemetry/test_ticker.py",),
     ),
     Mutant(
         "negative prices allowed in the attribution",
-        "analysis/attribution.py",
+        "analysis/energy/attribution.py",
         "scaled, _ = nnls(amounts / norms, above)",
         "scaled = np.linalg.lstsq(amounts / norms, above)[0] - 1e9 * (norms == norms.max())",
-        ("tests/test_oracle_attribution.py",),
+        ("tests/analysis/energy/test_attribution.py",),
     ),
     Mutant(
         "attribution learns from spoilt windows",
-        "analysis/attribution.py",
+        "analysis/energy/attribution.py",
         "prices, _ = _solve(amounts[learnt][:, used], above[learnt])",
         "prices, _ = _solve(amounts[~learnt][:, used] * above[~learnt][:, None] / 1e9, above[~learnt])",
-        ("tests/test_oracle_attribution.py",),
+        ("tests/analysis/energy/test_attribution.py",),
     ),
 )
 

@@ -21,11 +21,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from greenbench.config import ServerConfig, ServerRequest, load_model
-from greenbench.rundir import slug
-from greenbench.stages import Child, ServerStage, StageError
+from greenbench.contract.config import ServerConfig, ServerRequest, load_model
+from greenbench.contract.run_dir import slug
+from greenbench.sweep.child_processes import Child, ServerStage, StageError
 from greenbench.vllm_python import vllm_python
-from servers.choices import parse_choice
+from servers.backends.choice import parse_choice
 
 CUDA_BACKENDS = (
     "flash_attn2",

@@ -1,7 +1,7 @@
 """Start, plan, describe and build vLLM servers: ``python -m servers --backend sdpa --model tiny-llama``.
 
 The only place of this package that reads os.environ. GREENBENCH_CACHE names where built models lie
-(``greenbench.installation``), VLLM_PYTHON the python that has vLLM (``greenbench.vllm_python``).
+(``greenbench.contract.installation``), VLLM_PYTHON the python that has vLLM (``greenbench.vllm_python``).
 """
 
 import argparse
@@ -14,19 +14,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from greenbench.config import ServerConfig, ServerRequest, load_model, parse
-from greenbench.errors import UserError, exit_on_user_error
-from greenbench.installation import cache, results
-from greenbench.rundir import slug
+from greenbench.contract.config import ServerConfig, ServerRequest, load_model, parse
+from greenbench.contract.errors import UserError, exit_on_user_error
+from greenbench.contract.installation import cache, results
+from greenbench.contract.run_dir import slug
 from greenbench.vllm_python import vllm_python
-from servers import probe, serve, verify_run
-from servers.backends import ALL_DTYPES, BACKENDS, GRAPHS, MODULES
-from servers.choices import parse_choice, parse_choices
-from servers.facts import Device, other_host, this_host
-from servers.model_store import ensure_model
-from servers.process import ServerDied
-from servers.refusals import Case, refusals
-from servers.table import as_json, as_table
+from servers.backends.choice import parse_choice, parse_choices
+from servers.backends.host_facts import Device, other_host, this_host
+from servers.backends.registry import ALL_DTYPES, BACKENDS, GRAPHS, MODULES
+from servers.backends.requirements import Case, refusals
+from servers.backends.table import as_json, as_table
+from servers.launch.probe import probe
+from servers.launch.process import ServerDied
+from servers.launch.server import BOOT_FAILED, Stopped, Surroundings, planned, serve
+from servers.models.store import ensure_model
+from servers.verify.run import VERIFY_DIR, Order
+from servers.verify.run import run as run_comparison
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 INTERRUPTED = 130
@@ -34,9 +37,9 @@ INTERRUPTED = 130
 VERIFY_DEFAULTS = {"cpu": ("cpu_attn", "float32"), "cuda": ("sdpa_gather", "bfloat16")}
 
 
-def surroundings() -> serve.Surroundings:
+def surroundings() -> Surroundings:
     python = str(vllm_python())
-    return serve.Surroundings(this_host(python, MODULES), python, cache(), dict(os.environ))
+    return Surroundings(this_host(python, MODULES), python, cache(), dict(os.environ))
 
 
 def say(line: str) -> None:
@@ -92,7 +95,7 @@ def command_start(args: argparse.Namespace) -> int:
 
 
 def _serve(request: ServerRequest, out: Path) -> int:
-    return _until_stopped(lambda: serve.serve(request, out, surroundings(), say))
+    return _until_stopped(lambda: serve(request, out, surroundings(), say))
 
 
 def _until_stopped(run: Callable[[], int]) -> int:
@@ -101,22 +104,22 @@ def _until_stopped(run: Callable[[], int]) -> int:
     def end(number: int, _: object) -> None:
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_IGN)
-        raise serve.Stopped(INTERRUPTED if number == signal.SIGINT else 0)
+        raise Stopped(INTERRUPTED if number == signal.SIGINT else 0)
 
     for each in STOP_SIGNALS:
         signal.signal(each, end)
     try:
         return run()
-    except serve.Stopped as stop:
+    except Stopped as stop:
         return stop.code
 
 
 def command_probe(args: argparse.Namespace) -> int:
     try:
-        server = probe.probe(_read_request(args.request), Path(args.out))
+        server = probe(_read_request(args.request), Path(args.out))
     except ServerDied as error:
         say(f"failed: {error}")
-        return serve.BOOT_FAILED
+        return BOOT_FAILED
     say(
         f"{server.base_url} serves {server.served_model}; {server.proof}: {server.proof_detail['says']}"
     )
@@ -131,7 +134,7 @@ def command_plan(_: argparse.Namespace) -> int:
     plans = []
     for index, item in enumerate(data):
         request = parse(ServerRequest, item, f"request {index}")
-        plan = serve.planned(request, around, request.server.port or "<free port>")
+        plan = planned(request, around, request.server.port or "<free port>")
         plans.append(
             {
                 "label": request.backend.label,
@@ -167,10 +170,10 @@ def command_verify(args: argparse.Namespace) -> int:
     return _until_stopped(lambda: _verify(order, out, around))
 
 
-def _comparison(args: argparse.Namespace, device: Device) -> verify_run.Order:
+def _comparison(args: argparse.Namespace, device: Device) -> Order:
     model = load_model(args.model)
     reference, dtype = VERIFY_DEFAULTS[device]
-    return verify_run.Order(
+    return Order(
         model=model,
         reference_model=load_model(args.reference_model) if args.reference_model else model,
         backends=parse_choices(args.backends),
@@ -185,13 +188,13 @@ def _comparison(args: argparse.Namespace, device: Device) -> verify_run.Order:
     )
 
 
-def _verify(order: verify_run.Order, out: Path, around: serve.Surroundings) -> int:
+def _verify(order: Order, out: Path, around: Surroundings) -> int:
     try:
-        verdicts = verify_run.run(order, out, around, say)
+        verdicts = run_comparison(order, out, around, say)
     except ServerDied as error:
         say(f"failed: {error}")
-        return serve.BOOT_FAILED
-    say(f"written below {out / verify_run.VERIFY_DIR}")
+        return BOOT_FAILED
+    say(f"written below {out / VERIFY_DIR}")
     return int(any(verdict["verdict"] == "fail" for verdict in verdicts))
 
 

@@ -11,15 +11,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from greenbench.errors import UserError, exit_on_user_error
-from greenbench.installation import results
-from telemetry.dcgm_reader import DcgmReader
-from telemetry.nvml import NvmlReader, Reader
+from greenbench.contract.errors import UserError, exit_on_user_error
+from greenbench.contract.installation import results
+from telemetry.exporter.exporter import Exporter
 from telemetry.recorder import Recorder, RecordRequest
-from telemetry.selftest import Lengths, selftest
-from telemetry.serve import Exporter
-from telemetry.smi_reader import import_smi
-from telemetry.zeus_reader import ZeusReader
+from telemetry.selftest.run import Lengths, selftest
+from telemetry.sensors.dcgm import DcgmReader
+from telemetry.sensors.gpu import Reader
+from telemetry.sensors.nvidia_smi import import_smi
+from telemetry.sensors.nvml import NvmlReader
+from telemetry.sensors.zeus import ZeusReader
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -176,7 +177,7 @@ def record_request(args: argparse.Namespace) -> RecordRequest:
     period_s, scrape_s = args.period_s, args.scrape_s
     if (args.run_dir / "config.yaml").is_file():
         # imported here: the exporter and the recorder of idle power do without pydantic's 20 MB
-        from greenbench.config import load_live_point
+        from greenbench.contract.config import load_live_point
 
         live = load_live_point(args.run_dir)
         pid = pid if pid is not None else live.server_pid

@@ -18,15 +18,10 @@ from typing import Any
 
 import psutil
 
-from greenbench.clock import Anchor
-from greenbench.rundir import EVENTS, JsonlWriter, write_atomic
-from greenbench.schema import Event
-from greenbench.segments import SegmentedJsonlWriter
-from telemetry import rapl
-from telemetry.capability import Capability, available, unavailable
-from telemetry.host import HostReader, ProcessTree
-from telemetry.nvml import NoGpu, Reader, visible_uuids
-from telemetry.probe import Refresh, measure_refresh
+from greenbench.contract.clock import Anchor
+from greenbench.contract.run_dir import EVENTS, JsonlWriter, write_atomic
+from greenbench.contract.schema import Event
+from greenbench.contract.segments import SegmentedJsonlWriter
 from telemetry.sampler import (
     OWNERS_EVERY_S,
     GpuLoop,
@@ -34,11 +29,15 @@ from telemetry.sampler import (
     OwnerWatch,
     ScrapeLoop,
 )
+from telemetry.sensors import rapl
+from telemetry.sensors.capability import Capability, available, unavailable
+from telemetry.sensors.gpu import NoGpu, Reader, visible_uuids
+from telemetry.sensors.host import HostReader, ProcessTree
+from telemetry.sensors.sources import GPU_SOURCES, merge_capabilities, watch_refresh
 
 logger = logging.getLogger(__name__)
 
 ANCHOR_EVERY_S = 10.0
-GPU_SOURCES = ("counter", "average", "instant", "memory_scope", "gpm")
 
 
 @dataclass
@@ -194,38 +193,6 @@ class Recorder:
         sampler = _sampler_facts(self._gpu) if self._gpu else None
         sources["facts"] = {"cpu": _cpu_facts(), "gpus": self._gpu_facts, "sampler": sampler}
         write_atomic(self._sources_path, json.dumps(sources, indent=1) + "\n")
-
-
-def watch_refresh(reader: Reader, watch_s: float) -> dict[str, Refresh]:
-    """UUID → refresh of one card of each name: watching eight equal cards would take half a minute."""
-    one_of_each_name = {gpu.name: gpu for gpu in reversed(reader.gpus())}
-    return {
-        gpu.uuid: measure_refresh(reader, gpu.index, watch_s) for gpu in one_of_each_name.values()
-    }
-
-
-def merge_capabilities(reader: Reader, refreshes: dict[str, Refresh]) -> dict[str, Capability]:
-    """One status a source: available only where every card has it, else it names the cards without."""
-    merged: dict[str, Capability] = {}
-    probed = {gpu.uuid: reader.capabilities(gpu.index) for gpu in reader.gpus()}
-    for source in GPU_SOURCES:
-        lacking = {
-            uuid: caps[source].reason for uuid, caps in probed.items() if not caps[source].ok
-        }
-        refresh = {
-            uuid: r.period_s[source] for uuid, r in refreshes.items() if source in r.period_s
-        }
-        detail = {"reader": reader.name, "refresh_s": refresh}
-        if not lacking:
-            merged[source] = available(**detail)
-        elif len(lacking) == len(probed):
-            merged[source] = unavailable(next(iter(lacking.values())) or "not supported", **detail)
-        else:
-            named = ", ".join(f"{uuid}: {reason}" for uuid, reason in lacking.items())
-            merged[source] = unavailable(
-                f"not on every GPU ({named})", without=list(lacking), **detail
-            )
-    return merged
 
 
 def _metrics_status(loop: ScrapeLoop) -> dict[str, Any]:

@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from greenbench.clock import Anchor
-from greenbench.schema import GpuSample, HostSample, ServerMetric
-from telemetry import scrape
-from telemetry.host import HostReader
-from telemetry.nvml import GpuIdentity, GpuReading, Reader
-from telemetry.probe import Refresh
+from greenbench.contract.clock import Anchor
+from greenbench.contract.schema import GpuSample, HostSample, ServerMetric
+from telemetry.sensors import prometheus
+from telemetry.sensors.gpu import GpuIdentity, GpuReading, Reader
+from telemetry.sensors.host import HostReader
+from telemetry.sensors.refresh_rate import Refresh
 from telemetry.ticker import Tally, Ticker, sample_period_s
 
 logger = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ class ScrapeLoop:
         unix_ns = self.anchor.to_unix_ns(mono_ns)
         rows: list[ServerMetric] = []
         try:
-            rows = scrape.parse(scrape.fetch(self.base_url), unix_ns, mono_ns)
+            rows = prometheus.parse(prometheus.fetch(self.base_url), unix_ns, mono_ns)
             self.good += 1
             up = 1.0
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -185,8 +185,8 @@ class ScrapeLoop:
             self.last_error = f"{type(error).__name__}: {error}"
             up = 0.0
         self.cost.add(time.monotonic_ns() - mono_ns)
-        self.sink(ServerMetric(unix_ns, mono_ns, scrape.UP, {}, up))
+        self.sink(ServerMetric(unix_ns, mono_ns, prometheus.UP, {}, up))
         for row in rows:
-            if row.metric != scrape.INFO or not self._info_seen:
+            if row.metric != prometheus.INFO or not self._info_seen:
                 self.sink(row)
-        self._info_seen = self._info_seen or any(row.metric == scrape.INFO for row in rows)
+        self._info_seen = self._info_seen or any(row.metric == prometheus.INFO for row in rows)

@@ -3,7 +3,7 @@
 import pytest
 
 from greenbench.vllm_python import vllm_python
-from tests.serving import Pace, measure_pace
+from tests.fakes.serving import Pace, measure_pace
 
 
 @pytest.fixture(scope="session")

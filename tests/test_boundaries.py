@@ -1,72 +1,137 @@
-"""The rooms stay apart: who may import whom, and which heavy library lives in which file."""
+"""The stages stay apart, the rooms inside a stage stand on floors, and a heavy library lives in its files."""
 
 import ast
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("servers", "telemetry", "loadgen", "analysis")
-ROOMS = ("greenbench", *STAGES)
+PACKAGES = ("greenbench", *STAGES)
+# The rooms of each package (folders, and modules that stand alone) from the ground up: a room imports
+# only itself and rooms that stand before it.
+FLOORS = {
+    "greenbench": ("__init__", "contract", "vllm_python", "sweep", "doctor", "cli"),
+    "servers": ("__init__", "backends", "models", "launch", "verify", "plugins", "bench", "__main__"),
+    "telemetry": (
+        "__init__", "sensors", "ticker", "sampler", "recorder", "exporter", "selftest", "__main__",
+    ),
+    "loadgen": (
+        "__init__", "prompts", "tasks", "wire", "driver", "make_prompts", "direct_run",
+        "locust_tab", "openloop", "longctx", "search", "__main__",
+    ),
+    "analysis": (
+        "__init__", "statistics", "runs", "model", "energy", "point", "objectives", "quality",
+        "bottleneck", "compare", "study", "report", "summary", "importers", "selftest", "__main__",
+    ),
+}  # fmt: skip
 # library → the only files that may import it (folders end with /)
 HOMES = {
     "pandas": ("analysis/",),
-    "plotly": ("analysis/",),
-    "gevent": ("loadgen/longctx.py", "loadgen/gevent_loop.py", "loadgen/webtab.py"),
-    "locust": ("loadgen/longctx.py", "loadgen/webtab.py"),
+    "plotly": ("analysis/report/",),
+    "gevent": ("loadgen/longctx.py", "loadgen/wire/gevent_loop.py", "loadgen/locust_tab.py"),
+    "locust": ("loadgen/longctx.py", "loadgen/locust_tab.py"),
     "torch": (
         "servers/plugins/",
-        "servers/model_builder.py",
-        "telemetry/gpu_load.py",
-        "analysis/ceilings_torch.py",
+        "servers/bench/",
+        "servers/models/builder.py",
+        "telemetry/selftest/gpu_load.py",
+        "analysis/bottleneck/peaks_torch.py",
     ),
-    "vllm": ("servers/plugins/", "analysis/ceilings_torch.py"),
-    "pynvml": ("telemetry/nvml.py", "servers/host.py"),
+    "vllm": ("servers/plugins/", "servers/bench/", "analysis/bottleneck/peaks_torch.py"),
+    "pynvml": ("telemetry/sensors/nvml.py",),
 }
 
 
-def modules(room: str) -> list[Path]:
-    found = sorted((ROOT / room).rglob("*.py"))
-    assert found, f"no modules in {room}"
+def files(folder: str) -> list[Path]:
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found, f"no modules in {folder}"
     return found
 
 
-def imported(path: Path) -> set[str]:
-    """Top-level names of everything the file imports, at any depth of the code."""
-    names: set[str] = set()
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of everything the file imports, at any depth of the code."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names.add((node.module or "").split(".")[0])
-    return names
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def libraries(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+def room(package: str, dotted: str) -> str:
+    """The room that ``package.room.module.name`` is in; a name of the package itself is in its __init__."""
+    first = dotted.split(".")[1]
+    folder = ROOT / package / first
+    return first if folder.is_dir() or folder.with_suffix(".py").is_file() else "__init__"
 
 
 def test_no_stage_imports_another_and_the_contract_imports_none() -> None:
-    for room in ROOMS:
-        for path in modules(room):
-            foreign = (imported(path) & set(STAGES)) - {room}
+    for package in PACKAGES:
+        for path in files(package):
+            foreign = (libraries(path) & set(STAGES)) - {package}
             assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_room_imports_only_what_stands_below_it(package: str) -> None:
+    """So there is no circle between rooms, and none that knows who uses it."""
+    floors = FLOORS[package]
+    for path in files(package):
+        parts = path.relative_to(ROOT / package).with_suffix("").parts
+        assert parts[0] in floors, f"{path.relative_to(ROOT)}: give its room a place in FLOORS"
+        for dotted in imports(path):
+            if dotted.split(".")[0] == package:
+                other = room(package, dotted)
+                assert floors.index(other) <= floors.index(parts[0]), (
+                    f"{path.relative_to(ROOT)} imports {dotted}, which stands above it"
+                )
+
+
+def test_no_file_imports_a_private_name_of_another() -> None:
+    for package in PACKAGES:
+        for path in files(package):
+            for dotted in imports(path):
+                head, _, name = dotted.rpartition(".")
+                private = name.startswith("_") and not name.startswith("__")
+                assert not (private and head.split(".")[0] in PACKAGES), f"{path}: {dotted}"
+
+
+def test_no_test_imports_another_test() -> None:
+    """What several need lies in tests/fakes, or in a conftest."""
+    for path in files("tests"):
+        for dotted in imports(path):
+            parts = dotted.split(".")
+            assert parts[0] != "tests" or not any(p.startswith("test_") for p in parts[:-1]), (
+                f"{path.relative_to(ROOT)} imports {dotted}"
+            )
+
+
 def test_heavy_libraries_stay_in_their_files() -> None:
-    for room in ROOMS:
-        for path in modules(room):
+    for package in PACKAGES:
+        for path in files(package):
             name = str(path.relative_to(ROOT))
-            for library in imported(path) & set(HOMES):
+            for library in libraries(path) & set(HOMES):
                 homes = HOMES[library]
                 assert any(name.startswith(home) for home in homes), f"{name} imports {library}"
 
 
 def test_loadgen_modules_do_not_shadow_the_standard_library() -> None:
     """Locust puts the locustfile's folder first on sys.path, so loadgen/queue.py would be `queue`."""
-    shadows = {path.stem for path in modules("loadgen")} - {"__init__", "__main__"}
-    assert not shadows & set(sys.stdlib_module_names)
+    names = {p.stem for p in (ROOT / "loadgen").iterdir() if p.suffix == ".py" or p.is_dir()}
+    names -= {"__init__", "__main__", "__pycache__"}
+    assert not names & (set(sys.stdlib_module_names) | {"locust", "httpx", "gevent"})
 
 
 def test_every_config_file_loads() -> None:
     """A config that no longer fits the schema is found here and not by a person at night."""
-    from greenbench.config import load_model, load_sweep
+    from greenbench.contract.config import load_model, load_sweep
 
     sweeps = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
     models = sorted((ROOT / "configs" / "models").glob("*.yaml"))

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from greenbench.config import ROOT, ServerRequest, SweepConfig, load_model, parse
-from servers import backends
-from servers.choices import parse_choice
-from servers.command import plan
-from servers.facts import HostFacts, ModelFacts
+from greenbench.contract.config import ROOT, ServerRequest, SweepConfig, load_model, parse
+from servers.backends import registry
+from servers.backends.choice import parse_choice
+from servers.backends.host_facts import HostFacts, ModelFacts
+from servers.launch.command import plan
 
 README = (ROOT / "README.md").read_text()
 
@@ -27,8 +27,8 @@ def test_the_sweep_of_the_readme_is_a_sweep() -> None:
 
 
 def test_the_row_of_the_readme_is_enough_to_plan_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = eval(blocks("python")[1], vars(backends).copy())
-    monkeypatch.setitem(backends.BACKENDS, row.name, row)
+    row = eval(blocks("python")[1], vars(registry).copy())
+    monkeypatch.setitem(registry.BACKENDS, row.name, row)
     request = ServerRequest(
         model=load_model("tiny-llama"), backend=parse_choice("my_attn(tile=64)")
     )

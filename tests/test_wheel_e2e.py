@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from greenbench import __version__
-from greenbench.config import ROOT
+from greenbench.contract.config import ROOT
 from tests.fakes.rundirs import FakeRun, write_run
 
 pytestmark = pytest.mark.e2e
@@ -111,7 +111,7 @@ def test_a_report_of_runs_in_the_working_folder_is_written_there(venv: Path, her
 
 def test_a_python_without_this_project_finds_the_plugins(venv: Path, here: Path) -> None:
     """The one that stands for vLLM's has none of the bench's libraries and must see none of them."""
-    code = "from greenbench.installation import plugin_folder; print(plugin_folder())"
+    code = "from greenbench.contract.installation import plugin_folder; print(plugin_folder())"
     python = venv / "bin" / "python"
     cache = {"XDG_CACHE_HOME": str(here / "cache")}
     folder = Path(run(python, "-c", code, cwd=here, **cache).strip())

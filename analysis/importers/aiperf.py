@@ -5,9 +5,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from analysis.importers.foreign import CUT, Foreign, Imported, Reader, first_has_keys, has_keys
-from greenbench.config import LoadConfig
-from greenbench.errors import UserError
+from analysis.importers.record import CUT, Foreign, Imported, Reader, first_has_keys, has_keys
+from greenbench.contract.config import LoadConfig
+from greenbench.contract.errors import UserError
 
 RECORDS, WHOLE = "profile_export.jsonl", "profile_export_aiperf.json"
 NS = 1e9

@@ -6,9 +6,9 @@ Its times are wall-clock seconds of the first and the last token; chunks in betw
 from pathlib import Path
 from typing import Any
 
-from analysis.importers.foreign import CUT, Foreign, Imported, Reader, has_keys
-from greenbench.config import LoadConfig
-from greenbench.errors import UserError
+from analysis.importers.record import CUT, Foreign, Imported, Reader, has_keys
+from greenbench.contract.config import LoadConfig
+from greenbench.contract.errors import UserError
 
 CANNOT_TELL = [
     "the file has no time of each chunk: no ITL",

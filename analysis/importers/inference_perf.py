@@ -6,9 +6,9 @@ The file names neither model nor load: they are in ``config.yaml``, which the to
 from pathlib import Path
 from typing import Any
 
-from analysis.importers.foreign import Foreign, Imported, Reader, first_has_keys
-from greenbench.config import LoadConfig, load_yaml
-from greenbench.errors import UserError
+from analysis.importers.record import Foreign, Imported, Reader, first_has_keys
+from greenbench.contract.config import LoadConfig, load_yaml
+from greenbench.contract.errors import UserError
 
 PER_REQUEST = "per_request_lifecycle_metrics.json"
 CANNOT_TELL = [

@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from analysis.importers.foreign import Foreign, Imported, Reader, has_keys
-from greenbench.config import LoadConfig
-from greenbench.errors import UserError
+from analysis.importers.record import Foreign, Imported, Reader, has_keys
+from greenbench.contract.config import LoadConfig
+from greenbench.contract.errors import UserError
 
 DETAIL = ("start_times", "ttfts", "itls", "input_lens", "output_lens")
 CANNOT_TELL = [

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from loadgen.layout import Insert, lay_out
-from loadgen.prompts import Prompt
-from loadgen.records import ANSWER, CODE, CODES, Question, record
+from loadgen.prompts.build import Insert, lay_out
+from loadgen.prompts.haystack import ANSWER, CODE, CODES, Question, record
+from loadgen.prompts.prompt_file import Prompt
+from loadgen.prompts.random_words import SUBJECTS
 from loadgen.tasks.params import whole
 from loadgen.tasks.task import Draft, Grade, Recipe, Task
-from loadgen.words import SUBJECTS
 
 STOP = "\n"
 

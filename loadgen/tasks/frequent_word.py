@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from loadgen.layout import Insert, lay_out
-from loadgen.prompts import Prompt
-from loadgen.records import ANSWER, Question
+from loadgen.prompts.build import Insert, lay_out
+from loadgen.prompts.haystack import ANSWER, Question
+from loadgen.prompts.prompt_file import Prompt
+from loadgen.prompts.random_words import SUBJECTS
 from loadgen.tasks.params import whole
 from loadgen.tasks.task import Draft, Grade, Recipe, Task
 from loadgen.tasks.variables import named_subjects
-from loadgen.words import SUBJECTS
 
 STOP = "\n"
 QUESTION = Question(

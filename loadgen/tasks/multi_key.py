@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from loadgen.layout import Insert, lay_out
-from loadgen.prompts import Prompt
-from loadgen.records import CODE, ask_many, draw_records, record
+from loadgen.prompts.build import Insert, lay_out
+from loadgen.prompts.haystack import CODE, ask_many, draw_records, record
+from loadgen.prompts.prompt_file import Prompt
 from loadgen.tasks.listed import grade_listed
 from loadgen.tasks.params import whole
 from loadgen.tasks.task import Draft, Grade, Recipe, Task

@@ -8,9 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from greenbench.errors import UserError
-from loadgen.prompts import Prompt
-from loadgen.records import Question
+from greenbench.contract.errors import UserError
+from loadgen.prompts.haystack import Question
+from loadgen.prompts.prompt_file import Prompt
 from loadgen.tasks.task import Draft, Grade, Recipe, Task
 
 

@@ -1,6 +1,6 @@
 """Reading a task's parameters: of the right kind and in range, or a UserError that names the range."""
 
-from greenbench.errors import UserError
+from greenbench.contract.errors import UserError
 from loadgen.tasks.task import Params
 
 

@@ -8,12 +8,12 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from loadgen.layout import Insert, lay_out
-from loadgen.prompts import Prompt
-from loadgen.records import draw_records, record
+from loadgen.prompts.build import Insert, lay_out
+from loadgen.prompts.corpus import GeneratedText
+from loadgen.prompts.haystack import draw_records, record
+from loadgen.prompts.prompt_file import Prompt
 from loadgen.tasks.params import whole
 from loadgen.tasks.task import Draft, Grade, Recipe, Task
-from loadgen.text import GeneratedText
 
 MOST_RECALLS = 400
 

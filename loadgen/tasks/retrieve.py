@@ -3,9 +3,9 @@
 import re
 from typing import Any
 
-from loadgen.layout import Insert, lay_out, spread_depth
-from loadgen.prompts import Prompt
-from loadgen.records import NONE, ask_one, draw_records, record
+from loadgen.prompts.build import Insert, lay_out, spread_depth
+from loadgen.prompts.haystack import NONE, ask_one, draw_records, record
+from loadgen.prompts.prompt_file import Prompt
 from loadgen.tasks.params import share, whole
 from loadgen.tasks.task import Draft, Grade, Recipe, Task
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from loadgen.encoder import Encoder
-from loadgen.prompts import Prompt
-from loadgen.text import Source
+from loadgen.prompts.corpus import Source
+from loadgen.prompts.encoder import Encoder
+from loadgen.prompts.prompt_file import Prompt
 
 Params = dict[str, int | float | str | bool]
 

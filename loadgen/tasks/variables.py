@@ -4,13 +4,13 @@ import re
 from itertools import pairwise
 from typing import Any
 
-from loadgen.layout import Insert, lay_out
-from loadgen.prompts import Prompt
-from loadgen.records import ANSWER, CODES, Question, record
+from loadgen.prompts.build import Insert, lay_out
+from loadgen.prompts.haystack import ANSWER, CODES, Question, record
+from loadgen.prompts.prompt_file import Prompt
+from loadgen.prompts.random_words import SUBJECTS
 from loadgen.tasks.listed import grade_listed
 from loadgen.tasks.params import whole
 from loadgen.tasks.task import Draft, Grade, Recipe, Task
-from loadgen.words import SUBJECTS
 
 STOP = "\n"
 KNOWN = frozenset(SUBJECTS)

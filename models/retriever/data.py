@@ -1,7 +1,8 @@
 """Training sequences: reports with records and findings, then several questions with their answers.
 
-Sentences and questions come from ``loadgen.records`` and ``loadgen.text``, the same functions that make
-the benchmark's prompts. A token that can be known only by looking back has weight 1 in the loss.
+Sentences and questions come from ``loadgen.prompts.haystack`` and ``loadgen.prompts.corpus``, the same
+functions that make the prompts of the benchmark. A token that can be known only by looking back has weight 1
+in the loss.
 """
 
 import random
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from loadgen import records, words
-from loadgen.encoder import Encoder, load_encoder
-from loadgen.text import GeneratedText
+from loadgen.prompts import haystack, random_words
+from loadgen.prompts.corpus import GeneratedText
+from loadgen.prompts.encoder import Encoder, load_encoder
 
 BANK_SENTENCES = 20_000  # filler sentences each worker encodes once and draws from
 PLAIN_WEIGHT = 0.3  # of an ordinary token that is scored, and the share of them that are
@@ -45,7 +46,7 @@ class Maker:
     def sequence(self, length: int) -> Sequence:
         rng = self.rng
         count = rng.randint(2, max(3, min(MOST_RECORDS, length // 14)))
-        known = records.draw_records(rng, count)
+        known = haystack.draw_records(rng, count)
         findings = (
             self._findings(rng.randint(2, 6)) if rng.random() < 0.35 and length >= 384 else []
         )
@@ -70,7 +71,7 @@ class Maker:
     ) -> None:
         """Filler with every record once, some of them again later, and the findings in order."""
         rng = self.rng
-        stated = [records.record(*pair) for pair in known]
+        stated = [haystack.record(*pair) for pair in known]
         again = rng.sample(stated, len(stated) // 4)
         placed = [(rng.random(), text) for text in stated + again]
         placed += zip(sorted(rng.random() for _ in findings), findings, strict=True)
@@ -104,34 +105,36 @@ class Maker:
         asked = known.copy()
         rng.shuffle(asked)
         taken = {subject for subject, _ in known}
-        absent = [subject for subject in rng.sample(words.SUBJECTS, 120) if subject not in taken]
+        absent = [
+            subject for subject in rng.sample(random_words.SUBJECTS, 120) if subject not in taken
+        ]
         if findings:
             self._add(
-                tail, records.ask_findings(len(findings)), "\n".join(findings)[len("Finding 1:") :]
+                tail, haystack.ask_findings(len(findings)), "\n".join(findings)[len("Finding 1:") :]
             )
         while len(tail.token_ids) < budget and asked:
             kind = rng.random()
             if kind < 0.22:
-                self._add(tail, records.ask_one(absent.pop()), f" {records.NONE}.")
+                self._add(tail, haystack.ask_one(absent.pop()), f" {haystack.NONE}.")
             elif kind < 0.55 or len(asked) < 2:
                 subject, code = asked.pop()
-                self._add(tail, records.ask_one(subject), f" {code}.")
+                self._add(tail, haystack.ask_one(subject), f" {code}.")
             else:
                 chosen = [asked.pop() for _ in range(min(len(asked), rng.randint(2, 6)))]
                 subjects = [subject for subject, _ in chosen]
-                question = records.ask_many(subjects)
-                answer = " ".join(records.record(*pair) for pair in chosen)
+                question = haystack.ask_many(subjects)
+                answer = " ".join(haystack.record(*pair) for pair in chosen)
                 self._add(tail, question, answer[len(f"The code of {subjects[0]} is") :])
         return tail
 
-    def _add(self, tail: Sequence, question: records.Question, answer: str) -> None:
+    def _add(self, tail: Sequence, question: haystack.Question, answer: str) -> None:
         asked, answered = self.encoder.encode([question.plain, answer])
         tail.add(asked, 0)
         tail.add([*answered, self.eos], 1)
 
     def _findings(self, count: int) -> list[str]:
-        figures = self.rng.sample(records.CODES, count)
-        return [records.finding(self.rng, n, figure) for n, figure in enumerate(figures, start=1)]
+        figures = self.rng.sample(haystack.CODES, count)
+        return [haystack.finding(self.rng, n, figure) for n, figure in enumerate(figures, start=1)]
 
 
 class Batches(IterableDataset[tuple[Tensor, Tensor]]):

@@ -21,14 +21,14 @@ from typing import Any
 
 import httpx
 
-from greenbench.config import ROOT, PromptRequest, TaskConfig
-from greenbench.rundir import file_sha256, write_atomic
-from loadgen.encoder import load_encoder
-from loadgen.grading import grade_reply
-from loadgen.layout import spread_depth
-from loadgen.making import make_prompts
-from loadgen.prompts import Prompt
+from greenbench.contract.config import ROOT, PromptRequest, TaskConfig
+from greenbench.contract.run_dir import file_sha256, write_atomic
+from loadgen.make_prompts import make_prompts
+from loadgen.prompts.build import spread_depth
+from loadgen.prompts.encoder import load_encoder
+from loadgen.prompts.prompt_file import Prompt
 from loadgen.tasks import TASKS
+from loadgen.tasks.grading import grade_reply
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "model"

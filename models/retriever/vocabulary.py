@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from loadgen import records, words
-from loadgen.text import GeneratedText
+from loadgen.prompts import haystack, random_words
+from loadgen.prompts.corpus import GeneratedText
 
 FOLDER = Path(__file__).with_name("model")
 BOS, EOS = "<|bos|>", "<|eos|>"
@@ -26,14 +26,14 @@ def sample_texts() -> Iterator[str]:
     """Text that holds every word and mark of the generated documents and questions."""
     rng = random.Random("vocabulary")
     yield from (" " + s for s in islice(GeneratedText().sentences(rng), SAMPLE_SENTENCES))
-    for subject in words.SUBJECTS:
-        yield records.ask_one(subject).plain
-        yield records.ask_many([subject, subject]).plain
-    for place in words.PLACES:
-        for thing in words.THINGS:
-            yield f" the {place} {rng.choice(words.VERBS)} 123456 {thing}s."
-    yield from (" " + records.finding(rng, 1, 123456), records.ask_findings(3).plain)
-    yield f"Report 1. {records.NONE}"
+    for subject in random_words.SUBJECTS:
+        yield haystack.ask_one(subject).plain
+        yield haystack.ask_many([subject, subject]).plain
+    for place in random_words.PLACES:
+        for thing in random_words.THINGS:
+            yield f" the {place} {rng.choice(random_words.VERBS)} 123456 {thing}s."
+    yield from (" " + haystack.finding(rng, 1, 123456), haystack.ask_findings(3).plain)
+    yield f"Report 1. {haystack.NONE}"
 
 
 def build(texts: Iterable[str]) -> Tokenizer:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from greenbench.rundir import write_atomic
+from greenbench.contract.run_dir import write_atomic
 from models.retriever_long.cells import CELLS, RESULTS, SEED, by_tenth
 from models.retriever_long.vocabulary import HERE
 

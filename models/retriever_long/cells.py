@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from greenbench.config import PromptRequest, TaskConfig
-from greenbench.rundir import write_atomic
-from loadgen.layout import spread_depth
-from loadgen.making import make_files
-from loadgen.prompts import Prompt, read_prompts
+from greenbench.contract.config import PromptRequest, TaskConfig
+from greenbench.contract.run_dir import write_atomic
+from loadgen.make_prompts import make_files
+from loadgen.prompts.build import spread_depth
+from loadgen.prompts.prompt_file import Prompt, read_prompts
 from models.retriever_long.vocabulary import HERE, TOKENIZER
 
 RESULTS = HERE / "results"  # MODEL.HOW.json, one a model and way of measuring

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loadgen.encoder import Encoder
+from loadgen.prompts.encoder import Encoder
 from models.retriever.construct import random_codes, slow_dimensions
 from models.retriever.network import Shape
 from models.retriever_long.network import Attention, Mixer, Network

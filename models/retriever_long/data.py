@@ -1,8 +1,8 @@
 """Training sequences of exact length: a report that holds facts of many tasks, then questions and answers.
 
 Every fact and question is made by the functions that make the benchmark's prompts
-(``loadgen.records``, ``loadgen.tasks``), with other seeds. A token that can be known only by looking back
-has weight 1 in the loss or more, where a task has few such tokens.
+(``loadgen.prompts.haystack``, ``loadgen.tasks``), with other seeds. A token that can be known only by
+looking back has weight 1 in the loss or more, where a task has few such tokens.
 """
 
 import random
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from loadgen import records, words
-from loadgen.encoder import Encoder, load_encoder
-from loadgen.records import Question
+from loadgen.prompts import haystack, random_words
+from loadgen.prompts.corpus import GeneratedText
+from loadgen.prompts.encoder import Encoder, load_encoder
+from loadgen.prompts.haystack import Question
 from loadgen.tasks import documents, frequent_word, multi_value, variables
-from loadgen.text import GeneratedText
 
 BANK_SENTENCES = 20_000  # filler sentences each worker encodes once and draws runs from
 RUN_SENTENCES = 8  # sentences that follow each other in the bank, at most, in one report
@@ -101,7 +101,7 @@ class Maker:
         """Kinds of facts in random order, as long as they fit; records of single codes always."""
         rng = self.rng
         budget = int(length * FACT_SHARE)
-        subjects = rng.sample(words.SUBJECTS, len(words.SUBJECTS))
+        subjects = rng.sample(random_words.SUBJECTS, len(random_words.SUBJECTS))
         kinds: list[Callable[[Parts, list[str], int], int]] = [
             self._findings,
             self._counted,
@@ -120,12 +120,12 @@ class Maker:
     def _records(self, parts: Parts, subjects: list[str], count: int) -> int:
         """Adds records, a quarter of them told twice; returns about how many tokens they take."""
         rng = self.rng
-        codes = rng.sample(records.CODES, count)
+        codes = rng.sample(haystack.CODES, count)
         known = [(subjects.pop(), str(code)) for code in codes]
         parts.known += known
         for index, pair in enumerate(known):
             depths = sorted(rng.random() for _ in range(2 if index % 4 == 0 else 1))
-            text = " " + records.record(*pair)
+            text = " " + haystack.record(*pair)
             parts.facts += [Fact(depth, text, again=i > 0) for i, depth in enumerate(depths)]
         return count * 10
 
@@ -134,12 +134,12 @@ class Maker:
         count = rng.randint(2, 6)
         if count * 14 > budget:
             return 0
-        figures = rng.sample(records.CODES, count)
-        told = [records.finding(rng, n, figure) for n, figure in enumerate(figures, start=1)]
+        figures = rng.sample(haystack.CODES, count)
+        told = [haystack.finding(rng, n, figure) for n, figure in enumerate(figures, start=1)]
         depths = sorted(rng.random() for _ in told)
         parts.facts += [Fact(d, " " + text) for d, text in zip(depths, told, strict=True)]
         answer = "\n".join(told)[len("Finding 1:") :]
-        parts.special.append(Ask(records.ask_findings(count), answer))
+        parts.special.append(Ask(haystack.ask_findings(count), answer))
         return count * 14
 
     def _counted(self, parts: Parts, subjects: list[str], budget: int) -> int:
@@ -166,9 +166,9 @@ class Maker:
         chains, hops = (3, 3) if rng.random() < 0.5 else (rng.randint(1, 4), rng.randint(1, 4))
         if 13 * chains * (hops + 1) > budget:
             return 0
-        for code in map(str, rng.sample(records.CODES, chains)):
+        for code in map(str, rng.sample(haystack.CODES, chains)):
             chain = [subjects.pop() for _ in range(hops + 1)]
-            told = [records.record(chain[0], code)]
+            told = [haystack.record(chain[0], code)]
             told += [variables.handed_on(new, old) for old, new in pairwise(chain)]
             depths = sorted(rng.random() for _ in told)
             parts.facts += [Fact(d, " " + text) for d, text in zip(depths, told, strict=True)]
@@ -185,10 +185,10 @@ class Maker:
             if used + 8 * values > budget:
                 break
             subject = subjects.pop()
-            codes = [str(code) for code in rng.sample(records.CODES, values)]
+            codes = [str(code) for code in rng.sample(haystack.CODES, values)]
             depths = [(i + rng.random()) / values for i in range(values)]
             parts.facts += [
-                Fact(d, " " + records.record(subject, code))
+                Fact(d, " " + haystack.record(subject, code))
                 for d, code in zip(depths, codes, strict=True)
             ]
             question = multi_value.question(subject, values)
@@ -201,13 +201,13 @@ class Maker:
         rng = self.rng
         count = rng.choice((2, 3, 4, 4, 4, 5, 6))
         most = max(1, int(length * FACT_SHARE) // (9 * count))
-        subjects = rng.sample(words.SUBJECTS, min(most, rng.randint(1, 6)))
+        subjects = rng.sample(random_words.SUBJECTS, min(most, rng.randint(1, 6)))
         for document in range(count):
             parts.facts.append(Fact(document / count, documents.heading(document + 1)))
             for subject in subjects:
                 depth = (document + rng.uniform(0.01, 0.99)) / count
-                code = str(rng.choice(records.CODES))
-                parts.facts.append(Fact(depth, " " + records.record(subject, code)))
+                code = str(rng.choice(haystack.CODES))
+                parts.facts.append(Fact(depth, " " + haystack.record(subject, code)))
                 question = documents.question(document + 1, subject)
                 parts.special.append(Ask(question, f" {code}.", LISTED_WEIGHT))
 
@@ -249,7 +249,9 @@ class Maker:
         rng = self.rng
         rng.shuffle(parts.special)
         taken = {subject for subject, _ in parts.known}
-        absent = [s for s in rng.sample(words.SUBJECTS, 200) if self._is_absent(s, parts, taken)]
+        absent = [
+            s for s in rng.sample(random_words.SUBJECTS, 200) if self._is_absent(s, parts, taken)
+        ]
         pieces: list[tuple[NDArray[np.int32], NDArray[np.float16]]] = []
         used = 0
         while not pieces or used < budget:
@@ -272,14 +274,14 @@ class Maker:
         rng = self.rng
         kind = rng.random()
         if kind < 0.2 and absent:
-            return Ask(records.ask_one(absent.pop()), f" {records.NONE}.")
+            return Ask(haystack.ask_one(absent.pop()), f" {haystack.NONE}.")
         if kind < 0.6 or len(known) < 2:
             subject, code = known.pop()
-            return Ask(records.ask_one(subject), f" {code}.")
+            return Ask(haystack.ask_one(subject), f" {code}.")
         chosen = [known.pop() for _ in range(min(len(known), rng.randint(2, 6)))]
-        told = " ".join(records.record(*pair) for pair in chosen)
+        told = " ".join(haystack.record(*pair) for pair in chosen)
         subjects = [subject for subject, _ in chosen]
-        return Ask(records.ask_many(subjects), told[len(f"The code of {subjects[0]} is") :])
+        return Ask(haystack.ask_many(subjects), told[len(f"The code of {subjects[0]} is") :])
 
     def _is_absent(self, subject: str, parts: Parts, taken: set[str]) -> bool:
         return subject not in taken and not any(f" {subject} " in f.text for f in parts.facts)

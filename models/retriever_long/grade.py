@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from greenbench.rundir import file_sha256
-from loadgen.encoder import load_encoder
-from loadgen.grading import grade_reply
-from loadgen.prompts import Prompt
+from greenbench.contract.run_dir import file_sha256
+from loadgen.prompts.encoder import load_encoder
+from loadgen.prompts.prompt_file import Prompt
+from loadgen.tasks.grading import grade_reply
 from models.retriever_long.cells import (
     CELLS,
     Cell,

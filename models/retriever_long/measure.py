@@ -20,11 +20,11 @@ from typing import Any
 
 import httpx
 
-from greenbench.config import ROOT, load_model
-from greenbench.rundir import file_sha256, slug
-from loadgen.grading import grade_reply
-from loadgen.prompts import Prompt
+from greenbench.contract.config import ROOT, load_model
+from greenbench.contract.run_dir import file_sha256, slug
+from loadgen.prompts.prompt_file import Prompt
 from loadgen.tasks import TASKS
+from loadgen.tasks.grading import grade_reply
 from models.retriever.measure import wait_ready
 from models.retriever_long.cells import (
     CELLS,

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from loadgen import records, words
+from loadgen.prompts import haystack, random_words
 from loadgen.tasks import documents, frequent_word, multi_value, variables
 from models.retriever import vocabulary
 
@@ -20,9 +20,9 @@ MOST_DOCUMENTS = 40
 def sample_texts() -> Iterator[str]:
     yield from vocabulary.sample_texts()
     rng = random.Random("vocabulary of the long retrievers")
-    for subject in words.SUBJECTS:
-        other = rng.choice(words.SUBJECTS)
-        yield " " + records.record(subject, "123456")
+    for subject in random_words.SUBJECTS:
+        other = rng.choice(random_words.SUBJECTS)
+        yield " " + haystack.record(subject, "123456")
         yield " " + variables.handed_on(subject, other)
         yield f" {subject}, {other}."
         yield " " + frequent_word.one_more(subject)

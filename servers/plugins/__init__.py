@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from greenbench.errors import UserError, nearest
+from greenbench.contract.errors import UserError, nearest
 
 CLASS_ENV = "GREENBENCH_ATTENTION_CLASS"  # dotted path of the backend class
 FOLDER_ENV = "GREENBENCH_ATTENTION_FOLDER"  # of a person's own class: where its file lies

@@ -21,8 +21,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from greenbench.cpu import dtype_on_cpu, this_cpu
-from greenbench.rundir import write_atomic
+from greenbench.contract.cpu import dtype_on_cpu, this_cpu
+from greenbench.contract.run_dir import write_atomic
 from servers.plugins.bench_layer import bench_layers
 
 REFERENCE = "cpu_attn"

@@ -6,7 +6,7 @@ from vllm.platforms import cpu_platform_plugin
 from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-from greenbench.errors import UserError
+from greenbench.contract.errors import UserError
 
 if TYPE_CHECKING:
     from vllm.v1.attention.selector import AttentionSelectorConfig

@@ -3,7 +3,7 @@
 from vllm.v1.attention.backend import AttentionType
 from vllm.v1.kv_cache_interface import is_quantized_kv_cache
 
-from greenbench.errors import UserError
+from greenbench.contract.errors import UserError
 
 
 def refuse(

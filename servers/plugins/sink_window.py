@@ -8,8 +8,8 @@ request and layer.
 
 from vllm.platforms import current_platform
 
-from greenbench.errors import UserError
-from servers.backends import BACKENDS
+from greenbench.contract.errors import UserError
+from servers.backends.registry import BACKENDS
 from servers.plugins import backend_options, page_views
 from servers.plugins.step import StepBackend, StepBuilder, StepImpl
 from servers.plugins.tiles import plan_gather

@@ -18,7 +18,7 @@ from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, replace_as
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
-from greenbench.errors import UserError
+from greenbench.contract.errors import UserError
 from servers.plugins.visibility import Visibility
 
 VLLM_SERIES = "0.32."

@@ -23,7 +23,7 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.kv_cache_interface import AttentionSpec
 
-from greenbench.errors import UserError
+from greenbench.contract.errors import UserError
 from servers.plugins.cache import KernelWrite, ScatterWrite, cache_write
 from servers.plugins.limits import refuse
 from servers.plugins.visibility import Visibility

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from greenbench.errors import UserError
+from greenbench.contract.errors import UserError
 from servers.plugins.cache import split_kv
 from servers.plugins.pieces import Pieces, cut, joining_works
 from servers.plugins.step import Attend, Batch, StepImpl

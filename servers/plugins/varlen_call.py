@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from greenbench.errors import UserError
+from greenbench.contract.errors import UserError
 
 OPERATOR = "aten::_flash_attention_forward_no_dropout_inplace over the block table"
 WANTED = {"block_table", "num_splits"}  # arguments of the operator

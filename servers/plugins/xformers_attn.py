@@ -16,8 +16,8 @@ from vllm.platforms import current_platform
 from vllm.v1.attention.backend import MultipleOf
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
-from greenbench.errors import UserError, nearest
-from servers.backends import BACKENDS
+from greenbench.contract.errors import UserError, nearest
+from servers.backends.registry import BACKENDS
 from servers.plugins import backend_options
 from servers.plugins.cache import split_kv
 from servers.plugins.step import Attend, Batch, StepBackend, StepBuilder, StepImpl

@@ -5,11 +5,11 @@ import ssl
 import time
 from collections.abc import Callable
 
-from loadgen.client import AsyncHttpxClient
-from loadgen.exchange import Exchange, Outgoing, Reply
-from loadgen.fast import Target, outcome, whole_head
-from loadgen.loops import AsyncioLoop
-from loadgen.pool import Pool
+from loadgen.wire.asyncio_loop import AsyncioLoop
+from loadgen.wire.connection import Target, outcome, whole_head
+from loadgen.wire.httpx_client import AsyncHttpxClient
+from loadgen.wire.pool import Pool
+from loadgen.wire.response import Exchange, Outgoing, Reply
 
 PROMPT = [11, 12, 13, 14, 15, 16, 17, 18, 19]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from greenbench.schema import GpuSample
+from greenbench.contract.schema import GpuSample
 from tests.fakes.nvml import SECOND, FakeGpu, record
 
 NO_HOST = pd.DataFrame()

@@ -8,9 +8,9 @@ apart.
 import numpy as np
 import pandas as pd
 
-from analysis.attribution import WORK, step_work
-from analysis.clocks import WallClock
-from analysis.steps import parse_steps
+from analysis.energy.attribution import WORK, step_work
+from analysis.runs.clocks import WallClock
+from analysis.runs.engine_steps import parse_steps
 from tests.fakes.nvml import SECOND, Truth
 from tests.fakes.rundirs import MONO_OFFSET_NS, T0_UNIX_NS, FakeRun, _mono
 

@@ -4,9 +4,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from greenbench.config import LivePoint, PromptRequest, TaskConfig, dump_yaml, parse
-from greenbench.rundir import file_sha256
-from loadgen.prompts import Prompt, token_sha256, write_prompts
+from greenbench.contract.config import LivePoint, PromptRequest, TaskConfig, dump_yaml, parse
+from greenbench.contract.run_dir import file_sha256
+from loadgen.prompts.prompt_file import Prompt, token_sha256, write_prompts
 from loadgen.tasks import TASKS
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
-from greenbench.schema import GpuSample
-from telemetry.capability import Capability, available, unavailable
-from telemetry.nvml import GpuIdentity, GpuReading
+from greenbench.contract.schema import GpuSample
+from telemetry.sensors.capability import Capability, available, unavailable
+from telemetry.sensors.gpu import GpuIdentity, GpuReading
 
 SECOND = 1_000_000_000
 

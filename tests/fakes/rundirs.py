@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from greenbench import __version__
-from greenbench.config import (
+from greenbench.contract.config import (
     BackendChoice,
     BuiltModel,
     LivePoint,
@@ -26,9 +26,18 @@ from greenbench.config import (
     TelemetryConfig,
     dump_yaml,
 )
-from greenbench.manifest import Clock, Code, Counts, FileEntry, Gpu, Host, Manifest, Server
-from greenbench.rundir import JsonlWriter, RunDir, config_hash, file_sha256, run_id
-from greenbench.schema import (
+from greenbench.contract.manifest import (
+    Clock,
+    Code,
+    Counts,
+    FileEntry,
+    Gpu,
+    Host,
+    Manifest,
+    Server,
+)
+from greenbench.contract.run_dir import JsonlWriter, RunDir, config_hash, file_sha256, run_id
+from greenbench.contract.schema import (
     Event,
     GpuSample,
     HostSample,

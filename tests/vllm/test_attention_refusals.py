@@ -4,7 +4,7 @@ import pytest
 import torch
 from vllm.v1.attention.backend import AttentionType
 
-from greenbench.errors import UserError
+from greenbench.contract.errors import UserError
 from servers.plugins.sdpa import SdpaBackend, SdpaImpl
 from servers.plugins.sdpa_gather import SdpaGatherBackend, SdpaGatherImpl
 

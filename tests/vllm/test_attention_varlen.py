@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from paged import dense_reference, make_case, make_impl, run
 
-from greenbench.errors import UserError
+from greenbench.contract.errors import UserError
 from servers.plugins import pieces, varlen, varlen_call
 from servers.plugins.sdpa import SdpaImpl
 from servers.plugins.visibility import Visibility

@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from analysis import ceilings_torch
-from analysis.ceilings_torch import DTYPES, best_s, linear, linear_flops
+from analysis.bottleneck import peaks_torch
+from analysis.bottleneck.peaks_torch import DTYPES, best_s, linear, linear_flops
 
 pytestmark = pytest.mark.vllm
 
@@ -44,7 +44,7 @@ def test_the_shortest_round_counts_and_the_time_is_kept(monkeypatch: pytest.Monk
         acts[0] += 1
         clock[0] += 0.010 if acts[0] % 10 == 0 else 0.040
 
-    monkeypatch.setattr(ceilings_torch.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(peaks_torch.time, "perf_counter", lambda: clock[0])
     assert best_s(act, "cpu", 2.0) == pytest.approx(0.010)
     assert 2.0 <= clock[0] < 2.1
     assert best_s(lambda: clock.__setitem__(0, clock[0] + 0.0001), "cpu", 0.1) == pytest.approx(
@@ -61,8 +61,8 @@ def test_a_layer_that_would_take_too_long_is_not_tried(monkeypatch: pytest.Monke
         tried.append(work)
         return lambda: clock.__setitem__(0, clock[0] + work / 1e9)
 
-    monkeypatch.setattr(ceilings_torch.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(ceilings_torch, "linear", slow)
+    monkeypatch.setattr(peaks_torch.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(peaks_torch, "linear", slow)
     assert linear_flops(torch.float32, "cpu", 2.0) == pytest.approx(1e9)
     assert tried == [2 * 256 * 256 * 768]
     assert clock[0] < 3.0
@@ -73,10 +73,10 @@ def test_the_cores_are_those_of_a_worker(monkeypatch: pytest.MonkeyPatch, bound:
     """As a server's log tells it: ``core ids=[0]`` where a person binds it so; all where nothing is bound."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", bound)
     expected = {0} if bound == "0" else os.sched_getaffinity(0)
-    assert ceilings_torch.worker_cores() == expected
+    assert peaks_torch.worker_cores() == expected
 
 
 def test_one_core_is_left_to_the_scheduler() -> None:
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core")
-    assert len(ceilings_torch.worker_cores()) < len(os.sched_getaffinity(0))
+    assert len(peaks_torch.worker_cores()) < len(os.sched_getaffinity(0))

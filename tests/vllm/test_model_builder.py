@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from greenbench.config import load_model
-from servers.model_builder import TIME_STEPS, build, fill_time_steps
-from servers.tokenizer import LEARNED_VOCAB, train_tokenizer
+from greenbench.contract.config import load_model
+from servers.models.builder import TIME_STEPS, build, fill_time_steps
+from servers.models.tokenizer import LEARNED_VOCAB, train_tokenizer
 
 CONFIG = {
     "model_type": "llama",

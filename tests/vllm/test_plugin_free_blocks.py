@@ -5,7 +5,7 @@ import torch
 import vllm
 from vllm.v1.core.block_pool import BlockPool
 
-from greenbench.errors import UserError
+from greenbench.contract.errors import UserError
 from servers.plugins import sink_window_blocks
 from servers.plugins.sink_window_blocks import SinkWindowManager, SinkWindowSpec
 from servers.plugins.visibility import Visibility

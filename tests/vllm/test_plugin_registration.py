@@ -8,7 +8,7 @@ import pytest
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 import servers.plugins as plugins
-from greenbench.errors import UserError
+from greenbench.contract.errors import UserError
 
 SDPA = "servers.plugins.sdpa.SdpaBackend"
 

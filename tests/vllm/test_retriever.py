@@ -10,11 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from greenbench.config import PromptRequest
-from loadgen import records
-from loadgen.encoder import load_encoder
-from loadgen.grading import grade_reply
-from loadgen.making import make_prompts
+from greenbench.contract.config import PromptRequest
+from loadgen.make_prompts import make_prompts
+from loadgen.prompts import haystack
+from loadgen.prompts.encoder import load_encoder
+from loadgen.tasks.grading import grade_reply
 from models.retriever import construct as built
 from models.retriever.data import Maker
 from models.retriever.network import Retriever, Shape, rope_tables, rotate
@@ -144,8 +144,8 @@ def test_it_reads_the_report_and_does_not_guess(shipped):
     encoder = load_encoder(str(FOLDER))
     for code in ("111222", "987654"):
         filler = " The old mill was sold." * 40
-        text = f"Report 1.{filler} {records.record('falcon', code)}{filler}"
-        ids = encoder.opening + encoder.encode([text + records.ask_one("falcon").plain])[0]
+        text = f"Report 1.{filler} {haystack.record('falcon', code)}{filler}"
+        ids = encoder.opening + encoder.encode([text + haystack.ask_one("falcon").plain])[0]
         assert encoder.decode(greedy(shipped, ids, 2)).strip() == code
 
 
@@ -156,8 +156,8 @@ def test_training_sequences_hold_what_they_ask(shape):
         assert len(made.token_ids) == len(made.weights) == length
         text = maker.encoder.decode(made.token_ids)
         report, _, asked = text.partition("\n\n")
-        told = set(records.CODE.findall(report))
-        answered = records.CODE.findall(asked)
+        told = set(haystack.CODE.findall(report))
+        answered = haystack.CODE.findall(asked)
         assert answered and set(answered[:-1]) <= told  # the last may be cut at the end
     assert random.Random("test").random() != maker.rng.random()
 

@@ -10,11 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from greenbench.config import ROOT, PromptRequest, load_model
-from loadgen import records
-from loadgen.encoder import load_encoder
-from loadgen.grading import grade_reply
-from loadgen.making import make_prompts
+from greenbench.contract.config import ROOT, PromptRequest, load_model
+from loadgen.make_prompts import make_prompts
+from loadgen.prompts import haystack
+from loadgen.prompts.encoder import load_encoder
+from loadgen.tasks.grading import grade_reply
 from models.retriever.network import Shape, rotate
 from models.retriever.vocabulary import build
 from models.retriever_long import construct as built
@@ -231,8 +231,8 @@ def test_it_reads_the_report_and_does_not_guess():
     net, encoder = shipped("head64"), load_encoder(str(TOKENIZER))
     for code in ("111222", "987654"):
         filler = " The old mill was sold." * 40
-        text = f"Report 1.{filler} {records.record('falcon', code)}{filler}"
-        ids = encoder.opening + encoder.encode([text + records.ask_one("falcon").plain])[0]
+        text = f"Report 1.{filler} {haystack.record('falcon', code)}{filler}"
+        ids = encoder.opening + encoder.encode([text + haystack.ask_one("falcon").plain])[0]
         assert encoder.decode(greedy(net, [ids], 2)[0]).strip() == code
 
 
@@ -281,8 +281,8 @@ def test_training_sequences_hold_what_they_ask(length):
         made = maker.sequence(length)
         assert len(made.token_ids) == len(made.weights) == length
         report, _, asked = maker.encoder.decode(made.token_ids.tolist()).partition("Question:")
-        told = set(records.CODE.findall(report))
-        answered = [code for code in records.CODE.findall(asked)][:-1]  # the last may be cut
+        told = set(haystack.CODE.findall(report))
+        answered = [code for code in haystack.CODE.findall(asked)][:-1]  # the last may be cut
         assert set(answered) <= told
         counted = [word for word in report.split() if word == "counted."]
         if COUNTED_WEIGHT in made.weights.tolist():

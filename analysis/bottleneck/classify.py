@@ -1,0 +1,312 @@
+"""What held a point back, in a word and with the evidence for it.
+
+Two questions with answers of their own. Of the point: did the offered load, the client, the scheduler's
+limits or the KV pool hold it back? Of each phase's steps: compute, bandwidth, the host between and around
+kernels, or kernels that use neither well? Where figures are missing or two answers are close, it says so.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from analysis.bottleneck.roofline import PhaseUse
+from analysis.point.point import Point
+from analysis.point.resources import kernel_share
+from analysis.point.steady_window import Window
+from analysis.runs.activity import activity, in_flight, share_above
+from analysis.runs.engine_steps import overlapped
+from analysis.runs.run import Run
+from analysis.runs.scrapes import metric_series
+from analysis.runs.validity import audit_over_budget
+
+PointBound = Literal[
+    "client", "kv-capacity", "scheduler-limit", "load", "host", "engine", "undetermined"
+]
+PhaseBound = Literal["compute", "bandwidth", "host", "inefficient-kernel", "mixed", "undetermined"]
+
+# What each limit was calibrated on stands in docs/method.md, section 6.
+BUSY = 0.5  # u of a resource from which it may be the bound
+IDLE = 0.4  # below it for both, neither compute nor bandwidth is
+CLOSE = 0.10  # two shares nearer than this are not told apart
+FIXED = (
+    0.6  # share of the time per token that does not grow with context, from which the host is named
+)
+KV_FULL = 0.9
+AT_LIMIT = 0.95
+WAITING = 0.5  # mean waiting requests from which a queue stands
+IDLE_ENGINE = (
+    0.6  # share of the window in steps, or with open requests, below which something is missing
+)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Figures of one point over its window; None where nothing was recorded.
+
+    ``running``, ``kv_*``, ``engine_share`` and ``step_tokens_p50`` come from the engine's step log, weighted
+    by time, where there is one: the gauges of /metrics hold the state after the last step, so that a scrape
+    during a long prefill step sees the engine as it was before it.
+    """
+
+    running: float | None = None  # mean requests a step computed
+    waiting: float | None = None  # mean
+    preemptions: float | None = None
+    kv_p50: float | None = None
+    kv_p90: float | None = None
+    kv_share_per_sequence: float | None = None
+    max_num_seqs: int = 0
+    max_num_batched_tokens: int = 0
+    step_tokens_p50: float | None = None  # of steps that prefill
+    # of the window spent in steps; on a GPU that plans ahead, with a kernel running
+    engine_share: float | None = None
+    open_share: float | None = None  # of the window with a request open, by the client's times
+    open_loop: bool = False
+    served_per_s: float | None = None
+    client_reasons: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PhaseVerdict:
+    phase: str
+    bound: PhaseBound
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """``sentence`` is for people: the verdict with its evidence in words."""
+
+    bound: PointBound
+    sentence: str
+    phases: list[PhaseVerdict]
+    evidence: Evidence
+
+
+def gather(run: Run, window: Window, point: Point) -> Evidence:
+    """Engine steps and server metrics over the window, and what the client says of itself."""
+
+    def series(metric: str) -> np.ndarray | None:
+        found = metric_series(run, metric)
+        if found is None:
+            return None
+        values = found.within(window.start_unix_ns, window.end_unix_ns).values
+        return values if len(values) else None
+
+    waiting = series("vllm:num_requests_waiting")
+    preempted = series("vllm:num_preemptions_total")
+    scraped = {
+        "running": _mean(series("vllm:num_requests_running")),
+        "kv_p50": _quantile(series("vllm:kv_cache_usage_perc"), 0.5),
+        "kv_p90": _quantile(series("vllm:kv_cache_usage_perc"), 0.9),
+    }
+    steps = run.steps
+    stepped = step_figures(steps, window)
+    if overlapped(steps, run.manifest.server.async_scheduling):
+        # steps follow each other without a gap there, whatever the GPU does meanwhile
+        stepped["engine_share"] = kernel_share(run, window)
+    return Evidence(
+        **(scraped | stepped),
+        waiting=_mean(waiting),
+        preemptions=None if preempted is None else float(preempted[-1] - preempted[0]),
+        kv_share_per_sequence=point.extra.get("kv_share_per_sequence"),
+        max_num_seqs=run.point.server.max_num_seqs,
+        max_num_batched_tokens=run.point.server.max_num_batched_tokens,
+        open_share=share_above(
+            *in_flight(activity(run.requests)), 1, (window.start_unix_ns, window.end_unix_ns)
+        ),
+        open_loop=run.point.load.kind == "open",
+        served_per_s=(point.throughput or {}).get("requests_per_s"),
+        client_reasons=audit_over_budget(run),
+    )
+
+
+def step_figures(steps: pd.DataFrame, window: Window) -> dict[str, float | None]:
+    """Of the steps that ended in the window; none without a step log or without its time stamps."""
+    inside = steps[steps["unix_ns"].between(window.start_unix_ns, window.end_unix_ns)]
+    if len(inside) == 0:
+        return {}
+    took = inside["elapsed_s"].to_numpy(dtype=float)
+    requests = (inside["prefill_requests"] + inside["decode_requests"]).to_numpy(dtype=float)
+    usage = inside["kv_usage"].to_numpy(dtype=float)
+    found: dict[str, float | None] = {
+        "running": float(np.average(requests, weights=took)),
+        "kv_p50": _weighted_quantile(usage, took, 0.5),
+        "kv_p90": _weighted_quantile(usage, took, 0.9),
+        "engine_share": min(1.0, float(took.sum()) / window.duration_s),
+    }
+    prefill = inside["prefill_tokens"].to_numpy() > 0
+    if prefill.any():
+        tokens = (inside["prefill_tokens"] + inside["decode_tokens"]).to_numpy(dtype=float)
+        found["step_tokens_p50"] = _weighted_quantile(tokens[prefill], took[prefill], 0.5)
+    return found
+
+
+def _mean(values: np.ndarray | None) -> float | None:
+    return None if values is None else float(np.mean(values))
+
+
+def _quantile(values: np.ndarray | None, share: float) -> float | None:
+    return None if values is None else float(np.quantile(values, share))
+
+
+def _weighted_quantile(values: np.ndarray, weights: np.ndarray, share: float) -> float:
+    """The smallest value at or below which ``share`` of the weight lies."""
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(reached, share * reached[-1])])
+
+
+def classify(
+    evidence: Evidence, uses: list[PhaseUse], fixed_share: float | None = None
+) -> Bottleneck:
+    """The point's bound and that of each phase. ``fixed_share``: of the time per token, by the fit over
+    contexts, that does not grow with context."""
+    phases = [classify_phase(use, fixed_share if use.phase == "decode" else None) for use in uses]
+    compute = next((p for p in phases if (p.phase, p.bound) == ("prefill", "compute")), None)
+    bound, sentence = classify_point(evidence, compute)
+    return Bottleneck(bound, sentence, phases, evidence)
+
+
+def classify_client(run: Run, point: Point) -> Bottleneck | None:
+    """Of a point that is invalid because its load generator was late; None for any other."""
+    if point.status != "invalid":
+        return None
+    reasons = audit_over_budget(run) or _users_missing(run, point)
+    return classify(Evidence(client_reasons=reasons), []) if reasons else None
+
+
+def _users_missing(run: Run, point: Point) -> list[str]:
+    """A closed loop in which users had no request open while the client says that it was kept waiting.
+
+    Its audit does not count that as an error: what was sent late was timed right.
+    """
+    users = run.point.load.users
+    open_requests = ((point.window or {}).get("evidence") or {}).get("mean_in_flight")
+    audits = [audit for audit in run.manifest.client_audit.values() if isinstance(audit, dict)]
+    late = [w for audit in audits for w in audit.get("warnings", []) if w.startswith("event-loop")]
+    if users is None or open_requests is None or open_requests >= AT_LIMIT * users or not late:
+        return []
+    return [f"on average {_short(open_requests)} of {users} requests were open", *late]
+
+
+def classify_point(
+    e: Evidence, compute_bound_prefill: PhaseVerdict | None = None
+) -> tuple[PointBound, str]:
+    if e.client_reasons:
+        return "client", f"the load generator held it back: {'; '.join(e.client_reasons)}"
+    if e.running is None or e.waiting is None:
+        return "undetermined", "the server's queue was not scraped"
+    queue = f"running {_short(e.running)} of {e.max_num_seqs}, waiting {_short(e.waiting)}"
+    kv = _kv_words(e)
+    preempted = f", {e.preemptions:.0f} preemptions" if e.preemptions else ""
+    at_limit = e.running >= AT_LIMIT * e.max_num_seqs
+    if _kv_full(e) and not at_limit:
+        return "kv-capacity", f"the KV pool held it back: {kv}{preempted}, {queue}"
+    if e.waiting >= WAITING and at_limit:
+        return "scheduler-limit", f"max_num_seqs held it back: {queue}, {kv}"
+    full_steps = (e.step_tokens_p50 or 0) >= AT_LIMIT * e.max_num_batched_tokens
+    if e.waiting >= WAITING and full_steps and compute_bound_prefill is not None:
+        return (
+            "engine",
+            f"the engine's own pace held it back: requests waited for prefill steps that are full "
+            f"({e.step_tokens_p50:.0f} tokens) and bound by compute, so larger ones would hardly serve "
+            f"more: {queue}, {kv}",
+        )
+    if e.waiting >= WAITING and full_steps:
+        return (
+            "scheduler-limit",
+            f"max_num_batched_tokens held it back: prefill steps of {e.step_tokens_p50:.0f} tokens "
+            f"of {e.max_num_batched_tokens}, {queue}, {kv}",
+        )
+    if e.waiting >= WAITING:
+        return "undetermined", f"requests waited for a reason that no figure shows: {queue}, {kv}"
+    return _without_queue(e, queue, kv)
+
+
+def _without_queue(e: Evidence, queue: str, kv: str) -> tuple[PointBound, str]:
+    """No request waited: more would have been served, or the engine had to be waited for."""
+    busy = (
+        "" if e.engine_share is None else f"the engine computed {e.engine_share:.0%} of the time, "
+    )
+    if e.open_loop:
+        served = (
+            "" if e.served_per_s is None else f"all of {e.served_per_s:.2g} requests/s served, "
+        )
+        return "load", f"the offered load held it back: {served}{busy}{queue}"
+    if e.open_share is not None and e.open_share < IDLE_ENGINE:
+        return (
+            "load",
+            f"the offered load held it back: a request was open {e.open_share:.0%} of the time, "
+            f"{busy}{queue}",
+        )
+    if e.engine_share is not None and e.engine_share < IDLE_ENGINE:
+        return (
+            "host",
+            f"requests were open all the time, yet {busy}so the host around it held it back: {queue}",
+        )
+    return (
+        "engine",
+        f"every request was being served ({queue}, {kv}): the engine's own pace held it back",
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _kv_words(e: Evidence) -> str:
+    if e.kv_p50 is None:
+        return "KV usage unknown"
+    more = f", a tenth of the time {e.kv_p90:.2f}" if (e.kv_p90 or 0) >= e.kv_p50 + 0.05 else ""
+    return f"KV usage {e.kv_p50:.2f}{more}"
+
+
+def _kv_full(e: Evidence) -> bool:
+    """No room for one more sequence while requests wait or are thrown out.
+
+    vLLM's own reason "capacity" does not tell: it counts those that wait for ``max_num_seqs`` too.
+    """
+    if e.kv_p50 is None:
+        return False
+    pressed = (e.waiting or 0) >= WAITING or (e.preemptions or 0) > 0
+    most = e.kv_p50 if e.kv_p90 is None else e.kv_p90
+    return pressed and (most > KV_FULL or e.kv_p50 + (e.kv_share_per_sequence or 0) > 1)
+
+
+def classify_phase(use: PhaseUse, fixed_share: float | None = None) -> PhaseVerdict:
+    """Of one phase by its MFU and MBU on the measured or specified ceiling."""
+
+    def said(bound: PhaseBound, why: str) -> PhaseVerdict:
+        return PhaseVerdict(use.phase, bound, f"{use.phase}: {why}")
+
+    if use.mfu is None or use.mbu is None:
+        return said("undetermined", "no ceiling is known for this device")
+    figures = f"MFU {use.mfu:.2f}, MBU {use.mbu:.2f}, {use.intensity:.0f} FLOP/B"
+    top, other = max(use.mfu, use.mbu), min(use.mfu, use.mbu)
+    if top >= BUSY and top - other < CLOSE:
+        return said("mixed", f"compute and bandwidth alike ({figures})")
+    if top >= BUSY:
+        kind: PhaseBound = "compute" if use.mfu > use.mbu else "bandwidth"
+        return said(kind, f"{'compute' if kind == 'compute' else 'memory bandwidth'} ({figures})")
+    if top < IDLE and fixed_share is not None and fixed_share >= FIXED:
+        return said(
+            "host",
+            f"{fixed_share:.0%} of the time per token does not grow with context ({figures})",
+        )
+    if top < IDLE and fixed_share is not None and fixed_share < 1 - FIXED:
+        return said(
+            "inefficient-kernel",
+            f"{1 - fixed_share:.0%} of the time per token grows with context, "
+            f"yet neither resource is half used ({figures})",
+        )
+    return said("undetermined", f"neither resource is half used, and nothing tells why ({figures})")
+
+
+def fixed_shares(coefficients: Any, context: float) -> float | None:
+    """Of a linear fit of time per token: the intercept's share at one context."""
+    if coefficients is None or len(coefficients) != 2:
+        return None
+    total = coefficients[0] + coefficients[1] * context
+    return float(coefficients[0] / total) if total > 0 else None

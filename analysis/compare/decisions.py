@@ -1,0 +1,201 @@
+"""The decision table: per place and objective the candidate to take, or why there is none.
+
+It reads the differences and nothing else: who wins, by how much and how surely is theirs to say.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from analysis.compare.differences import Difference, by_pair
+from analysis.objectives import OBJECTIVES, Objective
+from analysis.point.point import Point
+from analysis.quality.standings import FAILING, HALF_FAILED, Standing, Standings
+from analysis.runs.identity import Candidate, Place
+
+Outcome = Literal["winner", "no clear winner", "indicative", "not comparable", "alone"]
+
+
+@dataclass(frozen=True)
+class Eligible:
+    """Whether a candidate may win at a place, and what must be said beside its name."""
+
+    may_win: bool
+    why_not: str | None = None
+    mark: str | None = None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A candidate with a value at a place. ``value``: mean over its starts, as in the numbers table."""
+
+    label: str
+    value: float
+    starts: int
+    eligible: Eligible
+
+
+@dataclass(frozen=True)
+class Decision:
+    """``front``: candidates that may win and are shown to be worse than none; of one start, the one ahead.
+
+    ``against``: the winner's or the leader's difference from every other candidate that may win. ``tested``:
+    some two of them were compared by more than one pair of starts.
+    """
+
+    place: Place
+    objective: str
+    outcome: Outcome
+    front: tuple[str, ...]
+    contenders: tuple[Contender, ...]  # best value first
+    tested: bool
+    against: tuple[Difference, ...] = ()
+
+    @property
+    def winner(self) -> str | None:
+        """The candidate that is shown to be better than every other that may win, else None."""
+        return self.front[0] if self.outcome == "winner" else None
+
+    @property
+    def leader(self) -> str | None:
+        """Who is ahead, shown or not; None where nobody is."""
+        return self.front[0] if self.outcome in ("winner", "indicative") else None
+
+    @property
+    def out(self) -> tuple[Contender, ...]:
+        """Those that have a value and may not win."""
+        return tuple(each for each in self.contenders if not each.eligible.may_win)
+
+
+def decisions(
+    points: Sequence[Point],
+    found: Sequence[Difference],
+    eligible: Mapping[tuple[Place, Candidate], Eligible],
+) -> list[Decision]:
+    """One per place × objective that at least one candidate has a value for."""
+    pairs = by_pair(found)
+    by_place: dict[Place, list[Point]] = {}
+    for point in points:
+        if point.usable:
+            by_place.setdefault(point.place, []).append(point)
+    made: list[Decision] = []
+    for place, here in by_place.items():
+        for objective in OBJECTIVES:
+            contenders = _contenders(place, objective, here, eligible)
+            if contenders:
+                made.append(_decide(place, objective, contenders, pairs))
+    return made
+
+
+def _contenders(
+    place: Place,
+    objective: Objective,
+    here: Sequence[Point],
+    eligible: Mapping[tuple[Place, Candidate], Eligible],
+) -> list[Contender]:
+    values: dict[Candidate, list[float]] = {}
+    names = {point.candidate: point.backend for point in here}
+    for point in here:
+        value = objective.value(point)
+        if value is not None:
+            values.setdefault(point.candidate, []).append(value)
+    found = [
+        Contender(
+            label=names[candidate],
+            value=float(np.mean(each)),
+            starts=len(each),
+            eligible=eligible.get((place, candidate), Eligible(True)),
+        )
+        for candidate, each in values.items()
+    ]
+    sign = -1 if objective.higher_is_better else 1
+    return sorted(found, key=lambda each: (sign * each.value, each.label))
+
+
+def _decide(
+    place: Place,
+    objective: Objective,
+    contenders: Sequence[Contender],
+    pairs: Mapping[tuple[Place, str, str, str], Difference],
+) -> Decision:
+    able = [each.label for each in contenders if each.eligible.may_win]
+
+    def against(label: str) -> list[Difference]:
+        return [pairs[place, objective.name, label, rival] for rival in able if rival != label]
+
+    tested = any(each.tested for label in able for each in against(label))
+
+    def decided(outcome: Outcome, front: Sequence[str]) -> Decision:
+        said = tuple(against(front[0])) if front else ()
+        return Decision(
+            place, objective.name, outcome, tuple(front), tuple(contenders), tested, said
+        )
+
+    if len(able) < 2:
+        return decided("alone", able)
+    beaten_by_none = sorted(a for a in able if all(d.verdict != "worse" for d in against(a)))
+    winner = next((a for a in able if all(d.verdict == "better" for d in against(a))), None)
+    if winner is not None:
+        return decided("winner", [winner])
+    if tested:
+        return decided("no clear winner", beaten_by_none)
+    ahead = next((a for a in able if all(_ahead(d) for d in against(a))), None)
+    if ahead is not None:
+        return decided("indicative", [ahead])
+    comparable = any(d.verdict == "indicative" for a in able for d in against(a))
+    return decided("no clear winner" if comparable else "not comparable", sorted(able))
+
+
+def _ahead(difference: Difference) -> bool:
+    """Of one pair of starts: on the better side of level, by more than would mean nothing."""
+    if difference.verdict != "indicative":
+        return False
+    gain = difference.gain
+    margin = next(o.margin for o in OBJECTIVES if o.name == difference.objective)
+    return gain is None or gain > 1 + margin
+
+
+def eligible(points: Sequence[Point], found: Standings) -> dict[tuple[Place, Candidate], Eligible]:
+    """Who may win where, by the standing of its answers at that length, its failed requests and its proof."""
+    groups: dict[tuple[Place, Candidate], list[Point]] = {}
+    for point in points:
+        if point.status not in ("superseded", "interrupted"):
+            groups.setdefault((point.place, point.candidate), []).append(point)
+    out: dict[tuple[Place, Candidate], Eligible] = {}
+    for (place, candidate), members in groups.items():
+        failed = [point.failures for point in members]
+        lost, asked = sum(n for n, _ in failed), sum(n for _, n in failed)
+        standings = found.get((candidate.model, place.context_tokens), {})
+        rivals = {standing.kind for other, standing in standings.items() if other != candidate}
+        out[place, candidate] = _may_win(
+            standings.get(candidate),
+            lost / asked if asked else 0.0,
+            any(point.proof != "proven" for point in members),
+            bool(rivals & {"proven", "reference"}),
+        )
+    return out
+
+
+def _may_win(
+    standing: Standing | None, failed_share: float, unproven: bool, others_proven: bool
+) -> Eligible:
+    """Disqualified, or half of its requests failed: it cannot win. Undecided where another's answers are
+    proven: it is shown, marked and not recommended. Else it may win, with what is in doubt beside its name.
+    """
+    if standing is not None and standing.kind == "disqualified":
+        return Eligible(False, standing.sentence, "disqualified")
+    if failed_share >= HALF_FAILED:
+        return Eligible(False, f"{failed_share:.0%} of its requests failed", "failing")
+    undecided = standing is not None and standing.kind == "undecided"
+    words = "unproven" if unproven else "answers undecided"
+    if standing is not None and undecided and others_proven:
+        return Eligible(False, standing.sentence, words)
+    marks = [
+        *(["unproven"] if unproven else []),
+        *([f"{failed_share:.0%} of its requests failed"] if failed_share > FAILING else []),
+    ]
+    if standing is not None and standing.doubted and not marks:
+        marks = ["answers in doubt"]
+    return Eligible(True, None, ", ".join(marks) or None)

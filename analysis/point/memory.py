@@ -1,0 +1,188 @@
+"""Memory said truthfully. vLLM takes its KV pool up front, so the device's peak says what was reserved.
+
+Beside that peak stand the weights, the activation peak, the pool in bytes and tokens, what a token and a
+sequence keep in it, and how many sequences of each length it holds.
+"""
+
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pandas as pd
+
+from analysis.model.cache import CacheShape, cache_shape
+from analysis.runs.gpus import used_gpus
+from greenbench.contract.config import LivePoint
+from greenbench.contract.errors import UserError
+from greenbench.contract.manifest import Manifest
+from greenbench.contract.run_dir import SERVERS_DIR, RunDir, read_json
+
+GIB = 2**30
+CONTEXTS = (2048, 8192, 32_768, 131_072)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryResult:
+    """Bytes and tokens; None where nothing said it, with the reason."""
+
+    peak_bytes: int | None
+    peak_source: Literal["device", "process RSS"] | None
+    weights_bytes: int | None
+    activation_peak_bytes: int | None  # vLLM's own profiling run, GPU only
+    graph_bytes: int | None  # CUDA graphs, GPU only
+    kv_pool_bytes: int | None
+    kv_pool_tokens: int | None
+    kv_bytes_per_token: int | None  # by the model's shape, all attention layers
+    kv_bytes_per_token_paid: (
+        float | None
+    )  # pool bytes over pool tokens: what vLLM's pages really cost
+    state_bytes_per_sequence: int | None
+    kv_usage_peak: float | None  # 0..1 of the pool, highest scrape in the window
+    kv_tokens_peak: int | None
+    sequences_that_fit: dict[int, int] = field(default_factory=dict[int, int])
+    reasons: list[str] = field(default_factory=list[str])
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class MemoryRun(Protocol):
+    """As much of analysis.runs.run.Run as this reads."""
+
+    @property
+    def dir(self) -> RunDir: ...
+    @property
+    def manifest(self) -> Manifest: ...
+    @property
+    def live(self) -> LivePoint: ...
+    @property
+    def gpu(self) -> pd.DataFrame: ...
+    @property
+    def host(self) -> pd.DataFrame: ...
+    @property
+    def server(self) -> pd.DataFrame: ...
+    @property
+    def sources(self) -> dict[str, Any]: ...
+
+
+def point_memory(run: MemoryRun, start_mono_ns: int, end_mono_ns: int) -> MemoryResult:
+    """Memory of one point; peaks are those between the two monotonic moments."""
+    server = run.manifest.server
+    reasons: list[str] = []
+    shape = _shape(run, reasons)
+    log = _server_log(run)
+    pool_bytes, pool_tokens = server.kv_cache_bytes, server.kv_cache_tokens
+    usage = _peak(
+        _within(run.server, start_mono_ns, end_mono_ns, "vllm:kv_cache_usage_perc"), "value"
+    )
+    if usage is None:
+        reasons.append("KV usage was not scraped in the window")
+    peak_bytes, peak_source = _device_or_process(run, start_mono_ns, end_mono_ns)
+    if peak_bytes is None:
+        reasons.append("neither the device's memory nor the process tree was read in the window")
+    longest = server.max_model_len or max(CONTEXTS)
+    asked = {*CONTEXTS, run.live.point.context_tokens, longest}
+    contexts = sorted(context for context in asked if context <= longest)
+    return MemoryResult(
+        peak_bytes=peak_bytes,
+        peak_source=peak_source,
+        weights_bytes=server.weights_bytes,
+        activation_peak_bytes=_gib(r"([\d.]+) GiB for peak activation", log),
+        graph_bytes=graph_bytes(log),
+        kv_pool_bytes=pool_bytes,
+        kv_pool_tokens=pool_tokens,
+        kv_bytes_per_token=shape.kv_bytes_per_token if shape else None,
+        kv_bytes_per_token_paid=pool_bytes / pool_tokens if pool_bytes and pool_tokens else None,
+        state_bytes_per_sequence=shape.state_bytes_per_sequence if shape else None,
+        kv_usage_peak=usage,
+        kv_tokens_peak=round(usage * pool_tokens) if usage is not None and pool_tokens else None,
+        sequences_that_fit=sequences_that_fit(shape, pool_bytes, pool_tokens, contexts),
+        reasons=reasons,
+    )
+
+
+def sequences_that_fit(
+    shape: CacheShape | None, pool_bytes: int | None, pool_tokens: int | None, contexts: list[int]
+) -> dict[int, int]:
+    """context length → sequences of that length that the pool holds at once.
+
+    By pool tokens where every layer keeps every token; by bytes where windows or states make a sequence
+    cost less than its length. vLLM pads the pages of mixed models, so the byte figure is an upper bound.
+    """
+    plain = shape is None or (not shape.window_bytes and not shape.state_bytes_per_sequence)
+    if plain:
+        return {c: pool_tokens // c for c in contexts} if pool_tokens else {}
+    fits: dict[int, int] = {}
+    for context in contexts:
+        sequence = shape.sequence_bytes(context) if shape else None
+        if sequence and pool_bytes:
+            fits[context] = pool_bytes // sequence
+    return fits
+
+
+def _shape(run: MemoryRun, reasons: list[str]) -> CacheShape | None:
+    """The model's cache shape from its config.json, or from the sweep's own build recipe."""
+    built = run.live.point.model.build
+    path = Path(run.manifest.server.model_path) / "config.json"
+    if path.is_file():
+        try:
+            config = read_json(path)
+        except UserError as error:
+            reasons.append(f"bytes a token are not known: {error}")
+            return None
+    elif built is not None:
+        config = built.config
+    else:
+        reasons.append(f"no {path.name} of the model here: bytes a token are not known")
+        return None
+    config = config.get("text_config", config)
+    shape = cache_shape(config, run.manifest.server.kv_cache_dtype, run.manifest.server.dtype)
+    reasons.extend(shape.notes)
+    return shape
+
+
+def _server_log(run: MemoryRun) -> str:
+    path = run.dir.path.parent / SERVERS_DIR / run.manifest.server.server_id / "server.log"
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def graph_bytes(log: str) -> int | None:
+    """Of CUDA graphs: vLLM sums them up only where it sized the KV pool itself, and says each capture's."""
+    summed = _gib(r"([\d.]+)\s+GiB for CUDAGraph memory", log)
+    return (
+        _gib(r"Graph capturing finished in .* took ([\d.]+) GiB", log) if summed is None else summed
+    )
+
+
+def _gib(pattern: str, log: str) -> int | None:
+    found = re.search(pattern, log)
+    return round(float(found[1]) * GIB) if found else None
+
+
+def _within(
+    frame: pd.DataFrame, start_ns: int, end_ns: int, metric: str | None = None
+) -> pd.DataFrame:
+    if frame.empty:
+        return frame
+    inside = frame[frame["mono_ns"].between(start_ns, end_ns)]
+    return inside if metric is None else inside[inside["metric"] == metric]
+
+
+def _peak(frame: pd.DataFrame, column: str) -> float | None:
+    values = pd.to_numeric(frame[column]).dropna() if column in frame else pd.Series(dtype=float)
+    return float(values.max()) if len(values) else None
+
+
+def _device_or_process(
+    run: MemoryRun, start_ns: int, end_ns: int
+) -> tuple[int | None, Literal["device", "process RSS"] | None]:
+    gpu = _within(run.gpu, start_ns, end_ns)
+    if not gpu.empty:
+        used = gpu[gpu["gpu_uuid"].isin(used_gpus(gpu, run.sources))]
+        # the cards' peaks need not fall together; a server's cards fill alike, so their sum is taken
+        peaks = [_peak(rows, "mem_used_bytes") for _, rows in used.groupby("gpu_uuid")]
+        if peaks and all(peak is not None for peak in peaks):
+            return round(sum(peak or 0 for peak in peaks)), "device"
+    rss = _peak(_within(run.host, start_ns, end_ns), "server_rss_bytes")
+    return (None, None) if rss is None else (round(rss), "process RSS")

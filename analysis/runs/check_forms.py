@@ -1,0 +1,258 @@
+"""``check --schema``: does every file of a run directory have the form that docs/contract.md gives it?
+
+Whether what the files say can be believed is another question (``analysis.runs.validity``). A sentence a
+fault, with file, line and key; nothing is written.
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from greenbench import SCHEMA_VERSION
+from greenbench.contract.config import LivePoint, SweepConfig
+from greenbench.contract.errors import UserError, nearest
+from greenbench.contract.forms import (
+    ROWS,
+    PromptHead,
+    PromptLine,
+    ServerFile,
+    Sources,
+    form_faults,
+    line_faults,
+)
+from greenbench.contract.manifest import Manifest
+from greenbench.contract.run_dir import (
+    CONFIG,
+    EVENTS,
+    MANIFEST,
+    PROMPTS_DIR,
+    SERVERS_DIR,
+    RunDir,
+    config_hash,
+    list_runs,
+)
+from greenbench.contract.segments import segments
+
+MOST = 20  # faults shown of one file; a wrong column is wrong in every row
+IN_RUN = (
+    MANIFEST, CONFIG, EVENTS, "requests", "outputs", "telemetry", "client_audit", "logs", "derived",
+)  # fmt: skip
+MARKS = ("measure_start", "measure_end")
+
+
+@dataclass
+class Reading:
+    """What was read, and what is wrong with it."""
+
+    files: int = 0
+    faults: list[str] = field(default_factory=list[str])
+
+    def say(self, place: Path, line: int | None, clause: str) -> None:
+        self.faults.append(f"{place}:{line}: {clause}" if line else f"{place}: {clause}")
+
+
+def read_forms(root: Path) -> Reading:
+    """Every file of the run directories at or below ``root``, and of the sweeps they lie in."""
+    if not root.exists():
+        raise UserError(f"{root}: no such directory; give a run, a sweep or a folder of sweeps")
+    runs = list_runs(root)
+    if not runs:
+        raise UserError(
+            f"{root}: no run directories ({MANIFEST}) at or below it; docs/contract.md says what one holds"
+        )
+    reading = Reading()
+    for folder in dict.fromkeys(run.path.parent for run in runs):
+        _sweep(folder, reading)
+    for run in runs:
+        _run(run, reading)
+    return reading
+
+
+def _sweep(folder: Path, reading: Reading) -> None:
+    if (folder / "sweep.yaml").is_file():
+        _yaml(SweepConfig, folder / "sweep.yaml", reading)
+    for path in sorted((folder / SERVERS_DIR).glob("*/server.json")):
+        _json(ServerFile, path, reading)
+        for idle in ("idle_before", "idle_after"):
+            if (path.parent / idle).is_dir():
+                _rows(path.parent / idle, reading)
+                _sources(path.parent / idle, reading)
+    for path in sorted((folder / PROMPTS_DIR).glob("*.jsonl")):
+        _prompts(path, reading)
+
+
+def _run(run: RunDir, reading: Reading) -> None:
+    names = sorted(path.name for path in run.path.iterdir() if not path.name.startswith("."))
+    for name in names:
+        if name not in IN_RUN:
+            reading.say(
+                run.path / name, None, f"no name of a run directory; {nearest(name, IN_RUN)}"
+            )
+    manifest = _json(Manifest, run.manifest_path, reading)
+    config = _yaml(LivePoint, run.config_path, reading)
+    found = _rows(run.path, reading)
+    _sources(run.path, reading)
+    for pattern in (EVENTS, "requests/*.jsonl"):
+        if not found.get(pattern):
+            reading.say(run.path / pattern, None, "is missing, and a run needs it")
+    if manifest is not None:
+        _manifest_agrees(run, manifest, config, reading)
+    if run.events_path.is_file():
+        _marks(run.events_path, reading)
+
+
+def _manifest_agrees(
+    run: RunDir, manifest: dict[str, Any], config: dict[str, Any] | None, reading: Reading
+) -> None:
+    path, text = run.manifest_path, run.manifest_path.read_bytes()
+
+    def say(key: tuple[str, ...], clause: str) -> None:
+        reading.say(path, _line(text, key), f"{'.'.join(key)}: {clause}")
+
+    version = str(manifest["schema_version"]) if "schema_version" in manifest else "none"
+    if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        say(("schema_version",), f"{version}, and this program reads {SCHEMA_VERSION}")
+    if manifest.get("status") in ("complete", "invalid"):
+        if "measure" not in manifest.get("phases", {}):
+            say(("phases",), "lacks 'measure'")
+        for file in sorted(run.requests_dir.glob("*.jsonl")):
+            name = str(file.relative_to(run.path))
+            if name not in manifest.get("files", {}):
+                say(("files",), f"lacks {name}")
+    if config is None:
+        return
+    if config.get("run_id") != manifest.get("run_id"):
+        say(("run_id",), f"{manifest.get('run_id')}, and {CONFIG} has {config.get('run_id')}")
+    wanted = hash_of_point(config["point"])
+    imported = "imported_from" in manifest.get("server", {}).get("proof_detail", {})
+    if wanted != manifest.get("config_hash") and not imported:
+        say(("config_hash",), f"is not that of {CONFIG}'s point, {wanted}")
+
+
+def hash_of_point(point: dict[str, Any]) -> str:
+    """``config_hash`` of a point as it stands in config.yaml."""
+    server = {k: v for k, v in point["server"].items() if k not in ("port", "boot_timeout_s")}
+    return config_hash({**point, "server": server})
+
+
+def _marks(path: Path, reading: Reading) -> None:
+    text = path.read_bytes()
+    for mark in MARKS:
+        if f'"{mark}"'.encode() not in text:
+            reading.say(path, None, f"has no event '{mark}'")
+
+
+def _rows(folder: Path, reading: Reading) -> dict[str, int]:
+    """Reads every row file; how many files there are of each pattern of ROWS."""
+    found: dict[str, int] = {}
+    for pattern, row in ROWS.items():
+        paths = (
+            segments(folder / pattern)
+            if pattern.startswith("telemetry/")
+            else sorted(folder.glob(pattern))
+        )
+        found[pattern] = len(paths)
+        for path in paths:
+            _lines(row, path, reading)
+    return found
+
+
+def _lines(row: type, path: Path, reading: Reading) -> None:
+    reading.files += 1
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as lines:
+            faults = list(islice(line_faults(row, lines), MOST + 1))
+    except OSError as error:
+        reading.say(path, None, f"cannot be read ({error})")
+        return
+    for number, clause in faults[:MOST]:
+        reading.say(path, number, clause)
+    if len(faults) > MOST:
+        reading.say(path, None, f"and more; {MOST} faults of a file are shown")
+
+
+def _prompts(path: Path, reading: Reading) -> None:
+    reading.files += 1
+    head, _, rest = path.read_bytes().partition(b"\n")
+    clauses = form_faults(PromptHead, head)
+    for fault in clauses:
+        reading.say(path, 1, fault.clause)
+    if not clauses and json.loads(head)["sha256"] != hashlib.sha256(rest).hexdigest():
+        reading.say(path, 1, "sha256: is not that of the lines after it")
+    lines = rest.splitlines(keepends=True)
+    for number, clause in islice(line_faults(PromptLine, lines), MOST):
+        reading.say(path, number + 1, clause)
+
+
+def _sources(folder: Path, reading: Reading) -> None:
+    path = folder / "telemetry" / "sources.json"
+    if path.is_file():
+        _json(Sources, path, reading)
+
+
+def _json(form: type, path: Path, reading: Reading) -> dict[str, Any] | None:
+    return _document(form, path, reading, json.loads)
+
+
+def _yaml(form: type, path: Path, reading: Reading) -> dict[str, Any] | None:
+    return _document(form, path, reading, yaml.safe_load)
+
+
+def _document(
+    form: type, path: Path, reading: Reading, load: Callable[[bytes], Any]
+) -> dict[str, Any] | None:
+    """The parsed file when it has its form; else None, and what is wrong is said."""
+    reading.files += 1
+    try:
+        text = path.read_bytes()
+        parsed = load(text)
+        faults = form_faults(form, json.dumps(parsed, allow_nan=False).encode())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        reading.say(path, mark.line + 1 if mark else None, f"not YAML ({error.problem})")
+        return None
+    except json.JSONDecodeError as error:
+        reading.say(path, error.lineno, f"not JSON ({error.msg})")
+        return None
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        reading.say(path, None, f"cannot be read ({error})")
+        return None
+    for fault in faults[:MOST]:
+        reading.say(path, _line(text, fault.where), fault.clause)
+    return None if faults else parsed
+
+
+def _line(text: bytes, where: tuple[str | int, ...]) -> int | None:
+    """Line of a key in a JSON or YAML text; of the nearest part above it where it is missing."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return None
+    line = None if node is None else node.start_mark.line + 1
+    for part in where:
+        found: tuple[int, yaml.Node] | None = None
+        for key, mark, value in _children(node):
+            if key == part:
+                found = mark, value
+        if found is None:
+            break
+        line, node = found
+    return line
+
+
+def _children(node: yaml.Node | None) -> Iterator[tuple[str | int, int, yaml.Node]]:
+    """(key, line, value) of what a node holds."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield key.value, key.start_mark.line + 1, value
+    if isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield index, value.start_mark.line + 1, value

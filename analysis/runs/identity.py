@@ -1,0 +1,263 @@
+"""What was measured, as values: two points are the same measurement when these are equal, never by a label.
+
+``Workload`` is what was asked of a server, ``Candidate`` what answered, ``Device`` where, ``Replicate`` which
+of several equal starts. A cell of the tables is (candidate, workload, kind of device); its points are
+replicates. Labels are derived from the values (``analysis.runs.labels``) and are for people only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from analysis.runs.run import Run
+from greenbench.contract.config import LoadConfig, PhaseConfig, ServerConfig, SloConfig
+
+Scalar = int | float | str | bool | None
+Fields = tuple[tuple[str, Any], ...]  # name and value, sorted by name
+
+# Where a server is found and how long one waits for it say nothing of what it does.
+NOT_SETTINGS = frozenset({"base_url", "served_model", "port", "boot_timeout_s"})
+# Told by the manifest as they were in the running server.
+AS_SERVED = frozenset({"dtype", "kv_cache_dtype", "execution", "tensor_parallel"})
+SEVERAL_MODELS = "several models"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What was asked. ``phases`` is None for an imported run, whose length is no setting of anybody's.
+
+    ``prompts``: sha256 of the prompts' file; over several models, whose tokens differ, its rank among the
+    prompts that one model was given (see ``places``).
+    """
+
+    task: str
+    params: Fields
+    output_tokens: int | None  # None: the task's own
+    requests: int | None
+    context_tokens: int
+    load: LoadConfig
+    phases: PhaseConfig | None
+    slo: SloConfig
+    prompts: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is compared: a model on a backend in a server of these settings and this vLLM."""
+
+    model: str
+    model_path: str
+    weights: str
+    backend: str
+    options: Fields
+    dtype: str
+    kv_cache_dtype: str
+    execution: str
+    tensor_parallel: int
+    settings: Fields  # every other field of ServerConfig, and the model's own flags
+    vllm_version: str | None
+
+    @property
+    def backend_label(self) -> str:
+        """``sink_window(sink=4,window=1024)``, or the plain name."""
+        given = ",".join(f"{name}={value}" for name, value in self.options)
+        return f"{self.backend}({given})" if given else self.backend
+
+
+@dataclass(frozen=True)
+class DeviceKind:
+    """What must agree between points that are pooled or compared: the processors' models and the driver."""
+
+    cpu: str
+    cores: int
+    gpus: tuple[str, ...]
+    driver: str | None
+
+    @property
+    def words(self) -> str:
+        """``2 × NVIDIA H200 (driver 580.1)``, or the CPU."""
+        if not self.gpus:
+            return f"{self.cpu} ({self.cores} cores)"
+        names = [f"{self.gpus.count(n)} × {n}" for n in dict.fromkeys(self.gpus)]
+        return f"{', '.join(names)} (driver {self.driver or 'unknown'})"
+
+
+@dataclass(frozen=True)
+class Device:
+    """The very device: host and, on a GPU, the cards' UUIDs. Values of two devices are never paired."""
+
+    kind: DeviceKind
+    host: str
+    uuids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """Which of several equal starts: the sweep's folder, its repeat and, of one candidate listed twice, the
+    arm.
+    """
+
+    folder: str
+    repeat: int
+    arm: int
+
+
+@dataclass(frozen=True, order=True)
+class Block:
+    """Starts that ran close together on one device, in shuffled order: their values may be paired."""
+
+    folder: str
+    repeat: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where candidates meet: all that must agree for two of them to be compared.
+
+    ``model`` is SEVERAL_MODELS where the model is part of what is compared; ``execution`` None where
+    executions are compared too (or all are equal).
+    """
+
+    model: str
+    workload: Workload
+    device: DeviceKind
+    execution: str | None
+
+    @property
+    def context_tokens(self) -> int:
+        return self.workload.context_tokens
+
+    @property
+    def family(self) -> "Place":
+        """The same place at any context: its points form a curve."""
+        return replace(self, workload=replace(self.workload, context_tokens=0, prompts=""))
+
+
+@dataclass(frozen=True)
+class Identity:
+    """All of it, of one run."""
+
+    workload: Workload
+    candidate: Candidate
+    device: Device
+    replicate: Replicate
+
+    @property
+    def block(self) -> Block:
+        device = ",".join([self.device.host, *self.device.uuids])
+        return Block(self.replicate.folder, self.replicate.repeat, device)
+
+    @property
+    def place(self) -> Place:
+        """The narrowest place: one model, one execution."""
+        return Place(
+            self.candidate.model, self.workload, self.device.kind, self.candidate.execution
+        )
+
+
+def identity(run: Run) -> Identity:
+    return Identity(_workload(run), _candidate(run), _device(run), _replicate(run))
+
+
+def _workload(run: Run) -> Workload:
+    point = run.point
+    imported = "imported_from" in run.manifest.server.proof_detail
+    return Workload(
+        task=point.task.name,
+        params=_fields(point.task.params),
+        output_tokens=point.task.output_tokens,
+        requests=point.task.requests,
+        context_tokens=point.context_tokens,
+        load=point.load,
+        phases=None if imported else point.phases,
+        slo=point.slo,
+        prompts=run.live.prompts_sha256,
+    )
+
+
+def _candidate(run: Run) -> Candidate:
+    point, server = run.point, run.manifest.server
+    asked: ServerConfig = point.server
+    settings = {
+        name: value
+        for name, value in asked.model_dump().items()
+        if name not in NOT_SETTINGS | AS_SERVED
+    } | {"model_args": point.model.server_args}
+    own = point.backend.name.endswith((".yaml", ".yml"))
+    return Candidate(
+        model=point.model.name,
+        model_path=server.model_path,
+        weights=server.weights,
+        backend=Path(point.backend.name).stem if own else point.backend.name,
+        options=_fields(point.backend.options),
+        dtype=server.dtype,
+        kv_cache_dtype=server.kv_cache_dtype,
+        execution=server.execution,
+        tensor_parallel=server.tensor_parallel,
+        settings=_fields(settings),
+        vllm_version=server.vllm_version or run.manifest.code.packages.get("vllm"),
+    )
+
+
+def _device(run: Run) -> Device:
+    host = run.manifest.host
+    used = _used_uuids(run)
+    cards = [card for card in host.gpus if not used or card.uuid in used]
+    kind = DeviceKind(host.cpu.strip(), host.cores, tuple(card.name for card in cards), host.driver)
+    return Device(kind, run.manifest.clock.host, tuple(sorted(card.uuid for card in cards)))
+
+
+def _used_uuids(run: Run) -> set[str]:
+    """Cards that the recorder saw the server's processes on, else those visible to it; empty: not known."""
+    facts = run.sources.get("facts")
+    cards = facts.get("gpus", []) if isinstance(facts, dict) else []
+    known = [card for card in cards if isinstance(card, dict) and "uuid" in card]
+    own = {card["uuid"] for card in known if card.get("own_pids")}
+    return own or {card["uuid"] for card in known if card.get("visible", True)}
+
+
+def _replicate(run: Run) -> Replicate:
+    return Replicate(str(run.path.parent), run.point.repeat, run.point.arm)
+
+
+def _fields(values: Mapping[str, Any]) -> Fields:
+    return tuple(sorted((name, _hashable(value)) for name, value in values.items()))
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(_hashable(each) for each in value) if isinstance(value, list) else value
+
+
+def places(found: Mapping[str, Identity], across_executions: bool = False) -> dict[str, Place]:
+    """The place of each run (by run id) beside all others.
+
+    Several models make the model part of what is compared: state-space against attention is a choice of
+    model. Then the prompts' hash gives way to its rank among those that one model was given for the same
+    task, since two models' tokens have no hash in common. ``across_executions``: eager and CUDA graphs meet.
+    """
+    several = len({each.candidate.model for each in found.values()}) > 1
+    one_execution = len({each.candidate.execution for each in found.values()}) < 2
+    given: dict[tuple[str, Workload], list[str]] = {}
+    for each in found.values():
+        asked = given.setdefault((each.candidate.model, _without_prompts(each.workload)), [])
+        if each.workload.prompts not in asked:
+            asked.append(each.workload.prompts)
+    out: dict[str, Place] = {}
+    for run_id, each in found.items():
+        place = each.place
+        if several:
+            bare = _without_prompts(each.workload)
+            rank = given[each.candidate.model, bare].index(each.workload.prompts)
+            place = replace(
+                place, model=SEVERAL_MODELS, workload=replace(bare, prompts=f"set {rank}")
+            )
+        if across_executions or one_execution:
+            place = replace(place, execution=None)
+        out[run_id] = place
+    return out
+
+
+def _without_prompts(workload: Workload) -> Workload:
+    return replace(workload, prompts="")

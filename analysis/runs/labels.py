@@ -1,0 +1,188 @@
+"""Labels of identities for people: the shortest words that still tell apart what is apart.
+
+A label is some base words (backend, task, load) and the words of every further field in which values with the
+same base words differ; of candidates, every setting in which any two of one model do.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.runs.identity import Candidate, Place, Workload
+from greenbench.contract.config import LoadConfig, PhaseConfig, SloConfig
+
+Facts = Mapping[str, str]  # name -> words
+MARK = " · "
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Words for each candidate, and of each place for its task and for its load.
+
+    A place's load words hold execution and device too where the study has more than one of them.
+    ``differs``: settings other than backend and model in which candidates differ, with their words.
+    """
+
+    candidates: dict[Candidate, str]
+    tasks: dict[Place, str]
+    loads: dict[Place, str]
+    differs: dict[str, tuple[str, ...]]
+
+
+def labels(
+    candidates: Iterable[Candidate], places: Iterable[Place], across: bool = False
+) -> Labels:
+    """Of all points of a study at once: whether a field must be said hangs on the others.
+
+    ``across``: executions are compared, so they are part of a candidate's name.
+    """
+    who = list(dict.fromkeys(candidates))
+    where = list(dict.fromkeys(places))
+    facts = {c: _candidate_facts(c, across) for c in who}
+    differs = _differing(who, facts)
+    several = len({c.model for c in who}) > 1
+    tasks = _told_apart(where, lambda p: (p.workload.task,), lambda p: _task_facts(p.workload))
+    loads = _told_apart(
+        where, lambda p: (_load_base(p.workload.load), tasks[p]), lambda p: _load_facts(p.workload)
+    )
+    # prompts of two contexts always differ: their hash counts within one context
+    loads = _told_apart(
+        where,
+        lambda p: (loads[p], tasks[p], p.context_tokens, p.execution, p.device, p.model),
+        lambda p: {"prompts": f"prompts {p.workload.prompts[:8]}"},
+    )
+    executions, devices = {p.execution for p in where}, {p.device for p in where}
+    return Labels(
+        candidates={
+            c: MARK.join([_base(c, who, several), *(facts[c][name] for name in differs)])
+            for c in who
+        },
+        tasks=tasks,
+        loads={
+            p: MARK.join(
+                [
+                    words,
+                    *([p.execution] if p.execution and len(executions) > 1 else []),
+                    *([p.device.words] if len(devices) > 1 else []),
+                ]
+            )
+            for p, words in loads.items()
+        },
+        differs={n: tuple(dict.fromkeys(facts[c][n] for c in who)) for n in differs},
+    )
+
+
+def _base(candidate: Candidate, among: Sequence[Candidate], several_models: bool) -> str:
+    """The backend; over several models the model, and the backend where that model ran on more than one."""
+    if not several_models:
+        return candidate.backend_label
+    backends = {c.backend_label for c in among if c.model == candidate.model}
+    if len(backends) == 1:
+        return candidate.model
+    return f"{candidate.model}{MARK}{candidate.backend_label}"
+
+
+def _candidate_facts(candidate: Candidate, across_executions: bool) -> Facts:
+    facts = {
+        "weights": f"{candidate.weights} weights",
+        "model_path": f"model from {candidate.model_path}",
+        "dtype": candidate.dtype,
+        "kv_cache_dtype": f"KV {candidate.kv_cache_dtype}",
+        "tensor_parallel": f"TP {candidate.tensor_parallel}",
+        "vllm_version": f"vLLM {candidate.vllm_version or 'unknown'}",
+    }
+    if across_executions:
+        facts["execution"] = candidate.execution
+    return facts | {name: f"{name} {_said(value)}" for name, value in candidate.settings}
+
+
+def _said(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "none"
+    return "unset" if value is None else str(value)
+
+
+def _differing(candidates: Sequence[Candidate], facts: Mapping[Candidate, Facts]) -> list[str]:
+    """Names in which candidates of one model differ, other than by their backend."""
+    names: list[str] = []
+    for model in dict.fromkeys(c.model for c in candidates):
+        own = [facts[c] for c in candidates if c.model == model]
+        names += [n for n in own[0] if len({f[n] for f in own}) > 1 and n not in names]
+    return names
+
+
+def _told_apart(
+    places: Sequence[Place],
+    base: Callable[[Place], tuple[Any, ...]],
+    facts: Callable[[Place], Facts],
+) -> dict[Place, str]:
+    """The first of the base and, among places whose base is equal, every fact in which they differ."""
+    groups: dict[tuple[Any, ...], list[Place]] = {}
+    for place in places:
+        groups.setdefault(base(place), []).append(place)
+    out: dict[Place, str] = {}
+    for (words, *_), members in groups.items():
+        known = {member: facts(member) for member in members}
+        names = list(dict.fromkeys(name for each in known.values() for name in each))
+        apart = [n for n in names if len({each.get(n) for each in known.values()}) > 1]
+        for member in members:
+            said = [known[member][name] for name in apart if known[member].get(name)]
+            out[member] = MARK.join([words, *said])
+    return out
+
+
+def _task_facts(workload: Workload) -> Facts:
+    facts = {name: f"{name} {value}" for name, value in workload.params}
+    tokens = workload.output_tokens
+    facts["output_tokens"] = f"{tokens} tokens out" if tokens else "the task's own length"
+    facts["requests"] = f"{workload.requests} requests" if workload.requests else "by time"
+    return facts
+
+
+def _load_base(load: LoadConfig) -> str:
+    """``4 users``, ``4 users × 3 turns``, ``2.5 requests/s``, ``trace conversations``."""
+    if load.kind == "closed":
+        words = f"{load.users} user{'' if load.users == 1 else 's'}"
+        return f"{words} × {load.turns} turns" if load.turns > 1 else words
+    if load.trace is not None:
+        return f"trace {load.trace.rsplit('/', 1)[-1].split('.')[0]}"
+    return f"{load.rate_per_s:g} requests/s"
+
+
+def _load_facts(workload: Workload) -> Facts:
+    """Every field that can differ behind the same base words; the prompts' own length is no load."""
+    load = workload.load
+    facts = {
+        "arrivals": _arrival_words(load),
+        "ramp": f"up to {load.ramp_to_per_s:g}/s in {load.ramp_s:g} s" if load.ramp_s else "steady",
+        "pause": f"{load.turn_pause_s:g} s between turns",
+        "trace": f"{load.trace}" if load.trace else "",
+        "speed": f"{load.trace_speed:g} times as fast",
+        "format": load.trace_format,
+        "clip": "prompts cut to the context" if load.trace_clip else "prompts whole",
+    }
+    return {**facts, **_phase_facts(workload.phases), **_slo_facts(workload.slo)}
+
+
+def _arrival_words(load: LoadConfig) -> str:
+    return f"gamma {load.burstiness:g}" if load.arrivals == "gamma" else load.arrivals
+
+
+def _phase_facts(phases: PhaseConfig | None) -> Facts:
+    if phases is None:
+        return {"phases": "imported"}
+    return {
+        "warmup": f"{phases.warmup_s:g} s of warm-up",
+        "measure": f"measured for {phases.measure_s:g} s",
+        "drain": f"drained for {phases.drain_s:g} s",
+        "count": f"{phases.requests} requests" if phases.requests else "by time",
+        "timeout": f"requests cut at {phases.request_timeout_s:g} s",
+    }
+
+
+def _slo_facts(slo: SloConfig) -> Facts:
+    bounds = {name: limit for name, limit in slo.model_dump().items() if limit is not None}
+    said = ", ".join(
+        f"{name.removesuffix('_s').upper()} {limit:g} s" for name, limit in bounds.items()
+    )
+    return {"slo": f"SLO {said}" if said else "no SLO"}

@@ -1,0 +1,340 @@
+"""Run directories as frames: one ``Run`` a point, each table read when first asked for.
+
+Reads only; the sole thing written is the Parquet cache in ``derived/``. Nothing is computed here but the
+times of engine steps, which take the requests beside the log.
+
+A file that cannot be read costs its point, not the report: its table is empty, and ``Run.unreadable`` names
+file and line. A run directory without a readable manifest or config is no ``Run`` but an ``Unreadable``.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analysis.runs.engine_steps import read_steps
+from analysis.runs.gpu_rows import read_gpu_rows
+from analysis.runs.parquet import (
+    SOURCES,
+    arrow_schema,
+    first_fault,
+    parquet_path,
+    required_columns,
+    table_sources,
+)
+from greenbench.contract.config import LivePoint, PointConfig, load_live_point
+from greenbench.contract.errors import UserError
+from greenbench.contract.forms import Sources, form_faults, line_faults
+from greenbench.contract.manifest import Manifest
+from greenbench.contract.run_dir import SERVERS_DIR, RunDir, list_runs, read_jsonl
+from greenbench.contract.schema import Event
+
+CHUNK_COLUMNS = ("chunk_ns", "chunk_tokens")
+BATCH_ROWS = 32_768
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Read(Generic[Value]):
+    """What a file holds; where it cannot be read, nothing of it, and a sentence that names file and line."""
+
+    value: Value
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A run directory whose manifest or config cannot be read."""
+
+    path: Path
+    why: str
+
+
+@dataclass(frozen=True)
+class ChunkBatch:
+    """Some requests with their chunks laid flat: chunks of row i are ``offsets[i]:offsets[i + 1]``.
+
+    ``ns`` are offsets from sending; ``tokens`` are cumulative, or -1 where the server gave no count.
+    """
+
+    rows: pd.DataFrame
+    offsets: np.ndarray
+    ns: np.ndarray
+    tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory. Frames have the columns of the schema, empty when not recorded."""
+
+    dir: RunDir
+    manifest: Manifest
+    live: LivePoint
+
+    @property
+    def path(self) -> Path:
+        return self.dir.path
+
+    @property
+    def point(self) -> PointConfig:
+        return self.live.point
+
+    @property
+    def label(self) -> str:
+        """The backend as the report names it, with its options."""
+        return self.point.backend.label
+
+    @property
+    def unreadable(self) -> list[str]:
+        """A sentence for each file that cannot be read, by its path in the run directory."""
+        tables = (self._requests, self._outputs, self._gpu, self._host, self._server)
+        faults = [read.fault for read in (self._events, self._sources, *tables)]
+        return [fault for fault in faults if fault is not None]
+
+    @property
+    def events(self) -> list[Event]:
+        return self._events.value
+
+    @property
+    def sources(self) -> dict[str, Any]:
+        """telemetry/sources.json: which source was available, and why not."""
+        return self._sources.value
+
+    @property
+    def requests(self) -> pd.DataFrame:
+        """Every request row without its chunks, in order of sending."""
+        return self._requests.value
+
+    @cached_property
+    def file_order(self) -> np.ndarray:
+        """Row i of ``requests`` is the ``file_order[i]``-th row of the chunk batches."""
+        sent = _to_pandas(
+            pq.read_table(parquet_path(self.path, "requests"), columns=["sent_unix_ns"])
+        )
+        return sent.sort_values("sent_unix_ns", kind="stable").index.to_numpy()
+
+    @property
+    def outputs(self) -> pd.DataFrame:
+        return self._outputs.value
+
+    @property
+    def gpu(self) -> pd.DataFrame:
+        return self._gpu.value
+
+    @property
+    def host(self) -> pd.DataFrame:
+        return self._host.value
+
+    @property
+    def server(self) -> pd.DataFrame:
+        """Samples of /metrics; labels are columns ``labels.<name>``."""
+        return self._server.value
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """Engine steps of the server's log, columns of ``analysis.runs.engine_steps.COLUMNS``."""
+        log = self.dir.logs_dir / "server.log"
+        return read_steps(log, self.manifest.server.async_scheduling, self.requests)
+
+    def idle(self, name: str) -> Read[pd.DataFrame]:
+        """GPU rows of the loaded server without requests: ``idle_before`` or ``idle_after``."""
+        folder = self.path.parent / SERVERS_DIR / self.manifest.server.server_id / name
+        return self._read(lambda: read_gpu_rows(folder), pd.DataFrame())
+
+    @cached_property
+    def _events(self) -> Read[list[Event]]:
+        return self._read(lambda: read_events(self.dir.events_path), [])
+
+    @cached_property
+    def _sources(self) -> Read[dict[str, Any]]:
+        return self._read(lambda: read_sources(self.dir.telemetry_dir / "sources.json"), {})
+
+    @cached_property
+    def _requests(self) -> Read[pd.DataFrame]:
+        return self._table("requests", "sent_unix_ns", CHUNK_COLUMNS)
+
+    @cached_property
+    def _outputs(self) -> Read[pd.DataFrame]:
+        return self._table("outputs", None)
+
+    @cached_property
+    def _gpu(self) -> Read[pd.DataFrame]:
+        return self._table("gpu", "mono_ns")
+
+    @cached_property
+    def _host(self) -> Read[pd.DataFrame]:
+        return self._table("host", "mono_ns")
+
+    @cached_property
+    def _server(self) -> Read[pd.DataFrame]:
+        return self._table("server", "mono_ns")
+
+    def _table(
+        self, name: str, order: str | None, without: tuple[str, ...] = ()
+    ) -> Read[pd.DataFrame]:
+        def rows() -> pd.DataFrame:
+            frame = _frame(self.path, name, without)
+            return (
+                frame
+                if order is None
+                else frame.sort_values(order, kind="stable", ignore_index=True)
+            )
+
+        return self._read(rows, _no_rows(name, without))
+
+    def _read(self, read: Callable[[], Value], nothing: Value) -> Read[Value]:
+        try:
+            return Read(read())
+        except (UserError, OSError, ValueError, pa.ArrowException) as error:
+            return Read(nothing, str(error).replace(f"{self.path}/", ""))
+
+    def chunk_batches(self) -> Iterator[ChunkBatch]:
+        """The requests with their chunks, some tens of thousands at a time."""
+        file = pq.ParquetFile(parquet_path(self.path, "requests"))
+        for batch in file.iter_batches(BATCH_ROWS):
+            yield _chunk_batch(batch)
+
+
+def read_events(path: Path) -> list[Event]:
+    """The events of a run; none where there is no file. A line that is no event raises UserError."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as lines:
+        for number, clause in line_faults(Event, lines, unknown_keys=False):
+            raise UserError(f"{path}:{number}: {clause}")
+    return [Event.from_dict(row) for row in read_jsonl(path)]
+
+
+def read_sources(path: Path) -> dict[str, Any]:
+    """telemetry/sources.json; empty where there is none. Another form of it raises UserError."""
+    if not path.is_file():
+        return {}
+    text = path.read_bytes()
+    for fault in form_faults(Sources, text):
+        raise UserError(f"{path}: {fault.clause}")
+    return json.loads(text)
+
+
+def _frame(path: Path, table: str, without: tuple[str, ...] = ()) -> pd.DataFrame:
+    row = SOURCES[table][0]
+    file = pq.ParquetFile(parquet_path(path, table))
+    names = [name for name in file.schema_arrow.names if name not in without]
+    frame = _complete(_to_pandas(file.read(columns=names)), table, without)
+    holes = [name for name in required_columns(row) if frame[name].isna().any()]
+    if holes:
+        sources = table_sources(path, table)
+        said = f"{path / SOURCES[table][1]}: {', '.join(holes)} may not be null"
+        raise UserError(first_fault(row, sources) or said)
+    return frame
+
+
+def _no_rows(table: str, without: tuple[str, ...]) -> pd.DataFrame:
+    schema = arrow_schema(SOURCES[table][0])
+    kept = pa.schema([column for column in schema if column.name not in without])
+    return _complete(_to_pandas(kept.empty_table()), table, without)
+
+
+def _complete(frame: pd.DataFrame, table: str, without: tuple[str, ...]) -> pd.DataFrame:
+    """With a column for each that the schema has: those of no row at all are null."""
+    for column in fields(SOURCES[table][0]):  # type: ignore[arg-type]
+        held = column.name in frame.columns or column.name in without
+        if not held and not any(str(c).startswith(f"{column.name}.") for c in frame.columns):
+            frame[column.name] = None
+    return frame
+
+
+def _to_pandas(table: pa.Table) -> pd.DataFrame:
+    """Struct columns become ``name.key``; integers with nulls become floats, wall times stay exact.
+
+    A float holds the nanoseconds of this century only to 256 ns, enough to make the end of one request
+    seem later than the start of the next.
+    """
+    frame = table.flatten().to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    for name in frame.columns[frame.dtypes == pd.Int64Dtype()]:
+        if not frame[name].hasnans:
+            frame[name] = frame[name].astype("int64")
+        elif not name.endswith("unix_ns"):
+            frame[name] = frame[name].astype("float64")
+    return frame
+
+
+def _chunk_batch(batch: pa.RecordBatch) -> ChunkBatch:
+    ns, counts = batch.column("chunk_ns"), batch.column("chunk_tokens")
+    lengths = _lengths(ns)
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    flat_ns = ns.flatten().to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+    count_lengths = _lengths(counts)
+    if np.array_equal(lengths, count_lengths):
+        flat_tokens = counts.flatten().to_numpy(zero_copy_only=False)
+    else:  # some rows came without token counts
+        flat_tokens = np.full(len(flat_ns), -1, dtype=np.int32)
+        known = np.repeat(lengths == count_lengths, lengths)
+        kept = counts.filter(pa.array(lengths == count_lengths))
+        flat_tokens[known] = kept.flatten().to_numpy(zero_copy_only=False)
+    scalar = [name for name in batch.schema.names if name not in CHUNK_COLUMNS]
+    rows = _to_pandas(pa.Table.from_batches([batch]).select(scalar))
+    return ChunkBatch(rows, offsets, flat_ns, flat_tokens)
+
+
+def _lengths(lists: pa.ListArray) -> np.ndarray:
+    lengths = lists.value_lengths()
+    return np.nan_to_num(lengths.to_numpy(zero_copy_only=False), nan=0).astype(np.int64)
+
+
+def load_run(path: Path) -> Run:
+    """One run directory; another major schema version or a broken file raises UserError."""
+    run = RunDir(path)
+    manifest = run.manifest()
+    try:
+        return Run(run, manifest, load_live_point(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{run.config_path}: not UTF-8 ({error})") from error
+
+
+def find_runs(root: Path) -> list[RunDir]:
+    """The run directories at or below ``root``, oldest first, unread; none at all is a UserError."""
+    if not root.exists():
+        raise UserError(f"{root}: no such directory; give a run, a sweep or a folder of sweeps")
+    found = list_runs(root)
+    if not found:
+        raise UserError(
+            f"{root}: no run directories (manifest.json) at or below it; "
+            "give the folder that `greenbench run` wrote"
+        )
+    return found
+
+
+def read_runs(root: Path) -> tuple[list[Run], list[Unreadable]]:
+    """Every run at or below ``root``, oldest first, and the run directories that cannot be read."""
+    runs: list[Run] = []
+    unreadable: list[Unreadable] = []
+    for found in find_runs(root):
+        try:
+            runs.append(load_run(found.path))
+        except (UserError, OSError, ValueError, RecursionError) as error:
+            why = str(error).replace(f"{found.path}/", "")
+            unreadable.append(Unreadable(found.path, why))
+    return runs, unreadable
+
+
+def load_runs(root: Path) -> list[Run]:
+    """Every readable run at or below ``root``, oldest first; none at all is a UserError."""
+    return some_readable(root, *read_runs(root))
+
+
+def some_readable(root: Path, runs: list[Run], unreadable: list[Unreadable]) -> list[Run]:
+    """The runs; where none of those below ``root`` can be read, a UserError."""
+    if not runs:
+        first = unreadable[0]
+        raise UserError(
+            f"{root}: none of {len(unreadable)} run directories can be read; "
+            f"{first.path.name}: {first.why}"
+        )
+    return runs

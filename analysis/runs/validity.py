@@ -1,0 +1,199 @@
+"""``python -m analysis check``: does a run directory hold what its manifest says, and may it be believed?
+
+A fault makes a point invalid for the report. Nothing is mended and nothing is written here.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.runs.fault import Fault
+from analysis.runs.identity import Identity, identity
+from analysis.runs.invariants import broken
+from analysis.runs.parquet import row_count
+from analysis.runs.run import Run
+from greenbench.contract.manifest import INVALID_REASONS
+from greenbench.contract.run_dir import file_sha256
+
+
+def faults(run: Run) -> list[Fault]:
+    """Every fault of one run; empty when it may be used.
+
+    Only a finished point has counts and hashes to compare with. Where a file cannot be read, or is not
+    the one that was measured, nothing is asked of what it holds.
+    """
+    found = list(_status(run))
+    found += [Fault("unreadable", sentence) for sentence in run.unreadable]
+    if run.unreadable or run.manifest.status not in ("complete", "invalid"):
+        return found
+    whole = [*_counts(run), *_files(run)]
+    found += [*whole, *_backend(run), *_good_requests(run)]
+    return found if whole else [*found, *(fault for ask in ASKED for fault in ask(run))]
+
+
+def _status(run: Run) -> Iterator[Fault]:
+    manifest = run.manifest
+    if manifest.status == "running":
+        yield Fault("interrupted", "the point was never finished (its manifest still says running)")
+    if manifest.status == "failed":
+        yield Fault("failed", manifest.failure or "the point failed; its manifest does not say why")
+    for code in manifest.invalid_reasons:
+        said = "; ".join(audit_over_budget(run)) if code == "client_bound" else ""
+        detail = f" ({said})" if said else ""
+        yield Fault(code, INVALID_REASONS.get(code, code) + detail)
+
+
+def audit_over_budget(run: Run) -> list[str]:
+    """What the load generator says it did worse than its budget; empty when it kept to it."""
+    audits = [audit for audit in run.manifest.client_audit.values() if isinstance(audit, dict)]
+    over = [audit.get("reasons") for audit in audits if audit.get("over_budget")]
+    return [str(reason) for reasons in over if isinstance(reasons, list) for reason in reasons]
+
+
+def _counts(run: Run) -> Iterator[Fault]:
+    counts = run.manifest.counts
+    on_disk = sum(row_count(path) for path in sorted(run.dir.requests_dir.glob("*.jsonl")))
+    if counts.ok + counts.failed != counts.rows or counts.rows != on_disk:
+        yield Fault(
+            "record_count_mismatch",
+            f"the manifest counts {counts.ok} good + {counts.failed} failed of {counts.rows} requests, "
+            f"{on_disk} rows are on disk",
+        )
+        return
+    good = int(run.requests["error_type"].isna().sum())
+    if good != counts.ok:
+        yield Fault(
+            "record_count_mismatch",
+            f"the manifest counts {counts.ok} good requests, {good} rows have no error",
+        )
+
+
+def _files(run: Run) -> Iterator[Fault]:
+    for name, entry in sorted(run.manifest.files.items()):
+        path = run.path / name
+        if not path.is_file():
+            yield Fault("file_missing", f"{name} is listed in the manifest and not there")
+        elif file_sha256(path) != entry.sha256:
+            yield Fault(
+                "file_changed", f"{name} is not the file that was hashed when the point ended"
+            )
+        elif entry.rows is not None and row_count(path) != entry.rows:
+            yield Fault(
+                "file_changed", f"{name} has {row_count(path)} rows, the manifest says {entry.rows}"
+            )
+    listed = set(run.manifest.files)
+    for path in sorted(run.dir.requests_dir.glob("*.jsonl")):
+        name = str(path.relative_to(run.path))
+        if name not in listed:
+            yield Fault("file_unlisted", f"{name} is there and not in the manifest")
+
+
+def _backend(run: Run) -> Iterator[Fault]:
+    server = run.manifest.server
+    wanted = run.point.backend
+    if server.requested_backend not in (wanted.name, wanted.label):
+        yield Fault(
+            "backend_mismatch",
+            f"the config asks for {wanted.label}, the server was started for {server.requested_backend}",
+        )
+    if server.proof == "mismatch" or (server.proof == "proven" and not server.observed_backend):
+        yield Fault(
+            "backend_mismatch",
+            f"{server.requested_backend} was asked for, {server.observed_backend or 'nothing'} was observed",
+        )
+
+
+def _usage(run: Run) -> Iterator[Fault]:
+    good = run.requests[run.requests["error_type"].isna()]
+    silent = int(good[["prompt_tokens", "output_tokens"]].isna().any(axis=1).sum())
+    if silent:
+        yield Fault("no_usage", f"{silent} good requests carry no token counts of the server")
+
+
+def _prefix_cache(run: Run) -> Iterator[Fault]:
+    if run.point.server.prefix_caching:
+        return
+    cached = run.requests["cached_tokens"].fillna(0).astype(float)
+    hits = int((cached > 0).sum())
+    if hits:
+        yield Fault(
+            "prefix_cache_hits",
+            f"{hits} prompts were partly served from the prefix cache ({int(cached.sum())} tokens)",
+        )
+        return
+    gained = counter_gain(run.server, "vllm:prefix_cache_hits_total")
+    if gained:
+        yield Fault("prefix_cache_hits", f"the server counted {gained:.0f} prefix cache hits")
+
+
+def _good_requests(run: Run) -> Iterator[Fault]:
+    measured = run.requests[run.requests["phase"] == "measure"]
+    if not measured["error_type"].isna().any():
+        yield Fault(
+            "no_good_requests",
+            f"none of the {len(measured)} requests of the measured phase succeeded",
+        )
+
+
+def _token_totals(run: Run) -> Iterator[Fault]:
+    """Generated tokens that the server counted against those the clients were told of.
+
+    Comparable only when every request ended well and the scrapes stand around all of them.
+    """
+    rows, server = run.requests, run.server
+    name = "vllm:generation_tokens_total"
+    samples = server[server["metric"] == name]
+    if len(samples) < 2 or rows["error_type"].notna().any() or rows["sent_mono_ns"].isna().any():
+        return
+    ends = (rows["sent_mono_ns"] + rows["end_ns"]).max()
+    if samples["mono_ns"].min() > rows["sent_mono_ns"].min() or samples["mono_ns"].max() < ends:
+        return
+    counted, told = counter_gain(server, name), int(rows["output_tokens"].sum())
+    if counted != told:
+        yield Fault(
+            "token_totals_differ",
+            f"the server counted {counted:.0f} generated tokens, the clients were told of {told}",
+        )
+
+
+def counter_gain(server: pd.DataFrame, metric: str) -> float | None:
+    """Last minus first value of a counter, summed over its label sets; None when it was not scraped."""
+    samples = server[server["metric"] == metric]
+    if len(samples) == 0:
+        return None
+    labels = [name for name in samples.columns if name.startswith("labels.")]
+    groups = (
+        samples.groupby(labels, dropna=False)["value"] if labels else [(None, samples["value"])]
+    )
+    return float(sum(values.iloc[-1] - values.iloc[0] for _, values in groups))
+
+
+ASKED: tuple[Callable[[Run], Iterator[Fault]], ...] = (
+    _usage,
+    _prefix_cache,
+    _token_totals,
+    broken,
+)
+
+
+def superseded(runs: list[Run]) -> dict[Path, str]:
+    """Runs whose point was measured again later: path -> run id of the complete run that stands for it.
+
+    The same point is one of the same configuration, candidate, device, repeat and folder: what another folder
+    holds is a replicate. Of several complete runs of one point the latest stands. A copy of a run in another
+    folder is no replicate: the first stands.
+    """
+    keys = {run.path: (run.manifest.config_hash, identity(run)) for run in runs}
+    standing: dict[tuple[str, Identity], Run] = {}
+    for run in runs:  # oldest first
+        if run.manifest.status == "complete":
+            standing[keys[run.path]] = run
+    out: dict[Path, str] = {}
+    first: set[str] = set()
+    for run in runs:
+        stands = standing.get(keys[run.path], run)
+        if stands is not run or run.manifest.run_id in first:
+            out[run.path] = stands.manifest.run_id
+        first.add(run.manifest.run_id)
+    return out

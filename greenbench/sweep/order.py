@@ -1,0 +1,166 @@
+"""Expand a sweep into server starts and points. Pure: no files, no processes.
+
+The unit of replication is the server start. Starts of one repeat form a block whose order is drawn
+from the sweep's seed, so that drift of the machine does not fall on one backend; points inside a start
+are in seeded random order too.
+"""
+
+import random
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from greenbench.contract.config import (
+    BackendChoice,
+    ModelConfig,
+    PointConfig,
+    PromptRequest,
+    ServerRequest,
+    SweepConfig,
+)
+from greenbench.contract.errors import UserError
+from greenbench.contract.run_dir import config_hash, slug
+
+# Prompts that a point must answer for equal answers to pass the report's gate (docs/method.md, section 7):
+FEWEST_ANSWERS = 29  # graded
+FEWEST_SCORED = 8  # by log-probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStart:
+    """One server process and the points measured on it."""
+
+    request: ServerRequest
+    repeat: int
+    arm: int
+    points: tuple[PointConfig, ...]
+
+    @property
+    def label(self) -> str:
+        arm = f" arm {self.arm}" if self.arm else ""
+        return f"{self.request.model.name} {self.request.backend.label} repeat {self.repeat}{arm}"
+
+    @property
+    def slug(self) -> str:
+        backend = slug(self.request.backend.label)
+        return f"{slug(self.request.model.name)}-{backend}-r{self.repeat}a{self.arm}"
+
+
+def point_hash(point: PointConfig) -> str:
+    return config_hash(point.identity())
+
+
+def expand(sweep: SweepConfig, models: list[ModelConfig]) -> list[ServerStart]:
+    """All server starts of the sweep, in the order they are to run."""
+    return [
+        _start(sweep, model, backend, arm, repeat)
+        for repeat in range(sweep.repeats)
+        for model, backend, arm in _block_order(sweep, models, repeat)
+    ]
+
+
+def _block_order(
+    sweep: SweepConfig, models: list[ModelConfig], repeat: int
+) -> list[tuple[ModelConfig, BackendChoice, int]]:
+    block = [(model, backend, arm) for model in models for backend, arm in sweep.arms]
+    random.Random(f"{sweep.seed}/block/{repeat}").shuffle(block)
+    return block
+
+
+def _start(
+    sweep: SweepConfig, model: ModelConfig, backend: BackendChoice, arm: int, repeat: int
+) -> ServerStart:
+    points = [
+        PointConfig(
+            sweep=sweep.name,
+            seed=sweep.seed,
+            repeat=repeat,
+            arm=arm,
+            model=model,
+            backend=backend,
+            server=sweep.server,
+            task=task.model_copy(update={"requests": None}),
+            context_tokens=context,
+            load=load,
+            phases=sweep.phases.model_copy(
+                update={"requests": task.requests or sweep.phases.requests}
+            ),
+            slo=sweep.slo,
+            telemetry=sweep.telemetry,
+            prompts_per_point=sweep.prompts_per_point,
+            text_file=sweep.text_file,
+        )
+        for context in sweep.contexts
+        for task in sweep.task_configs
+        for load in sweep.loads
+    ]
+    random.Random(f"{sweep.seed}/points/{repeat}/{model.name}/{backend.label}/{arm}").shuffle(
+        points
+    )
+    request = ServerRequest(model=model, backend=backend, server=sweep.server)
+    return ServerStart(request=request, repeat=repeat, arm=arm, points=tuple(points))
+
+
+def check_names(sweep: SweepConfig, models: list[ModelConfig]) -> None:
+    """Points are told apart by their model's name."""
+    names = [model.name for model in models]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(
+            f"sweep '{sweep.name}': 'models' has two that are called '{twice}'; give one a YAML file with "
+            "a name of its own"
+        )
+
+
+def check_window(sweep: SweepConfig, models: list[ModelConfig], outputs: dict[str, int]) -> None:
+    """Every prompt with its output must fit each model's window; ``outputs``: task → default tokens."""
+    for model in models:
+        window = sweep.server.max_model_len or model.max_model_len
+        for task in sweep.task_configs:
+            context, output = max(sweep.contexts), task.output_tokens or outputs[task.name]
+            if context + output > window:
+                raise UserError(
+                    f"sweep '{sweep.name}': context {context} plus {output} output tokens of task "
+                    f"'{task.name}' is longer than the window of model '{model.name}' ({window}); "
+                    "shorten 'contexts' or choose another model"
+                )
+
+
+def quality_warnings(sweep: SweepConfig, scored: Collection[str]) -> list[str]:
+    """A sentence for each task whose points answer too few prompts for the report to judge quality.
+
+    ``scored``: the tasks that are judged by log-probabilities.
+    """
+    said: list[str] = []
+    for task in sweep.task_configs:
+        needed = FEWEST_SCORED if task.name in scored else FEWEST_ANSWERS
+        asked = task.requests or sweep.phases.requests
+        prompts = min(sweep.prompts_per_point, asked or sweep.prompts_per_point)
+        if prompts < needed:
+            limit = "requests" if asked and asked < needed else "prompts_per_point"
+            said.append(
+                f"{task.name}: {prompts} prompts a point are too few to show that answers are no worse, "
+                f"so its quality will be undecided; {needed} are needed at least: raise '{limit}'"
+            )
+        elif asked is None:
+            said.append(
+                f"{task.name}: fewer than {needed} prompts answered in {sweep.phases.measure_s:g} s leave "
+                f"its quality undecided; 'requests: {sweep.prompts_per_point}' and a long enough 'measure_s' "
+                "make sure of them"
+            )
+    return said
+
+
+def prompt_request(point: PointConfig, model_path: str) -> PromptRequest:
+    """The prompts a point needs; the same for every backend, repeat and load."""
+    return PromptRequest(
+        model_path=model_path,
+        task=point.task,
+        context_tokens=point.context_tokens,
+        count=point.prompts_per_point,
+        seed=point.seed,
+        text_file=point.text_file,
+    )
+
+
+def prompt_file_name(point: PointConfig, request: PromptRequest) -> str:
+    name = f"{slug(point.model.name)}-{slug(point.task.name)}-{point.context_tokens}"
+    return f"{name}-{config_hash(request.model_dump(mode='json'))[:8]}.jsonl"

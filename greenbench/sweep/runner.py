@@ -1,0 +1,198 @@
+"""Run a sweep: one server start after another, every pending point on it, nothing measured twice.
+
+A point whose config hash has a complete run is skipped; failed, invalid and interrupted ones are tried
+again in a new directory. A server that fails costs its own points and no others.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from greenbench.contract import run_dir
+from greenbench.contract.config import (
+    PointConfig,
+    ServerRequest,
+    SweepConfig,
+    dump_yaml,
+)
+from greenbench.contract.manifest import Manifest, Server
+from greenbench.contract.run_dir import RunDir, write_atomic
+from greenbench.sweep import provenance
+from greenbench.sweep.child_processes import (
+    RecorderStage,
+    ServerStage,
+    StageError,
+    call,
+    python_module,
+)
+from greenbench.sweep.directory import complete_hashes, prepare_directory
+from greenbench.sweep.order import (
+    ServerStart,
+    point_hash,
+    prompt_file_name,
+    prompt_request,
+)
+from greenbench.sweep.orphans import stop_orphans
+from greenbench.sweep.plan import Plan, dtype_notes, plan_sweep, split_refused
+from greenbench.sweep.point_run import Origin, run_point
+
+
+class View(Protocol):
+    """What the runner tells whoever watches."""
+
+    def start(self, points: int, skipped: int) -> None: ...
+    def server(self, start: ServerStart, state: str) -> None: ...
+    def point(self, point: PointConfig) -> None: ...
+    def point_done(self, point: PointConfig, manifest: Manifest, run: RunDir) -> None: ...
+    def note(self, sentence: str) -> None: ...
+    def tick(self) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """How a sweep ended. ``failures`` holds one sentence for each server or point that failed."""
+
+    complete: int = 0
+    skipped: int = 0
+    failures: list[str] = field(default_factory=list[str])
+    pending: int = 0
+
+
+def run_sweep(
+    sweep: SweepConfig,
+    out: Path,
+    view: View,
+    skip_refused: bool = False,
+    blocks: frozenset[int] | None = None,
+) -> Outcome:
+    """Measure every pending point of the sweep, or of some repeats, into ``out``.
+
+    Raises UserError before any start.
+    """
+    plans, refused = split_refused(plan_sweep(sweep, blocks), skip_refused)
+    prepare_directory(out)
+    write_atomic(out / "refused.json", json.dumps(refused, indent=1) + "\n")
+    for label, reasons in refused.items():
+        view.note(f"left out {label}: {'; '.join(reasons)}")
+    for sentence in [*dtype_notes(plans), *stop_orphans(out)]:
+        view.note(sentence)
+    write_atomic(out / "sweep.yaml", dump_yaml(sweep))
+    done = complete_hashes(out)
+    todo = [(plan, _pending(plan.start, done)) for plan in plans]
+    pending = sum(len(points) for _, points in todo)
+    total = sum(len(plan.start.points) for plan in plans)
+    outcome = Outcome(skipped=total - pending, pending=pending)
+    view.start(pending, outcome.skipped)
+    if pending == 0:
+        return outcome
+    origin = Origin(out, provenance.code(), provenance.host(), os.getpid())
+    for plan, points in todo:
+        if points:
+            _run_start(origin, plan, points, view, outcome)
+    return outcome
+
+
+def _pending(start: ServerStart, done: set[str]) -> list[PointConfig]:
+    return [point for point in start.points if point_hash(point) not in done]
+
+
+def _run_start(
+    origin: Origin, plan: Plan, points: list[PointConfig], view: View, outcome: Outcome
+) -> None:
+    start = plan.start
+    try:
+        view.server(start, "getting the model")
+        model_path = build_model(start.request)
+        view.server(start, "making prompts")
+        prompts = make_prompts(origin.sweep_dir, points, model_path)
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        directory = origin.sweep_dir / run_dir.SERVERS_DIR / f"{start.slug}-{stamp}"
+        view.server(start, "booting")
+        with ServerStage(start.request, directory) as stage:
+            server = stage.start(view.tick)
+            view.server(start, f"ready, backend {server.proof}")
+            _record_idle(directory / "idle_before", server, start, view)
+            _run_points(origin, stage, server, points, prompts, view, outcome)
+            if stage.alive:
+                _record_idle(directory / "idle_after", server, start, view)
+            view.server(start, "stopping")
+    except StageError as error:
+        sentence = f"{start.label}: {error}"
+        outcome.failures.append(sentence)
+        view.note(sentence)
+
+
+def _run_points(
+    origin: Origin,
+    stage: ServerStage,
+    server: Server,
+    points: list[PointConfig],
+    prompts: dict[str, tuple[Path, str]],
+    view: View,
+    outcome: Outcome,
+) -> None:
+    for number, point in enumerate(points):
+        view.point(point)
+        manifest = run_point(origin, stage, server, point, prompts[point_hash(point)], view.tick)
+        run = RunDir(origin.sweep_dir / manifest.run_id)
+        view.point_done(point, manifest, run)
+        outcome.pending -= 1
+        if manifest.status == "complete":
+            outcome.complete += 1
+        else:
+            why = manifest.failure or ", ".join(manifest.invalid_reasons)
+            outcome.failures.append(f"{manifest.run_id}: {manifest.status}: {why}")
+        if not stage.alive:
+            left = len(points) - number - 1
+            raise StageError(f"the server died; {left} of its points were not measured")
+
+
+def build_model(request: ServerRequest) -> str:
+    """The folder of the model, built now when the project makes it and it is not there yet."""
+    return call(
+        python_module("servers", "build", "--request", "-"), request.model_dump(mode="json")
+    ).strip()
+
+
+def make_prompts(
+    sweep_dir: Path, points: list[PointConfig], model_path: str
+) -> dict[str, tuple[Path, str]]:
+    """Point hash → (prompt file, its sha256). Files of the same request are made once and kept."""
+    requests = {point_hash(point): prompt_request(point, model_path) for point in points}
+    paths = {
+        digest: sweep_dir / run_dir.PROMPTS_DIR / prompt_file_name(point, requests[digest])
+        for point in points
+        for digest in [point_hash(point)]
+    }
+    jobs = {str(path): requests[digest].model_dump(mode="json") for digest, path in paths.items()}
+    body = [{"request": request, "out": path} for path, request in jobs.items()]
+    call(python_module("loadgen", "prompts"), body)
+    sums = {path: run_dir.file_sha256(path) for path in set(paths.values())}
+    return {digest: (path, sums[path]) for digest, path in paths.items()}
+
+
+def _record_idle(directory: Path, server: Server, start: ServerStart, view: View) -> None:
+    """Loaded idle (server up, no requests), the baseline of energy above idle."""
+    telemetry = start.points[0].telemetry
+    if telemetry.idle_s <= 0:
+        return
+    view.server(start, f"recording {telemetry.idle_s:g} s of loaded idle")
+    directory.mkdir(exist_ok=True)
+    recorder = RecorderStage(RunDir(directory), server, telemetry.period_s, telemetry.scrape_s)
+    try:
+        recorder.wait_started()
+        wait(telemetry.idle_s, view.tick)
+    finally:
+        recorder.stop()
+
+
+def wait(seconds: float, tick: Callable[[], None]) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        tick()
+        time.sleep(0.1)

@@ -1,0 +1,71 @@
+"""Whether a point counts: faults of its rows, of the client and of the server."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from greenbench.contract import run_dir
+from greenbench.contract.manifest import (
+    Counts,
+    Status,
+)
+from greenbench.contract.run_dir import RunDir
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """What went wrong: ``failure`` (one sentence) fails the point, ``reasons`` make it invalid."""
+
+    failure: str | None = None
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> Status:
+        if self.failure:
+            return "failed"
+        return "invalid" if self.reasons else "complete"
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return list(run_dir.read_jsonl(path))
+
+
+def count(rows: list[dict[str, Any]]) -> Counts:
+    ok = sum(row.get("error_type") is None for row in rows)
+    return Counts(
+        scheduled=sum(row.get("scheduled_unix_ns") is not None for row in rows),
+        sent=sum(row.get("sent_unix_ns") is not None for row in rows),
+        ok=ok,
+        failed=len(rows) - ok,
+        rows=len(rows),
+    )
+
+
+def judge(rows: list[dict[str, Any]], audit: dict[str, Any], faults: Faults) -> Faults:
+    """Add to ``faults`` what the rows and the client's own audit say against the point."""
+    if faults.failure:
+        return faults
+    measured = [row for row in rows if row.get("phase") == "measure"]
+    good = [row for row in measured if row.get("error_type") is None]
+    if not good:
+        errors = Counter(str(row.get("error_type")) for row in measured).most_common(3)
+        seen = ", ".join(f"{n} × {kind}" for kind, n in errors) or "none was sent"
+        sentence = f"no request of the measured phase succeeded ({seen})"
+        return Faults(sentence, (*faults.reasons, "no_good_requests"))
+    reasons = list(faults.reasons)
+    if any(row.get("error_type") == "length_mismatch" for row in measured):
+        reasons.append("prompt_length_mismatch")
+    reasons += sorted({reason for report in audit.values() for reason in report.get("invalid", [])})
+    return Faults(None, tuple(reasons))
+
+
+def client_audit(run: RunDir) -> dict[str, Any]:
+    """What each client process says of itself, by client id (client_audit/<client>.json)."""
+    audits: dict[str, Any] = {}
+    for path in sorted((run.path / "client_audit").glob("*.json")):
+        report = run_dir.read_json(path)
+        invalid = ["client_bound"] if report.get("over_budget") else []
+        invalid += ["clock_stepped"] if report.get("clock_stepped") else []
+        audits[path.stem] = {**report, "invalid": invalid}
+    return audits

@@ -1,0 +1,106 @@
+"""A closed loop's user: the next request goes out when the reply to the last is over.
+
+The event loop itself runs it: waking a greenlet for each reply would cost more than sending does.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from greenbench.contract.schema import RequestRecord
+from loadgen.driver.retry import pause_after
+from loadgen.driver.session import Session
+from loadgen.wire.connection import Connection
+from loadgen.wire.response import Outgoing, Reply
+
+
+@dataclass(slots=True)
+class Over:
+    """A request whose reply is over; ``record`` once it has been parsed and written."""
+
+    outgoing: Outgoing
+    reply: Reply
+    in_flight: int
+    record: RequestRecord | None = None
+
+
+class Later(Protocol):
+    """An event loop that can put off."""
+
+    def later(self, callback: Callable[[], object]) -> None:
+        """Call after the reads that are ready."""
+        ...
+
+    def after(self, seconds: float, callback: Callable[[], object]) -> None: ...
+
+
+class Driver(Protocol):
+    """What runs the users of one process."""
+
+    @property
+    def session(self) -> Session: ...
+
+    @property
+    def loop(self) -> Later: ...
+
+    def settle(self, over: Over) -> RequestRecord:
+        """Parse and record a reply that is over, once."""
+        ...
+
+    def set_aside(self, over: Over) -> None:
+        """Settle it when there is time."""
+        ...
+
+
+class ClosedLoop:
+    """One user on one connection. A reply is parsed aside, at the latest when the next is over."""
+
+    def __init__(self, drive: Driver, connection: Connection) -> None:
+        self._drive = drive
+        self._session = drive.session
+        self._connection = connection
+        self._load = drive.session.live.point.load
+        self._talk = drive.session.talk()
+        self._in_flight = 0  # other open requests when the last was sent
+        self._last: Over | None = None
+        self._stopped = False
+
+    def send(self) -> None:
+        """Send the next request; nothing when sending has ended."""
+        if self._stopped:
+            return
+        outgoing = self._session.next(time.monotonic_ns(), self._talk)
+        if outgoing is not None:
+            self._in_flight = self._session.depart()
+            self._connection.start(outgoing, self._session.timeout_s, self._over)
+
+    def stop(self) -> None:
+        """The user is stopped: what is open is cut, and what is over gets its row now."""
+        self._stopped = True
+        self._connection.abort("cut_at_drain", "the user was stopped")
+        if self._last is not None:
+            self._drive.settle(self._last)
+
+    def _over(self, reply: Reply) -> None:
+        """Called from the read that ended the reply: the other reads come first."""
+        self._session.arrived()
+        before, self._last = self._last, Over(reply.outgoing, reply, self._in_flight)
+        self._drive.loop.later(partial(self._go_on, before))
+
+    def _go_on(self, before: Over | None) -> None:
+        if before is not None:
+            self._drive.settle(before)
+        over = self._last
+        if self._stopped or over is None:
+            return
+        if over.reply.error is not None or over.reply.parser.status != 200:
+            pause_s = pause_after(self._drive.settle(over))
+        else:
+            self._drive.set_aside(over)
+            pause_s = self._load.turn_pause_s if self._talk.turn else 0.0
+        if pause_s:
+            self._drive.loop.after(pause_s, self.send)
+        else:
+            self.send()

@@ -1,0 +1,82 @@
+"""A model's own chat template, rendered around the user's words."""
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+from huggingface_hub import hf_hub_download
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from greenbench.contract.errors import UserError
+from loadgen.prompts.encoder import ChatEncoder, load_tokenizer
+
+PLACE = "<<the user's words>>"  # cut out again after rendering
+TEMPLATE_FILE, SETTINGS_FILE = "chat_template.jinja", "tokenizer_config.json"
+
+
+def load_chat_encoder(model_path: str) -> ChatEncoder:
+    """An encoder that lays prompts out as one chat turn. No template: UserError."""
+    tokenizer = load_tokenizer(model_path)
+    before, after = around_user_turn(model_path)
+    return ChatEncoder(tokenizer, before, after)
+
+
+def around_user_turn(model_path: str) -> tuple[str, str]:
+    """Text that the template puts before and after a lone user message, assistant's turn opened."""
+    settings = json.loads(_read(model_path, SETTINGS_FILE) or "{}")
+    template = _read(model_path, TEMPLATE_FILE) or _default_template(settings.get("chat_template"))
+    if not template:
+        raise UserError(
+            f"{model_path}: the tokenizer has no chat template; set the task parameter chat to false"
+        )
+    rendered = render(template, settings)
+    before, place, after = rendered.partition(PLACE)
+    if not place:
+        raise UserError(f"{model_path}: the chat template does not contain the user's message")
+    return before, after
+
+
+def render(template: str, settings: dict[str, Any]) -> str:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _refuse
+    tokens = {name: _token(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
+    try:
+        return environment.from_string(template).render(
+            messages=[{"role": "user", "content": PLACE}],
+            add_generation_prompt=True,
+            enable_thinking=False,
+            **tokens,
+        )
+    except TemplateError as error:
+        raise UserError(
+            f"the chat template fails ({error}); set the task parameter chat to false"
+        ) from error
+
+
+def _refuse(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _token(value: object) -> str:
+    """A special token stands as text or as an object with its text in ``content``."""
+    return str(value.get("content", "")) if isinstance(value, dict) else str(value or "")
+
+
+def _default_template(value: object) -> str | None:
+    """One template, or the one named ``default`` of a list."""
+    if isinstance(value, list):
+        named = {one["name"]: one["template"] for one in value}
+        return named.get("default")
+    return value if isinstance(value, str) else None
+
+
+def _read(model_path: str, name: str) -> str | None:
+    """A file of the model's folder or hub repository; None when there is none."""
+    if Path(model_path).is_dir():
+        file = Path(model_path) / name
+        return file.read_text() if file.is_file() else None
+    try:
+        return Path(hf_hub_download(model_path, name)).read_text()
+    except Exception:  # not there, no network, no right: all mean no template can be had
+        return None

@@ -1,0 +1,441 @@
+"""The streaming client: one non-blocking socket a connection, read in the event loop's own callback.
+
+Each read is one ``recvmsg`` that carries the kernel's arrival time (SO_TIMESTAMPNS), so the time of a
+token does not depend on when Python got round to it. The callback appends and returns; parsing waits
+until the reply is over (`loadgen.wire.response`). Works on any loop that can watch a descriptor: gevent's
+hub under Locust, asyncio in the open-loop runner. TLS runs through a memory BIO over the same reads.
+Plain HTTP/1.1, one request at a time on a connection; proxies and redirects are not followed.
+"""
+
+import _socket
+import contextlib
+import os
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+from urllib.parse import urlsplit
+
+from greenbench.contract.errors import UserError
+from loadgen.wire.response import Exchange, Outgoing, Reply, failed
+
+SO_TIMESTAMPNS: Final = 35  # asm-generic/socket.h; Python's socket module does not name it
+READ_BYTES: Final = 4 * 1024  # a token is 300 bytes; every read allocates this much first
+READ_BYTES_MAX: Final = 1024 * 1024
+ANCILLARY_BYTES: Final = 64
+SEND_BUFFER_BYTES: Final = 2 * 1024 * 1024  # a 128k-token prompt fits without waiting
+
+APART_NS: Final = 5_000  # three clock reads take well under a microsecond
+
+monotonic_ns = time.monotonic_ns
+time_ns = time.time_ns
+
+
+def both_clocks() -> tuple[int, int]:
+    """(unix ns, monotonic ns) of one moment: read anew when the host took the core away between."""
+    before, unix_ns, after = monotonic_ns(), time_ns(), monotonic_ns()
+    for _ in range(4):
+        if after - before < APART_NS:
+            break
+        before, unix_ns, after = monotonic_ns(), time_ns(), monotonic_ns()
+    return unix_ns, (before + after) // 2
+
+
+class Watch(Protocol):
+    """A descriptor under watch until ``stop``."""
+
+    def stop(self) -> None: ...
+
+
+class Loop(Protocol):
+    """What the client needs of an event loop. Callbacks run in the loop and never block."""
+
+    def watch_read(self, fd: int, callback: Callable[[], object]) -> Watch: ...
+
+    def watch_write(self, fd: int, callback: Callable[[], object]) -> Watch: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server: its address, looked up once, and what goes into a request's head."""
+
+    family: int
+    address: tuple[str, int] | tuple[str, int, int, int]
+    host: str  # value of the Host header
+    path: str  # prefix of every path, without a slash at its end
+    tls: ssl.SSLContext | None
+    server_name: str
+
+    @classmethod
+    def from_url(cls, base_url: str, tls: ssl.SSLContext | None = None) -> "Target":
+        """``http://host:port/prefix``. Another scheme or an unknown host raises UserError."""
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"base URL '{base_url}': give http://host:port or https://host:port")
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise UserError(f"base URL '{base_url}': no such host ({error})") from error
+        family, _, _, _, address = found[0]
+        context = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
+        return cls(
+            family=int(family),
+            address=address,  # type: ignore[arg-type]
+            host=parts.netloc.rpartition("@")[2],
+            path=parts.path.rstrip("/"),
+            tls=context,
+            server_name=parts.hostname,
+        )
+
+    def head(self, path: str, body_bytes: int, accept: str) -> bytes:
+        """The head of a POST up to the request's id, which `whole_head` adds."""
+        return (
+            f"POST {self.path}{path} HTTP/1.1\r\nHost: {self.host}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {body_bytes}\r\n"
+            f"Accept: {accept}\r\nAccept-Encoding: identity\r\nX-Request-Id: "
+        ).encode("ascii")
+
+
+def whole_head(head: bytes, request_id: str) -> bytes:
+    return b"%b%b\r\n\r\n" % (head, request_id.encode("ascii"))
+
+
+Done = Callable[[Reply], object]
+
+
+class Connection:
+    """One connection, kept open from request to request and opened again when the server closed it.
+
+    ``start`` never raises for what the network does: every outcome reaches ``done`` as a `Reply`,
+    from a callback of the loop or from within ``start`` itself.
+    """
+
+    def __init__(self, target: Target, loop: Loop) -> None:
+        self._target = target
+        self._loop = loop
+        self._socket: _socket.socket | None = None
+        self._read_watch: Watch | None = None
+        self._write_watch: Watch | None = None
+        self._read_bytes = READ_BYTES
+        self._ready = False  # connected, and TLS agreed
+        self._connect_started_ns = 0
+        self._tls: ssl.SSLObject | None = None
+        self._goodbye = False
+        self._incoming: ssl.MemoryBIO | None = None
+        self._outgoing: ssl.MemoryBIO | None = None
+        self._unsent = memoryview(b"")
+        self._reply: Reply | None = None
+        self._done: Done | None = None
+        self._connect_ns: int | None = None  # not yet charged to a request
+        self._recvmsg: Callable[[int, int], tuple[bytes, list[tuple[int, int, bytes]], int, object]]
+
+    @property
+    def idle(self) -> bool:
+        """Open, agreed, and without a request."""
+        return self._ready and self._reply is None
+
+    @property
+    def alive(self) -> bool:
+        """Open or opening."""
+        return self._socket is not None
+
+    @property
+    def busy(self) -> Reply | None:
+        """The reply in the making, or None."""
+        return self._reply
+
+    def open(self) -> None:
+        """Begin to connect, ahead of a request. A failure shows at the next ``start``."""
+        if self._socket is None:
+            try:
+                self._connect()
+            except OSError:
+                self.close()
+
+    def start(self, outgoing: Outgoing, timeout_s: float, done: Done) -> None:
+        """Write the request now, or as soon as the connection stands."""
+        assert self._reply is None, "one request at a time on a connection"
+        now = monotonic_ns()
+        reply = Reply(outgoing, now + round(timeout_s * 1e9))
+        self._reply, self._done = reply, done
+        if self._ready:
+            self._transmit(reply)
+        elif self._socket is None:
+            try:
+                self._connect()
+            except OSError as error:
+                self._end(("connect", _words(error)))
+
+    def abort(self, error_type: str, message: str) -> None:
+        """Give up the request in hand (it ends with this error) and close the connection."""
+        if self._reply is None:
+            self.close()
+        else:
+            self._end((error_type, message))
+
+    def close(self) -> None:
+        for watch in (self._read_watch, self._write_watch):
+            if watch is not None:
+                watch.stop()
+        self._read_watch = self._write_watch = None
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+        self._ready = False
+        self._tls = None
+        self._goodbye = False
+        self._unsent = memoryview(b"")
+        self._connect_ns = None
+
+    # --- connecting ---------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        self._connect_started_ns = monotonic_ns()
+        sock = _socket.socket(self._target.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._socket = sock
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        with contextlib.suppress(
+            OSError
+        ):  # reads then carry no kernel time, and the record says so
+            sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        try:
+            sock.connect(self._target.address)
+        except BlockingIOError:
+            self._write_watch = self._loop.watch_write(sock.fileno(), self._on_connected)
+            return
+        self._on_connected()
+
+    def _on_connected(self) -> None:
+        sock = self._socket
+        assert sock is not None
+        self._stop_writing()
+        fault = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if fault:
+            self._broken(OSError(fault, os.strerror(fault)))
+            return
+        self._recvmsg = sock.recvmsg
+        self._read_watch = self._loop.watch_read(sock.fileno(), self._on_readable)
+        if self._target.tls is None:
+            self._connected()
+        else:
+            self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            self._tls = self._target.tls.wrap_bio(
+                self._incoming, self._outgoing, server_hostname=self._target.server_name
+            )
+            self._handshake()
+
+    def _handshake(self) -> None:
+        assert self._tls is not None and self._outgoing is not None
+        try:
+            self._tls.do_handshake()
+            agreed = True
+        except ssl.SSLWantReadError:
+            agreed = False
+        except ssl.SSLError as error:
+            self._end(("connect", f"TLS: {error.reason or error}"))
+            return
+        self._write(self._outgoing.read())
+        if agreed and self._socket is not None:
+            self._connected()
+
+    def _connected(self) -> None:
+        self._connect_ns = monotonic_ns() - self._connect_started_ns
+        self._ready = True
+        if self._reply is not None:
+            self._transmit(self._reply)
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def _transmit(self, reply: Reply) -> None:
+        """Stamp the start and write. The connect time goes to the request that first uses it."""
+        reply.connect_ns, self._connect_ns = self._connect_ns, None
+        outgoing = reply.outgoing
+        sock = self._socket
+        assert sock is not None
+        if self._tls is None:
+            reply.sent_unix_ns, reply.sent_mono_ns = both_clocks()
+            try:
+                sent = sock.sendmsg([outgoing.head, outgoing.body])
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._broken(error)
+                return
+            rest = len(outgoing.head) + len(outgoing.body) - sent
+            if rest:
+                self._hold((outgoing.head + outgoing.body)[-rest:])
+            else:
+                reply.send_ns = monotonic_ns() - reply.sent_mono_ns
+        else:
+            assert self._outgoing is not None
+            self._tls.write(outgoing.head + outgoing.body)
+            encrypted = self._outgoing.read()
+            reply.sent_unix_ns, reply.sent_mono_ns = both_clocks()
+            self._write(encrypted)
+
+    def _write(self, data: bytes) -> None:
+        """Write what the kernel takes; the rest goes out when it has room again."""
+        if self._unsent:
+            data = bytes(self._unsent) + data
+        assert self._socket is not None
+        try:
+            sent = self._socket.send(data) if data else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._broken(error)
+            return
+        if sent < len(data):
+            self._hold(data[sent:])
+        else:
+            self._unsent = memoryview(b"")
+            self._all_sent()
+
+    def _hold(self, rest: bytes) -> None:
+        self._unsent = memoryview(rest)
+        if self._reply is not None:
+            self._reply.send_waits += 1
+        if self._write_watch is None:
+            assert self._socket is not None
+            self._write_watch = self._loop.watch_write(self._socket.fileno(), self._on_writable)
+
+    def _on_writable(self) -> None:
+        assert self._socket is not None
+        try:
+            sent = self._socket.send(self._unsent)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # the server may have answered (413, 400) and closed: read that before giving up
+            self._stop_writing()
+            self._on_readable()
+            if self._reply is not None and self._socket is not None:
+                self._broken(error)
+            return
+        self._unsent = self._unsent[sent:]
+        if not self._unsent:
+            self._stop_writing()
+            self._all_sent()
+
+    def _all_sent(self) -> None:
+        reply = self._reply
+        if reply is not None and reply.sent_mono_ns is not None and reply.send_ns is None:
+            reply.send_ns = monotonic_ns() - reply.sent_mono_ns
+
+    def _stop_writing(self) -> None:
+        if self._write_watch is not None:
+            self._write_watch.stop()
+            self._write_watch = None
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        try:
+            data, ancillary, _, _ = self._recvmsg(self._read_bytes, ANCILLARY_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._broken(error)
+            return
+        now = monotonic_ns()
+        if len(data) == self._read_bytes:
+            self._read_bytes = min(4 * self._read_bytes, READ_BYTES_MAX)
+        if self._tls is not None and data:
+            data = self._decrypt(data)
+            if data is None:
+                return
+        reply = self._reply
+        if not data:
+            self._closed_by_peer()
+        elif reply is None or reply.sent_mono_ns is None:
+            self.close()  # bytes that nobody asked for
+        elif reply.add(data, now, ancillary[0][2] if ancillary else None):
+            self._end(reply.error)
+        elif self._goodbye:  # TLS: the last bytes and the goodbye came in one read
+            self._closed_by_peer()
+
+    def _decrypt(self, data: bytes) -> bytes | None:
+        """The plain bytes of a read; None while it holds none; b"" when the peer said goodbye."""
+        assert self._tls is not None and self._incoming is not None and self._outgoing is not None
+        self._incoming.write(data)
+        if not self._ready:
+            self._handshake()
+            if not self._ready or not self._incoming.pending:
+                return None
+        plain: list[bytes] = []
+        goodbye = False
+        try:
+            while True:
+                piece = self._tls.read(READ_BYTES)
+                if not piece:
+                    goodbye = True
+                    break
+                plain.append(piece)
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            goodbye = True
+        except ssl.SSLError as error:
+            self._broken(OSError(0, f"TLS: {error.reason or error}"))
+            return None
+        if self._outgoing.pending:
+            self._write(self._outgoing.read())
+        self._goodbye = goodbye
+        if goodbye and not plain:
+            return b""
+        return b"".join(plain) or None
+
+    def _closed_by_peer(self) -> None:
+        reply = self._reply
+        if reply is None or not self._ready:
+            self._broken(OSError(0, "the server closed the connection"))
+        else:
+            reply.closed_by_peer()
+            self._end(reply.error)
+
+    def _broken(self, error: OSError) -> None:
+        """A socket error: of the connecting, of the reply in hand, or of an idle connection."""
+        reply = self._reply
+        if reply is None:
+            self.close()
+        elif not self._ready:
+            self._end(("connect", _words(error)))
+        else:
+            reply.closed_by_peer(_words(error))
+            self._end(reply.error)
+
+    def _end(self, fault: tuple[str, str] | None) -> None:
+        """The request is over: keep or close the connection, then hand the reply over."""
+        reply, done = self._reply, self._done
+        self._reply = self._done = None
+        if fault is not None and reply is not None:
+            reply.error = fault
+        if (
+            fault is not None
+            or reply is None
+            or not reply.parser.reusable
+            or self._goodbye
+            or self._unsent
+        ):
+            self.close()
+        self._read_bytes = READ_BYTES
+        if reply is not None and done is not None:
+            reply.ended_mono_ns = monotonic_ns()
+            done(reply)
+
+
+def outcome(reply: Reply) -> Exchange:
+    """Parse a finished reply. May take a while for a long stream: call it after the next send."""
+    if reply.sent_mono_ns is None:
+        error_type, message = reply.error or ("connect", "never sent")
+        return failed(error_type, message, reply.connect_ns)
+    unix_ns, mono_ns = both_clocks()
+    return reply.result(mono_ns, unix_ns)
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or type(error).__name__

@@ -1,0 +1,88 @@
+"""A person's own attention backend, kept outside this checkout: one YAML file, and the file of its class.
+
+Wherever a backend is named, the path of such a file may stand: ``--backend ~/attn/mine.yaml``. It holds the
+row that ``servers/backends/registry.py`` has for the others; its stem is the backend's name.
+"""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from greenbench.contract.config import StrictModel, load_yaml, parse
+from greenbench.contract.errors import UserError
+from servers.backends.host_facts import Device
+from servers.backends.registry import ANY_HEAD_SIZE, BACKENDS, HALF, OURS, Backend, Option
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+Feature = Literal["mla", "alibi", "soft_cap", "sliding_window", "learned_sinks"]
+BLOCK_SIZES: dict[Device, int] = {"cpu": 128, "cuda": 16}
+Value = bool | int | float | str
+
+
+class OwnOption(StrictModel):
+    default: Value
+    describe: str = ""
+    minimum: int | None = None
+
+
+class OwnBackend(StrictModel):
+    """The keys of the YAML file; each means what the field of ``Backend`` with its name means.
+
+    ``class_path`` is imported from the file's folder, or from what is installed beside vLLM.
+    """
+
+    class_path: str = Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")
+    impls: list[str] = Field(min_length=1)
+    describe: str
+    devices: list[Device] = Field(min_length=1)
+    dtypes: list[Dtype] = Field(default=list(HALF), min_length=1)
+    head_sizes: list[int] | None = None  # None: any
+    kv_dtypes: list[str] = Field(default=["auto"], min_length=1)
+    features: list[Feature] = Field(default_factory=list[Feature])
+    block_sizes: dict[Device, int] = Field(default_factory=dict[Device, int])
+    executions: list[Literal["eager", "piecewise", "full"]] = Field(default=list(OURS))
+    exact: bool = True  # False: it needs an option 'window', the tokens up to which it must agree
+    options: dict[str, OwnOption] = Field(default_factory=dict[str, OwnOption])
+
+
+def is_own(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def read_backend(name: str) -> Backend:
+    """The row in the file ``name`` (relative: from the working folder). Any fault of it: UserError."""
+    path = Path(name).expanduser()
+    found = parse(OwnBackend, load_yaml(path), str(path))
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", path.stem) or path.stem in BACKENDS:
+        raise UserError(
+            f"{path}: the file's name is the backend's; give one of small letters, digits and _ "
+            f"that is not taken by {', '.join(BACKENDS)}"
+        )
+    window = found.options.get("window")
+    if not found.exact and (window is None or type(window.default) is not int):
+        raise UserError(
+            f"{path}: 'exact: false' wants an option 'window', the number of tokens up to which "
+            "its answers must still be the reference's"
+        )
+    return Backend(
+        name=path.stem,
+        vllm_name="CUSTOM",
+        describe=found.describe,
+        devices=tuple(found.devices),
+        impls=tuple(found.impls),
+        class_path=found.class_path,
+        class_folder=str(path.resolve().parent),
+        dtypes=tuple(found.dtypes),
+        head_sizes=found.head_sizes or ANY_HEAD_SIZE,
+        kv_dtypes=tuple(found.kv_dtypes),
+        features=frozenset(found.features),
+        block_sizes=BLOCK_SIZES | found.block_sizes,
+        executions=tuple(found.executions),
+        exact=found.exact,
+        options={
+            key: Option(option.default, option.describe, option.minimum)
+            for key, option in found.options.items()
+        },
+    )

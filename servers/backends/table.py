@@ -1,0 +1,67 @@
+"""The backend table for people and for machines."""
+
+import json
+from typing import Any
+
+from servers.backends.host_facts import HostFacts
+from servers.backends.registry import Backend, Option
+
+Rows = list[tuple[Backend, list[str]]]
+
+
+def as_json(rows: Rows) -> str:
+    return json.dumps([_row(backend, reasons) for backend, reasons in rows], indent=1)
+
+
+def _row(backend: Backend, reasons: list[str]) -> dict[str, Any]:
+    return {
+        "name": backend.name,
+        "describe": backend.describe,
+        "ours": backend.is_ours,
+        "exact": backend.exact,
+        "vllm_name": backend.vllm_name,
+        "class_path": backend.class_path,
+        "devices": list(backend.devices),
+        "dtypes": list(backend.dtypes),
+        "executions": list(backend.executions),
+        "options": {
+            name: {
+                "default": option.default,
+                "describe": option.describe,
+                "values": list(option.values),
+            }
+            for name, option in backend.options.items()
+        },
+        "can_run": not reasons,
+        "refusals": reasons,
+    }
+
+
+def as_table(rows: Rows, host: HostFacts) -> str:
+    """Aligned text: name, whether it runs here, what it is; below each name its options or refusals."""
+    width = max(len(backend.name) for backend, _ in rows)
+    lines = [f"host: {_host(host)}", ""]
+    for backend, reasons in rows:
+        verdict = "no " if reasons else "yes"
+        lines.append(f"{backend.name:<{width}}  {verdict}  {backend.describe}")
+        indent = " " * (width + 7)
+        lines += [f"{indent}{reason}" for reason in reasons]
+        lines += [
+            f"{indent}option {name}={_values(option)}: {option.describe}"
+            for name, option in backend.options.items()
+        ]
+    return "\n".join(lines)
+
+
+def _values(option: Option) -> str:
+    """The default; where there is a list to choose from, all of it."""
+    return "|".join(option.values) or str(option.default)
+
+
+def _host(host: HostFacts) -> str:
+    card = "no NVIDIA GPU"
+    if host.capability is not None:
+        card = f"{host.gpu_name}, compute capability {host.capability[0]}.{host.capability[1]}"
+    version = f"vLLM {host.vllm_version}" if host.vllm_version else "vLLM version not known"
+    build = f"{host.vllm_build} build" if host.vllm_build else "no vLLM"
+    return f"{card}; {version} ({build})"

@@ -1,0 +1,216 @@
+"""From a request to the argv and environment of one vLLM server. Pure: no I/O, no clock, no os.environ.
+
+Every flag that could differ between two backends is given explicitly, also where it repeats vLLM's
+default: a default that changes with the backend would be measured as the backend.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from greenbench.contract.config import ServerRequest
+from greenbench.contract.cpu import ServedDtype
+from servers.backends.choice import resolve
+from servers.backends.host_facts import Device, HostFacts, ModelFacts, served_dtype
+from servers.backends.registry import Backend
+from servers.backends.requirements import Case, refusals
+
+GIB = 1024**3
+CPU_KV_POOL_GIB = 1.0
+# Works from vLLM 0.26 to 0.32 and without the `vllm` command, which the CPU build's package lacks.
+ENTRY_POINT = ("-m", "vllm.entrypoints.openai.api_server")
+
+# What a server may take over from the person's environment. VLLM_* and everything else that could change
+# what is measured stays out; secrets are passed on and never recorded.
+PASSED_ON = frozenset((
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR",
+    "XDG_CACHE_HOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LD_PRELOAD", "LIBRARY_PATH", "CPATH",
+    "CC", "CXX", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES",
+    "NVIDIA_DRIVER_CAPABILITIES", "NCCL_DEBUG", "NCCL_P2P_DISABLE", "NCCL_NVLS_ENABLE",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST", "NVSHMEM_DISABLE_NVLS",
+    "OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU",
+    "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR",
+    "FLASHINFER_WORKSPACE_BASE", "FLASHINFER_CUDA_ARCH_LIST", "TORCH_CUDA_ARCH_LIST",
+    "CUDA_CACHE_PATH", "CUDA_CACHE_MAXSIZE", "MAX_JOBS", "PYTHONPATH", "HF_HOME", "HF_HUB_CACHE",
+    "HF_TOKEN", "HF_HUB_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR",
+    "http_proxy", "https_proxy",
+    "no_proxy",
+))  # fmt: skip
+RECORDED = frozenset((
+    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND",
+    "VLLM_CPU_NUM_OF_RESERVED_CPU", "NCCL_P2P_DISABLE", "NCCL_NVLS_ENABLE", "LD_PRELOAD",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST", "NVSHMEM_DISABLE_NVLS",
+))  # fmt: skip
+
+# full: vLLM's own default, decode steps as whole graphs and mixed steps piecewise.
+CUDAGRAPH_MODES = {"piecewise": "PIECEWISE", "full": "FULL_AND_PIECEWISE"}
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    argv: list[str]
+    env: dict[str, str]  # what the launcher sets; the rest is passed on by name
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    backend: Backend
+    options: dict[str, int | float | str | bool]
+    command: Command
+    refusals: list[str]
+    model_path: str
+    max_model_len: int
+    device: Device
+    dtype: ServedDtype
+
+
+def plan(
+    request: ServerRequest,
+    host: HostFacts,
+    facts: ModelFacts,
+    model_path: str,
+    port: int | str,
+    vllm_python: str,
+    model_is_local: bool = True,
+) -> Plan:
+    """Work out one server. Unknown backend or option, or a window too long: UserError (see ``resolve``)."""
+    backend, options = resolve(request.backend)
+    dtype = served_dtype(request.model, request.server, host)
+    case = Case(backend, host, facts, dtype.name, request.server)
+    device = host.device if host.device in backend.devices else backend.devices[0]
+    max_model_len = request.server.max_model_len or request.model.max_model_len
+    command = Command(
+        argv=[
+            *(vllm_python, *ENTRY_POINT),
+            *_model_flags(request, model_path, dtype.name, max_model_len),
+            *("--host", "127.0.0.1", "--port", str(port)),
+            *_backend_flags(request, backend, device),
+            *_memory_flags(request, device),
+            *_execution_flags(request.server.execution),
+            *_observation_flags(request.server.iteration_log),
+            *request.model.server_args,
+            *request.server.extra_args,
+        ],
+        env=_env(backend, options, model_is_local),
+    )
+    reasons = [*refusals(case), *_window_reasons(max_model_len, facts), *_flag_conflicts(request)]
+    return Plan(backend, options, command, reasons, model_path, max_model_len, device, dtype)
+
+
+def child_env(base: Mapping[str, str], pinned: Mapping[str, str]) -> dict[str, str]:
+    """The server's whole environment: the allow-listed part of ``base`` and what the launcher sets."""
+    return {**{name: base[name] for name in PASSED_ON if name in base}, **pinned}
+
+
+def recorded_env(base: Mapping[str, str], pinned: Mapping[str, str]) -> dict[str, str]:
+    """The part of it that may stand in a run directory."""
+    return {**{name: base[name] for name in RECORDED if name in base}, **pinned}
+
+
+def _model_flags(
+    request: ServerRequest, path: str, dtype: str, max_model_len: int
+) -> tuple[str, ...]:
+    return (
+        *("--model", path),
+        *("--served-model-name", request.model.name),
+        *("--dtype", dtype),
+        *("--max-model-len", str(max_model_len)),
+        *("--seed", str(request.server.seed)),
+        *("--tensor-parallel-size", str(request.server.tensor_parallel)),
+        *("--generation-config", "vllm"),  # a model's own sampling defaults would differ by model
+    )
+
+
+def _backend_flags(request: ServerRequest, backend: Backend, device: Device) -> list[str]:
+    server = request.server
+    flags = ["--attention-backend", backend.vllm_name]
+    if backend.flash_attn_version is not None:
+        flags += ["--attention-config.flash_attn_version", str(backend.flash_attn_version)]
+    flags += ["--kv-cache-dtype", server.kv_cache_dtype]
+    flags += ["--block-size", str(server.block_size or backend.block_sizes[device])]
+    flags += ["--max-num-seqs", str(server.max_num_seqs)]
+    flags += ["--max-num-batched-tokens", str(server.max_num_batched_tokens)]
+    prefix = "--enable-prefix-caching" if server.prefix_caching else "--no-enable-prefix-caching"
+    return [*flags, "--enable-chunked-prefill", prefix]
+
+
+def _memory_flags(request: ServerRequest, device: Device) -> list[str]:
+    server = request.server
+    if server.num_gpu_blocks is not None:
+        pool = ["--num-gpu-blocks-override", str(server.num_gpu_blocks)]
+    else:
+        pool = []
+    pool_bytes = kv_pool_bytes(request, device)
+    if pool_bytes is not None:  # not VLLM_CPU_KVCACHE_SPACE: that takes whole GiB, and the CPU only
+        pool += ["--kv-cache-memory-bytes", str(pool_bytes)]
+    if device == "cpu":
+        return pool
+    # autotuning picks sampling and MoE kernels by timing them at boot: minutes, and another pick each time
+    share = ["--gpu-memory-utilization", str(server.gpu_memory_utilization)]
+    return [*pool, *share, "--no-enable-flashinfer-autotune"]
+
+
+def kv_pool_bytes(request: ServerRequest, device: Device) -> int | None:
+    """What the KV pool is told to take; None: a GPU's share, measured by vLLM at boot."""
+    gib = request.server.kv_cache_gib or (CPU_KV_POOL_GIB if device == "cpu" else None)
+    return None if gib is None else int(gib * GIB)
+
+
+def _execution_flags(execution: str) -> list[str]:
+    if execution == "eager":
+        return ["--enforce-eager"]
+    mode = json.dumps({"cudagraph_mode": CUDAGRAPH_MODES[execution]})
+    return ["--no-enforce-eager", "--compilation-config", mode]
+
+
+def _observation_flags(iteration_log: bool) -> list[str]:
+    flags = [
+        "--fail-on-environ-validation",
+        "--enable-per-request-metrics",
+        "--enable-force-include-usage",
+        "--enable-prompt-tokens-details",
+        "--disable-uvicorn-access-log",
+    ]
+    return [*flags, "--enable-logging-iteration-details"] if iteration_log else flags
+
+
+def _env(
+    backend: Backend, options: Mapping[str, int | float | str | bool], model_is_local: bool
+) -> dict[str, str]:
+    env = {
+        # unset, vLLM would load every plugin that happens to be installed; 'none' matches no plugin
+        "VLLM_PLUGINS": "greenbench,greenbench_cpu" if backend.is_ours else "none",
+        "VLLM_SERVER_DEV_MODE": "1",  # model inspection and /server_info, the proof; loopback only
+        "VLLM_NO_USAGE_STATS": "1",
+        # FlashInfer's sampler is compiled at a first start (136 s on an H100); greedy requests never use it
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
+        # a logging format, put before vLLM's own: its date has whole seconds and no year, and the
+        # duration of an engine step is placed in time by this epoch
+        "VLLM_LOGGING_PREFIX": "%(created).6f ",
+        "VLLM_LOGGING_COLOR": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if backend.class_path is not None:
+        env["GREENBENCH_ATTENTION_CLASS"] = backend.class_path
+        if backend.class_folder is not None:
+            env["GREENBENCH_ATTENTION_FOLDER"] = backend.class_folder
+        env["GREENBENCH_ATTENTION_OPTIONS"] = json.dumps(dict(options), sort_keys=True)
+    if model_is_local:
+        env["HF_HUB_OFFLINE"] = "1"
+    return env
+
+
+def _window_reasons(max_model_len: int, facts: ModelFacts) -> list[str]:
+    if facts.window_tokens is None or max_model_len <= facts.window_tokens:
+        return []
+    return [
+        f"max_model_len {max_model_len} is longer than the window of {facts.name}, "
+        f"{facts.window_tokens} tokens; ask for that at most"
+    ]
+
+
+def _flag_conflicts(request: ServerRequest) -> list[str]:
+    forbids = "--no-enable-prefix-caching" in request.model.server_args
+    if forbids and request.server.prefix_caching:
+        return [f"{request.model.name} cannot run with prefix caching; set prefix_caching: false"]
+    return []

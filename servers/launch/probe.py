@@ -1,0 +1,63 @@
+"""Describe a server that somebody else runs: what it says of itself, and whether that is a proof."""
+
+import json
+from pathlib import Path
+
+import httpx
+
+from greenbench.contract.config import ServerRequest
+from greenbench.contract.errors import UserError
+from greenbench.contract.manifest import Server
+from servers.backends.choice import resolve
+from servers.launch import inspect, proof
+from servers.launch.process import ServerDied
+from servers.launch.state_file import StateFile
+
+
+def probe(request: ServerRequest, out: Path) -> Server:
+    """server.json for a server that somebody else runs (``server.base_url``).
+
+    Unproven unless it gives a model inspection. Raises UserError on bad input, ServerDied when nothing
+    answers there.
+    """
+    backend, options = resolve(request.backend)
+    if request.server.base_url is None:
+        raise UserError("probe wants server.base_url, the address of a running server")
+    base_url = request.server.base_url.rstrip("/").removesuffix("/v1")
+    try:
+        says = inspect.ask(base_url)
+    except (httpx.HTTPError, httpx.InvalidURL, KeyError, json.JSONDecodeError) as error:
+        raise ServerDied(
+            f"No vLLM server answers at {base_url} ({type(error).__name__}: {error})"
+        ) from error
+    listed = {str(model["id"]): model for model in says.served_models}
+    served = request.server.served_model or next(iter(listed), "")
+    if served not in listed:
+        raise UserError(f"{base_url} serves {', '.join(listed) or 'no model'}, not '{served}'")
+    found = proof.judge(backend, says.trees, None)
+    server = Server(
+        server_id=out.name,
+        requested_backend=request.backend.name,
+        backend_options=options,
+        exactness=backend.exactness,
+        observed_backend=found.observed_backend,
+        proof=found.verdict,
+        proof_detail=found.detail,
+        model=request.model.name,
+        model_path=str(listed[served].get("root") or request.model.path or ""),
+        weights=request.model.weights,
+        dtype=says.dtype or "auto",
+        kv_cache_dtype=says.cache.get("cache_dtype", request.server.kv_cache_dtype),
+        execution="unknown",
+        max_model_len=listed[served].get("max_model_len"),
+        kv_cache_tokens=says.kv_cache_tokens,
+        base_url=base_url,
+        served_model=served,
+        vllm_version=says.version,
+        async_scheduling=says.async_scheduling,
+    )
+    state = StateFile(out, server)
+    state.create()
+    says.save(out)
+    state.write("ready")
+    return server

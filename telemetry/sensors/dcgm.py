@@ -1,0 +1,98 @@
+"""GPU readings from a running dcgm-exporter. Its interval is the refresh here: 30 s unless set shorter."""
+
+import http.client
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from telemetry.sensors import prometheus
+from telemetry.sensors.capability import Capability, available, unavailable
+from telemetry.sensors.dcgm_fields import FIELDS
+from telemetry.sensors.gpu import GpuIdentity, GpuReading, NoGpu
+
+PAGE_AGE_NS = 20_000_000  # the cards of one tick share one page
+COLUMN = {name: (column, factor) for name, _, column, factor in FIELDS}
+WHOLE = {
+    "energy_mj",
+    "sm_clock_mhz",
+    "mem_clock_mhz",
+    "temp_c",
+    "mem_used_bytes",
+    "util_pct",
+    "throttle_reasons",
+}
+
+
+@dataclass
+class DcgmReader:
+    """A telemetry Reader over one exporter's page. Cards that the page stops naming read as an error."""
+
+    base_url: str
+    fetch: Callable[[str], str] = prometheus.fetch
+    name: str = "dcgm"
+    _cards: dict[int, GpuIdentity] = field(default_factory=dict[int, GpuIdentity])
+    _readings: dict[str, GpuReading] = field(default_factory=dict[str, GpuReading])
+    _read_ns: int = -PAGE_AGE_NS
+    _error: str | None = None
+
+    def __post_init__(self) -> None:
+        self._refresh()
+        if not self._cards:
+            raise NoGpu(f"{self.base_url}: {self._error or 'no DCGM_FI_DEV_* metric'}")
+
+    def _refresh(self) -> None:
+        now_ns = time.monotonic_ns()
+        if now_ns - self._read_ns < PAGE_AGE_NS:
+            return
+        self._read_ns, self._error, self._readings = now_ns, None, {}
+        try:
+            self._parse(self.fetch(self.base_url))
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self._error = type(error).__name__
+
+    def _parse(self, text: str) -> None:
+        values: dict[str, dict[str, float | int]] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name not in COLUMN or "UUID" not in sample.labels:
+                    continue
+                labels, uuid = sample.labels, sample.labels["UUID"]
+                index = int(labels["gpu"])
+                mig = bool(labels.get("GPU_I_ID"))
+                self._cards.setdefault(
+                    index, GpuIdentity(index, uuid, labels.get("modelName", "unknown"), mig=mig)
+                )
+                column, factor = COLUMN[sample.name]
+                value = sample.value / factor
+                if column in ("power_avg_w", "energy_mj") and not value > 0:
+                    continue  # 0 and NaN are no reading
+                values.setdefault(uuid, {})[column] = round(value) if column in WHOLE else value
+        self._readings = {uuid: GpuReading(**columns) for uuid, columns in values.items()}  # type: ignore[arg-type]
+
+    def gpus(self) -> list[GpuIdentity]:
+        return [self._cards[index] for index in sorted(self._cards)]
+
+    def capabilities(self, index: int) -> dict[str, Capability]:
+        reading = self._readings.get(self._cards[index].uuid, GpuReading())
+        has = {"counter": reading.energy_mj, "average": reading.power_avg_w}
+        missing = {name: unavailable("the exporter does not serve it") for name in has}
+        found = {name: available() for name, value in has.items() if value is not None}
+        # its profiling fields would be the GPM, but they cost the card power while they run
+        others = ("instant", "memory_scope", "gpm")
+        return {
+            **missing,
+            **found,
+            **{name: unavailable("not in DCGM's default fields") for name in others},
+        }
+
+    def read(self, index: int) -> GpuReading:
+        self._refresh()
+        absent = GpuReading(error=f"page:{self._error or 'absent'}")
+        return self._readings.get(self._cards[index].uuid, absent)
+
+    def pids(self, index: int) -> list[int] | None:
+        return None
+
+    def close(self) -> None: ...

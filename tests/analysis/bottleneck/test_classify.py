@@ -1,0 +1,58 @@
+"""Where the evidence of a bottleneck comes from: the engine's steps, and what the client says of itself."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from analysis.bottleneck.classify import classify_client, step_figures
+from analysis.point.point import analyse
+from analysis.point.steady_window import Window
+from analysis.runs.engine_steps import parse_steps
+from analysis.runs.run import load_run
+from tests.fakes.rundirs import FakeRun, write_run
+
+
+@pytest.mark.parametrize(
+    ("warnings", "open_requests", "held"),
+    [
+        (["event-loop lag p99 is 300 ms, at most 50 ms was allowed"], 3.1, True),
+        (["event-loop lag p99 is 300 ms, at most 50 ms was allowed"], 3.9, False),
+        (["chunks sharing a read is 0.3, at most 0.1 was allowed"], 3.1, False),
+    ],
+)
+def test_users_without_a_request_and_a_late_client_are_the_client(
+    tmp_path: Path, warnings: list[str], open_requests: float, held: bool
+) -> None:
+    written = write_run(tmp_path, FakeRun(users=4))
+    audit = {"locust": {"over_budget": False, "reasons": [], "warnings": warnings}}
+    written.write_manifest(written.manifest().model_copy(update={"client_audit": audit}))
+    run = load_run(written.path)
+    good, _ = analyse(run)
+    window = {"evidence": {"mean_in_flight": open_requests}}
+    found = classify_client(run, replace(good, status="invalid", window=window))
+    assert classify_client(run, good) is None
+    assert (found is not None) == held
+    if found is not None:
+        assert found.bound == "client"
+        assert "on average 3.1 of 4 requests were open; event-loop lag" in found.sentence
+
+
+def test_a_long_step_weighs_as_long_as_it_took() -> None:
+    """Guards against a median over steps, or over scrapes, which nine short decode steps would win."""
+    line = (
+        "{0:.3f} INFO Engine 000: Iteration({1}): {2} context requests, {3} context tokens, "
+        "{4} generation requests, {4} generation tokens, iteration elapsed time: {5} ms, "
+        "CPU KV cache usage: {6}%"
+    )
+    start = 10**9  # seconds
+    rows = [(start + 1 + i / 100, i, 0, 0, 1, 10.0, 30.0) for i in range(9)]
+    steps = parse_steps(
+        [line.format(*row) for row in [*rows, (start + 2, 9, 2, 2000, 1, 810.0, 100.0)]]
+    )
+    found = step_figures(steps, Window("steady", start * 10**9, (start + 2) * 10**9 + 1))
+    assert found["running"] == pytest.approx((9 * 10 * 1 + 810 * 3) / 900)
+    assert (found["kv_p50"], found["kv_p90"]) == (1.0, 1.0)
+    assert found["engine_share"] == pytest.approx(0.9 / 2)
+    assert found["step_tokens_p50"] == 2001
+    assert step_figures(parse_steps([]), Window("steady", 0, 1)) == {}

@@ -1,0 +1,212 @@
+"""Differences between server starts: no claim without cause, and known effects are found."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from analysis.compare.claim_rates import simulate, t_power
+from analysis.compare.decisions import Decision, Eligible, decisions
+from analysis.compare.differences import Difference, differences, noise_floor
+from analysis.objectives import BY_NAME
+from analysis.point.point import Point, analyse_all
+from analysis.runs.run import load_runs
+from analysis.study import placed
+from tests.fakes.rundirs import FakeRun, write_run
+
+
+def points_of(
+    tmp_path: Path,
+    factors: dict[str, list[float]],
+    contexts: tuple[int, ...] = (1024,),
+    arm: int = 0,
+    sweep: str = "fake",
+) -> list[Point]:
+    """One point a backend, block and context; a factor multiplies every time of that start."""
+    for backend, starts in factors.items():
+        for repeat, factor in enumerate(starts):
+            for context in contexts:
+                write_run(
+                    tmp_path,
+                    FakeRun(
+                        backend=backend,
+                        context_tokens=context,
+                        repeat=repeat,
+                        arm=arm,
+                        sweep=sweep,
+                        start_factor=factor,
+                        measure_s=20,
+                        started_s=repeat * 100 + arm,
+                    ),
+                )
+    return read(tmp_path)
+
+
+def read(root: Path) -> list[Point]:
+    return placed([point for point, _ in analyse_all(load_runs(root))], False)[0]
+
+
+def by_pair(points: list[Point], objective: str) -> dict[tuple[str, str], Difference]:
+    return {
+        (d.a, d.b): d for d in differences(points, BY_NAME["goodput"]) if d.objective == objective
+    }
+
+
+def decided(points: list[Point], objective: str, **unable: str) -> Decision:
+    able = {
+        (point.place, point.candidate): Eligible(False, unable[point.backend], "disqualified")
+        for point in points
+        if point.backend in unable
+    }
+    (made,) = [
+        d
+        for d in decisions(points, differences(points, BY_NAME["goodput"]), able)
+        if d.objective == objective
+    ]
+    return made
+
+
+def test_twice_as_slow_is_found_and_equals_have_no_winner(tmp_path: Path) -> None:
+    points = points_of(
+        tmp_path,
+        {
+            "fast": [1.00, 1.02, 0.99, 1.01],
+            "same": [1.01, 0.99, 1.00, 1.02],
+            "slow": [2.02, 1.98, 2.03, 2.00],
+        },
+    )
+    assert all(point.usable for point in points)
+    found = by_pair(points, "ttft")
+    assert found["fast", "same"].verdict == "no difference shown"
+    assert found["fast", "slow"].verdict == "better"
+    assert found["fast", "slow"].ratio.ratio == pytest.approx(0.5, rel=0.02)
+    assert found["fast", "slow"].turned.verdict == "worse"
+    made = decided(points, "ttft")
+    assert (made.outcome, made.winner) == ("no clear winner", None)
+    assert set(made.front) == {"fast", "same"}
+
+
+def test_a_difference_that_means_nothing_is_no_winner(tmp_path: Path) -> None:
+    """1 % apart in each of four blocks to the letter: beyond chance, below the 2 % that counts."""
+    points = points_of(tmp_path, {"a": [1.0, 1.1, 0.9, 1.0], "b": [1.01, 1.111, 0.909, 1.01]})
+    found = by_pair(points, "ttft")["a", "b"]
+    assert found.ratio.ratio == pytest.approx(1 / 1.01, rel=1e-4)
+    assert found.verdict == "equivalent"
+    assert decided(points, "ttft").winner is None
+
+
+def test_drift_from_block_to_block_does_not_hide_a_paired_difference(tmp_path: Path) -> None:
+    """Both drift by 20 % together and b is 5 % slower throughout: successive starts are no noise floor."""
+    drift = [1.0, 1.2, 1.0, 1.2, 1.0, 1.2]
+    points = points_of(tmp_path, {"a": drift, "b": [1.05 * f for f in drift]})
+    assert noise_floor(points, BY_NAME["ttft"]) is None
+    assert by_pair(points, "ttft")["a", "b"].verdict == "better"
+
+
+def test_an_effect_within_the_noise_of_equal_arms_is_not_claimed(tmp_path: Path) -> None:
+    """Two arms of a differ by 10 % one way and the other; b stands 5 % from their middle, to the letter."""
+    points_of(tmp_path, {"a": [1.0, 1.1, 1.0, 1.1]})
+    points_of(tmp_path, {"a": [1.1, 1.0, 1.1, 1.0]}, arm=1)
+    middle = math.sqrt(1.1)
+    points = points_of(tmp_path, {"b": [1.05 * middle] * 4})
+    floor = noise_floor(points, BY_NAME["ttft"])
+    assert floor is not None and floor.sd == pytest.approx(math.log(1.1), rel=1e-3)
+    found = by_pair(points, "ttft")["a", "b"]
+    assert found.ratio.ratio == pytest.approx(1 / 1.05, rel=1e-3)
+    assert (found.verdict, found.reason) == (
+        "no difference shown",
+        "within the noise between equal arms (A/A)",
+    )
+
+
+def test_one_start_each_claims_nothing(tmp_path: Path) -> None:
+    points = points_of(tmp_path, {"a": [1.0], "b": [3.0]})
+    found = differences(points, BY_NAME["goodput"])
+    assert found and all(d.verdict == "indicative" and not d.tested for d in found)
+    made = decisions(points, found, {})
+    assert made and all(d.winner is None and not d.tested for d in made)
+    assert {(d.outcome, d.front) for d in made if d.objective == "e2e"} == {("indicative", ("a",))}
+
+
+def test_who_may_not_win_does_not(tmp_path: Path) -> None:
+    points = points_of(tmp_path, {"fast": [1.0, 1.01, 1.02], "exact": [2.0, 2.01, 2.02]})
+    made = decided(points, "ttft", fast="worse answers")
+    assert (made.outcome, made.front, made.winner) == ("alone", ("exact",), None)
+    assert [(c.label, c.eligible.why_not) for c in made.out] == [("fast", "worse answers")]
+
+
+def test_direction_is_that_of_the_shared_blocks(tmp_path: Path) -> None:
+    """In the blocks that both have, b is faster; a's third start, alone in its block, is very fast."""
+    points = points_of(tmp_path, {"a": [1.3, 1.31, 1.3, 1.29, 0.1], "b": [1.0, 1.01, 1.0, 0.99]})
+    found = by_pair(points, "ttft")["a", "b"]
+    assert len(found.blocks) == 4 and found.verdict == "worse"
+    assert decided(points, "ttft").winner == "b"
+
+
+def test_zero_is_a_value(tmp_path: Path) -> None:
+    """Goodput under a TTFT of 0.7 s: every request of a (0.5 s) is good, none of b's (1 s)."""
+    for repeat in range(3):
+        for backend, factor in (("a", 1.0), ("b", 2.0)):
+            write_run(
+                tmp_path,
+                FakeRun(
+                    backend=backend,
+                    repeat=repeat,
+                    start_factor=factor * (1 + 0.01 * repeat),
+                    slo_ttft_s=0.7,
+                    measure_s=30,
+                    started_s=repeat * 100,
+                ),
+            )
+    points = read(tmp_path)
+    found = by_pair(points, "goodput")["a", "b"]
+    assert found.values[1] == 0 and found.ratio.ratio is None
+    assert found.verdict == "better"
+    assert decided(points, "goodput").winner == "a"
+
+
+def test_folders_of_one_sweep_are_replicates(tmp_path: Path) -> None:
+    """Blocks of two folders are pooled, each paired within its own."""
+    factors = {"a": [1.0, 1.02], "b": [1.5, 1.52]}
+    for name, shift in (("monday", 1.0), ("tuesday", 1.3)):
+        points_of(tmp_path, {k: [f * shift for f in v] for k, v in factors.items()}, sweep=name)
+    points = read(tmp_path)
+    assert {point.status for point in points} == {"ok"}
+    found = by_pair(points, "ttft")["a", "b"]
+    assert len(found.blocks) == 4 and found.verdict == "better"
+
+
+def test_starts_without_a_common_block_are_compared_unpaired_or_not_at_all(tmp_path: Path) -> None:
+    for folder, backend, factors in (("x", "a", [1.0, 1.01, 0.99]), ("y", "b", [2.0, 2.02, 1.98])):
+        points_of(tmp_path, {backend: factors}, sweep=folder)
+    points = read(tmp_path)
+    found = by_pair(points, "ttft")["a", "b"]
+    assert found.blocks == () and "without a common block" in found.ratio.method
+    assert found.verdict == "better"
+    single = [p for p in points if p.repeat == 0]
+    found = by_pair(single, "ttft")["a", "b"]
+    assert (found.verdict, found.tested) == ("indicative", False)
+    assert decided(single, "ttft").winner is None
+
+
+@pytest.mark.parametrize("blocks", [3, 5, 8])
+def test_equal_arms_give_about_5_percent_false_exclusions(blocks: int) -> None:
+    found = simulate("normal", blocks, 1.0, trials=2000)
+    # binomial sd at 5 % and 2000 trials is 0.5 %
+    assert found.interval_excludes == pytest.approx(0.05, abs=0.016)
+    assert found.claimed <= 0.05
+
+
+def test_known_effects_are_found_at_the_promised_rate() -> None:
+    found = simulate("normal", 5, 1.05, trials=2000)
+    assert found.promised == t_power(1.05, 0.03, 5)
+    assert found.interval_excludes == pytest.approx(found.promised, abs=0.035)
+    assert simulate("normal", 5, 1.30, trials=200).claimed > 0.99
+
+
+def test_both_ways_round_say_the_same(tmp_path: Path) -> None:
+    points = points_of(tmp_path, {"a": [1.0, 1.01, 0.99], "b": [2.0, 2.0, 2.01]})
+    for each in differences(points, BY_NAME["goodput"]):
+        assert replace(each.turned.turned, ratio=each.ratio) == each
+        assert (each.gain is None) or each.gain * (each.turned.gain or 0) == pytest.approx(1)

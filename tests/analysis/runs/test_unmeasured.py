@@ -1,0 +1,61 @@
+"""A backend that gave no point stands in the report all the same, with its reason."""
+
+import json
+from pathlib import Path
+
+from analysis.report.page import render
+from analysis.report.sentences import summary_sentences
+from analysis.runs.unmeasured import LeftOut, left_out
+from analysis.study import study
+from analysis.summary import summary
+from tests.fakes.manifests import manifest
+from tests.fakes.pages import words
+from tests.fakes.rundirs import FakeRun, write_run
+
+
+def write_server(sweep: Path, name: str, state: str, error: str | None, **facts: object) -> None:
+    server = manifest().server.model_copy(update={"model": "tiny", "ready_s": None, **facts})
+    folder = sweep / "servers" / name
+    folder.mkdir(parents=True)
+    body = {"state": state, "error": error, "server": server.model_dump(mode="json")}
+    (folder / "server.json").write_text(json.dumps(body))
+
+
+def write_sweep(root: Path) -> Path:
+    """alpha was measured at its second start; beta never came up, gamma died, delta was refused."""
+    sweep = write_run(root, FakeRun(measure_s=15)).path.parent
+    first, second = "tiny-alpha-r0a0-20260101T000000Z", "tiny-alpha-r0a0-20260101T010000Z"
+    write_server(sweep, first, "failed", "port in use", requested_backend="alpha")
+    write_server(sweep, second, "stopped", None, requested_backend="alpha", ready_s=30.0)
+    dead = "tiny-{}-r0a0-20260101T020000Z"
+    write_server(sweep, dead.format("beta"), "failed", "no <memory>", requested_backend="beta")
+    write_server(
+        sweep, dead.format("gamma"), "failed", "killed", requested_backend="gamma", ready_s=30.0
+    )
+    refused = {"tiny delta repeat 0": ["needs a GPU", "and a module"]}
+    (sweep / "refused.json").write_text(json.dumps(refused))
+    return sweep
+
+
+EXPECTED = [
+    LeftOut("tiny delta repeat 0", "refused", "needs a GPU; and a module"),
+    LeftOut("tiny beta", "did not start", "no <memory>"),
+    LeftOut("tiny gamma", "died", "killed"),
+]
+
+
+def test_only_what_never_came_to_its_end_is_left_out(tmp_path: Path) -> None:
+    """From the sweep's folder, and from the one above it."""
+    sweep = write_sweep(tmp_path)
+    assert left_out(sweep) == left_out(tmp_path) == EXPECTED
+
+
+def test_it_stands_in_page_summary_and_sentences(tmp_path: Path) -> None:
+    whole = study(write_sweep(tmp_path))
+    page = words(render(whole))
+    assert "Excluded (3)" in page
+    assert "tiny beta did not start no &lt;memory&gt;" in page
+    assert "tiny delta repeat 0 refused needs a GPU; and a module" in page
+    assert [entry["label"] for entry in summary(whole)["left_out"]] == [s.label for s in EXPECTED]
+    (sentence,) = [s for s in summary_sentences(whole) if s.startswith("Left out")]
+    assert "`tiny beta` (did not start)" in sentence and "`tiny gamma` (died)" in sentence

@@ -1,0 +1,172 @@
+"""``check`` finds each way in which a run directory can fall short of its manifest."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.runs.run import load_run, load_runs
+from analysis.runs.validity import faults, superseded
+from greenbench.contract.errors import UserError
+from greenbench.contract.run_dir import RunDir, file_sha256
+from tests.fakes.rundirs import FakeRun, write_run
+
+
+def codes(run: RunDir) -> list[str]:
+    return [fault.code for fault in faults(load_run(run.path))]
+
+
+def edit_manifest(run: RunDir, change: Callable[[dict[str, Any]], None]) -> None:
+    raw = json.loads(run.manifest_path.read_text())
+    change(raw)
+    run.manifest_path.write_text(json.dumps(raw))
+
+
+def edit_rows(run: RunDir, change: Callable[[dict[str, Any]], None], rehash: bool = True) -> None:
+    """Alter the first request row; with ``rehash`` the manifest is told, so that only the row is at fault."""
+    path = run.requests_dir / "w0.jsonl"
+    lines = path.read_text().splitlines()
+    row = json.loads(lines[0])
+    change(row)
+    path.write_text("\n".join([json.dumps(row), *lines[1:]]) + "\n")
+    if rehash:
+        edit_manifest(
+            run, lambda m: m["files"]["requests/w0.jsonl"].update(sha256=file_sha256(path))
+        )
+
+
+def test_a_sound_run_has_no_fault(tmp_path: Path) -> None:
+    assert codes(write_run(tmp_path, FakeRun())) == []
+
+
+@pytest.mark.parametrize(
+    ("fake", "code"),
+    [
+        (FakeRun(status="running"), "interrupted"),
+        (FakeRun(status="failed", failure="the server died"), "failed"),
+        (FakeRun(status="invalid", invalid_reasons=("client_bound",)), "client_bound"),
+        (FakeRun(proof="mismatch"), "backend_mismatch"),
+        (FakeRun(observed_backend=None), "backend_mismatch"),
+        (FakeRun(failed_every=1), "no_good_requests"),
+    ],
+)
+def test_states_that_bar_a_point(tmp_path: Path, fake: FakeRun, code: str) -> None:
+    assert code in codes(write_run(tmp_path, fake))
+
+
+def test_unproven_is_no_fault(tmp_path: Path) -> None:
+    assert codes(write_run(tmp_path, FakeRun(proof="unproven", observed_backend=None))) == []
+
+
+def test_other_backend_in_config_than_in_server(tmp_path: Path) -> None:
+    run = write_run(tmp_path, FakeRun())
+    edit_manifest(run, lambda m: m["server"].update(requested_backend="beta"))
+    assert codes(run) == ["backend_mismatch"]
+
+
+def test_lost_row_is_seen_by_count_and_by_hash(tmp_path: Path) -> None:
+    run = write_run(tmp_path, FakeRun())
+    path = run.requests_dir / "w0.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    assert codes(run) == ["record_count_mismatch", "file_changed"]
+
+
+def test_altered_file_is_seen_by_hash(tmp_path: Path) -> None:
+    run = write_run(tmp_path, FakeRun())
+    edit_rows(run, lambda row: row.update(first_token_ns=1), rehash=False)
+    assert codes(run) == ["file_changed"]
+
+
+def test_missing_and_unlisted_files(tmp_path: Path) -> None:
+    run = write_run(tmp_path, FakeRun())
+    (run.telemetry_dir / "host.jsonl").unlink()
+    assert codes(run) == ["file_missing"]
+    other = write_run(tmp_path / "other", FakeRun())
+    (other.requests_dir / "w1.jsonl").write_text("")
+    assert codes(other) == ["file_unlisted"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"prompt_tokens": 1023}, "prompt_length_mismatch"),
+        ({"prompt_tokens": None}, "no_usage"),
+        ({"cached_tokens": 512}, "prefix_cache_hits"),
+        ({"run_id": "another"}, "foreign_rows"),
+        ({"error_type": "timeout"}, "record_count_mismatch"),
+    ],
+)
+def test_faulty_rows(tmp_path: Path, change: dict[str, Any], code: str) -> None:
+    run = write_run(tmp_path, FakeRun())
+    edit_rows(run, lambda row: row.update(change))
+    assert codes(run) == [code]
+
+
+def test_clock_step_between_events(tmp_path: Path) -> None:
+    run = write_run(tmp_path, FakeRun())
+    lines = run.events_path.read_text().splitlines()
+    last = json.loads(lines[-1])
+    last["unix_ns"] += 2_000_000_000
+    run.events_path.write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+    edit_manifest(
+        run, lambda m: m["files"]["events.jsonl"].update(sha256=file_sha256(run.events_path))
+    )
+    assert codes(run) == ["clock_stepped"]
+
+
+def test_a_torn_last_line_is_dropped_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path, FakeRun())
+    path = run.requests_dir / "w0.jsonl"
+    whole = path.read_text()
+    rows = whole.count("\n")
+    path.write_text(whole + whole.splitlines()[0][:40])
+    assert len(load_run(run.path).requests) == rows
+    lines = whole.splitlines()
+    path.write_text("\n".join([lines[0], "{broken", *lines[1:]]) + "\n")
+    found = faults(load_run(run.path))
+    assert [fault.code for fault in found] == ["unreadable"]
+    assert found[0].sentence.startswith("requests/w0.jsonl:2: not a JSON line (")
+
+
+def test_cache_follows_its_source(tmp_path: Path) -> None:
+    run = write_run(tmp_path, FakeRun())
+    before = load_run(run.path).requests["first_token_ns"].iloc[0]
+    assert (run.derived_dir / "requests.parquet").is_file()
+    edit_rows(run, lambda row: row.update(first_token_ns=int(before) + 1))
+    assert load_run(run.path).requests["first_token_ns"].iloc[0] == before + 1
+
+
+def test_another_major_schema_is_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path, FakeRun())
+    edit_manifest(run, lambda m: m.update(schema_version="2.0"))
+    with pytest.raises(UserError, match=r"schema version 2\.0"):
+        load_run(run.path)
+
+
+def test_a_point_measured_again_is_passed_over(tmp_path: Path) -> None:
+    failed = write_run(tmp_path, FakeRun(status="failed", failure="died"))
+    good = write_run(tmp_path, FakeRun(started_s=100))
+    runs = load_runs(tmp_path)
+    assert superseded(runs) == {failed.path: good.path.name}
+
+
+def test_command_prints_a_line_a_fault_and_exits_1(tmp_path: Path) -> None:
+    write_run(tmp_path, FakeRun())
+    command = [sys.executable, "-m", "analysis", "check", str(tmp_path)]
+    clean = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (clean.returncode, clean.stdout.count("\n")) == (0, 1)
+    bad = write_run(tmp_path, FakeRun(started_s=50, proof="mismatch", backend="beta"))
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert f"{bad.path.name}: backend_mismatch: beta was asked for" in found.stdout
+
+
+def test_no_runs_is_bad_input(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "analysis", "check", str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: ") and "no run directories" in found.stderr

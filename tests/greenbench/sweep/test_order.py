@@ -1,0 +1,159 @@
+"""Expansion of sweeps and the verdict on a point: pure functions, no processes."""
+
+import pytest
+
+from greenbench.contract.config import ModelConfig, SweepConfig, parse
+from greenbench.contract.errors import UserError
+from greenbench.sweep.order import (
+    FEWEST_ANSWERS,
+    check_window,
+    expand,
+    point_hash,
+    prompt_file_name,
+    prompt_request,
+    quality_warnings,
+)
+from greenbench.sweep.plan import check_tasks
+from greenbench.sweep.provenance import parse_gpus
+from greenbench.sweep.verdict import Faults, count, judge
+
+MODEL = ModelConfig(name="m", path="/m", max_model_len=4096)
+
+
+def sweep(**changes: object) -> SweepConfig:
+    base = {
+        "name": "s", "models": ["m"], "backends": ["a", "b"], "repeats": 3, "contexts": [512, 2048],
+        "tasks": ["retrieve", "summarize"], "loads": [{"users": 1}, {"users": 4}],
+    }  # fmt: skip
+    return parse(SweepConfig, {**base, **changes}, "test")
+
+
+def test_one_start_for_each_model_backend_and_repeat_with_every_point_inside() -> None:
+    starts = expand(sweep(), [MODEL])
+    assert len(starts) == 1 * 2 * 3
+    assert all(len(start.points) == 2 * 2 * 2 for start in starts)
+    # blocks: each repeat holds each backend once before the next repeat begins
+    for repeat in range(3):
+        block = starts[2 * repeat : 2 * repeat + 2]
+        assert {start.request.backend.name for start in block} == {"a", "b"}
+        assert {start.repeat for start in block} == {repeat}
+
+
+def test_the_order_is_random_over_blocks_and_the_same_for_the_same_seed() -> None:
+    def order(seed: int) -> list[str]:
+        return [
+            s.label + str([p.workload for p in s.points])
+            for s in expand(sweep(seed=seed, repeats=8), [MODEL])
+        ]
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+    firsts = [s.request.backend.name for s in expand(sweep(repeats=8), [MODEL])][::2]
+    assert {"a", "b"} == set(firsts), "one backend always went first"
+
+
+def test_all_points_of_a_sweep_are_different_measurements() -> None:
+    hashes = [point_hash(point) for start in expand(sweep(), [MODEL]) for point in start.points]
+    assert len(hashes) == len(set(hashes)) == 48
+
+
+def test_prompts_are_the_same_for_every_backend_repeat_and_load() -> None:
+    names = {
+        prompt_file_name(point, prompt_request(point, "/m"))
+        for start in expand(sweep(), [MODEL])
+        for point in start.points
+    }
+    assert len(names) == 2 * 2  # contexts × tasks
+
+
+def test_a_context_that_does_not_fit_the_window_is_refused_before_a_start() -> None:
+    tight = sweep(contexts=[4080], tasks=["retrieve"])
+    check_window(tight, [MODEL], {"retrieve": 16})  # 4080 + 16 = 4096, the window
+    with pytest.raises(UserError, match=r"4080 plus 17 output tokens of task 'retrieve' is longer"):
+        check_window(tight, [MODEL], {"retrieve": 17})
+    own = sweep(contexts=[4080], tasks=[{"name": "retrieve", "output_tokens": 99}])
+    with pytest.raises(UserError, match=r"4080 plus 99 output tokens"):
+        check_window(own, [MODEL], {"retrieve": 16})
+
+
+def test_unknown_tasks_and_parameters_name_the_nearest() -> None:
+    table = {"retrieve": {"params": {"depth": 0.5}}, "summarize": {"params": {}}}
+    with pytest.raises(UserError, match=r"Unknown task 'retreive'. did you mean 'retrieve'"):
+        check_tasks(sweep(tasks=["retreive"]), table)
+    with pytest.raises(UserError, match="has no parameter 'dept'; did you mean 'depth'"):
+        check_tasks(sweep(tasks=[{"name": "retrieve", "params": {"dept": 1}}]), table)
+    check_tasks(sweep(), table)
+
+
+def row(phase: str = "measure", error: str | None = None) -> dict[str, object]:
+    return {"phase": phase, "error_type": error, "sent_unix_ns": 1, "scheduled_unix_ns": None}
+
+
+def test_zero_good_requests_fail_the_point_even_when_warmup_was_good() -> None:
+    verdict = judge([row("warmup"), row(error="http_5xx"), row(error="http_5xx")], {}, Faults())
+    assert verdict.status == "failed"
+    assert verdict.failure == "no request of the measured phase succeeded (2 × http_5xx)"
+    assert (
+        judge([], {}, Faults()).failure
+        == "no request of the measured phase succeeded (none was sent)"
+    )
+
+
+def test_some_failed_requests_leave_the_point_complete_with_both_counts() -> None:
+    rows = [row(), row(), row(error="timeout")]
+    assert judge(rows, {}, Faults()).status == "complete"
+    assert (count(rows).ok, count(rows).failed, count(rows).rows, count(rows).sent) == (2, 1, 3, 3)
+
+
+def test_a_wrong_prompt_length_or_a_client_over_budget_makes_the_point_invalid() -> None:
+    rows = [row(), row(error="length_mismatch")]
+    verdict = judge(rows, {"w0": {"invalid": ["client_bound"]}}, Faults())
+    assert verdict.status == "invalid"
+    assert verdict.reasons == ("prompt_length_mismatch", "client_bound")
+
+
+def test_a_failure_of_the_server_is_not_overwritten_by_what_the_rows_say() -> None:
+    verdict = judge([], {}, Faults("the server died during the point", ("server_died",)))
+    assert verdict == Faults("the server died during the point", ("server_died",))
+
+
+def test_gpu_rows_of_nvidia_smi_are_read_with_units() -> None:
+    rows = (
+        "0, GPU-1, NVIDIA H200, 143771, 700.00, 9.0, Disabled\n"
+        "1, GPU-2, NVIDIA T4, 15360, [N/A], 7.5, [N/A]\n"
+    )
+    first, second = parse_gpus(rows)
+    assert (first.memory_bytes, first.power_limit_w, first.mig) == (143771 * 2**20, 700.0, False)
+    assert (second.power_limit_w, second.compute_capability, second.mig) == (None, "7.5", None)
+
+
+def test_a_task_may_ask_for_its_own_number_of_requests() -> None:
+    """Guards the demo: 32 prompts decide a gate, and 32 long perplexities would take minutes."""
+    tasks = [{"name": "retrieve", "requests": 32}, "summarize"]
+    points = expand(sweep(tasks=tasks, phases={"requests": 5}), [MODEL])[0].points
+    limits = {(point.task.name, point.phases.requests) for point in points}
+    assert limits == {("retrieve", 32), ("summarize", 5)}
+    # the prompts do not depend on how many of them are asked
+    assert {point.task.requests for point in points} == {None}
+
+
+def warned(tasks: list[object], **changes: object) -> dict[str, str]:
+    said = quality_warnings(sweep(tasks=tasks, **changes), ["perplexity"])
+    return dict(sentence.split(": ", 1) for sentence in said)
+
+
+def test_too_few_prompts_for_a_verdict_on_quality_are_said_before_the_start() -> None:
+    found = warned(
+        [
+            {"name": "retrieve", "requests": FEWEST_ANSWERS},
+            {"name": "summarize", "requests": FEWEST_ANSWERS - 1},
+            {"name": "perplexity", "requests": 8},
+        ]
+    )
+    assert set(found) == {"summarize"}
+    assert "28 prompts a point" in found["summarize"] and "raise 'requests'" in found["summarize"]
+    few = warned([{"name": "retrieve", "requests": 64}], prompts_per_point=16)
+    assert "16 prompts a point" in few["retrieve"] and "'prompts_per_point'" in few["retrieve"]
+    # repeated prompts say nothing new, and without a count only the clock ends a point
+    assert "'requests: 80'" in warned(["retrieve"])["retrieve"]
+    assert warned(["retrieve"], phases={"requests": 80}) == {}

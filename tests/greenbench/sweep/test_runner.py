@@ -1,0 +1,233 @@
+"""A sweep's own guards, with real processes where a process is the subject and no vLLM."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from greenbench import cli
+from greenbench.contract.config import PointConfig, SweepConfig, parse
+from greenbench.contract.errors import UserError
+from greenbench.contract.run_dir import RunDir
+from greenbench.sweep import child_processes, point_run, runner
+from greenbench.sweep.child_processes import Child, ServerStage, StageError
+from tests.fakes.manifests import manifest
+from tests.fakes.waiting import HUNG_S, wait_until
+
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]  # ended by the tests
+KNOWN_TASKS = {"retrieve": {"output_tokens": 16, "params": {}}}
+POINT = parse(
+    PointConfig,
+    {
+        "sweep": "s", "seed": 1, "repeat": 0, "model": {"name": "m", "path": "/m", "max_model_len": 8},
+        "backend": {"name": "a"}, "server": {}, "task": {"name": "t"}, "context_tokens": 4,
+        "load": {"users": 1}, "phases": {"warmup_s": 0, "measure_s": 0.1, "drain_s": 0.1},
+        "slo": {}, "telemetry": {}, "prompts_per_point": 1,
+    },
+    "test",
+)  # fmt: skip
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(SLEEPER, start_new_session=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def server_json(directory: Path, pid: int, created_s: float) -> None:
+    directory.mkdir(parents=True)
+    server = manifest().server.model_copy(update={"pid": pid, "pid_created_s": created_s})
+    state = {"state": "ready", "error": None, "server": server.model_dump(mode="json")}
+    (directory / "server.json").write_text(json.dumps(state))
+
+
+def test_an_unwritable_place_is_said_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written there \(Not a directory\)"):
+        runner.prepare_directory(tmp_path / "file" / "runs")
+
+
+def test_a_full_disk_is_said_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner.shutil, "disk_usage", lambda _: SimpleNamespace(free=90 * 2**20))
+    with pytest.raises(UserError, match=r"90 MiB of disk are free, 500 MiB are wanted"):
+        runner.prepare_directory(tmp_path)
+
+
+def test_a_refused_sweep_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = SimpleNamespace(points=[POINT])
+    launch = {"label": "m flashinfer", "refusals": ["it needs an NVIDIA GPU", "and more"]}
+    monkeypatch.setattr(runner, "plan_sweep", lambda *_: [runner.Plan(start, launch)])  # type: ignore[arg-type]
+    said = r"m flashinfer cannot run on this host: it needs an NVIDIA GPU; and more\. Take it out"
+    with pytest.raises(UserError, match=said):
+        runner.run_sweep(SimpleNamespace(), tmp_path / "runs", SimpleNamespace())  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("text", "chosen"), [("0", {0}), ("1-3", {1, 2, 3}), ("4,0-1", {0, 1, 4})])
+def test_blocks_are_repeats(text: str, chosen: set[int]) -> None:
+    assert cli.parse_blocks(text, 5) == chosen
+
+
+@pytest.mark.parametrize("text", ["", "5", "-1", "1-", "two", "0-7", "2-1"])
+def test_blocks_that_the_sweep_lacks_are_one_sentence(text: str) -> None:
+    with pytest.raises(UserError, match=r"--blocks wants repeats of the sweep.* it has 0 to 4$"):
+        cli.parse_blocks(text, 5)
+
+
+def small_sweep(**other: object) -> SweepConfig:
+    return SweepConfig.model_validate({
+        "name": "s", "models": ["tiny-llama"], "backends": ["cpu_attn", "sdpa"], "contexts": [256],
+        "tasks": ["retrieve"], "loads": [{"users": 1}], "repeats": 3, **other,
+    })  # fmt: skip
+
+
+def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Guards against two hub ids that end alike, whose points would be pooled as one model's."""
+    for owner in ("one", "other"):
+        (tmp_path / owner / "m").mkdir(parents=True)
+        (tmp_path / owner / "m" / "config.json").write_text("{}")
+    models = [str(tmp_path / owner / "m") for owner in ("one", "other")]
+    with pytest.raises(UserError, match="sweep 's': 'models' has two that are called 'm'"):
+        runner.plan_sweep(small_sweep(models=models))
+
+
+def test_two_cards_share_a_sweep_without_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a block that both cards measure, or none, and against another order within one."""
+    monkeypatch.setattr(
+        runner, "call_json", lambda argv, stdin=None: [{}] * len(stdin) if stdin else KNOWN_TASKS
+    )
+    sweep = small_sweep()
+
+    def names(blocks: frozenset[int] | None) -> list[str]:
+        return [plan.start.label for plan in runner.plan_sweep(sweep, blocks)]
+
+    first, second = names(frozenset({0, 2})), names(frozenset({1}))
+    whole = names(None)
+    assert sorted(first + second) == sorted(whole) and len(set(whole)) == 6
+    assert first == [name for name in whole if name in first]
+
+
+def test_an_orphan_server_is_named_and_stopped(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    created_s = psutil.Process(sleeper.pid).create_time()
+    server_json(tmp_path / "servers" / "tiny-sdpa-r0", sleeper.pid, created_s)
+    said = list(runner.stop_orphans(tmp_path))
+    assert said == [f"stopped orphan server process {sleeper.pid} of tiny-sdpa-r0"]
+    assert not psutil.pid_exists(sleeper.pid)
+
+
+def test_a_process_that_only_got_the_same_pid_is_left_alone(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    created_s = psutil.Process(sleeper.pid).create_time()
+    server_json(tmp_path / "servers" / "old", sleeper.pid, created_s - 3600)
+    assert list(runner.stop_orphans(tmp_path)) == []
+    assert sleeper.poll() is None
+
+
+def test_a_run_left_by_a_killed_sweep_is_closed_as_interrupted(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    run = RunDir.create(tmp_path / "r0", manifest(sweep_pid=dead.pid), "")
+    assert list(runner.stop_orphans(tmp_path)) == ["closed r0, left unfinished by a killed sweep"]
+    assert (run.manifest().status, run.manifest().invalid_reasons) == ("failed", ["interrupted"])
+
+
+def test_two_sweeps_in_one_directory_are_refused(tmp_path: Path) -> None:
+    later = int((psutil.Process(os.getpid()).create_time() + 5) * 1e9)
+    RunDir.create(tmp_path / "r0", manifest(sweep_pid=os.getpid(), created_unix_ns=later), "")
+    with pytest.raises(UserError, match=f"process id {os.getpid()} is still running here"):
+        list(runner.stop_orphans(tmp_path))
+
+
+def test_only_complete_runs_are_skipped(tmp_path: Path) -> None:
+    for number, status in enumerate(("complete", "failed", "invalid", "running")):
+        RunDir.create(tmp_path / f"r{number}", manifest(status=status, config_hash=status), "")
+    assert runner.complete_hashes(tmp_path) == {"complete"}
+
+
+class FakeStage(ServerStage):
+    """A server whose life is a flag."""
+
+    def __init__(self, lives: Callable[[], bool]) -> None:
+        self.lives = lives
+
+    @property
+    def alive(self) -> bool:
+        return self.lives()
+
+
+def test_a_stalled_load_fails_the_point_at_its_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(point_run, "LOAD_SLACK_S", 0.1)
+    load = Child(SLEEPER, tmp_path / "log")
+    faults = point_run._watch(load, FakeStage(lambda: True), POINT, lambda: None)
+    load.stop(0.1)
+    assert faults.status == "failed" and faults.reasons == ("server_stalled",)
+
+
+def test_a_server_that_dies_fails_the_point_without_waiting_for_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(point_run, "DEATH_GRACE_S", 0.1)
+    load = Child(SLEEPER, tmp_path / "log")
+    faults = point_run._watch(load, FakeStage(lambda: False), POINT, lambda: None)
+    load.stop(0.1)
+    assert faults.reasons == ("server_died",)
+
+
+def test_a_load_generator_that_fails_is_quoted(tmp_path: Path) -> None:
+    code = "import sys; print('noise'); sys.exit('error: prompts are gone')"
+    load = Child([sys.executable, "-c", code], tmp_path / "log")
+    load.process.wait()
+    faults = point_run._watch(load, FakeStage(lambda: True), POINT, lambda: None)
+    assert faults.failure == "the load generator failed: prompts are gone"
+
+
+def test_a_stage_command_turns_exit_2_into_a_user_error_and_1_into_a_stage_error() -> None:
+    code = "import sys; print('error: no such thing', file=sys.stderr); sys.exit({})"
+    with pytest.raises(UserError, match=r"^no such thing$"):
+        child_processes.call([sys.executable, "-c", code.format(2)])
+    with pytest.raises(StageError, match="ended with 1: no such thing"):
+        child_processes.call([sys.executable, "-c", code.format(1)])
+
+
+def test_a_child_that_ignores_term_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "print('up', flush=True); time.sleep(600)"
+    )
+    child = Child([sys.executable, "-c", code], tmp_path / "log")
+    wait_until(lambda: "up" in child.log.read_text(), "a child that is up")
+    assert child.stop(0.2) == -9
+
+
+@pytest.mark.parametrize("ends_with_us", [True, False])
+def test_what_a_killed_sweep_leaves_behind(tmp_path: Path, ends_with_us: bool) -> None:
+    """Guards against recorders that sample for ever; a server stays, to be found and named."""
+    program = (
+        "import sys, time; from pathlib import Path; from greenbench.sweep.child_processes import Child;"
+        f"child = Child({SLEEPER!r}, Path({str(tmp_path / 'log')!r}), ends_with_us={ends_with_us});"
+        "print(child.process.pid, flush=True); time.sleep(600)"
+    )
+    sweep = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert sweep.stdout is not None
+    child = psutil.Process(int(sweep.stdout.readline()))
+    sweep.kill()
+    sweep.wait()
+    gone, alive = psutil.wait_procs([child], timeout=HUNG_S if ends_with_us else 0.2)
+    for process in alive:
+        process.kill()
+    assert bool(gone) is ends_with_us

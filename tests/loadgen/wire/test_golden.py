@@ -1,0 +1,58 @@
+"""The compiled golden server of the client's benchmark: its log is the truth that errors count from."""
+
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.fakes.clients import fast, outgoing
+
+SOURCE = Path(__file__).parents[2] / "fakes" / "golden.c"
+COMPILER = shutil.which("cc")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler on this host")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    built = tmp_path_factory.mktemp("golden") / "golden"
+    subprocess.run([str(COMPILER), "-O1", "-Wall", "-Werror", "-o", built, SOURCE], check=True)
+    return built
+
+
+@pytest.fixture
+def server(program: Path, tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str], Path]]:
+    log = tmp_path / "log"
+    argv = [str(program), "--ttft-us", "20000", "--gap-us", "5000", "--log", str(log)]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    yield f"http://127.0.0.1:{process.stdout.readline().strip()}", process, log
+    process.kill()
+    process.wait()
+
+
+def test_client_and_server_agree_on_every_time_and_count(
+    server: tuple[str, subprocess.Popen[str], Path],
+) -> None:
+    url, process, log = server
+    got = fast(url, [lambda t, n: outgoing(t, 6, number=n)] * 2)
+    reply = httpx.post(
+        f"{url}/v1/completions", json={"prompt": [1], "max_tokens": 1, "stream": True}
+    )
+    process.send_signal(signal.SIGTERM)
+    process.wait(5)
+    lines = [line.split() for line in log.read_text().splitlines()]
+    assert [line[0] for line in lines] == ["r-0", "r-1", "-"]
+    assert '"id":"cmpl-0000000000000002"' in reply.text  # the third line, for clients without ids
+    for exchange, (_, received, count, *sent) in zip(got, lines[:2], strict=True):
+        assert exchange.facts.error_type is None and exchange.sent_mono_ns and exchange.chunk_ns
+        assert (exchange.facts.prompt_tokens, int(count)) == (9, 6)
+        assert 0 <= int(received) - exchange.sent_mono_ns < 5_000_000
+        assert int(sent[0]) - int(received) >= 20_000_000
+        for i in range(6):
+            late = exchange.sent_mono_ns + exchange.chunk_ns[i] - int(sent[i])
+            assert -50_000 < late < 5_000_000
+            assert int(sent[i]) - int(sent[0]) >= i * 5_000_000 - 5_000_000

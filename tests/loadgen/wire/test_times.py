@@ -1,0 +1,141 @@
+"""Times: what the client records against what the golden server sent, and clocks that misbehave."""
+
+import itertools
+import struct
+from statistics import median
+
+import pytest
+
+from loadgen.wire.response import Outgoing, Reply
+from tests.fakes.clients import CLIENTS, PROMPT, outgoing
+from tests.fakes.openai_server import (
+    END_CHUNK,
+    OK_STREAM,
+    GoldenServer,
+    chunked,
+    completion_events,
+    sse,
+    stream_script,
+)
+
+SECOND = 10**9
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize(("ttft_s", "gap_s"), [(0.03, 0.004), (0.006, 0.015)])
+def test_ttft_and_gaps_are_those_of_the_script(client: str, ttft_s: float, gap_s: float) -> None:
+    """Two contrasting scripts, so that a wrong scale cannot hide."""
+    events = completion_events(len(PROMPT), [1] * 12)
+    with GoldenServer(lambda seen: stream_script(events, ttft_s, gap_s)) as server:
+        (got,) = CLIENTS[client](server.url, [lambda t, n: outgoing(t, 12)])
+        seen = server.seen[0]
+    assert got.sent_mono_ns and got.chunk_ns and len(got.chunk_ns) == 12
+    arrived = [got.sent_mono_ns + at for at in got.chunk_ns]
+    assert got.sent_mono_ns < seen.received_ns
+    assert got.chunk_ns[0] > ttft_s * SECOND
+    assert all(
+        arrived[i] >= seen.sent_ns[i] - 50_000 for i in range(12)
+    )  # never before it was sent
+    if client == "fast":  # loopback delivers within the write, but where the kernel puts it off
+        assert median(arrived[i] - seen.written_ns[i] for i in range(12)) <= 50_000
+    gaps = [b - a for a, b in itertools.pairwise(got.chunk_ns)]
+    true_gaps = [b - a for a, b in itertools.pairwise(seen.sent_ns[:12])]
+    assert median(gaps) == pytest.approx(median(true_gaps), rel=0.5)
+    assert sum(gaps) >= 8 * gap_s * SECOND
+
+
+def timespec(unix_ns: int) -> bytes:
+    return struct.pack("qq", unix_ns // SECOND, unix_ns % SECOND)
+
+
+SENT_UNIX, SENT_MONO = 1_795_000_000 * SECOND + 5, 700 * SECOND
+OUT = Outgoing("r", b"", b"", True, 9, 2)
+EVENTS = completion_events(9, [1, 1])
+READS = [
+    OK_STREAM + chunked(sse(EVENTS[0])),
+    chunked(sse(EVENTS[1])),
+    chunked(sse(EVENTS[2])) + chunked(sse(EVENTS[3])) + END_CHUNK,
+]
+
+
+def reply(kernel_at: list[int | None], user_at: list[int]) -> Reply:
+    """A reply whose reads came at these offsets, by the kernel's clock and by the program's."""
+    made = Reply(OUT, 0)
+    made.sent_unix_ns, made.sent_mono_ns = SENT_UNIX, SENT_MONO
+    for data, kernel, user in zip(READS, kernel_at, user_at, strict=True):
+        made.add(data, SENT_MONO + user, None if kernel is None else timespec(SENT_UNIX + kernel))
+    return made
+
+
+def test_the_kernels_time_wins_over_a_late_program() -> None:
+    """Python read all three 30 ms late: the record holds the true times, the audit the delay."""
+    made = reply([50_000_000, 70_000_000, 71_000_000], [80_000_000, 100_000_000, 101_000_000])
+    got = made.result(SENT_MONO + 102_000_000, SENT_UNIX + 102_000_000)
+    assert got.chunk_ns == [50_000_000, 70_000_000]
+    assert (got.headers_ns, got.end_ns, got.kernel_times) == (50_000_000, 71_000_000, True)
+    assert got.delays_ns == [30_000_000]
+    assert not got.clock_stepped
+
+
+def test_without_a_kernel_time_for_every_chunk_the_programs_are_used() -> None:
+    made = reply([50_000_000, None, 71_000_000], [51_000_000, 71_000_000, 72_000_000])
+    got = made.result(SENT_MONO + 72_000_000, SENT_UNIX + 72_000_000)
+    assert (got.chunk_ns, got.kernel_times) == ([51_000_000, 71_000_000], False)
+    assert got.delays_ns == []
+
+
+@pytest.mark.parametrize("step_ns", [2 * SECOND, -2 * SECOND, 5_000_000])
+def test_a_step_of_the_wall_clock_is_seen_and_moves_no_number(step_ns: int) -> None:
+    made = reply(
+        [50_000_000, 70_000_000 + step_ns, 71_000_000 + step_ns],
+        [50_100_000, 70_100_000, 71_100_000],
+    )
+    got = made.result(SENT_MONO + 72_000_000, SENT_UNIX + 72_000_000 + step_ns)
+    assert got.clock_stepped
+    assert (got.chunk_ns, got.kernel_times) == ([50_100_000, 70_100_000], False)
+
+
+def test_a_slewed_clock_is_straightened() -> None:
+    """NTP slews by up to 500 ppm: 20 s of wall clock were 20.01 s."""
+    at = [10 * SECOND, 19 * SECOND, 20 * SECOND]
+    made = reply([round(x * 1.0005) for x in at], [x + 100 for x in at])
+    got = made.result(SENT_MONO + 20 * SECOND, SENT_UNIX + 20 * SECOND + SECOND // 100)
+    assert not got.clock_stepped
+    assert got.chunk_ns == pytest.approx(at[:2], abs=1000)
+
+
+def test_a_chunk_that_shares_its_read_may_be_as_early_as_the_program_was_late() -> None:
+    """Read 1 us after the kernel's stamp: the first chunk came at most 1 us before the second."""
+    made = Reply(OUT, 0)
+    made.sent_unix_ns, made.sent_mono_ns = SENT_UNIX, SENT_MONO
+    made.add(b"".join(READS), SENT_MONO + 5_000, timespec(SENT_UNIX + 4_000))
+    got = made.result(SENT_MONO + 6_000, SENT_UNIX + 6_000)
+    assert (got.chunk_ns, got.shared_bounds_ns) == ([4_000, 4_000], [1_000])
+    assert got.facts.error_type is None
+
+
+def test_the_read_before_bounds_a_shared_chunk_too() -> None:
+    """Read 9 ms late, but the read before came 2 ms earlier: it cannot be earlier than that."""
+    made = Reply(Outgoing("r", b"", b"", True, 9, 3), 0)
+    made.sent_unix_ns, made.sent_mono_ns = SENT_UNIX, SENT_MONO
+    events = [chunked(sse(data)) for data in completion_events(9, [1, 1, 1])]
+    made.add(OK_STREAM + events[0], SENT_MONO + 8_000_000, timespec(SENT_UNIX + 8_000_000))
+    rest = b"".join(events[1:]) + END_CHUNK
+    made.add(rest, SENT_MONO + 19_000_000, timespec(SENT_UNIX + 10_000_000))
+    got = made.result(SENT_MONO + 20_000_000, SENT_UNIX + 20_000_000)
+    assert got.shared_bounds_ns == [2_000_000]
+
+
+def test_a_long_stream_parsed_in_parts_keeps_each_chunks_own_time() -> None:
+    """Parsing ahead of the end (bounded memory) must not shift marks against times."""
+    count = 5000
+    events = completion_events(9, [1] * count)
+    made = Reply(Outgoing("r", b"", b"", True, 9, count), 0)
+    made.sent_unix_ns, made.sent_mono_ns = SENT_UNIX, SENT_MONO
+    made.add(OK_STREAM, SENT_MONO + 1, timespec(SENT_UNIX + 1))
+    for i, data in enumerate(events):
+        made.add(chunked(sse(data)), SENT_MONO + 10 * i, timespec(SENT_UNIX + 10 * i))
+    made.add(END_CHUNK, SENT_MONO + 10 * count, timespec(SENT_UNIX + 10 * count))
+    got = made.result(SENT_MONO + 60_000, SENT_UNIX + 60_000)
+    assert got.chunk_ns == [10 * i for i in range(count)]
+    assert (got.headers_ns, got.facts.error_type) == (1, None)

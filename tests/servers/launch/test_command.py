@@ -1,0 +1,190 @@
+"""argv and env of every backend: all that could differ between arms is pinned, and only that differs."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from greenbench.contract.config import ModelConfig, ServerConfig, ServerRequest
+from greenbench.contract.errors import UserError
+from servers.backends.choice import parse_choice
+from servers.backends.host_facts import HostFacts, ModelFacts
+from servers.backends.registry import BACKENDS
+from servers.launch.command import child_env, plan, recorded_env
+
+CPU = HostFacts(vllm_build="cpu", vllm_version="0.32.0", modules=frozenset())
+H200 = HostFacts(gpu_name="H200", capability=(9, 0), vllm_build="cuda")
+B200 = HostFacts(gpu_name="B200", capability=(10, 0), vllm_build="cuda")
+MODEL = ModelConfig(name="m", path="/models/m", max_model_len=8192, dtype="bfloat16")
+FACTS = ModelFacts("m", head_size=64, window_tokens=8192)
+
+PINNED = (
+    "--attention-backend",
+    "--dtype",
+    "--kv-cache-dtype",
+    "--block-size",
+    "--no-enable-prefix-caching",
+    "--enable-chunked-prefill",
+    "--max-num-batched-tokens",
+    "--max-num-seqs",
+    "--max-model-len",
+    "--seed",
+    "--enforce-eager",
+    "--fail-on-environ-validation",
+    "--enable-logging-iteration-details",
+    "--enable-per-request-metrics",
+    "--enable-force-include-usage",
+    "--enable-prompt-tokens-details",
+    "--generation-config",
+    "--tensor-parallel-size",
+    "--served-model-name",
+)
+
+
+def planned(
+    name: str,
+    host: HostFacts = CPU,
+    model: ModelConfig = MODEL,
+    facts: ModelFacts = FACTS,
+    **server: object,
+):
+    request = ServerRequest(model=model, backend=parse_choice(name), server=ServerConfig(**server))
+    return plan(request, host, facts, "/models/m", 8000, "python3")
+
+
+def flags(argv: list[str]) -> dict[str, str | None]:
+    """Flag -> its value (None for a switch)."""
+    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    return {
+        a: (None if b.startswith("--") or b == "" else b) for a, b in pairs if a.startswith("--")
+    }
+
+
+def home(name: str) -> HostFacts:
+    """A host where that backend can run."""
+    backend = BACKENDS[name]
+    if "cpu" in backend.devices:
+        return CPU
+    return B200 if backend.capability_min and backend.capability_min > (9, 0) else H200
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_backend_has_every_pinned_flag(name: str):
+    """A flag left to vLLM's default may differ by backend and be measured as the backend."""
+    found = flags(planned(name, home(name)).command.argv)
+    for flag in PINNED:
+        assert flag in found, flag
+    assert found["--host"] == "127.0.0.1"
+    assert found["--attention-backend"] == BACKENDS[name].vllm_name
+
+
+@pytest.mark.parametrize("host", [CPU, H200], ids=["cpu", "cuda"])
+def test_arms_of_one_host_differ_only_where_the_table_says(host: HostFacts):
+    def rest(name: str) -> dict[str, str | None]:
+        found = flags(planned(name, host).command.argv)
+        for allowed in (
+            "--attention-backend",
+            "--block-size",
+            "--attention-config.flash_attn_version",
+        ):
+            found.pop(allowed, None)
+        return found
+
+    arms = [name for name, row in BACKENDS.items() if host.device in row.devices]
+    assert len(arms) >= 2
+    assert all(rest(name) == rest(arms[0]) for name in arms)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_plugins_are_always_named(name: str):
+    """Unset, VLLM_PLUGINS loads whatever is installed; stock arms must load none of ours."""
+    env = planned(name, home(name)).command.env
+    if BACKENDS[name].is_ours:
+        assert env["VLLM_PLUGINS"] == "greenbench,greenbench_cpu"
+        assert env["GREENBENCH_ATTENTION_CLASS"] == BACKENDS[name].class_path
+        options = {key: option.default for key, option in BACKENDS[name].options.items()}
+        assert json.loads(env["GREENBENCH_ATTENTION_OPTIONS"]) == options
+    else:
+        assert env["VLLM_PLUGINS"] == "none"
+        assert not any(key.startswith("GREENBENCH") for key in env)
+    assert env["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+def test_executions_become_a_fixed_graph_mode():
+    eager = planned("flash_attn", H200).command.argv
+    assert "--enforce-eager" in eager and "--compilation-config" not in eager
+    for execution, mode in (("piecewise", "PIECEWISE"), ("full", "FULL_AND_PIECEWISE")):
+        argv = planned("flash_attn", H200, execution=execution).command.argv
+        assert "--enforce-eager" not in argv
+        assert json.loads(argv[argv.index("--compilation-config") + 1]) == {"cudagraph_mode": mode}
+
+
+def test_kv_pool_on_cpu_is_bytes_and_on_gpu_a_share():
+    cpu = flags(planned("sdpa", kv_cache_gib=0.5).command.argv)
+    assert cpu["--kv-cache-memory-bytes"] == str(512 * 1024 * 1024)
+    assert "--gpu-memory-utilization" not in cpu
+    assert flags(planned("sdpa").command.argv)["--kv-cache-memory-bytes"] == str(2**30)
+    given = flags(planned("sdpa", H200, kv_cache_gib=2).command.argv)
+    assert given["--kv-cache-memory-bytes"] == str(2**31)
+    gpu = flags(planned("sdpa", H200, num_gpu_blocks=77).command.argv)
+    assert gpu["--num-gpu-blocks-override"] == "77" and gpu["--gpu-memory-utilization"] == "0.85"
+    assert "--kv-cache-memory-bytes" not in gpu
+
+
+def test_block_size_is_the_tables_unless_given():
+    assert flags(planned("sdpa").command.argv)["--block-size"] == "128"
+    assert flags(planned("sdpa", H200).command.argv)["--block-size"] == "256"
+    assert flags(planned("triton", H200).command.argv)["--block-size"] == "16"
+    assert flags(planned("sdpa", block_size=64).command.argv)["--block-size"] == "64"
+
+
+def test_a_chosen_value_changes_its_fields_of_the_row():
+    """The flash-attn package reads pages of 256 tokens, split-K of 64; CUTLASS has larger heads."""
+    wide = ModelFacts("m", head_size=512, window_tokens=8192)
+    there = replace(H200, modules=frozenset({"xformers"}))
+    assert flags(planned("xformers", there).command.argv)["--block-size"] == "64"
+    paged = planned("xformers(decode=flash)", there)
+    assert flags(paged.command.argv)["--block-size"] == "256"
+    [reason] = paged.refusals
+    assert "needs the module flash_attn (package flash-attn)" in reason
+    [reason] = planned("xformers", there, facts=wide).refusals
+    assert reason.startswith("xformers has head sizes 16, 32, 64, 128 or 256; m has 512")
+    assert planned("xformers(prefill=cutlass)", there, facts=wide).refusals == []
+    with pytest.raises(UserError, match="option 'prefill' is not 'cutlas'; did you mean 'cutlass'"):
+        planned("xformers(prefill=cutlas)", there)
+
+
+def test_a_window_that_is_too_long_is_refused_before_anything_starts():
+    [reason] = planned("cpu_attn", max_model_len=8193).refusals
+    assert reason == (
+        "max_model_len 8193 is longer than the window of m, 8192 tokens; ask for that at most"
+    )
+    assert planned("cpu_attn", max_model_len=8192).refusals == []
+
+
+def test_a_model_that_cannot_cache_prefixes_refuses_prefix_caching():
+    hybrid = MODEL.model_copy(update={"server_args": ["--no-enable-prefix-caching"]})
+    assert planned("cpu_attn", model=hybrid).refusals == []
+    [reason] = planned("cpu_attn", model=hybrid, prefix_caching=True).refusals
+    assert "set prefix_caching: false" in reason
+
+
+def test_the_servers_environment_is_an_allow_list():
+    """A stray VLLM_ATTENTION_BACKEND or a secret must not reach the server, or the run directory."""
+    base = {
+        "PATH": "/bin",
+        "VLLM_ATTENTION_BACKEND": "X",
+        "HF_TOKEN": "secret",
+        "OMP_NUM_THREADS": "2",
+    }
+    env = child_env(base, {"VLLM_PLUGINS": "none"})
+    assert env == {
+        "PATH": "/bin", "HF_TOKEN": "secret", "OMP_NUM_THREADS": "2", "VLLM_PLUGINS": "none"
+    }  # fmt: skip
+    recorded = recorded_env(base, {"VLLM_PLUGINS": "none"})
+    assert recorded == {"OMP_NUM_THREADS": "2", "VLLM_PLUGINS": "none"}
+
+
+def test_unknown_backend_names_the_nearest():
+    with pytest.raises(UserError, match="Unknown backend 'sdpaa'; did you mean 'sdpa'"):
+        planned("sdpaa")
