@@ -26,6 +26,7 @@ from vllm.v1.kv_cache_interface import AttentionSpec
 from greenbench.errors import UserError
 from servers.plugins.cache import KernelWrite, ScatterWrite, cache_write
 from servers.plugins.limits import refuse
+from servers.plugins.plan import Plan, Tensors
 from servers.plugins.visibility import Visibility
 
 # below vLLM's own logger, whose handlers write the server's log; any other name is dropped there
@@ -65,6 +66,11 @@ class Batch:
     def query_lens(self) -> list[int]:
         return [b - a for a, b in zip(self.query_starts, self.query_starts[1:], strict=False)]
 
+    def by_length(self) -> tuple[list[int], list[int]]:
+        """Requests with one query, and those with more."""
+        counts = list(enumerate(self.query_lens))
+        return [at for at, count in counts if count == 1], [at for at, count in counts if count > 1]
+
     def rows(self, requests: list[int]) -> slice | torch.Tensor:
         """Where the queries of ``requests`` (rising) stand; a slice where they are neighbours.
 
@@ -77,15 +83,14 @@ class Batch:
         return rows.to(self.table.device, non_blocking=True)
 
 
-Attend = Callable[..., None]  # (impl, query, key, value, cache, output) for one layer
-Planner = Callable[[Batch, Visibility, torch.device], Attend]
+Planner = Callable[[Batch, Visibility, torch.device], Plan]
 
 
 @dataclass(frozen=True, slots=True)
 class StepMetadata:
     num_tokens: int
     write: ScatterWrite | KernelWrite
-    attend: dict[Visibility, Attend]  # what to do in a layer, by what its queries see
+    plans: dict[Visibility, Plan]  # by what a layer's queries see
 
 
 class StepBuilder(AttentionMetadataBuilder[StepMetadata]):
@@ -126,7 +131,7 @@ class StepBuilder(AttentionMetadataBuilder[StepMetadata]):
         return StepMetadata(
             num_tokens=common.num_actual_tokens,
             write=cache_write(common.slot_mapping[: common.num_actual_tokens], self.block_size),
-            attend={seen: planner(batch, seen, self.device) for seen in self.visibilities},
+            plans={seen: planner(batch, seen, self.device) for seen in self.visibilities},
         )
 
 
@@ -197,7 +202,8 @@ class StepImpl(AttentionImpl[StepMetadata]):
         tokens = attn_metadata.num_tokens
         query, key, value = query[:tokens], key[:tokens], value[:tokens]
         attn_metadata.write(key, value, kv_cache)
-        attn_metadata.attend[self.visibility](self, query, key, value, kv_cache, output[:tokens])
+        at = Tensors(query, key, value, kv_cache, output[:tokens])
+        attn_metadata.plans[self.visibility].attend(self, at)
         return output
 
 
