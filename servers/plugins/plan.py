@@ -50,8 +50,16 @@ class Plan:
     calls: Sequence[Call]  # each row of the output is written by one of them
     view: Callable[[torch.Tensor], torch.Tensor] = stored  # the cache as the calls want it
 
-    def attend(self, heads: Heads, at: Tensors) -> None:
-        """Attention of one layer; ``at.cache`` as vLLM gives it."""
-        at = at._replace(cache=self.view(at.cache))
+    def attend(
+        self,
+        heads: Heads,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: torch.Tensor,
+        output: torch.Tensor,
+    ) -> None:
+        """Attention of one layer; shapes as in ``Tensors``, ``cache`` as vLLM gives it."""
+        at = Tensors(query, key, value, self.view(cache), output)
         for call in self.calls:
             call(heads, at)
