@@ -122,6 +122,11 @@ def test_heavy_libraries_stay_in_their_files() -> None:
                 assert any(name.startswith(home) for home in homes), f"{name} imports {library}"
 
 
+def test_the_plugins_do_not_carry_the_benches() -> None:
+    for path in files("servers/plugins"):
+        assert not any(name.startswith("servers.bench") for name in imports(path)), path
+
+
 def test_loadgen_modules_do_not_shadow_the_standard_library() -> None:
     """Locust puts the locustfile's folder first on sys.path, so loadgen/queue.py would be `queue`."""
     names = {p.stem for p in (ROOT / "loadgen").iterdir() if p.suffix == ".py" or p.is_dir()}
