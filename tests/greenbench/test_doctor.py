@@ -23,6 +23,7 @@ from greenbench.vllm_python import vllm_python
 from servers.backends.host_facts import HostFacts, ModelFacts, served_dtype
 from servers.backends.registry import BACKENDS
 from servers.launch.command import plan
+from tests.fakes.waiting import HUNG_S
 
 # as the kernel prints them, cut to what decides
 HASWELL = """\
@@ -201,6 +202,8 @@ def test_doctor_says_what_is_wrong_with_a_python(tmp_path: Path, made: str, said
 def test_make_doctor_with_the_variable_empty_ends_without_a_traceback() -> None:
     command = [sys.executable, "-c", "from greenbench.cli import main; main()", "doctor"]
     env = {**os.environ, "VLLM_PYTHON": ""}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=HUNG_S
+    )
     assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
     assert str(ROOT / ".venv-vllm" / "bin" / "python") in done.stdout
