@@ -22,7 +22,7 @@ from greenbench.sweep.plan import Plan, dtype_notes
 from greenbench.vllm_python import vllm_python
 from servers.backends.host_facts import HostFacts, ModelFacts, served_dtype
 from servers.backends.registry import BACKENDS
-from servers.launch.command import plan
+from servers.launch.command import command, plan
 from tests.fakes.waiting import HUNG_S
 
 # as the kernel prints them, cut to what decides
@@ -108,9 +108,9 @@ def test_every_backend_of_a_cpu_is_given_the_same_dtype(host: HostFacts) -> None
     flags: set[str] = set()
     for name in on_cpu:
         request = ServerRequest(model=AUTO, backend=BackendChoice(name=name))
-        planned = plan(request, host, ModelFacts("m", head_size=64), "/models/m", 1, "python3")
+        planned = plan(request, host, ModelFacts("m", head_size=64))
         assert planned.refusals == []
-        argv = planned.command.argv
+        argv = command(planned, "/models/m", 1, "python3").argv
         flags.add(argv[argv.index("--dtype") + 1])
     assert flags == {dtype_on_cpu(host.cpu_flags).name} != {"auto"}
 
