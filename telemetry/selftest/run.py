@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 MARKS = "marks.jsonl"
 SETUP = "selftest.json"
 RECORDER_START_S = 60.0  # longest wait for the recorder: its probe alone takes 3 s
-LOAD_START_S = 180.0  # importing torch on a cold disk
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def started_load(out: Path, python: str) -> Iterator[Load]:
     with (out / "load.log").open("w") as log:
         try:
             process = subprocess.Popen(
-                [python, str(ROOT / "telemetry" / "gpu_load.py")],
+                [python, str(Path(__file__).with_name("gpu_load.py"))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
