@@ -1,7 +1,7 @@
 """Start, plan, describe and build vLLM servers: ``python -m servers --backend sdpa --model tiny-llama``.
 
-The only place of this package that reads os.environ: GREENBENCH_CACHE names where built models lie,
-VLLM_PYTHON the python that has vLLM (``greenbench.vllm_python``).
+The only place of this package that reads os.environ. GREENBENCH_CACHE names where built models lie
+(``greenbench.contract.installation``), VLLM_PYTHON the python that has vLLM (``greenbench.vllm_python``).
 """
 
 import argparse
@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from greenbench.contract.config import ROOT, ServerConfig, ServerRequest, load_model, parse
+from greenbench.contract.config import ServerConfig, ServerRequest, load_model, parse
 from greenbench.contract.errors import UserError, exit_on_user_error
+from greenbench.contract.installation import cache, results
 from greenbench.contract.run_dir import slug
 from greenbench.vllm_python import vllm_python
 from servers.backends.choice import parse_choice, parse_choices
@@ -51,8 +52,7 @@ INTERRUPTED = 130
 
 def launch_context() -> LaunchContext:
     python = str(vllm_python())
-    cache = Path(os.environ.get("GREENBENCH_CACHE") or ROOT / ".cache").resolve()
-    return LaunchContext(this_host(python, MODULES), python, cache, dict(os.environ))
+    return LaunchContext(this_host(python, MODULES), python, cache(), dict(os.environ))
 
 
 def say(line: str) -> None:
@@ -88,7 +88,7 @@ def _folder(given: str | None, kind: str, *names: str) -> Path:
     if given:
         return Path(given)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    return ROOT / "runs" / kind / "-".join([stamp, *(slug(name) for name in names)])
+    return results() / kind / "-".join([stamp, *(slug(name) for name in names)])
 
 
 def _server_config(args: argparse.Namespace) -> ServerConfig:

@@ -11,8 +11,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from greenbench.contract.config import ROOT
 from greenbench.contract.errors import UserError, exit_on_user_error
+from greenbench.contract.installation import results
 from telemetry.exporter.exporter import Exporter
 from telemetry.recorder import Recorder, RecordRequest
 from telemetry.selftest.run import Lengths, selftest
@@ -129,7 +129,7 @@ def _selftest(args: argparse.Namespace) -> int:
     if args.steady_s is not None:
         lengths = replace(lengths, steady=args.steady_s)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    out = args.out or ROOT / "runs" / "energy-selftest" / stamp
+    out = args.out or results() / "energy-selftest" / stamp
     judging: list[str] = []
     if args.served is not None:
         judging += ["--served", str(args.served.resolve())]

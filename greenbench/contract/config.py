@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from greenbench.contract import hub
 from greenbench.contract.cpu import Dtype
 from greenbench.contract.errors import UserError, nearest
-
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
+from greenbench.contract.installation import CONFIGS as CONFIGS
+from greenbench.contract.installation import ROOT as ROOT
+from greenbench.contract.installation import config_file, config_names
 
 
 class StrictModel(BaseModel):
@@ -378,7 +378,7 @@ def load_live_point(run_path: Path) -> LivePoint:
 
 def load_model(name: str) -> ModelConfig:
     """A model by name (configs/models/<name>.yaml), YAML path, folder that holds config.json, or hub id."""
-    named = CONFIGS / "models" / f"{name}.yaml"
+    named = config_file(f"models/{name}.yaml")
     path = Path(name)
     if named.is_file() or path.suffix in (".yaml", ".yml"):
         source = named if named.is_file() else path
@@ -388,22 +388,23 @@ def load_model(name: str) -> ModelConfig:
         return _model_of(path.name, str(path), json.loads((path / "config.json").read_text()))
     if "/" in name and hub.HUB_ID.fullmatch(name):
         return _model_of(path.name, name, hub.config(name))
-    known = [file.stem for file in (CONFIGS / "models").glob("*.yaml")]
     raise UserError(
         f"Unknown model '{name}': no configs/models/{name}.yaml and no folder with a config.json; "
-        f"{nearest(name, known)}"
+        f"{nearest(name, config_names('models'))}"
     )
 
 
 def _resolve_paths(model: ModelConfig, source: Path) -> ModelConfig:
-    """A relative ``path`` that exists under the checkout root is meant from there; else it is a hub id."""
+    """A relative ``path`` is a folder below the working folder or of the shipped models; else a hub id."""
     if model.path is None or Path(model.path).is_absolute():
         return model
-    local = ROOT / model.path
-    looks_local = model.path.startswith((".", "models/"))
-    if looks_local and not local.is_dir():
-        raise UserError(f"{source}: path: no folder {local}; give a model folder or a hub id")
-    return model.model_copy(update={"path": str(local)}) if local.is_dir() else model
+    places = [Path.cwd() / model.path, ROOT / model.path]
+    local = next((place for place in places if place.is_dir()), None)
+    if local is not None:
+        return model.model_copy(update={"path": str(local)})
+    if model.path.startswith((".", "models/")):
+        raise UserError(f"{source}: path: no folder {places[0]}; give a model folder or a hub id")
+    return model
 
 
 def _model_of(name: str, path: str, config: dict[str, Any]) -> ModelConfig:

@@ -25,7 +25,7 @@ from greenbench.sweep.child_processes import (
     RecorderStage,
     ServerStage,
     StageError,
-    load_argv,
+    start_load,
 )
 from greenbench.sweep.provenance import hostname
 from greenbench.sweep.verdict import Faults, client_audit, count, judge, rows_of
@@ -81,7 +81,7 @@ def _measure(
     load: Child | None = None
     try:
         recorder.wait_started()
-        load = Child(load_argv(point.load, run.path), run.logs_dir / "load.log", ends_with_us=True)
+        load = start_load(point.load, run)
         faults = _watch(load, stage, point, waiting)
         recorder_died = recorder.child.code is not None
     except StageError as error:

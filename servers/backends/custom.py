@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from greenbench.contract.config import ROOT, StrictModel, load_yaml, parse
+from greenbench.contract.config import StrictModel, load_yaml, parse
 from greenbench.contract.errors import UserError
 from servers.backends.host_facts import Device
 from servers.backends.registry import (
@@ -59,8 +59,8 @@ def is_own(name: str) -> bool:
 
 
 def read_backend(name: str) -> Backend:
-    """The row in the file ``name`` (relative: from the checkout's root). Any fault of it: UserError."""
-    path = ROOT / Path(name).expanduser()
+    """The row in the file ``name`` (relative: from the working folder). Any fault of it: UserError."""
+    path = Path(name).expanduser()
     row = parse(OwnBackend, load_yaml(path), str(path))
     if not re.fullmatch(r"[a-z][a-z0-9_]*", path.stem) or path.stem in BACKENDS:
         raise UserError(

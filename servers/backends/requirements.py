@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from greenbench.contract.config import ServerConfig
+from greenbench.contract.installation import INSTALL_VLLM
 from servers.backends.host_facts import FEATURES, HostFacts, ModelFacts
 from servers.backends.registry import FP8, Backend
 
@@ -30,7 +31,7 @@ def refusals(case: Case) -> list[str]:
 def _vllm(case: Case) -> Iterator[str]:
     if case.host.vllm_build is None:
         python = case.host.vllm_python
-        yield f"vLLM is not installed in {python}; run `make setup` or set VLLM_PYTHON"
+        yield f"vLLM is not installed in {python}; {INSTALL_VLLM}"
 
 
 def _device(case: Case) -> Iterator[str]:

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import psutil
 
-from greenbench.contract.config import ROOT
 from greenbench.contract.errors import UserError
+from greenbench.contract.installation import plugin_folder
 from servers.launch.boot_log import last_error
 
 TERM_GRACE_S = 12.0
@@ -39,7 +39,7 @@ class ServerProcess:
             self._process = subprocess.Popen(
                 self._argv,
                 env=self._env,
-                cwd=ROOT,  # so that the server can import our plugins however the project is installed
+                cwd=plugin_folder(),  # `-m` imports from there first
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
