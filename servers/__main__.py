@@ -227,18 +227,22 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     start = add("start", command_start, "start the server of a request file")
-    running = add("probe", command_probe, "describe a server that runs already")
+    running = add("probe", command_probe, "describe a server that is already running")
     for command in (start, running):
         command.add_argument("--request", required=True, help="ServerRequest as JSON; - is stdin")
         command.add_argument("--out", required=True, help="folder for server.json, log and proof")
     add("plan", command_plan, "argv, env and refusals of a list of requests (JSON on stdin)")
-    build = add("build", command_build, "make a model's folder unless it is there; prints its path")
+    build = add(
+        "build", command_build, "build or fetch a model unless it is there; prints its folder"
+    )
     which = build.add_mutually_exclusive_group(required=True)
     which.add_argument("--request", help="ServerRequest as JSON; - is stdin")
     which.add_argument("--model", help="name, YAML file or folder")
     backends = add("backends", command_backends, "every backend, and whether this host can run it")
     backends.add_argument("--json", action="store_true")
-    backends.add_argument("--for", dest="gpu", metavar="GPU", help="judge another host by its card")
+    backends.add_argument(
+        "--for", dest="gpu", metavar="GPU", help="for another host, by its GPU: e.g. h100"
+    )
     _verify_arguments(add("verify", command_verify, "compare backends with an exact reference"))
     return parser
 
@@ -267,7 +271,7 @@ def _verify_arguments(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("--kv-cache-gib", type=float, default=1.0, help="KV pool of each server")
     verify.add_argument("--parallel", action="store_true", help="all servers at once")
     verify.add_argument(
-        "--skip-refused", action="store_true", help="leave out what this host cannot run"
+        "--skip-refused", action="store_true", help="skip backends that this host cannot run"
     )
     verify.add_argument(
         "--tolerance",

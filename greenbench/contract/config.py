@@ -344,8 +344,8 @@ def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseMo
 def _first_model(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    found = (_first_model(arg) for arg in get_args(annotation))
-    return next((model for model in found if model is not None), None)
+    models = (_first_model(arg) for arg in get_args(annotation))
+    return next((model for model in models if model is not None), None)
 
 
 def load_yaml(path: Path) -> object:

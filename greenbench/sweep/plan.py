@@ -30,7 +30,7 @@ class Plan:
 
 
 def plan_sweep(sweep: SweepConfig, blocks: frozenset[int] | None = None) -> list[Plan]:
-    """Expand the sweep, or some repeats, and have the other rooms check every name. Raises UserError."""
+    """Expand the sweep, or some repeats, and have the other stages check every name. Raises UserError."""
     models = [load_model(name) for name in sweep.models]
     check_names(sweep, models)
     starts = [s for s in expand(sweep, models) if blocks is None or s.repeat in blocks]

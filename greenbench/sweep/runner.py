@@ -74,7 +74,7 @@ def run_sweep(
     prepare_directory(out)
     write_atomic(out / "refused.json", json.dumps(refused, indent=1) + "\n")
     for label, reasons in refused.items():
-        view.note(f"left out {label}: {'; '.join(reasons)}")
+        view.note(f"skipped {label}: {'; '.join(reasons)}")
     for sentence in [*dtype_notes(plans), *stop_orphans(out)]:
         view.note(sentence)
     write_atomic(out / "sweep.yaml", dump_yaml(sweep))

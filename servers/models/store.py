@@ -20,7 +20,9 @@ from greenbench.contract.installation import plugin_folder
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STORED_FLOAT_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-BUILDER_VERSION = 2  # raise when model_builder makes other bytes from the same config and seed
+BUILDER_VERSION = (
+    2  # raise when servers.models.builder makes other bytes from the same config and seed
+)
 
 
 def build_hash(build: BuiltModel) -> str:
@@ -32,8 +34,8 @@ def model_path(model: ModelConfig, cache: Path) -> str:
     """The folder that vLLM is given: a built model's may not exist yet; the id of one not fetched yet."""
     if model.build is None:
         assert model.path is not None
-        found = hub.folder(model.path) if hub.is_id(model.path) else None
-        return str(found or model.path)
+        folder = hub.folder(model.path) if hub.is_id(model.path) else None
+        return str(folder or model.path)
     return str(cache / "models" / f"{model.name}-{build_hash(model.build)}")
 
 

@@ -100,7 +100,7 @@ def run(
 ) -> list[dict[str, Any]]:
     """All verdicts, in the order asked. Bad input raises UserError before a server starts.
 
-    With ``comparison.skip_refused`` a backend that this host cannot run is named and left out.
+    With ``comparison.skip_refused`` a backend that this host cannot run is named and skipped.
     """
     if not resolve(comparison.reference)[0].exact:
         raise UserError(
@@ -136,7 +136,7 @@ def _servers(
         except UserError as error:
             if not comparison.skip_refused:
                 raise
-            say(f"left out {backend.label}: {error}")
+            say(f"skipped {backend.label}: {error}")
     rounded = None
     if comparison.measures_rounding:
         rounded = server(model, choice, comparison.dtype, ROUNDED)

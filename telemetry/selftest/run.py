@@ -77,10 +77,10 @@ class Load:
         line = self.process.stdout.readline()
         if not line:
             raise LoadFailed("the load program ended; see load.log")
-        found = json.loads(line)
-        if not found["ok"]:
-            raise LoadFailed(found["error"])
-        return found
+        reply = json.loads(line)
+        if not reply["ok"]:
+            raise LoadFailed(reply["error"])
+        return reply
 
 
 @contextlib.contextmanager

@@ -195,8 +195,8 @@ def test_doctor_says_what_is_wrong_with_a_python(tmp_path: Path, made: str, said
         path.write_text("#!/bin/sh\nexit 3\n" if made == "silent" else "no program")
         path.chmod(0o755)
     (found,) = doctor._vllm(path)
-    assert (found.state, found.found) == ("missing", said.format(path=path))
-    assert "VLLM_PYTHON" in found.mend
+    assert (found.state, found.detail) == ("missing", said.format(path=path))
+    assert "VLLM_PYTHON" in found.fix
 
 
 def test_make_doctor_with_the_variable_empty_ends_without_a_traceback() -> None:
