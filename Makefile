@@ -46,6 +46,7 @@ doctor: setup ## what is installed, what is missing, and the mend
 
 check: setup ## format, lint, types, and the tests that take seconds
 	@$(BENCH)/ruff format --check --quiet . && $(BENCH)/ruff check --quiet . && $(BENCH)/pyright
+	@$(BENCH)/pyright -p pyrightconfig.vllm.json --pythonpath $(VLLM)
 	@$(BENCH)/pytest -m "not e2e and not vllm and not gpu" --ignore tests/vllm
 	@$(VLLM) -m pytest -m "not e2e and not gpu" tests/vllm
 
@@ -65,7 +66,7 @@ mutants: setup ## prove that the energy oracles bite: each planted fault must tu
 	@$(BENCH)/python scripts/mutants.py
 
 bench-backends: setup ## our attention backends against vLLM's own, whole decode and prefill steps (keep the machine quiet)
-	@$(VLLM) -m servers.plugins.bench
+	@$(VLLM) -m servers.bench.steps
 
 bench-client: setup ## the load generator's own error and cost, and its peers', against a server that logs its true times
 	@$(BENCH)/python scripts/bench_client.py --runs 3 --out docs/client-bench.md

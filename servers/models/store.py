@@ -20,9 +20,7 @@ from greenbench.contract.installation import plugin_folder
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STORED_FLOAT_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-BUILDER_VERSION = (
-    2  # raise when servers.models.builder makes other bytes from the same config and seed
-)
+BUILDER_VERSION = 2  # raise when the builder makes other bytes from the same config and seed
 
 
 def build_hash(build: BuiltModel) -> str:
