@@ -165,10 +165,10 @@ def print_plan(plans: list[Plan]) -> None:
         print(f"# {sentence}")
     for plan in plans:
         print(f"# {plan.start.label}")
-        for refusal in plan.launch["refusals"]:
+        for refusal in plan.launch.refusals:
             print(f"#   refused on this host: {refusal}")
-        env = " ".join(f"{key}={json.dumps(value)}" for key, value in plan.launch["env"].items())
-        print(f"env -C {plugin_folder()} {env} \\\n  {' '.join(plan.launch['argv'])}")
+        env = " ".join(f"{key}={json.dumps(value)}" for key, value in plan.launch.env.items())
+        print(f"env -C {plugin_folder()} {env} \\\n  {' '.join(plan.launch.argv)}")
         for point in plan.start.points:
             print(f"  point {describe(point)}")
         print()

@@ -17,6 +17,7 @@ from typing import Any
 from greenbench.contract.config import ServerConfig, ServerRequest, load_model, parse
 from greenbench.contract.errors import UserError, exit_on_user_error
 from greenbench.contract.installation import cache, results
+from greenbench.contract.launch import LaunchPlan
 from greenbench.contract.run_dir import slug
 from greenbench.vllm_python import vllm_python
 from servers.backends.choice import parse_choice, parse_choices
@@ -147,22 +148,23 @@ def command_plan(_: argparse.Namespace) -> int:
         raise UserError("plan wants a JSON list of server requests on stdin")
     context = launch_context()
     requests = [parse(ServerRequest, item, f"request {index}") for index, item in enumerate(data)]
-    print(json.dumps([_plan_as_json(request, context) for request in requests], indent=1))
+    plans = [_launch_plan(request, context).model_dump(mode="json") for request in requests]
+    print(json.dumps(plans, indent=1))
     return 0
 
 
-def _plan_as_json(request: ServerRequest, context: LaunchContext) -> dict[str, Any]:
+def _launch_plan(request: ServerRequest, context: LaunchContext) -> LaunchPlan:
     plan = planned(request, context)
     path = model_path(request.model, context.cache)
     command = command_of(plan, path, request.server.port or "<free port>", context)
-    return {
-        "label": request.backend.label,
-        "argv": command.argv,
-        "env": command.env,
-        "model_path": path,
-        "dtype": {"name": plan.dtype.name, "why": plan.dtype.why},
-        "refusals": plan.refusals,
-    }
+    return LaunchPlan(
+        label=request.backend.label,
+        argv=command.argv,
+        env=command.env,
+        model_path=path,
+        dtype=plan.dtype,
+        refusals=plan.refusals,
+    )
 
 
 def command_build(args: argparse.Namespace) -> int:

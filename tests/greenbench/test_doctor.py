@@ -23,6 +23,7 @@ from greenbench.vllm_python import vllm_python
 from servers.backends.host_facts import HostFacts, ModelFacts, served_dtype
 from servers.backends.registry import BACKENDS
 from servers.launch.command import command, plan
+from tests.fakes.launch_plans import launch_plan
 from tests.fakes.waiting import HUNG_S
 
 # as the kernel prints them, cut to what decides
@@ -119,7 +120,7 @@ def planned_start(model: str, why: str | None, base_url: str | None = None) -> P
     request = SimpleNamespace(
         model=SimpleNamespace(name=model), server=SimpleNamespace(base_url=base_url)
     )
-    launch = {"dtype": {"name": "float32", "why": why}}
+    launch = launch_plan(dtype={"name": "float32", "why": why})
     return Plan(SimpleNamespace(request=request), launch)  # type: ignore[arg-type]
 
 

@@ -18,6 +18,7 @@ from greenbench.contract.run_dir import RunDir
 from greenbench.sweep import child_processes, directory, plan, point_run, runner
 from greenbench.sweep.child_processes import Child, ServerStage, StageError
 from greenbench.sweep.orphans import stop_orphans
+from tests.fakes.launch_plans import launch_plan
 from tests.fakes.manifests import manifest
 from tests.fakes.waiting import HUNG_S, wait_until
 
@@ -66,7 +67,7 @@ def test_a_full_disk_is_said_before_anything_starts(
 
 def test_a_refused_sweep_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = SimpleNamespace(points=[POINT])
-    launch = {"label": "m flashinfer", "refusals": ["it needs an NVIDIA GPU", "and more"]}
+    launch = launch_plan(label="m flashinfer", refusals=["it needs an NVIDIA GPU", "and more"])
     monkeypatch.setattr(runner, "plan_sweep", lambda *_: [plan.Plan(start, launch)])  # type: ignore[arg-type]
     said = r"m flashinfer cannot run on this host: it needs an NVIDIA GPU; and more\. Take it out"
     with pytest.raises(UserError, match=said):
@@ -104,8 +105,11 @@ def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_two_cards_share_a_sweep_without_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a block that both cards measure, or none, and against another order within one."""
+    anywhere = launch_plan().model_dump(mode="json")
     monkeypatch.setattr(
-        plan, "call_json", lambda argv, stdin=None: [{}] * len(stdin) if stdin else KNOWN_TASKS
+        plan,
+        "call_json",
+        lambda argv, stdin=None: [anywhere] * len(stdin) if stdin else KNOWN_TASKS,
     )
     sweep = small_sweep()
 
