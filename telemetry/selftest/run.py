@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 MARKS = "marks.jsonl"
 SETUP = "selftest.json"
 RECORDER_START_S = 60.0  # longest wait for the recorder: its probe alone takes 3 s
-LOAD_START_S = 180.0  # importing torch on a cold disk
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,10 @@ class Load:
         line = self.process.stdout.readline()
         if not line:
             raise LoadFailed("the load program ended; see load.log")
-        found = json.loads(line)
-        if not found["ok"]:
-            raise LoadFailed(found["error"])
-        return found
+        reply = json.loads(line)
+        if not reply["ok"]:
+            raise LoadFailed(reply["error"])
+        return reply
 
 
 @contextlib.contextmanager
