@@ -5,7 +5,9 @@ python -m analysis report runs/demo --out report.html
 """
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from analysis.runs.check_forms import read_forms
@@ -40,6 +42,20 @@ def check_forms(root: Path) -> int:
         print(sentence)
     print(f"{reading.files} files read, {len(reading.faults)} faults")
     return 1 if reading.faults else 0
+
+
+def verdicts(_: argparse.Namespace) -> int:
+    """Of the run directories in a JSON list on stdin, which the report would not use, and why."""
+    from analysis.point.verdict import verdict
+
+    found: list[dict[str, object]] = []
+    for path in json.load(sys.stdin):
+        runs, unreadable = read_runs(Path(path))
+        broken = [Fault("unreadable", run.why) for run in unreadable]
+        faults_of_it = [*broken, *(fault for run in runs for fault in verdict(run))]
+        found.append({"path": path, "faults": [asdict(fault) for fault in faults_of_it]})
+    print(json.dumps(found, indent=1))
+    return 0
 
 
 def report(args: argparse.Namespace) -> int:
@@ -146,6 +162,8 @@ def main() -> int:
                 help="what the headline goes by: goodput, output, ttft, tpot, e2e, energy, memory, …; "
                 "default: the sweep's `objective`, else goodput under its SLO, else E2E",
             )
+    judge = commands.add_parser("verdict", help=(verdicts.__doc__ or "").splitlines()[0])
+    judge.set_defaults(action=verdicts)
     measure = commands.add_parser("ceilings", help=(ceilings.__doc__ or "").splitlines()[0])
     measure.add_argument("--out", type=Path, default=results() / "ceilings.json")
     measure.set_defaults(action=ceilings)

@@ -6,6 +6,7 @@ nothing else. Another run's data is never deleted or cut.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -44,10 +45,17 @@ def config_hash(config: dict[str, Any]) -> str:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write beside the target and rename over it, so a reader sees the old file or the new one."""
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text)
-    scratch.replace(path)
+    """Write beside the target and rename over it, so a reader sees the old file or the new one.
+
+    A full disk leaves the old one, and nothing beside it.
+    """
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def file_sha256(path: Path) -> str:
