@@ -75,7 +75,7 @@ def run(
         for sentence in undecided_quality(config):
             print(f"# {sentence}")
         return
-    target = (out or results() / config.name).resolve()
+    target = (out or results() / config.name).expanduser().resolve()
     with SweepProgress(console) as view:
         outcome = run_sweep(config, target, view, skip_refused, chosen)
     print_outcome(outcome, config, target)
@@ -152,11 +152,12 @@ def parse_blocks(text: str, repeats: int) -> frozenset[int]:
 
 def find_sweep(sweep: Path) -> Path:
     named = config_file(f"sweeps/{sweep}.yaml")
-    if sweep.is_file() or not named.is_file():
-        if not sweep.is_file():
-            raise UserError(f"No sweep file {sweep}; {nearest(sweep.stem, config_names('sweeps'))}")
+    sweep = sweep.expanduser()
+    if sweep.exists() and not sweep.is_dir():
         return sweep
-    return named
+    if named.is_file():
+        return named
+    raise UserError(f"No sweep file {sweep}; {nearest(sweep.stem, config_names('sweeps'))}")
 
 
 def print_plan(plans: list[Plan]) -> None:
