@@ -5,8 +5,9 @@ limits or the KV pool hold it back? Of each phase's steps: compute, bandwidth, t
 kernels, or kernels that use neither well? Where figures are missing or two answers are close, it says so.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -85,7 +86,7 @@ class Bottleneck:
 
 
 def gather(run: Run, window: Window, point: Point) -> Evidence:
-    """Engine steps and server metrics over the window, and what the client says of itself."""
+    """Engine steps and server metrics over the window, and the load generator's self-check."""
 
     def series(metric: str) -> np.ndarray | None:
         found = metric_series(run, metric)
@@ -110,14 +111,14 @@ def gather(run: Run, window: Window, point: Point) -> Evidence:
         **(scraped | stepped),
         waiting=_mean(waiting),
         preemptions=None if preempted is None else float(preempted[-1] - preempted[0]),
-        kv_share_per_sequence=point.extra.get("kv_share_per_sequence"),
+        kv_share_per_sequence=point.extra.kv_share_per_sequence if point.extra else None,
         max_num_seqs=run.point.server.max_num_seqs,
         max_num_batched_tokens=run.point.server.max_num_batched_tokens,
         open_share=share_above(
             *in_flight(activity(run.requests)), 1, (window.start_unix_ns, window.end_unix_ns)
         ),
         open_loop=run.point.load.kind == "open",
-        served_per_s=(point.throughput or {}).get("requests_per_s"),
+        served_per_s=point.throughput.requests.value if point.throughput else None,
         client_reasons=audit_over_budget(run),
     )
 
@@ -183,7 +184,7 @@ def _users_missing(run: Run, point: Point) -> list[str]:
     Its audit does not count that as an error: what was sent late was timed right.
     """
     users = run.point.load.users
-    open_requests = ((point.window or {}).get("evidence") or {}).get("mean_in_flight")
+    open_requests = point.window.evidence.mean_in_flight if point.window else None
     audits = [audit for audit in run.manifest.client_audit.values() if isinstance(audit, dict)]
     late = [w for audit in audits for w in audit.get("warnings", []) if w.startswith("event-loop")]
     if users is None or open_requests is None or open_requests >= AT_LIMIT * users or not late:
@@ -304,9 +305,9 @@ def classify_phase(use: PhaseUse, fixed_share: float | None = None) -> PhaseVerd
     return said("undetermined", f"neither resource is half used, and nothing tells why ({figures})")
 
 
-def fixed_shares(coefficients: Any, context: float) -> float | None:
-    """Of a linear fit of time per token: the intercept's share at one context."""
-    if coefficients is None or len(coefficients) != 2:
+def fixed_shares(coefficients: Sequence[float], context: float) -> float | None:
+    """Of a linear fit of time per token: the intercept's share at one context; None of another fit."""
+    if len(coefficients) != 2:
         return None
     total = coefficients[0] + coefficients[1] * context
     return float(coefficients[0] / total) if total > 0 else None

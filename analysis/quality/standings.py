@@ -14,7 +14,7 @@ from analysis.point.point import Point
 from analysis.quality.answers import Answered, answered
 from analysis.quality.gate import LEAST_RIGHT, Gate
 from analysis.quality.reference import is_exact
-from analysis.runs.identity import Candidate, identity
+from analysis.runs.identity import Candidate
 from analysis.runs.run import Run
 from analysis.statistics.noninferiority import LEVEL, MARGIN
 
@@ -113,7 +113,7 @@ def standings(
     for run in runs:
         if str(run.path) in finished:
             place = run.point.model.name, run.point.context_tokens
-            groups.setdefault(place, {}).setdefault(identity(run).candidate, []).append(run)
+            groups.setdefault(place, {}).setdefault(run.identity.candidate, []).append(run)
     return {
         place: {
             who: _standing(place, who, own, found, checked, graded.get((place, who), []))

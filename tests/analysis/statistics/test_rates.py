@@ -11,7 +11,7 @@ from scipy.stats import t as student
 
 from analysis.point.point import Point, analyse
 from analysis.runs.run import load_run
-from analysis.statistics.medians import median_edge, modes
+from analysis.statistics.medians import cycles_edge, modes
 from analysis.statistics.rates import (
     NOBODY,
     Cycles,
@@ -358,7 +358,7 @@ def test_a_point_says_that_its_median_hides_two_kinds(tmp_path: Path) -> None:
 def test_a_medians_edge_error_is_what_one_round_changes() -> None:
     # one user's five cycles, 1 2 3 4 5: without 1 or 2 the median is 3.5, without 3 it is 3, else 2.5
     cycles = in_step([1.0] * 5, 1)
-    found = median_edge(np.arange(1.0, 6.0), np.ones(5, dtype=bool), cycles)
+    found = cycles_edge(np.arange(1.0, 6.0), np.ones(5, dtype=bool), cycles)
     up, down = math.log(3.5 / 3), math.log(2.5 / 3)
     assert found is not None
     # and the times rise: 1.5 early and 4 late, a trend beside the edge
@@ -366,7 +366,7 @@ def test_a_medians_edge_error_is_what_one_round_changes() -> None:
         math.hypot(math.sqrt((2 * up**2 + 2 * down**2) / 5), math.log(4 / 1.5) / 2)
     )
     mixed = np.array([3.0, 1.0, 5.0, 2.0, 4.0])
-    found = median_edge(mixed, np.ones(5, dtype=bool), cycles)
+    found = cycles_edge(mixed, np.ones(5, dtype=bool), cycles)
     assert found == pytest.approx(math.sqrt((2 * up**2 + 2 * down**2) / 5))
 
 
