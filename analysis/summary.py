@@ -13,7 +13,7 @@ from typing import Any
 from analysis.compare.crossovers import Crossing
 from analysis.compare.decisions import Decision
 from analysis.compare.differences import Difference
-from analysis.objectives import OBJECTIVES
+from analysis.objectives import NOTHING, OBJECTIVES, Measurement, Objective
 from analysis.point.point import Point
 from analysis.point.resources import PointEnergy
 from analysis.point.steady_window import Window
@@ -63,6 +63,7 @@ def _point_json(point: Point) -> dict[str, Any]:
         "energy": None if point.energy is None else _energy_json(point.energy),
         "extra": _fields(point.extra) or {},
         "faults": point.faults,
+        "figures": {o.name: _figure_json(o, m) for o, m in measured if m != NOTHING},
         "edge_errors": {o.name: m.edge_error for o, m in measured if m.edge_error is not None},
         "bimodal": {o.name: asdict(m.modes) for o, m in measured if m.modes is not None},
         "path": Path(point.path).name,
@@ -84,6 +85,18 @@ def _point_json(point: Point) -> dict[str, Any]:
             "slo": workload.slo.model_dump(mode="json"),
         },
         "device": asdict(point.identity.device),
+    }
+
+
+def _figure_json(objective: Objective, measured: Measurement) -> dict[str, Any]:
+    """Any figure that candidates are compared by, under one form."""
+    return {
+        "value": measured.value,
+        "unit": objective.unit,
+        "standard_error": measured.standard_error,
+        "edge_error": measured.edge_error,
+        "n": measured.n,
+        "reason": measured.reason,
     }
 
 

@@ -1,7 +1,7 @@
-"""What held a point back, in a word and with the evidence for it.
+"""What limits a point, in a word and with the evidence for it.
 
 Two questions with answers of their own. Of the point: did the offered load, the client, the scheduler's
-limits or the KV pool hold it back? Of each phase's steps: compute, bandwidth, the host between and around
+limits or the KV pool limit it? Of each phase's steps: compute, bandwidth, the host between and around
 kernels, or kernels that use neither well? Where figures are missing or two answers are close, it says so.
 """
 
@@ -196,7 +196,7 @@ def classify_point(
     e: Evidence, compute_bound_prefill: PhaseVerdict | None = None
 ) -> tuple[PointBound, str]:
     if e.client_reasons:
-        return "client", f"the load generator held it back: {'; '.join(e.client_reasons)}"
+        return "client", f"limited by the load generator: {'; '.join(e.client_reasons)}"
     if e.running is None or e.waiting is None:
         return "undetermined", "the server's queue was not scraped"
     queue = f"running {_short(e.running)} of {e.max_num_seqs}, waiting {_short(e.waiting)}"
@@ -204,25 +204,25 @@ def classify_point(
     preempted = f", {e.preemptions:.0f} preemptions" if e.preemptions else ""
     at_limit = e.running >= AT_LIMIT * e.max_num_seqs
     if _kv_full(e) and not at_limit:
-        return "kv-capacity", f"the KV pool held it back: {kv}{preempted}, {queue}"
+        return "kv-capacity", f"limited by the KV pool: {kv}{preempted}, {queue}"
     if e.waiting >= WAITING and at_limit:
-        return "scheduler-limit", f"max_num_seqs held it back: {queue}, {kv}"
+        return "scheduler-limit", f"limited by max_num_seqs: {queue}, {kv}"
     full_steps = (e.step_tokens_p50 or 0) >= AT_LIMIT * e.max_num_batched_tokens
     if e.waiting >= WAITING and full_steps and compute_bound_prefill is not None:
         return (
             "engine",
-            f"the engine's own pace held it back: requests waited for prefill steps that are full "
-            f"({e.step_tokens_p50:.0f} tokens) and bound by compute, so larger ones would hardly serve "
+            f"limited by the engine's own speed: requests waited for prefill steps that are full "
+            f"({e.step_tokens_p50:.0f} tokens) and compute-bound, so larger ones would hardly serve "
             f"more: {queue}, {kv}",
         )
     if e.waiting >= WAITING and full_steps:
         return (
             "scheduler-limit",
-            f"max_num_batched_tokens held it back: prefill steps of {e.step_tokens_p50:.0f} tokens "
+            f"limited by max_num_batched_tokens: prefill steps of {e.step_tokens_p50:.0f} tokens "
             f"of {e.max_num_batched_tokens}, {queue}, {kv}",
         )
     if e.waiting >= WAITING:
-        return "undetermined", f"requests waited for a reason that no figure shows: {queue}, {kv}"
+        return "undetermined", f"requests waited, and no figure shows why: {queue}, {kv}"
     return _without_queue(e, queue, kv)
 
 
@@ -235,21 +235,21 @@ def _without_queue(e: Evidence, queue: str, kv: str) -> tuple[PointBound, str]:
         served = (
             "" if e.served_per_s is None else f"all of {e.served_per_s:.2g} requests/s served, "
         )
-        return "load", f"the offered load held it back: {served}{busy}{queue}"
+        return "load", f"limited by the offered load: {served}{busy}{queue}"
     if e.open_share is not None and e.open_share < IDLE_ENGINE:
         return (
             "load",
-            f"the offered load held it back: a request was open {e.open_share:.0%} of the time, "
+            f"limited by the offered load: a request was open {e.open_share:.0%} of the time, "
             f"{busy}{queue}",
         )
     if e.engine_share is not None and e.engine_share < IDLE_ENGINE:
         return (
             "host",
-            f"requests were open all the time, yet {busy}so the host around it held it back: {queue}",
+            f"limited by the host: requests were open all the time, yet {busy}{queue}",
         )
     return (
         "engine",
-        f"every request was being served ({queue}, {kv}): the engine's own pace held it back",
+        f"limited by the engine's own speed: every request was being served ({queue}, {kv})",
     )
 
 
@@ -302,7 +302,9 @@ def classify_phase(use: PhaseUse, fixed_share: float | None = None) -> PhaseVerd
             f"{1 - fixed_share:.0%} of the time per token grows with context, "
             f"yet neither resource is half used ({figures})",
         )
-    return said("undetermined", f"neither resource is half used, and nothing tells why ({figures})")
+    return said(
+        "undetermined", f"neither resource is half used, and no figure shows why ({figures})"
+    )
 
 
 def fixed_shares(coefficients: Sequence[float], context: float) -> float | None:

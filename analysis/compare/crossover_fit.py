@@ -218,7 +218,7 @@ def crossover(
         return Crossover("form does not fit", sentence, fits=coefficients)
     drawn, unit = redraw(pair, np.random.default_rng(seed), DRAWS)
     refits = np.stack([fit_many(contexts, drawn[:, arm], form) for arm in (0, 1)], axis=1)
-    courses, lengths = _courses(refits, low, high)
+    courses, lengths = along(refits, low, high)
     numbers, counts = np.unique(courses, return_counts=True)
     shares = {COURSES[k]: float(n) / len(courses) for k, n in zip(numbers, counts, strict=True)}
     fitted = Crossover(
@@ -232,7 +232,7 @@ def crossover(
     return _conclude(fitted, names, fits, (courses, lengths), (low, high))
 
 
-def _courses(refits: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+def along(refits: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
     """Of each pair of fits: its place in COURSES, and the break-even length where the ends differ, else NaN.
     ``refits``: draws × 2 × coefficients.
     """

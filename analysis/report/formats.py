@@ -55,6 +55,7 @@ def percent(value: float | None) -> str:
     return DASH if value is None else f"{significant(value * 100)} %"
 
 
+BARE: frozenset[Unit] = frozenset({"req/s", "tok/s"})  # whose figures stand without their unit
 BY_UNIT: Mapping[Unit, Callable[[float | None], str]] = {
     "req/s": rate,
     "tok/s": rate,

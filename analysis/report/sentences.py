@@ -193,7 +193,7 @@ def _range(contexts: Sequence[int]) -> str:
 
 def _costs(whole: Study) -> list[str]:
     """What the winners of the headline are shown to cost by the other objectives."""
-    found: list[str] = []
+    said: list[str] = []
     for group in _headline_groups(whole):
         for decision in group.decisions:
             winner = decision.winner
@@ -208,8 +208,8 @@ def _costs(whole: Study) -> list[str]:
             if worse:
                 told = ", ".join(map(_cost_words, worse[: MOST_RIVALS + 1]))
                 where = f"{_where(group)}, {count(decision.place.context_tokens)} tokens"
-                found.append(f"What `{winner}` costs ({where}): {told}.")
-    return found[:MOST]
+                said.append(f"What `{winner}` costs ({where}): {told}.")
+    return said[:MOST]
 
 
 def _cost_words(difference: Difference) -> str:
@@ -255,7 +255,7 @@ def _peaked(whole: Study, difference: Difference) -> bool:
 
 def _two_peaks(whole: Study) -> list[str]:
     """Medians between two peaks are nobody's time: said, and quoted as no ratio."""
-    found: dict[tuple[Objective, str, str], str] = {}
+    by_figure: dict[tuple[Objective, str, str], str] = {}
     for point in whole.usable:
         where = f"{point.task} with {point.load}, {count(point.context_tokens)} tokens"
         for objective in OBJECTIVES:
@@ -266,12 +266,12 @@ def _two_peaks(whole: Study) -> list[str]:
                 f"{percent(1 - peaks.share_high)} of its requests near {seconds(peaks.low)}, the others "
                 f"near {seconds(peaks.high)}"
             )
-            found.setdefault(
+            by_figure.setdefault(
                 (objective, where, point.backend),
                 f"{objective.quantity} of `{point.backend}` has two peaks ({where}): {told}. "
                 "The median describes neither.",
             )
-    return list(found.values())[:MOST]
+    return list(by_figure.values())[:MOST]
 
 
 def _may_not_win(whole: Study) -> list[str]:
@@ -312,7 +312,7 @@ def _though(whole: Study, label: str, context: int) -> str:
 
 def _crossings(whole: Study) -> list[str]:
     """Lengths that are shown; none of a candidate that may not win at one of them."""
-    found: list[str] = []
+    said: list[str] = []
     for crossing in whole.crossings:
         if crossing.found.verdict not in ("crossover", "none") or (
             "decisions" not in crossing.objective.views
@@ -321,8 +321,8 @@ def _crossings(whole: Study) -> list[str]:
         if lengths_without_a_chance(whole, crossing.places, (crossing.a, crossing.b)):
             continue
         lead = f"{crossing.objective.title} of {crossing.task} with {crossing.load}"
-        found.append(f"{lead}: {crossing.found.sentence}.")
-    return found[:MOST]
+        said.append(f"{lead}: {crossing.found.sentence}.")
+    return said[:MOST]
 
 
 def lengths_without_a_chance(
@@ -330,16 +330,16 @@ def lengths_without_a_chance(
 ) -> dict[str, str]:
     """Of these candidates, those that may not win at some of these places, with the lengths."""
     wanted = set(labels)
-    found: dict[str, list[str]] = {}
+    lengths: dict[str, list[str]] = {}
     for place in places:
         for point in whole.usable:
             if point.place != place or point.backend not in wanted:
                 continue
             eligible = whole.eligible.get((place, point.candidate))
             length = count(place.context_tokens)
-            if eligible and not eligible.may_win and length not in found.get(point.backend, []):
-                found.setdefault(point.backend, []).append(length)
-    return {label: ", ".join(lengths) for label, lengths in found.items()}
+            if eligible and not eligible.may_win and length not in lengths.get(point.backend, []):
+                lengths.setdefault(point.backend, []).append(length)
+    return {label: ", ".join(at) for label, at in lengths.items()}
 
 
 def _limits(whole: Study) -> list[str]:
@@ -476,7 +476,7 @@ def _not_compared(whole: Study) -> list[str]:
 
 def _missing_lengths(whole: Study) -> list[str]:
     """Lengths at which a candidate has no usable point though another has."""
-    found: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    missing: dict[tuple[str, str], list[tuple[int, str]]] = {}
     rows: dict[Place, dict[str, Cell]] = {}
     for cell in whole.cells:
         rows.setdefault(cell.place, {})[cell.backend] = cell
@@ -491,12 +491,12 @@ def _missing_lengths(whole: Study) -> list[str]:
             if cell is None or not cell.starts:
                 why = "not measured" if cell is None else _why_unusable(cell)
                 where = f"{whole.labels.tasks[place]} with {whole.labels.loads[place]}"
-                found.setdefault((label, where), []).append((place.context_tokens, why))
+                missing.setdefault((label, where), []).append((place.context_tokens, why))
     return [
         f"`{label}` has no usable point ({where}): "
         + "; ".join(f"{count(context)} tokens, {why}" for context, why in sorted(held))
         + "."
-        for (label, where), held in sorted(found.items())
+        for (label, where), held in sorted(missing.items())
     ][:MOST]
 
 

@@ -138,9 +138,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the numbers. ``streamed``: means nothing of a task that is not streamed."""
+    """A column of the numbers. ``unit``: of figures that stand there without theirs. ``streamed``: means
+    nothing of a task that is not streamed.
+    """
 
     title: str
+    unit: str | None
     entry: Callable[[Cell], Entry]
     streamed: bool
 
@@ -184,9 +187,11 @@ def number_columns(joules: bool) -> list[Column]:
     columns: list[Column] = []
     for objective in shown("numbers"):
         if joules or objective is not ENERGY:
-            columns.append(Column(_title(objective), _entry_of(objective), objective.streamed))
+            unit = objective.unit if objective.unit in formats.BARE else None
+            entry = _entry_of(objective)
+            columns.append(Column(_title(objective), unit, entry, objective.streamed))
         if objective is TPOT:
-            columns.append(Column("ITL", lambda cell: _latency(cell.latency.itl_s), True))
+            columns.append(Column("ITL", None, lambda cell: _latency(cell.latency.itl_s), True))
     return columns
 
 
