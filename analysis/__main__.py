@@ -156,7 +156,7 @@ def add_report(commands: Commands) -> None:
     command.add_argument(
         "--objective",
         metavar="NAME",
-        help="what the headline goes by: goodput, output, ttft, tpot, e2e, energy, memory, …; "
+        help="what the headline goes by, as ttft or energy (an unknown name is answered with all there are); "
         "default: the sweep's `objective`, else goodput under its SLO, else E2E",
     )
 

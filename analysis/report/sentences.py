@@ -314,9 +314,8 @@ def _crossings(whole: Study) -> list[str]:
     """Lengths that are shown; none of a candidate that may not win at one of them."""
     said: list[str] = []
     for crossing in whole.crossings:
-        if crossing.found.verdict not in ("crossover", "none") or (
-            "decisions" not in crossing.objective.views
-        ):
+        told = crossing.found.verdict in ("crossover", "none")
+        if not told or "decisions" not in crossing.objective.views:
             continue
         if lengths_without_a_chance(whole, crossing.places, (crossing.a, crossing.b)):
             continue
