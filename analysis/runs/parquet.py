@@ -2,12 +2,15 @@
 
 Column types come from the dataclasses in ``greenbench.contract.schema``. A torn last line (kill -9) is left
 out; a line elsewhere that is broken, or lacks what may not be missing, is a UserError that names it.
-``derived/`` may be deleted at any time.
+``derived/`` may be deleted at any time. Of a run that cannot be written (an archive, another's folder) the
+tables lie in the cache (``greenbench.contract.installation``).
 """
 
 import gzip
+import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, fields
@@ -24,6 +27,7 @@ from analysis.runs.chunk_marks import chunk_marks
 from greenbench import SCHEMA_VERSION
 from greenbench.contract.errors import UserError
 from greenbench.contract.forms import line_faults
+from greenbench.contract.installation import cache
 from greenbench.contract.schema import (
     GpuSample,
     HostSample,
@@ -105,12 +109,39 @@ def parquet_path(run_path: Path, table: str) -> Path:
     row = SOURCES[table][0]
     sources = table_sources(run_path, table)
     stamp = _stamp(sources)
-    target = run_path / "derived" / f"{table}.parquet"
-    if target.is_file() and _stored_stamp(target) == stamp:
-        return target
-    target.parent.mkdir(exist_ok=True)
-    _convert(row, sources, target, stamp)
-    return target
+    folders = (run_path / "derived", *folders_beside(run_path))
+    for folder in folders:
+        target = folder / f"{table}.parquet"
+        if not folder.is_symlink() and target.is_file() and _stored_stamp(target) == stamp:
+            return target
+    for folder in folders:
+        if _can_hold(folder):
+            target = folder / f"{table}.parquet"
+            _convert(row, sources, target, stamp)
+            return target
+    raise UserError(
+        f"{run_path}: neither derived/ nor {folders[1]} can be written; set GREENBENCH_CACHE to a folder "
+        "that can"
+    )
+
+
+def folders_beside(run_path: Path) -> tuple[Path, Path]:
+    """Where the tables of a run go whose own folder cannot be written: the cache, else the system's."""
+    name = hashlib.sha256(str(run_path.resolve()).encode()).hexdigest()[:16]
+    own = f"greenbench-{os.getuid()}"
+    return cache() / "derived" / name, Path(tempfile.gettempdir()) / own / "derived" / name
+
+
+def _can_hold(folder: Path) -> bool:
+    """Whether files can be made there. A link is not followed: it would lead out of the run."""
+    try:
+        if folder.is_symlink():
+            return False
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _stamp(sources: list[Path]) -> bytes:
@@ -131,26 +162,29 @@ def _convert(row: type[Row], sources: list[Path], target: Path, stamp: bytes) ->
 
     The parser lets go of Python's lock, so slices are parsed side by side on all cores.
     """
-    scratch = target.with_suffix(".tmp")
+    scratch = target.with_suffix(f".{os.getpid()}.tmp")
     schema = _full_schema(row, sources).with_metadata({b"greenbench_sources": stamp})
     plain = [field.name for field in schema if pa.types.is_string(field.type)]
     workers = os.cpu_count() or 1
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        pq.ParquetWriter(
-            scratch,
-            schema,
-            compression="lz4",
-            use_dictionary=plain,  # type: ignore[arg-type]
-            write_statistics=False,
-        ) as writer,
-    ):
-        for path in sources:
-            slices = _slices(_whole_lines(_content(path)))
-            while group := list(islice(slices, workers)):
-                for table in pool.map(lambda part, p=path: _part(part, schema, row, p), group):
-                    writer.write_table(table.select(schema.names).cast(schema))
-    scratch.replace(target)
+    try:
+        with (
+            ThreadPoolExecutor(workers) as pool,
+            pq.ParquetWriter(
+                scratch,
+                schema,
+                compression="lz4",
+                use_dictionary=plain,  # type: ignore[arg-type]
+                write_statistics=False,
+            ) as writer,
+        ):
+            for path in sources:
+                slices = _slices(_whole_lines(_content(path)))
+                while group := list(islice(slices, workers)):
+                    for table in pool.map(lambda part, p=path: _part(part, schema, row, p), group):
+                        writer.write_table(table.select(schema.names).cast(schema))
+        scratch.replace(target)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _part(part: pa.Buffer, schema: pa.Schema, row: type[Row], path: Path) -> pa.Table:
