@@ -490,11 +490,11 @@ def _config_json(path: Path) -> dict[str, Any]:
 
 def _resolve_path(model: ModelConfig, source: Path) -> ModelConfig:
     """``path`` is a folder, from that file or from where one stands; else it is a hub id."""
-    if model.path is None:
+    if model.path is None or Path(model.path).is_absolute():
         return model
     if local := find_beside(model.path, source):
         return model.model_copy(update={"path": local})
-    if not hub.HUB_ID.fullmatch(model.path):
+    if model.path.startswith("models/") or not hub.HUB_ID.fullmatch(model.path):
         raise UserError(
             f"{source}: path: no folder {model.path}, neither from {source.parent} nor from {Path.cwd()}; "
             "give a model folder or a hub id"

@@ -34,6 +34,7 @@ from greenbench.sweep.child_processes import (
 )
 from greenbench.sweep.claims import Claim
 from greenbench.sweep.directory import prepare_directory, shortage
+from greenbench.sweep.forewarnings import against
 from greenbench.sweep.order import ServerStart, prompt_file_name, prompt_request
 from greenbench.sweep.orphans import RUNNER_FILE, stop_orphans
 from greenbench.sweep.plan import Plan, dtype_notes, plan_sweep, split_refused
@@ -152,6 +153,8 @@ def _run_start(
         with ServerStage(start.request, directory) as stage:
             server = stage.start(view.tick)
             view.server(start, f"ready, backend {server.proof}")
+            for sentence in against(server, start.request):
+                view.note(sentence)
             _record_idle(directory / "idle_before", server, start, view)
             _run_points(origin, claim, stage, server, points, prompts, view, outcome)
             if stage.alive:
@@ -190,8 +193,8 @@ def _run_points(
         else:
             why = manifest.failure or ", ".join(manifest.invalid_reasons)
             outcome.failures.append(f"{manifest.run_id}: {manifest.status}: {why}")
-        if not stage.alive:
-            left = len(points) - number - 1
+        left = len(points) - number - 1
+        if left and not stage.alive:
             raise StageError(f"the server died; {left} of its points were not measured")
 
 

@@ -34,6 +34,11 @@ class ServerSays:
         return config.get("async_scheduling")
 
     @property
+    def prefix_caching(self) -> bool | None:
+        word = self.cache.get("enable_prefix_caching")
+        return None if word is None else word == "True"
+
+    @property
     def kv_cache_tokens(self) -> int | None:
         tokens = self.cache.get("kv_cache_size_tokens", "")
         return int(tokens) if tokens.isdigit() else None
