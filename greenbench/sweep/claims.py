@@ -26,7 +26,11 @@ from greenbench.sweep.child_processes import StageError
 from greenbench.sweep.directory import make_directory, unwritable
 
 RUNNERS_DIR = "runners"
+ROOM = ".room"
 RENEW_S = 3.0
+ROOM_BYTES = (
+    512 * 1024
+)  # kept beside the claim, given up when the disk is full: a last manifest fits
 SILENCE_S = 15.0  # a file whose time did not move for so long is that of a dead sweep
 
 
@@ -120,6 +124,7 @@ class Claim:
                 self._refuse_beside_others()
                 self._file.parent.mkdir(exist_ok=True)
                 write_atomic(self._file, self.runner.model_dump_json() + "\n")
+                self._room.write_bytes(os.urandom(ROOM_BYTES))  # a file system may pack zeros
                 with (
                     self._withdrawn_on_error()
                 ):  # where locks of files do nothing: both are seen now
@@ -133,6 +138,10 @@ class Claim:
         self._over.set()
         self._withdraw()
 
+    def give_up_room(self) -> None:
+        """On a full disk: free what was kept for the last words of a point."""
+        self._room.unlink(missing_ok=True)
+
     def check(self) -> None:
         """StageError when another runner took this one for dead (a suspended machine) and took over."""
         if self._lost:
@@ -140,6 +149,10 @@ class Claim:
                 f"{self.out}: this sweep was silent for so long that another took it for dead and "
                 "measures here now; nothing more is measured by this one"
             )
+
+    @property
+    def _room(self) -> Path:
+        return self._file.with_suffix(ROOM)
 
     def _refuse_beside_others(self) -> None:
         for path in sorted(self._file.parent.glob("*.json")):
@@ -150,8 +163,8 @@ class Claim:
                 continue
             if _lives(path, other):
                 raise UserError(_sentence(self.out, other, path))
-            with suppress(FileNotFoundError):
-                path.unlink()
+            path.unlink(missing_ok=True)
+            path.with_suffix(ROOM).unlink(missing_ok=True)
             if other is not None:
                 self.notes.append(f"{other.name} was killed here; this one takes over")
 
@@ -166,6 +179,7 @@ class Claim:
     def _withdraw(self) -> None:
         with suppress(OSError):
             if read_runner(self._file) == self.runner:
+                self.give_up_room()
                 self._file.unlink()
             self._file.parent.rmdir()  # fails where another runner is
 

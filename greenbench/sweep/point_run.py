@@ -49,6 +49,7 @@ class Origin:
     code: Code
     host: Host
     pid: int
+    give_up_room: Callable[[], None]
 
     def at(self, moment: Anchor) -> Provenance:
         return Provenance(self.code, self.host, clock_of(moment, hostname()), self.pid)
@@ -64,8 +65,8 @@ def run_point(
 ) -> Manifest:
     """Measure one point on a ready server. Every ending but kill -9 leaves a final manifest.
 
-    OSError when the disk takes no manifest any more; the run then says ``running`` and is closed by the
-    next sweep.
+    OSError when even the last room (``Origin.give_up_room``) is not enough for it; the run then says
+    ``running`` and is closed by the next sweep.
     """
     now = Anchor.now()
     new = NewRun(point, now.unix_ns, point_hash(point))
@@ -76,7 +77,12 @@ def run_point(
     except KeyboardInterrupt:
         _finish(run, manifest, stage, log_start, Faults("stopped by Ctrl-C", ("interrupted",)))
         raise
-    final = _finish(run, manifest, stage, log_start, faults)
+    try:
+        final = _finish(run, manifest, stage, log_start, faults)
+    except OSError as error:
+        origin.give_up_room()
+        full = Faults(f"the disk took no more: {system_sentence(error)}", ("disk_full",))
+        final = _finish(run, manifest, stage, log_start, full)
     return final if final.status == "failed" else hold_to_rules(run, final)
 
 

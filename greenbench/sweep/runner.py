@@ -101,7 +101,7 @@ def _measure_pending(plans: list[Plan], claim: Claim, view: View) -> Outcome:
     view.start(pending, outcome.skipped)
     if pending == 0:
         return outcome
-    origin = Origin(out, provenance.code(), provenance.host(), os.getpid())
+    origin = Origin(out, provenance.code(), provenance.host(), os.getpid(), claim.give_up_room)
     try:
         for plan, points in todo:
             if points:

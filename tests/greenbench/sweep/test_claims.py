@@ -75,7 +75,16 @@ def test_a_killed_runs_claim_is_taken_over_and_said(
         assert claim.notes == [
             f"the sweep with process id {first.pid} was killed here; this one takes over"
         ]
-        assert len(list((tmp_path / RUNNERS_DIR).iterdir())) == 1
+        assert len(list((tmp_path / RUNNERS_DIR).glob("*.json"))) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_keeps_room_for_the_last_words_of_a_point(tmp_path: Path) -> None:
+    with Claim(tmp_path) as claim:
+        (room,) = (tmp_path / RUNNERS_DIR).glob("*.room")
+        assert room.stat().st_blocks * 512 >= claims.ROOM_BYTES
+        claim.give_up_room()
+        assert not room.exists()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -147,7 +156,7 @@ def test_a_sweep_of_another_machine_lives_while_its_file_moves(
 def test_the_claim_of_a_living_sweep_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "RENEW_S", 0.05)
     with Claim(tmp_path):
-        (path,) = (tmp_path / RUNNERS_DIR).iterdir()
+        (path,) = (tmp_path / RUNNERS_DIR).glob("*.json")
         first = path.stat().st_mtime_ns
         wait_until(lambda: path.stat().st_mtime_ns > first, "a claim that is renewed")
 
@@ -158,7 +167,7 @@ def test_a_sweep_that_was_taken_for_dead_measures_nothing_more(
     monkeypatch.setattr(claims, "RENEW_S", 0.05)
     with Claim(tmp_path) as claim:
         claim.check()
-        (path,) = (tmp_path / RUNNERS_DIR).iterdir()
+        (path,) = (tmp_path / RUNNERS_DIR).glob("*.json")
         path.unlink()
 
         def lost() -> bool:
