@@ -19,7 +19,8 @@ from greenbench.contract.run_dir import file_sha256
 OF_THE_LOAD = ("timeout", "stalled", "cut_at_drain", "not_sent")  # error types that overload brings
 SERVER_GONE = ("connect", "cut_in_stream", "http_5xx")
 MOST_FAILED = 0.5  # of the measured phase; what the others took is then the figure of another load
-FEWEST_GONE = 3  # failures in a row at the end of the phase
+FEWEST_GONE = 3  # failures in a row at the end of the phase …
+GONE_BY_CHANCE = 0.01  # … which requests that fail now and then bring about no oftener than this
 
 
 def faults(run: Run) -> list[Fault]:
@@ -164,10 +165,12 @@ def _failed_requests(run: Run) -> Iterator[Fault]:
             "mostly_failed",
             f"{int(failed.sum())} of {len(rows)} requests of the measured phase failed ({seen})",
         )
-    last = rows[rows["sent_unix_ns"].notna()].sort_values("sent_unix_ns", kind="stable")
-    gone = last["error_type"].isin(SERVER_GONE).to_numpy()[::-1]
-    count = len(gone) if gone.all() else int(gone.argmin())
-    if FEWEST_GONE <= count < len(gone):
+    order = rows[rows["sent_unix_ns"].notna()].sort_values("sent_unix_ns", kind="stable")
+    gone = order["error_type"].isin(SERVER_GONE).to_numpy()
+    count = len(gone) if gone.all() else int(gone[::-1].argmin())
+    before = gone[: len(gone) - count]
+    chance = ((before.sum() + 1) / (len(before) + 2)) ** count  # of so many by the share before
+    if len(before) and count >= FEWEST_GONE and chance < GONE_BY_CHANCE:
         yield Fault(
             "server_gone",
             f"the last {count} of {len(gone)} requests of the measured phase all failed ({seen}): the "

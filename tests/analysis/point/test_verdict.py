@@ -86,6 +86,14 @@ def test_a_server_that_went_away_and_a_failed_share_are_part_of_it(
     assert ours == found
 
 
+def test_requests_that_fail_now_and_then_may_do_so_at_the_end(tmp_path: Path) -> None:
+    """One in three fails: that the last three do so has a chance of 1 in 27."""
+    run = fail(write_run(tmp_path, SOUND), slice(0, None, 3), "http_5xx")
+    fail(run, slice(-3, None), "http_5xx")
+    assert "server_gone" not in codes(run)
+    assert "server_gone" in codes(fail(run, slice(-12, None), "http_5xx"))
+
+
 def test_what_the_load_brings_about_is_a_finding_and_no_fault(tmp_path: Path) -> None:
     run = fail(write_run(tmp_path, SOUND), slice(6, None), "timeout")
     assert not {"server_gone", "mostly_failed"} & set(codes(run))
