@@ -62,7 +62,8 @@ def shape(folder: str, order: Mapping[str, Any]) -> dict[str, Any]:
         whole.model_type, convertors.ModelArchConfigConvertorBase
     )
     arch = kind(whole, text).convert()
-    head_size = arch.head_size or None
+    # of a model without attention the heads are those of its states
+    head_size = arch.head_size if arch.total_num_attention_heads and arch.head_size else None
     return {
         "source": f"vLLM {vllm.__version__}, transformers {transformers.__version__}",
         "model_type": getattr(text, "model_type", None) or whole.model_type,
@@ -72,7 +73,7 @@ def shape(folder: str, order: Mapping[str, Any]) -> dict[str, Any]:
         "layers": arch.total_num_hidden_layers or None,
         "mla": bool(arch.is_deepseek_mla),
         "vocab_size": arch.vocab_size or None,
-        "config": plain(text),
+        "config": {**plain(text), **varying(arch)},
     }
 
 
@@ -132,6 +133,12 @@ def window(text: Any, arch: Any) -> int | None:
     rule = vllm_model._get_and_verify_max_len  # pyright: ignore[reportPrivateUsage]
     known = inspect.signature(rule).parameters
     return int(rule(**{name: value for name, value in given.items() if name in known}))
+
+
+def varying(arch: Any) -> dict[str, Any]:
+    """Where layers differ in what ``arch`` says of all of them: the values, a mapping a layer."""
+    layers = getattr(arch, "per_layer_overrides", None)
+    return {"per_layer_overrides": layers} if layers else {}
 
 
 def plain(text: Any) -> dict[str, Any]:
