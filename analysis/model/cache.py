@@ -16,6 +16,7 @@ from analysis.model.layers import (
     is_mla,
     language_config,
     layer_kinds,
+    whole,
 )
 from greenbench.contract.model_shape import ModelShape
 
@@ -64,7 +65,7 @@ def cache_shape(
         ValueError,
         AttributeError,
         IndexError,
-        ZeroDivisionError,
+        ArithmeticError,
     ) as error:
         why = f"the config has another form than is known here ({type(error).__name__}: {error})"
     return CacheShape(None, None, None, notes=(f"bytes a token are not known, because {why}",))
@@ -81,7 +82,7 @@ def _cache_shape(config: Config, kv_dtype: str, dtype: str, shape: ModelShape | 
     windows: Counter[int] = Counter()
     for kind, layer in kept:
         if kind == "sliding":
-            windows[int(config["sliding_window"])] += _whole(layer.values)
+            windows[_window(config)] += _whole(layer.values)
     full = sum(_whole(layer.values) for kind, layer in kept if kind != "sliding")
     states = [_state_bytes(config, kind, ELEMENT_BYTES[dtype]) for kind in kinds if kind in STATES]
     state = None if None in states else sum(size or 0 for size in states)
@@ -101,7 +102,15 @@ def _kept(config: Config, index: int, kind: str, kv_dtype: str, shape: ModelShap
         return kept_by_heads(kv_dtype, heads.kv, heads.size)
     if config.get("index_topk"):
         raise NotKnown("the index of its sparse attention is a second cache")
-    return kept_latent(kv_dtype, int(config["kv_lora_rank"]), int(config["qk_rope_head_dim"]))
+    latent, rope = (whole(config[name], name) for name in ("kv_lora_rank", "qk_rope_head_dim"))
+    return kept_latent(kv_dtype, latent, rope)
+
+
+def _window(config: Config) -> int:
+    window = config.get("sliding_window")
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise NotKnown(f"layers slide, and 'sliding_window' is {str(window)[:40]}")
+    return window
 
 
 def _whole(size: float) -> int:
