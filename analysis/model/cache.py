@@ -48,15 +48,21 @@ class CacheShape:
 
 
 def cache_shape(
-    config: Config, kv_dtype: str, dtype: str, shape: ModelShape | None = None
+    config: Config,
+    kv_dtype: str,
+    dtype: str,
+    shape: ModelShape | None = None,
+    tensor_parallel: int = 1,
 ) -> CacheShape:
     """Caches of one model; ``kv_dtype`` 'auto' means the model's ``dtype``, that the config's.
 
     ``shape``: what vLLM said of it, and then ``config`` is its resolved one; None: a bare config.json.
+    Bytes are those of all cards together: where ``tensor_parallel`` is more than the KV heads, cards keep
+    copies of them, and of latent attention every card keeps all.
     """
     config = language_config(config)
     try:
-        return _cache_shape(config, kv_dtype, _dtype(config, dtype), shape)
+        return _cache_shape(config, kv_dtype, _dtype(config, dtype), shape, tensor_parallel)
     except NotKnown as reason:
         why = str(reason)
     except (
@@ -71,11 +77,13 @@ def cache_shape(
     return CacheShape(None, None, None, notes=(f"bytes a token are not known, because {why}",))
 
 
-def _cache_shape(config: Config, kv_dtype: str, dtype: str, shape: ModelShape | None) -> CacheShape:
+def _cache_shape(
+    config: Config, kv_dtype: str, dtype: str, shape: ModelShape | None, cards: int
+) -> CacheShape:
     kinds = layer_kinds(config, resolved=shape is not None)
     kv_dtype = dtype if kv_dtype == "auto" else kv_dtype
     kept = [
-        (kind, _kept(config, index, kind, kv_dtype, shape))
+        (kind, _kept(config, index, kind, kv_dtype, shape, cards))
         for index, kind in enumerate(kinds)
         if kind in WITH_CACHE
     ]
@@ -96,14 +104,17 @@ def _cache_shape(config: Config, kv_dtype: str, dtype: str, shape: ModelShape | 
     )
 
 
-def _kept(config: Config, index: int, kind: str, kv_dtype: str, shape: ModelShape | None) -> Kept:
+def _kept(
+    config: Config, index: int, kind: str, kv_dtype: str, shape: ModelShape | None, cards: int
+) -> Kept:
     if not is_mla(config, shape):
         heads = heads_of(config, index, kind, shape)
-        return kept_by_heads(kv_dtype, heads.kv, heads.size)
+        return kept_by_heads(kv_dtype, max(1, heads.kv // cards) * cards, heads.size)
     if config.get("index_topk"):
         raise NotKnown("the index of its sparse attention is a second cache")
     latent, rope = (whole(config[name], name) for name in ("kv_lora_rank", "qk_rope_head_dim"))
-    return kept_latent(kv_dtype, latent, rope)
+    kept = kept_latent(kv_dtype, latent, rope)
+    return Kept(kept.values * cards, kept.scales * cards)
 
 
 def _window(config: Config) -> int:

@@ -161,6 +161,19 @@ def test_a_format_that_is_not_in_the_table_is_not_taken_for_16_bits(
     assert shape.kv_bytes_per_token is None and why in shape.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("config", "cards", "factor"),
+    [(LLAMA, 2, 1), (LLAMA, 8, 1), (LLAMA, 16, 2), (DEEPSEEK, 8, 8)],
+    ids=["4 heads a card", "one", "each twice", "latent on every card"],
+)
+def test_cards_that_keep_copies_count_them(config: dict[str, Any], cards: int, factor: int) -> None:
+    one, all_cards = (
+        cache_shape(config, "auto", "bfloat16", tensor_parallel=count) for count in (1, cards)
+    )
+    assert one.kv_bytes_per_token is not None
+    assert all_cards.kv_bytes_per_token == factor * one.kv_bytes_per_token
+
+
 def test_a_resolved_config_is_taken_at_its_word() -> None:
     """Classes of any name: all layers slide where no list says which; heads are those of vLLM."""
     config = {"model_type": "brandnew", "num_hidden_layers": 2, "sliding_window": 64}
