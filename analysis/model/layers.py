@@ -43,7 +43,7 @@ KINDS = {
 # Fields that give some layers other heads, or caches of a kind that is not worked out here.
 ODD_FIELDS = (
     "swa_num_key_value_heads", "swa_head_dim", "attention_other_setting", "hybrid_layer_pattern",
-    "per_layer_overrides", "compress_ratios", "cross_attention_layers", "linear_attn_config",
+    "compress_ratios", "cross_attention_layers", "linear_attn_config",
     "attn_type_list",
 )  # fmt: skip
 # model_type → its own names for the usual fields
@@ -215,10 +215,9 @@ def heads_of(config: Config, index: int, kind: str, shape: ModelShape | None) ->
         group = whole(blocks[index]["attention"]["n_heads_in_group"], "n_heads_in_group")
         size = config.get("head_dim") or whole(config.get("hidden_size"), "hidden_size") // heads
         return Heads(heads // group, whole(size, "head_dim"))
-    if shape is not None and shape.head_size and shape.kv_heads:
-        found = Heads(shape.kv_heads, shape.head_size)
-    else:
-        found = Heads(_bare_kv_heads(config), _bare_head_size(config))
+    if shape is not None:
+        return _resolved_heads(config, index, shape)
+    found = Heads(_bare_kv_heads(config), _bare_head_size(config))
     if config.get("v_head_dim") not in (None, found.size):
         raise NotKnown("its values have another size than its keys")
     if kind == "attention" and config.get("global_head_dim"):  # gemma4: wider where nothing slides
@@ -226,6 +225,18 @@ def heads_of(config: Config, index: int, kind: str, shape: ModelShape | None) ->
         kv = whole(wide or found.kv, "num_global_key_value_heads")
         return Heads(kv, whole(config["global_head_dim"], "global_head_dim"))
     return found
+
+
+def _resolved_heads(config: Config, index: int, shape: ModelShape) -> Heads:
+    """Those of all layers, or where layers differ of this one."""
+    if not shape.head_size or not shape.kv_heads:
+        raise NotKnown("vLLM finds no heads of attention in its config")
+    varying = config.get("per_layer_overrides")
+    own = varying[index] if varying else {}
+    size = own.get("head_size", shape.head_size)
+    if not varying and config.get("v_head_dim") not in (None, size):
+        raise NotKnown("its values have another size than its keys")
+    return Heads(own.get("total_num_kv_heads", shape.kv_heads), size)
 
 
 def _bare_kv_heads(config: Config) -> int:

@@ -180,8 +180,11 @@ def test_a_resolved_config_is_taken_at_its_word() -> None:
     shape = ModelShape(head_size=80, kv_heads=3, mla=False, config=config)
     found = cache_shape(config, "auto", "float16", shape)
     assert found.window_bytes == {64: of_heads(3, 80, 2)} and found.full_bytes_per_token == 0
-    varying = {**config, "per_layer_overrides": [{"total_num_kv_heads": 1}, {}]}
-    assert cache_shape(varying, "auto", "float16", shape).kv_bytes_per_token is None
+    varying = {**config, "per_layer_overrides": [{"total_num_kv_heads": 1, "head_size": 32}, {}]}
+    differ = cache_shape(varying, "auto", "float16", shape)
+    assert differ.kv_bytes_per_token == of_heads(1, 32, 1) + of_heads(3, 80, 1)
+    without = cache_shape(config, "auto", "float16", ModelShape(config=config))
+    assert "vLLM finds no heads of attention" in without.notes[0]
 
 
 def test_no_config_ends_in_a_traceback() -> None:
