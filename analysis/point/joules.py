@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.energy.window import Joules, PerWorkOf
+from analysis.energy.cards import Joules
+from analysis.energy.window import PerWorkOf
 from analysis.point.throughput import SpreadWork, TokenCounts
 from analysis.statistics.rates import Cycles, Floats, Ints, Ratio, ratio, spread_ratio
 

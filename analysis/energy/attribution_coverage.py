@@ -1,6 +1,6 @@
 """How often the true price lies within two standard errors, by simulation:
 
-    python -m analysis.energy.attribution_check
+    python -m analysis.energy.attribution_coverage
 
 A server whose steps cost known prices, a card whose counter is read late, and the attribution of the product.
 docs/energy.md holds the table.
