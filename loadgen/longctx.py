@@ -30,7 +30,7 @@ from greenbench.contract.errors import UserError
 from greenbench.contract.schema import RequestRecord
 from loadgen import direct_run
 from loadgen.driver.arrivals import shard
-from loadgen.driver.closed_loop import ClosedLoop, Over
+from loadgen.driver.closed_loop import ClosedLoop, Finished
 from loadgen.driver.dispatch import Dispatcher, open_ahead, schedule
 from loadgen.driver.process_setup import raise_file_limit, take_priority
 from loadgen.driver.retry import pause_after
@@ -43,7 +43,7 @@ from loadgen.wire.connection import outcome
 from loadgen.wire.gevent_loop import GeventLoop
 from loadgen.wire.httpx_client import HttpxClient
 from loadgen.wire.pool import Pool
-from loadgen.wire.response import Exchange, Outgoing, Reply
+from loadgen.wire.response import RawReply, Request, Response
 
 logger = logging.getLogger(__name__)
 
@@ -108,15 +108,15 @@ class Drive:
         if self._alarm is not None and self._dispatcher.overdue():
             self._ring()
 
-    def send(self, outgoing: Outgoing) -> None:
+    def send(self, request: Request) -> None:
         """Send now, on a pooled connection (called by the dispatcher, in the hub)."""
         in_flight = self.session.depart()
 
-        def over(reply: Reply) -> None:
+        def over(reply: RawReply) -> None:
             self.session.arrived()
-            self.set_aside(Over(outgoing, reply, in_flight))
+            self.set_aside(Finished(request, reply, in_flight))
 
-        self.pool.start(outgoing, over)
+        self.pool.start(request, over)
 
     def _tick(self) -> None:
         """Marks, time limits, and the end of a run that has phases."""
@@ -169,29 +169,29 @@ class Drive:
             and time.monotonic_ns() > self._naps_at_ns
         )
 
-    def _learn_of_naps(self, exchange: Exchange) -> None:
+    def _learn_of_naps(self, response: Response) -> None:
         """Naps want the kernel's times, and an end when tokens share a read."""
-        if not exchange.kernel_times:
+        if not response.kernel_times:
             self._naps_at_ns = None
-        elif exchange.shared_bounds_ns:
+        elif response.shared_bounds_ns:
             self._naps_at_ns = time.monotonic_ns() + NO_NAP_NS
         elif self._naps_at_ns is None:
             self._naps_at_ns = 0
 
-    def set_aside(self, over: Over) -> None:
+    def set_aside(self, over: Finished) -> None:
         """Parse it when there is time, between two looks at the sockets."""
         self.loop.at_leisure(partial(self.settle, over))
 
-    def settle(self, over: Over) -> RequestRecord:
+    def settle(self, over: Finished) -> RequestRecord:
         """Parse and record a reply that is over, once."""
         if over.record is None:
-            exchange = outcome(over.reply)
-            self._learn_of_naps(exchange)
-            over.record = self.record(over.outgoing, exchange, over.in_flight)
+            response = outcome(over.reply)
+            self._learn_of_naps(response)
+            over.record = self.record(over.request, response, over.in_flight)
         return over.record
 
-    def record(self, outgoing: Outgoing, exchange: Exchange, in_flight: int) -> RequestRecord:
-        record = self.session.finish(outgoing, exchange, in_flight)
+    def record(self, request: Request, response: Response, in_flight: int) -> RequestRecord:
+        record = self.session.finish(request, response, in_flight)
         self.show(record)
         return record
 
@@ -245,15 +245,15 @@ def _loop_fast(drive: Drive) -> NoReturn:
 def _loop_httpx(drive: Drive) -> None:
     session = drive.session
     client = HttpxClient(session.live.base_url)
-    talk = session.talk()
-    while (outgoing := session.next(time.monotonic_ns(), talk)) is not None:
+    conversation = session.conversation()
+    while (request := session.next(time.monotonic_ns(), conversation)) is not None:
         in_flight = session.depart()
-        exchange = client.exchange(outgoing, session.timeout_s)
+        response = client.send(request, session.timeout_s)
         session.arrived()
-        record = drive.record(outgoing, exchange, in_flight)
+        record = drive.record(request, response, in_flight)
         if record.error_type == "cut_at_drain":
             raise GreenletExit
-        turn_pause_s = session.live.point.load.turn_pause_s if talk.turn else 0.0
+        turn_pause_s = session.live.point.load.turn_pause_s if conversation.turn else 0.0
         gevent.sleep(pause_after(record) or turn_pause_s)
     client.close()
 

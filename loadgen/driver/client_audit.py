@@ -11,7 +11,7 @@ from bisect import bisect_left
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from loadgen.wire.response import Exchange, Outgoing
+from loadgen.wire.response import Request, Response
 
 HISTOGRAM_BASE: Final = 1.05  # neighbouring buckets differ by 5 %
 WAITING: Final = 4096  # values counted at once: 0.1 µs each
@@ -152,30 +152,30 @@ class Audit:
         if wall > 0:
             self._cpu_share = (time.process_time() - self._cpu_start_s) / wall
 
-    def add(self, outgoing: Outgoing, exchange: Exchange) -> None:
-        facts = exchange.facts
+    def add(self, request: Request, response: Response) -> None:
+        facts = response.facts
         self.requests += 1
         self.not_sent += facts.error_type == "not_sent"
         self.length_mismatches += facts.error_type == "length_mismatch"
-        self.clock_steps += exchange.clock_stepped
-        self.send_waits += exchange.send_waits
-        if outgoing.scheduled_mono_ns is not None and exchange.sent_mono_ns is not None:
-            self.schedule_lag.add(exchange.sent_mono_ns - outgoing.scheduled_mono_ns)
-        if exchange.chunk_ns:
-            self._add_chunks(exchange, exchange.chunk_ns)
-        elif facts.error_type is None and exchange.headers_ns is not None:
-            self.ttft.add(exchange.headers_ns)  # not streamed: the answer is what one waits for
+        self.clock_steps += response.clock_stepped
+        self.send_waits += response.send_waits
+        if request.scheduled_mono_ns is not None and response.sent is not None:
+            self.schedule_lag.add(response.sent.mono_ns - request.scheduled_mono_ns)
+        if response.chunk_ns:
+            self._add_chunks(response, response.chunk_ns)
+        elif facts.error_type is None and response.headers_ns is not None:
+            self.ttft.add(response.headers_ns)  # not streamed: the answer is what one waits for
 
-    def _add_chunks(self, exchange: Exchange, chunk_ns: list[int]) -> None:
+    def _add_chunks(self, response: Response, chunk_ns: list[int]) -> None:
         self.chunks += len(chunk_ns)
-        self.tokens += exchange.facts.output_tokens or 0
-        self.user_timed += not exchange.kernel_times
+        self.tokens += response.facts.output_tokens or 0
+        self.user_timed += not response.kernel_times
         self.ttft.add(chunk_ns[0])
         if len(chunk_ns) > 1:
             self.gap.add((chunk_ns[-1] - chunk_ns[0]) // (len(chunk_ns) - 1))
-        self.shared_time.extend(exchange.shared_bounds_ns)
-        self.kernel_delay.extend(exchange.delays_ns)
-        server_ms = _server_ttft_ms(exchange.facts.server_metrics or {})
+        self.shared_time.extend(response.shared_bounds_ns)
+        self.kernel_delay.extend(response.delays_ns)
+        server_ms = _server_ttft_ms(response.facts.server_metrics or {})
         if server_ms is not None:
             self.server_gap.add(chunk_ns[0] - round(server_ms * 1e6))
 

@@ -5,7 +5,6 @@ prompt file's hash must be the planned one. Each worker writes its own files, so
 """
 
 import json
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -42,7 +41,7 @@ class Part:
 
 
 def parts(run_path: Path, count: int) -> list[Part]:
-    start = time.time_ns() + round(START_IN_S * 1e9)
+    start = Anchor.now().unix_ns + round(START_IN_S * 1e9)
     return [Part(str(run_path.resolve()), place, count, start) for place in range(count)]
 
 

@@ -9,12 +9,12 @@ from loadgen.wire.asyncio_loop import AsyncioLoop
 from loadgen.wire.connection import Target, outcome, whole_head
 from loadgen.wire.httpx_client import AsyncHttpxClient
 from loadgen.wire.pool import Pool
-from loadgen.wire.response import Exchange, Outgoing, Reply
+from loadgen.wire.response import RawReply, Request, Response
 
 PROMPT = [11, 12, 13, 14, 15, 16, 17, 18, 19]
 
 
-def outgoing(
+def request(
     target: Target,
     output_tokens: int,
     *,
@@ -22,7 +22,7 @@ def outgoing(
     prompt: list[int] | None = None,
     path: str = "/v1/completions",
     number: int = 0,
-) -> Outgoing:
+) -> Request:
     ids = prompt or PROMPT
     body = (
         f'{{"model":"golden","prompt":{ids},"max_tokens":{output_tokens},'
@@ -30,23 +30,23 @@ def outgoing(
     ).encode()
     accept = "text/event-stream" if streaming else "application/json"
     head = whole_head(target.head(path, len(body), accept), f"r-{number}")
-    return Outgoing(f"r-{number}", head, body, streaming, len(ids), output_tokens)
+    return Request(f"r-{number}", head, body, streaming, len(ids), output_tokens)
 
 
-Make = Callable[[Target, int], Outgoing]
+Make = Callable[[Target, int], Request]
 
 
 def fast(
     url: str, makes: list[Make], timeout_s: float = 5.0, tls: ssl.SSLContext | None = None
-) -> list[Exchange]:
+) -> list[Response]:
     """The fast client on asyncio; requests one after another over one pool."""
 
-    async def run() -> list[Exchange]:
+    async def run() -> list[Response]:
         target = Target.from_url(url, tls)
         pool = Pool(target, AsyncioLoop(asyncio.get_running_loop()), timeout_s)
-        results: list[Exchange] = []
+        results: list[Response] = []
         for number, make in enumerate(makes):
-            over: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+            over: asyncio.Future[RawReply] = asyncio.get_running_loop().create_future()
             pool.start(make(target, number), over.set_result)
             while not over.done():
                 await asyncio.wait([over], timeout=0.02)
@@ -59,15 +59,15 @@ def fast(
     return asyncio.run(run())
 
 
-def portable(url: str, makes: list[Make], timeout_s: float = 5.0) -> list[Exchange]:
+def portable(url: str, makes: list[Make], timeout_s: float = 5.0) -> list[Response]:
     """httpx on asyncio."""
 
-    async def run() -> list[Exchange]:
+    async def run() -> list[Response]:
         target = Target.from_url(url)
         client = AsyncHttpxClient(url)
-        results: list[Exchange] = []
+        results: list[Response] = []
         for number, make in enumerate(makes):
-            results.append(await client.exchange(make(target, number), timeout_s))
+            results.append(await client.send(make(target, number), timeout_s))
             await asyncio.sleep(0.01)
         await client.close()
         return results

@@ -39,17 +39,17 @@ def test_the_turns_of_a_conversation_are_growing_prefixes_of_one_prompt(tmp_path
         run = make_run(tmp_path, server.url, load=load, context=64)
         rows, outputs = drive(run, "locust", "-f", "loadgen/longctx.py", "--headless")
         sent = prompts(server.seen)
-    talks: dict[int, list[dict[str, Any]]] = {}
+    conversations: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         assert row["error_type"] is None
-        talks.setdefault(row["conversation"], []).append(row)
-    whole = [talk for talk in talks.values() if len(talk) == 4]
+        conversations.setdefault(row["conversation"], []).append(row)
+    whole = [turns for turns in conversations.values() if len(turns) == 4]
     assert len(whole) > 4
-    for talk in whole:
-        assert [row["turn"] for row in talk] == [0, 1, 2, 3]
-        assert [row["prompt_tokens"] for row in talk] == [16, 32, 48, 64]
-        last = sent[talk[3]["request_id"]]
-        assert all(sent[row["request_id"]] == last[: row["prompt_tokens"]] for row in talk)
+    for turns in whole:
+        assert [row["turn"] for row in turns] == [0, 1, 2, 3]
+        assert [row["prompt_tokens"] for row in turns] == [16, 32, 48, 64]
+        last = sent[turns[3]["request_id"]]
+        assert all(sent[row["request_id"]] == last[: row["prompt_tokens"]] for row in turns)
     # a cut prompt has lost its question: only last turns are graded
     assert {o["request_id"] for o in outputs} == {r["request_id"] for r in rows if r["turn"] == 3}
 

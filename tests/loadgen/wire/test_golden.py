@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.fakes.clients import fast, outgoing
+from tests.fakes.clients import fast, request
 
 SOURCE = Path(__file__).parents[2] / "fakes" / "golden.c"
 COMPILER = shutil.which("cc")
@@ -38,7 +38,7 @@ def test_client_and_server_agree_on_every_time_and_count(
     server: tuple[str, subprocess.Popen[str], Path],
 ) -> None:
     url, process, log = server
-    got = fast(url, [lambda t, n: outgoing(t, 6, number=n)] * 2)
+    got = fast(url, [lambda t, n: request(t, 6, number=n)] * 2)
     reply = httpx.post(
         f"{url}/v1/completions", json={"prompt": [1], "max_tokens": 1, "stream": True}
     )
@@ -47,12 +47,12 @@ def test_client_and_server_agree_on_every_time_and_count(
     lines = [line.split() for line in log.read_text().splitlines()]
     assert [line[0] for line in lines] == ["r-0", "r-1", "-"]
     assert '"id":"cmpl-0000000000000002"' in reply.text  # the third line, for clients without ids
-    for exchange, (_, received, count, *sent) in zip(got, lines[:2], strict=True):
-        assert exchange.facts.error_type is None and exchange.sent_mono_ns and exchange.chunk_ns
-        assert (exchange.facts.prompt_tokens, int(count)) == (9, 6)
-        assert 0 <= int(received) - exchange.sent_mono_ns < 5_000_000
+    for response, (_, received, count, *sent) in zip(got, lines[:2], strict=True):
+        assert response.facts.error_type is None and response.sent and response.chunk_ns
+        assert (response.facts.prompt_tokens, int(count)) == (9, 6)
+        assert 0 <= int(received) - response.sent.mono_ns < 5_000_000
         assert int(sent[0]) - int(received) >= 20_000_000
         for i in range(6):
-            late = exchange.sent_mono_ns + exchange.chunk_ns[i] - int(sent[i])
+            late = response.sent.mono_ns + response.chunk_ns[i] - int(sent[i])
             assert -50_000 < late < 5_000_000
             assert int(sent[i]) - int(sent[0]) >= i * 5_000_000 - 5_000_000
