@@ -45,7 +45,7 @@ def parts(run_path: Path, count: int) -> list[Part]:
     return [Part(str(run_path.resolve()), place, count, start) for place in range(count)]
 
 
-class Roll:
+class WorkerReports:
     """The master's list: which workers have a part, which have reported, which are lost."""
 
     def __init__(self, run_path: Path, worker_ids: list[str]) -> None:
