@@ -4,6 +4,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 from loadgen.wire.asyncio_loop import AsyncioLoop
 from loadgen.wire.connection import Target, outcome, whole_head
@@ -76,3 +77,18 @@ def portable(url: str, makes: list[Make], timeout_s: float = 5.0) -> list[Respon
 
 
 CLIENTS = {"fast": fast, "httpx": portable}
+
+SLEW_NS = 50_000  # NTP slews by at most 500 ppm: the tenth of a second that a reply takes
+
+
+def assert_in_order(arrived: list[int], sent: list[int]) -> None:
+    """By the kernel's time chunks arrive after the server began to write them and before its next write.
+
+    No limit of time: a busy machine delays both ends. Chunks that share a read have the time of the last
+    of them, so only that one is held against the next write; and most of those, not all: the server may be
+    held up between its clock and its write, and the kernel may put a delivery off.
+    """
+    assert all(at >= out - SLEW_NS for at, out in zip(arrived, sent, strict=False))
+    own = [number for number, (at, after) in enumerate(pairwise(arrived)) if at < after]
+    early = [number for number in own if arrived[number] < sent[number + 1]]
+    assert 2 * len(early) >= len(own), (arrived, sent)
