@@ -238,8 +238,8 @@ class Audit:
         ]
         if self.user_timed:
             most = budget.user_time_lag_of_ttft * ttft_ms
-            found = self.loop_lag.quantile_ms(0.99)
-            bounds.append(("event-loop lag p99, with times of the program", found, most, "ms"))
+            value = self.loop_lag.quantile_ms(0.99)
+            bounds.append(("event-loop lag p99, with times of the program", value, most, "ms"))
         if ttft_ms:
             most = budget.shared_time_of_ttft * ttft_ms
             bounds.append(("doubt of chunk times p90", self._shared_time_ms(0.90), most, "ms"))
@@ -288,9 +288,9 @@ def _server_ttft_ms(metrics: dict[str, float]) -> float | None:
 def _exceeded(bounds: list[Bound]) -> list[str]:
     """One sentence for each figure above its bound."""
     return [
-        f"{what} is {found:.3g} {unit}".rstrip()
+        f"{what} is {value:.3g} {unit}".rstrip()
         + f", at most {most:.3g} {unit}".rstrip()
         + " was allowed"
-        for what, found, most, unit in bounds
-        if found is not None and found > most
+        for what, value, most, unit in bounds
+        if value is not None and value > most
     ]

@@ -14,8 +14,8 @@ def pause_after(record: RequestRecord) -> float:
     """Seconds a closed-loop user waits before its next request: 0 after a success."""
     if record.error_type is None:
         return 0.0
-    _, found, rest = (record.error_message or "").partition("retry-after: ")
+    _, hint, rest = (record.error_message or "").partition("retry-after: ")
     seconds = rest.partition(";")[0]
-    if found and seconds.isdigit():
+    if hint and seconds.isdigit():
         return min(float(seconds), RETRY_AFTER_MAX_S)
     return FAILURE_PAUSE_S

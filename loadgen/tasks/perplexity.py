@@ -64,7 +64,7 @@ def token_logprobs(
     choices = (body or {}).get("choices") or [{}]
     entries = choices[0].get("prompt_logprobs")
     if not isinstance(entries, list) or len(entries) != len(token_ids):
-        found = len(entries) if isinstance(entries, list) else "none"
+        count = len(entries) if isinstance(entries, list) else "none"
         return None, f"prompt_logprobs for {len(token_ids)} tokens expected, found {found}"
     try:
         return [

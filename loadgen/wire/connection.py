@@ -64,10 +64,10 @@ class Target:
             raise UserError(f"base URL '{base_url}': give http://host:port or https://host:port")
         port = parts.port or (443 if parts.scheme == "https" else 80)
         try:
-            found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+            addresses = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise UserError(f"base URL '{base_url}': no such host ({error})") from error
-        family, _, _, _, address = found[0]
+        family, _, _, _, address = addresses[0]
         context = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
         return cls(
             family=int(family),

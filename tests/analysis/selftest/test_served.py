@@ -12,9 +12,9 @@ from analysis.selftest.judge import Recording, judge
 from analysis.selftest.served import (
     Missing,
     Served,
-    equal_arms,
     near_a_published_figure,
     real_over_random,
+    same_backend_twice,
 )
 from tests.fakes.rundirs import FakeRun, write_run
 
@@ -51,7 +51,7 @@ def test_g8_one_backend_as_both_arms(
     second = tuple(watts * factor for watts, factor in zip(FIRST, factors, strict=True))
     write_starts(tmp_path, FIRST, arm=0)
     write_starts(tmp_path, second, arm=1)
-    figure, bound, found = equal_arms(Served.read(tmp_path))
+    figure, bound, found = same_backend_twice(Served.read(tmp_path))
     reference = ttest_rel(np.log(second), np.log(FIRST)).confidence_interval(0.95)
     assert found is passed and bound == "the interval holds 1"
     assert numbers(figure) == (
@@ -66,10 +66,10 @@ def test_g8_one_backend_as_both_arms(
 def test_g8_wants_two_arms_and_five_starts_of_each(tmp_path: Path) -> None:
     write_starts(tmp_path, FIRST)
     with pytest.raises(Missing, match="no backend stands twice"):
-        equal_arms(Served.read(tmp_path))
+        same_backend_twice(Served.read(tmp_path))
     write_starts(tmp_path, FIRST[:3], arm=1)
     with pytest.raises(Missing, match="3 paired starts, 5 are wanted"):
-        equal_arms(Served.read(tmp_path))
+        same_backend_twice(Served.read(tmp_path))
 
 
 def test_g9_real_weights_over_random_ones(tmp_path: Path) -> None:
