@@ -53,7 +53,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sweeps", type=int, default=200, help="of each scenario")
     parser.add_argument("--first", type=int, default=0, help="number of the first sweep")
     parser.add_argument("--processes", type=int, default=1)

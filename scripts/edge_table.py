@@ -124,7 +124,7 @@ def table(sweeps: int) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sweeps", type=int, default=200, help="of each case")
     print(table(parser.parse_args().sweeps))
     return 0

@@ -65,7 +65,7 @@ def test_g8_one_backend_as_both_arms(
 
 def test_g8_wants_two_arms_and_five_starts_of_each(tmp_path: Path) -> None:
     write_starts(tmp_path, FIRST)
-    with pytest.raises(Missing, match="no backend stands twice"):
+    with pytest.raises(Missing, match="no backend is listed twice"):
         same_backend_twice(Served.read(tmp_path))
     write_starts(tmp_path, FIRST[:3], arm=1)
     with pytest.raises(Missing, match="3 paired starts, 5 are wanted"):
@@ -99,4 +99,4 @@ def test_a_sweep_without_joules_answers_nothing_and_the_table_says_so(tmp_path: 
     verdicts = judge(Recording(setup, {}, {}, None, Served.read(tmp_path)))
     found = {v.oracle: v for v in verdicts}
     assert {found[o].verdict for o in ("G-8", "G-9", "G-12")} == {"not run"}
-    assert "no backend stands twice" in found["G-8"].figure
+    assert "no backend is listed twice" in found["G-8"].figure
