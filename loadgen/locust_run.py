@@ -1,6 +1,6 @@
-"""One test run of one Locust process: its session, its connections, and its clockwork.
+"""One test run in one Locust process: session, connections, timers.
 
-The locustfile (`loadgen.longctx`) begins and ends it. The hub sends and reads; greenlets only wait.
+The locustfile (`loadgen.longctx`) starts and ends it. gevent's hub sends and reads; greenlets only wait.
 """
 
 import logging
@@ -36,7 +36,7 @@ ROWS_OF_CUT_S: Final = 1.0  # for users to write rows of what was cut; httpx's a
 
 
 class Drive:
-    """One test run of this process: its session, its connections, and its clockwork."""
+    """One test run of this process: session, connections, timers."""
 
     def __init__(self, environment: Environment, session: Session) -> None:
         self.environment = environment
@@ -183,7 +183,7 @@ class Drive:
 
 
 def run_user(drive: Drive) -> NoReturn:
-    """The hub drives the user's requests; its greenlet only waits to be stopped."""
+    """The hub sends the user's requests; the user's greenlet only waits to be stopped."""
     user = ClosedLoop(drive, drive.pool.connection())
     try:
         user.send()

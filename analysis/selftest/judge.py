@@ -1,4 +1,4 @@
-"""Judges a recording of `python -m telemetry selftest`: oracles G-1 to G-12, figure, bound and verdict.
+"""Checks a recording of `python -m telemetry selftest`: oracles G-1 to G-12, figure, bound and verdict.
 
     python -m analysis.selftest.judge DIR [--served RUNS] [--published-j-per-token J]
 

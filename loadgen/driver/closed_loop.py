@@ -27,7 +27,7 @@ class Finished:
 
 
 class Later(Protocol):
-    """An event loop that can put off."""
+    """An event loop that can run a callback later."""
 
     def later(self, callback: Callable[[], object]) -> None:
         """Call after the reads that are ready."""
@@ -55,7 +55,7 @@ class Driver(Protocol):
 
 
 class ClosedLoop:
-    """One user on one connection. A reply is parsed aside, at the latest when the next is over."""
+    """One user on one connection. A reply is parsed in spare time, at the latest when the next is over."""
 
     def __init__(self, drive: Driver, connection: Connection) -> None:
         self._drive = drive
@@ -84,7 +84,7 @@ class ClosedLoop:
             self._drive.settle(self._last)
 
     def _over(self, reply: RawReply) -> None:
-        """Called from the read that ended the reply: the other reads come first."""
+        """Called from the read that ended the reply; other ready reads come before the next send."""
         self._session.arrived()
         before, self._last = self._last, Finished(reply.request, reply, self._in_flight)
         self._drive.loop.later(partial(self._go_on, before))

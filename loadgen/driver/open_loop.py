@@ -16,8 +16,6 @@ from loadgen.wire.pool import Pool
 from loadgen.wire.response import RawReply, Request, Response
 
 SETTLE_NS: Final = 2_000_000  # parse for so long at a time …
-
-
 GUARD_NS: Final = 300_000  # … and not in the last moments before a send
 
 
@@ -48,7 +46,7 @@ class FastSender:
 
 
 class HttpxSender:
-    """The portable client: a task a request."""
+    """The portable client: one asyncio task per request."""
 
     def __init__(self, session: Session, base_url: str) -> None:
         self._session = session

@@ -79,8 +79,8 @@ def _unix_ns(scheduled_mono_ns: int | None, sent: Anchor | None) -> int | None:
 class RowWriter:
     """Appends rows to one JSONL file, whole lines a write.
 
-    Rows wait for `flush`, which the session calls at every tick: kill -9 loses what came since
-    (20 ms), and never half a line.
+    Rows wait for `flush`, which the session calls at every tick: kill -9 loses at most the rows of the
+    last 20 ms, never half a line.
     """
 
     def __init__(self, path: Path) -> None:

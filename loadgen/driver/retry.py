@@ -5,8 +5,6 @@ from typing import Final
 from greenbench.contract.schema import RequestRecord
 
 FAILURE_PAUSE_S: Final = 0.1  # a closed loop would otherwise hammer a failing server
-
-
 RETRY_AFTER_MAX_S: Final = 5.0
 
 

@@ -1,6 +1,6 @@
 """One client process's part of one measured point: which request is next, when to stop, what is kept.
 
-Knows the run directory, the prompts and the phases; knows no socket and no event loop. The drivers
+Knows the run directory, the prompts and the phases; knows neither sockets nor event loops. The drivers
 (`longctx.py` in Locust, `openloop.py` on asyncio) ask it for requests, hand it outcomes, and call
 `tick` about every `TICK_S`.
 """

@@ -51,7 +51,7 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class Format:
-    """How a publisher's file is cut into rows, and what a row says."""
+    """How a publisher's file is split into rows, and how a row is read."""
 
     rows: Callable[[Path, Iterable[str]], Iterator[Row]]
     read: Read

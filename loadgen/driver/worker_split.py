@@ -1,6 +1,6 @@
-"""One run by several processes: who sends which part, and whether all of them came to the end.
+"""One run by several processes: which part each sends, and whether all of them finished.
 
-The parts go by reference: a worker gets the run directory and reads config and prompts there; the
+A worker gets the path of the run directory and reads config and prompts there; the
 prompt file's hash must be the planned one. Each worker writes its own files, so nothing is merged.
 """
 

@@ -60,7 +60,7 @@ class ResponseParser:
 
     @property
     def at_chunk(self) -> bool:
-        """The next byte begins a chunk, so that `whole_chunk` may look at it."""
+        """The next byte begins a chunk, so that a read may be taken as one whole chunk."""
         return self._state == CHUNK_SIZE and not self._rest
 
     def take(self) -> list[bytes]:

@@ -27,7 +27,7 @@ def _tls() -> ssl.SSLContext:
 
 
 class DecodedResponse(ResponseParser):
-    """httpx has undone the framing already: what is fed is body, and its end is told."""
+    """httpx has decoded the framing already: what is fed is the body, and `whole` says where it ends."""
 
     def begin(self, response: httpx.Response) -> None:
         self.status = response.status_code

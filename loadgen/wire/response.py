@@ -1,8 +1,8 @@
 """One request and what came of it, the same for every client.
 
-`Request` is a request ready to be written. `RawReply` gathers what each read brought and when; it keeps
-parsing for later, so that the callback of a read stays short. `Response` is the outcome: offsets from
-the moment of sending, counts, or the error. No sockets here; times are handed in.
+`Request` is ready to be written. `RawReply` collects what each read brought and when, and is parsed later,
+so that the callback of a read stays short. `Response` is the parsed outcome: offsets from the moment of
+sending, counts, or the error. No sockets here; the caller passes the times.
 """
 
 from typing import Final
@@ -74,14 +74,14 @@ class Response(msgspec.Struct):
 
 
 def failed(error_type: str, message: str, connect_ns: int | None = None) -> Response:
-    """An response that never got as far as a reply."""
+    """A response for a request that got no reply."""
     response = Response(connect_ns=connect_ns)
     response.facts.fail(error_type, message)
     return response
 
 
 class RawReply:
-    """A reply in the making. `add` is the hot path; `result` parses and is called once, at the end.
+    """A reply as it comes in, unparsed. `add` is the hot path; `result` parses, once, at the end.
 
     The segments and the two times of each are kept in three lists of plain values: of tuples, a
     hundred thousand a second, the garbage collector would make pauses.
@@ -166,7 +166,7 @@ class RawReply:
         return parser.complete or self.error is not None
 
     def stamp_head(self, mono_ns: int) -> None:
-        """For a client that is handed the head decoded."""
+        """For a client that gets the head already decoded."""
         self._headers_stamp = (mono_ns, None)
 
     def closed_by_peer(self, reason: str = "the server closed the connection") -> None:

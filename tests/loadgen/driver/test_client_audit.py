@@ -85,7 +85,7 @@ def test_shared_reads_count_by_the_doubt_they_leave_over_all_chunks() -> None:
     assert not rare["itl_tail_in_doubt"]
     some = audit(*[sent(chunks)] * 9, sent(chunks, shared=9)).report()  # 9 %: only the tail of ITL
     assert (some["over_budget"], some["itl_tail_in_doubt"]) == (False, True)
-    assert "doubt of chunk times p99 is 2 ms, at most 1 ms was allowed" in some["warnings"]
+    assert "uncertainty of chunk times p99 is 2 ms, at most 1 ms was allowed" in some["warnings"]
     often = audit(*[sent(chunks)] * 4, sent(chunks, shared=9)).report()  # 18 %: all of ITL
     assert (often["over_budget"], often["itl_in_doubt"], some["itl_in_doubt"]) == (
         False,
@@ -94,7 +94,7 @@ def test_shared_reads_count_by_the_doubt_they_leave_over_all_chunks() -> None:
     )
     early = [15 + 5 * i for i in range(10)]  # 2 ms are 13 % of this TTFT
     spoilt = audit(*[sent(early)] * 4, sent(early, shared=9)).report()
-    assert "doubt of chunk times p90 is 2 ms, at most 1.5 ms was allowed" in spoilt["reasons"]
+    assert "uncertainty of chunk times p90 is 2 ms, at most 1.5 ms was allowed" in spoilt["reasons"]
     slow = audit(*[sent([50 + 50 * i for i in range(10)], shared=9)] * 9).report()  # 4 % of a gap
     assert not slow["over_budget"] and slow["warnings"]
 
