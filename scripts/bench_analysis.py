@@ -242,7 +242,7 @@ def _manifest(name: str, hashed: str, measure: tuple[int, int]) -> Manifest:
 
 def analyse_and_print(root: Path) -> None:
     """Runs in the child: check, analyse and summarise ``root``, then print a Timing's measured part."""
-    from analysis.runs.parquet import parquet_path
+    from analysis.runs.parquet import parquet_file
     from analysis.study import study
     from analysis.summary import write_summary
 
@@ -250,7 +250,7 @@ def analyse_and_print(root: Path) -> None:
     begin = last = time.perf_counter()
     for run in root.glob("*/manifest.json"):
         for table in ("requests", "gpu"):
-            parquet_path(run.parent, table)
+            parquet_file(run.parent, table)
             stages[f"{table}: JSONL to Parquet"] = time.perf_counter() - last
             last = time.perf_counter()
     whole = study(root)

@@ -23,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import nnls
-from scipy.stats import t as student
 
 from analysis.energy.series import clean
 from analysis.energy.window import EnergyResult, cards_of
 from analysis.runs.clocks import WallClock
 from analysis.runs.gpus import used_gpus
+from analysis.statistics import student_t as student
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -23,7 +23,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.stats import t as student
+
+from analysis.statistics import student_t
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -288,7 +289,7 @@ def _trend(cycles: Cycles, over: Floats, under: Floats, value: float) -> Trend |
     halves = [float(weighted[0][half].sum() / weighted[1][half].sum()) for half in (early, late)]
     if min(halves) <= 0 or abs(math.log(halves[1] / halves[0])) < TREND_EFFECT:
         return None
-    p = 2 * float(student.sf(abs(slope) / error, rounds - 2)) if error > 0 else 0.0
+    p = 2 * float(student_t.sf(abs(slope) / error, rounds - 2)) if error > 0 else 0.0
     return Trend(halves[0], halves[1], p) if p < TREND_P else None
 
 
