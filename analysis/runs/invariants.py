@@ -4,7 +4,7 @@ Each function is one invariant and yields a fault or none. All work on whole col
 result cannot tell (an imported run) is not asked of it. docs/contract.md states the rules.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +15,7 @@ from analysis.runs.chunk_marks import ROUNDING_NS, ChunkMark
 from analysis.runs.clocks import LARGEST_STEP_NS
 from analysis.runs.fault import Fault
 from analysis.runs.run import Run
+from analysis.runs.scrapes import label_sets
 from greenbench.contract.config import LoadConfig
 from greenbench.contract.schema import ERROR_TYPES
 
@@ -466,16 +467,8 @@ COUNTERS = (
 
 def counters(run: Run) -> Iterator[Fault]:
     """A counter that falls is that of a server which was started anew within the point."""
-    server = run.server
-    labels = [name for name in server.columns if str(name).startswith("labels.")]
     for metric in COUNTERS:
-        samples = server[server["metric"] == metric]
-        groups: Iterable[pd.Series] = (
-            [values for _, values in samples.groupby(labels, dropna=False)["value"]]
-            if labels and len(samples)
-            else [samples["value"]]
-        )
-        if any((np.diff(values.to_numpy(dtype=float)) < 0).any() for values in groups):
+        if any((np.diff(values) < 0).any() for values in label_sets(run, metric)):
             yield Fault("counter_fell", f"{metric} fell during the point")
 
 

@@ -18,6 +18,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
@@ -35,12 +36,14 @@ from greenbench.contract.schema import (
 )
 from greenbench.contract.segments import segments
 
-CACHE_FORMAT = "4"  # raise when the way of reading changes, so that old caches are rebuilt
+CACHE_FORMAT = "5"  # raise when the way of reading changes, so that old caches are rebuilt
 SLICE_BYTES = 32 << 20
 HEAD_BYTES = 1 << 20  # dicts with open keys become structs of the keys found in so much of a file
 NEWLINE = 10
 STAMP = b"greenbench_sources"  # what a cache was built from, in its metadata
 MARKS = "chunk_marks"  # a column of our own beside the rows' (analysis.runs.chunk_marks)
+LABELS = "labels"  # of a scraped series: dozens of names, of which a series has two or three
+LABEL_SEPARATOR = "\x1f"  # ASCII's unit separator, which no label holds
 ARROW_TYPES: dict[type, pa.DataType] = {
     int: pa.int64(),
     float: pa.float64(),
@@ -138,18 +141,22 @@ def _convert(row: type[Row], sources: list[Path], target: Path, stamp: bytes) ->
     """Stream the JSONL into Parquet, some slices at a time, so memory does not grow with the run."""
     scratch = target.with_suffix(".tmp")
     schema, whole = _full_schema(row, sources)
-    plain = [field.name for field in schema if pa.types.is_string(field.type)]
+    kept = _finished(row, schema.empty_table()).schema
+    plain = [field.name for field in kept if pa.types.is_string(field.type)]
     with pq.ParquetWriter(
         scratch,
-        schema.with_metadata({STAMP: stamp}),
+        kept.with_metadata({STAMP: stamp}),
         compression="lz4",
         use_dictionary=plain,  # type: ignore[arg-type]
         write_statistics=False,
     ) as writer:
         for path in sources:
-            read = [whole[path]] if path in whole else _tables(path, partial(_part, schema, row))
+            if path in whole:
+                read = [_finished(row, whole[path].select(schema.names))]
+            else:
+                read = _tables(path, partial(_part, schema, row))
             for table in read:
-                writer.write_table(table.select(schema.names).cast(schema))
+                writer.write_table(table.cast(kept))
     scratch.replace(target)
 
 
@@ -163,11 +170,28 @@ def _tables(path: Path, parse: Callable[[Path, pa.Buffer], pa.Table]) -> Iterato
 
 
 def _part(schema: pa.Schema, row: type[Row], path: Path, part: pa.Buffer) -> pa.Table:
-    """Some lines as a table, with what is wrong with their lists beside them."""
-    if MARKS not in schema.names:
-        return _parse(schema, row, path, part)
-    table = _parse(schema.remove(schema.get_field_index(MARKS)), row, path, part)
-    return table.append_column(MARKS, pa.array(chunk_marks(table)))
+    return _finished(row, _parse(schema, row, path, part).select(schema.names))
+
+
+def _finished(row: type[Row], table: pa.Table) -> pa.Table:
+    """The table as it is kept: chunks with their marks, labels as one text."""
+    if row is RequestRecord:
+        return table.append_column(MARKS, pa.array(chunk_marks(table), pa.int64()))
+    if row is ServerMetric and LABELS in table.column_names:
+        place = table.column_names.index(LABELS)
+        return table.set_column(place, LABELS, _label_text(table.column(LABELS)))
+    return table
+
+
+def _label_text(labels: pa.ChunkedArray) -> pa.ChunkedArray:
+    """``name=value`` of each label that a row has, a separator before each."""
+    columns = pa.table({LABELS: labels}).flatten()
+    named = [
+        pc.binary_join_element_wise(name.partition(".")[2], values.cast(pa.string()), "=")  # type: ignore[attr-defined]
+        for name, values in zip(columns.column_names, columns.columns, strict=True)
+    ]
+    # "" first: of a row in which all is null the function makes no row at all
+    return pc.binary_join_element_wise("", *named, LABEL_SEPARATOR, null_handling="skip")  # type: ignore[attr-defined]
 
 
 def _full_schema(row: type[Row], sources: list[Path]) -> tuple[pa.Schema, dict[Path, pa.Table]]:
@@ -177,7 +201,7 @@ def _full_schema(row: type[Row], sources: list[Path]) -> tuple[pa.Schema, dict[P
     """
     schema = arrow_schema(row)
     open_names = {f.name for f in fields(row)} - {*schema.names}  # type: ignore[arg-type]
-    kinds: dict[str, pa.DataType] = {MARKS: pa.int64()} if row is RequestRecord else {}
+    kinds: dict[str, pa.DataType] = {}
     whole: dict[Path, pa.Table] = {}
     for path in sources if open_names else ():
         body = _whole_lines(_content(path))
@@ -209,7 +233,8 @@ def _holds(shown: pa.Schema, wanted: pa.Schema) -> bool:
 @cache
 def empty_table(table: str) -> pa.Table:
     """A table of which nothing was recorded, with its columns."""
-    return _full_schema(SOURCES[table][0], [])[0].empty_table()
+    row = SOURCES[table][0]
+    return _finished(row, arrow_schema(row).empty_table())
 
 
 def read_rows(row: type[Row], sources: list[Path], columns: pa.Schema) -> pa.Table:

@@ -8,7 +8,7 @@ file and line. A run directory without a readable manifest or config is no ``Run
 """
 
 import json
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -139,17 +139,8 @@ class Run:
 
     @property
     def server(self) -> pd.DataFrame:
-        """Samples of /metrics; labels are columns ``labels.<name>``."""
+        """Samples of /metrics; ``labels``: text that tells the series of one metric apart."""
         return self._server.value.rows
-
-    def metric(self, name: str) -> pd.DataFrame:
-        """The rows of ``server`` of one metric."""
-        return self.server.iloc[self._metric_rows.get(name, [])]
-
-    @cached_property
-    def _metric_rows(self) -> Mapping[Hashable, Any]:
-        """By metric, where its rows lie."""
-        return self.server.groupby("metric", sort=False).indices
 
     @cached_property
     def steps(self) -> pd.DataFrame:
