@@ -222,7 +222,7 @@ def _document(
     except json.JSONDecodeError as error:
         reading.say(path, error.lineno, f"not JSON ({error.msg})")
         return None
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         reading.say(path, None, f"cannot be read ({error})")
         return None
     for fault in faults[:MOST]:

@@ -16,11 +16,11 @@ from analysis.runs.clocks import LARGEST_STEP_NS
 from analysis.runs.fault import Fault
 from analysis.runs.run import Run
 from analysis.runs.scrapes import label_sets
+from greenbench.contract.clock import NS_PER_S
 from greenbench.contract.config import LoadConfig
 from greenbench.contract.schema import ERROR_TYPES
 
-S = 1_000_000_000
-LATE_NS = S  # of sending after a user took the request up; later, the client is over its budget
+LATE_NS = NS_PER_S  # of sending after a user took the request up; later, the client is over its budget
 SLEW = 1e-3  # by which a wall clock may run fast while it is corrected: twice NTP's 500 ppm
 PHASE_SLACK = 0.01  # of the measured phase's length, beside a second
 ARRIVAL_SIGMAS = 6
@@ -226,7 +226,7 @@ def times_in_order(run: Run) -> Iterator[Fault]:
     what = "do not have first token, last token and end in this order"
     yield from fault("times_out_of_order", rows, turned, what)
     if not imported(run):
-        long = end > (run.point.phases.request_timeout_s + run.point.phases.drain_s) * S + LATE_NS
+        long = end > (run.point.phases.request_timeout_s + run.point.phases.drain_s) * NS_PER_S + LATE_NS
         what = "took longer than the time limit of a request allows"
         yield from fault("times_out_of_order", rows, long, what)
 
@@ -288,7 +288,7 @@ def _offsets(unix_ns: pd.Series, mono_ns: pd.Series) -> tuple[int, int]:
 
 
 def _stepped(where: str, step_ns: int) -> Fault:
-    sentence = f"wall and monotonic time parted by {step_ns / S:.3f} s during the run (in {where})"
+    sentence = f"wall and monotonic time parted by {step_ns / NS_PER_S:.3f} s during the run (in {where})"
     return Fault("clock_stepped", sentence)
 
 
@@ -316,7 +316,7 @@ def phases(run: Run) -> Iterator[Fault]:
             yield Fault("phases_differ", f"{two} does not start where {one} ends")
     if "measure" in told:
         length_s, asked_s = (
-            (told["measure"][1] - told["measure"][0]) / S,
+            (told["measure"][1] - told["measure"][0]) / NS_PER_S,
             run.point.phases.measure_s,
         )
         if length_s > asked_s * (1 + PHASE_SLACK) + 1:
@@ -415,7 +415,7 @@ def schedule(run: Run) -> Iterator[Fault]:
         return
     start, end = run.manifest.phases["measure"]
     due = int(((rows["scheduled_unix_ns"] >= start) & (rows["scheduled_unix_ns"] < end)).sum())
-    wanted = load.rate_per_s * (end - start) / S
+    wanted = load.rate_per_s * (end - start) / NS_PER_S
     if abs(due - wanted) > ARRIVAL_SIGMAS * np.sqrt(wanted * _dispersion(load)) + 2:
         yield Fault(
             "not_as_scheduled",

@@ -25,12 +25,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.statistics import student_t
+from greenbench.contract.clock import NS_PER_S
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
-NS = 1e9
 NOBODY = -1  # the user of a request that was never sent
 LEAST_CYCLES = 2.5  # whole cycles a user, on average: about three
 PRESENT = 0.95  # share of the users that must have a whole cycle
@@ -107,14 +107,14 @@ class Cycles:
 
     @cached_property
     def seconds(self) -> Floats:
-        return (self.end_ns - self.start_ns) / NS
+        return (self.end_ns - self.start_ns) / NS_PER_S
 
     @cached_property
     def changes(self) -> tuple[Ints, Floats]:
         """Starts (0 … n−1) and ends (n … 2n−1) in order of time; the seconds from each to the next."""
         times = np.concatenate((self.start_ns, self.end_ns))
         order = np.argsort(times, kind="stable")
-        return order, np.diff(times[order]) / NS
+        return order, np.diff(times[order]) / NS_PER_S
 
     @cached_property
     def per_user(self) -> float:
@@ -328,7 +328,7 @@ def spread_ratio(
     def between(first_ns: float, last_ns: float) -> tuple[float, float]:
         gained = sum(work.done(first_ns, last_ns) for work in over)
         if under is None:
-            return gained, (last_ns - first_ns) / NS
+            return gained, (last_ns - first_ns) / NS_PER_S
         return gained, sum(work.done(first_ns, last_ns) for work in under)
 
     gained, spent = between(start_ns, end_ns)
@@ -337,9 +337,9 @@ def spread_ratio(
     value = gained / spent
     if gained == 0:
         return Ratio(0.0, 0.0, 0.0)
-    slices = min(SLICES, int((end_ns - start_ns) / NS / max(residence_s, 1e-9)))
+    slices = min(SLICES, int((end_ns - start_ns) / NS_PER_S / max(residence_s, 1e-9)))
     error = _slice_error(between, span_ns, value, slices) if slices > 1 else None
-    reach_ns = min(residence_s * NS, (end_ns - start_ns) / 4)
+    reach_ns = min(residence_s * NS_PER_S, (end_ns - start_ns) / 4)
     moves = reach_ns * np.arange(1, SHIFTS + 1) / SHIFTS
     moved = [between(start_ns + by, end_ns) for by in moves]
     moved += [between(start_ns, end_ns - by) for by in moves]

@@ -8,6 +8,8 @@ reads the same clock on Linux. Wall time is read once per anchor and never subtr
 import time
 from dataclasses import dataclass
 
+NS_PER_S = 1_000_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Anchor:

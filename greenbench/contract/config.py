@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from greenbench.contract import hub
 from greenbench.contract.cpu import Dtype
 from greenbench.contract.errors import UserError, nearest
+from greenbench.contract.yaml_text import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -318,7 +319,7 @@ def _first_model(annotation: object) -> type[BaseModel] | None:
 
 def load_yaml(path: Path) -> object:
     try:
-        return yaml.safe_load(path.read_text())
+        return parse_yaml(path.read_text())
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give the path of a YAML file"
