@@ -39,7 +39,11 @@ class Activity:
 
     @property
     def mean_residence_s(self) -> float:
-        return float(np.mean(self.end_ns - self.start_ns)) / NS_PER_S if len(self.start_ns) else math.nan
+        return (
+            float(np.mean(self.end_ns - self.start_ns)) / NS_PER_S
+            if len(self.start_ns)
+            else math.nan
+        )
 
 
 def activity(

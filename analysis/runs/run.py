@@ -37,6 +37,7 @@ from greenbench.contract.schema import Event
 
 CHUNK_COLUMNS = ("chunk_ns", "chunk_tokens")
 BATCH_ROWS = 32_768
+FEW_BYTES = 1 << 18  # of a run's request rows, chunks and all: a thousand such runs are 256 MB
 WITH_NULLS = {pa.int64(): pd.Int64Dtype()}
 Value = TypeVar("Value")
 
@@ -196,8 +197,20 @@ class Run:
 
     def chunk_batches(self) -> Iterator[ChunkBatch]:
         """The requests with their chunks, some tens of thousands at a time."""
+        if self._few_chunks is not None:
+            yield from self._few_chunks
+            return
         for batch in parquet_file(self.path, "requests").iter_batches(BATCH_ROWS):
             yield _chunk_batch(batch)
+
+    @cached_property
+    def _few_chunks(self) -> list[ChunkBatch] | None:
+        """The batches of a run so small that they may stay in memory: they are asked for several times."""
+        file = parquet_file(self.path, "requests")
+        groups = range(file.metadata.num_row_groups)
+        if sum(file.metadata.row_group(group).total_byte_size for group in groups) > FEW_BYTES:
+            return None
+        return [_chunk_batch(batch) for batch in file.iter_batches(BATCH_ROWS)]
 
 
 def read_events(path: Path) -> list[Event]:
