@@ -300,10 +300,14 @@ def required_columns(row: type[Row]) -> tuple[str, ...]:
 
 def table_sources(run_path: Path, table: str) -> list[Path]:
     """The files of one table, in the order they are read."""
-    pattern = SOURCES[table][1]
+    return row_files(run_path, SOURCES[table][1])
+
+
+def row_files(folder: Path, pattern: str) -> list[Path]:
+    """The files of one pattern of ``forms.ROWS``, in the order they are read; telemetry may have parts."""
     if pattern.startswith("telemetry/"):
-        return segments(run_path / pattern)
-    return sorted(run_path.glob(pattern))
+        return segments(folder / pattern)
+    return sorted(folder.glob(pattern))
 
 
 def _whole_lines(buffer: pa.Buffer) -> pa.Buffer:
