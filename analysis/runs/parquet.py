@@ -162,7 +162,7 @@ def _convert(row: type[Row], sources: list[Path], target: Path, stamp: bytes) ->
 
 def _tables(path: Path, parse: Callable[[Path, pa.Buffer], pa.Table]) -> Iterator[pa.Table]:
     """A file, slice by slice. The parser lets go of Python's lock, so slices are parsed on all cores."""
-    slices, workers = _slices(_whole_lines(_content(path))), os.cpu_count() or 1
+    slices, workers = _slices(_whole_lines(_content(path)), SLICE_BYTES), os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         while group := list(islice(slices, workers)):
             spread = pool.map if len(group) > 1 else map
@@ -251,7 +251,7 @@ def _content(path: Path) -> pa.Buffer:
     return pa.memory_map(str(path)).read_buffer() if path.stat().st_size else pa.py_buffer(b"")
 
 
-def _slices(body: pa.Buffer, size: int = SLICE_BYTES) -> Iterator[pa.Buffer]:
+def _slices(body: pa.Buffer, size: int) -> Iterator[pa.Buffer]:
     """Parts of whole lines, each a little over ``size`` bytes."""
     view, start = memoryview(body), 0
     while start < len(view):
