@@ -12,8 +12,8 @@ from analysis.runs.check_forms import read_forms
 from analysis.runs.fault import Fault
 from analysis.runs.run import find_runs, read_runs
 from analysis.runs.validity import faults, superseded
-from greenbench.contract.config import ROOT
 from greenbench.contract.errors import UserError, exit_on_user_error
+from greenbench.contract.installation import results
 
 
 def check(args: argparse.Namespace) -> int:
@@ -147,7 +147,7 @@ def main() -> int:
                 "default: the sweep's `objective`, else goodput under its SLO, else E2E",
             )
     measure = commands.add_parser("ceilings", help=(ceilings.__doc__ or "").splitlines()[0])
-    measure.add_argument("--out", type=Path, default=ROOT / "runs" / "ceilings.json")
+    measure.add_argument("--out", type=Path, default=results() / "ceilings.json")
     measure.set_defaults(action=ceilings)
     draw = commands.add_parser("simulate", help=(simulate.__doc__ or "").splitlines()[0])
     draw.add_argument("--trials", type=int, default=2000)
@@ -168,8 +168,8 @@ def main() -> int:
     foreign.add_argument(
         "--out",
         type=Path,
-        default=ROOT / "runs" / "imported",
-        help="default: the checkout's runs/imported",
+        default=results() / "imported",
+        help="default: runs/imported",
     )
     foreign.set_defaults(action=import_results)
     args = parser.parse_args()
