@@ -1,4 +1,4 @@
-"""A generated sweep of the demo's shape and size, to time the report on (``scripts.bench_analysis --points``).
+"""A generated sweep of the demo's shape and size, for ``scripts.bench_analysis --points``.
 
 Each point is a run of ``tests.fakes.rundirs`` whose telemetry, engine log and scored prompts are written anew
 as large as a real point of configs/sweeps/demo.yaml has them: two users, prompts of 512 to 4,096 tokens, 52
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from greenbench.contract.manifest import FileEntry
-from greenbench.contract.run_dir import JsonlWriter, RunDir, file_sha256, read_jsonl, write_atomic
+from greenbench.contract.new_run import file_entries
+from greenbench.contract.run_dir import JsonlWriter, RunDir, read_jsonl, write_atomic
 from greenbench.contract.schema import HostSample, OutputRecord, RequestRecord, Row, ServerMetric
 from telemetry.sensors.prometheus import COUNTERS, GAUGES, HISTOGRAMS, INFO, UP
 from tests.fakes.rundirs import MONO_OFFSET_NS, NS, T0_UNIX_NS, FakeRun, write_run
@@ -125,14 +125,8 @@ def _fill(run: RunDir, fake: FakeRun) -> None:
         path = run.outputs_dir / "w0.jsonl"
         rows = [OutputRecord.from_dict(row) for row in read_jsonl(path)]
         _rewrite(path, (_scored(row, fake) for row in rows))
-    files = {
-        str(path.relative_to(run.path)): FileEntry(
-            rows=path.read_bytes().count(b"\n") if path.suffix == ".jsonl" else None,
-            sha256=file_sha256(path),
-        )
-        for path in sorted(run.path.rglob("*"))
-        if path.is_file() and path != run.manifest_path
-    }
+    paths = sorted(path for path in run.path.rglob("*") if path.is_file())
+    files = file_entries(run, (path for path in paths if path != run.manifest_path))
     server = manifest.server.model_copy(update={"async_scheduling": False})
     run.write_manifest(manifest.model_copy(update={"files": files, "server": server}))
 
