@@ -23,13 +23,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import nnls
-from scipy.stats import t as student
 
 from analysis.energy.cards import cards_of
 from analysis.energy.result import EnergyResult
 from analysis.energy.series import clean
 from analysis.runs.clocks import WallClock
 from analysis.runs.gpus import used_gpus
+from analysis.statistics import student_t as student
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
