@@ -41,11 +41,12 @@ report: setup ## analyse run directories: make report RUNS=runs/demo
 backends: setup ## every backend, whether this host can run it, and if not why
 	@$(BENCH)/greenbench backends
 
-doctor: setup ## what is installed, what is missing, and the mend
+doctor: setup ## what is installed, what is missing, and how to fix it
 	@$(BENCH)/greenbench doctor
 
 check: setup ## format, lint, types, and the tests that take seconds
 	@$(BENCH)/ruff format --check --quiet . && $(BENCH)/ruff check --quiet . && $(BENCH)/pyright
+	@$(BENCH)/pyright -p pyrightconfig.vllm.json --pythonpath $(VLLM)
 	@$(BENCH)/pytest -m "not e2e and not vllm and not gpu" --ignore tests/vllm
 	@$(VLLM) -m pytest -m "not e2e and not gpu" tests/vllm
 
@@ -61,11 +62,11 @@ format: setup ## format the code
 verify: setup ## compare backends with the exact reference: make verify [BACKENDS=sdpa,sink_window] [MODEL=tiny-llama]
 	@$(BENCH)/greenbench verify --backends '$(BACKENDS)' --model '$(MODEL)'
 
-mutants: setup ## prove that the energy oracles bite: each planted fault must turn a test red
+mutants: setup ## check that the energy tests catch planted faults (each must turn a test red)
 	@$(BENCH)/python scripts/mutants.py
 
 bench-backends: setup ## our attention backends against vLLM's own, whole decode and prefill steps (keep the machine quiet)
-	@$(VLLM) -m servers.plugins.bench
+	@$(VLLM) -m servers.bench.steps
 
 bench-client: setup ## the load generator's own error and cost, and its peers', against a server that logs its true times
 	@$(BENCH)/python scripts/bench_client.py --runs 3 --out docs/client-bench.md

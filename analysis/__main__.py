@@ -14,8 +14,8 @@ from analysis.runs.check_forms import read_forms
 from analysis.runs.fault import Fault
 from analysis.runs.run import find_runs, read_runs
 from analysis.runs.validity import faults, superseded
-from greenbench.contract.config import ROOT
 from greenbench.contract.errors import UserError, exit_on_user_error
+from greenbench.contract.installation import results
 
 
 def check(args: argparse.Namespace) -> int:
@@ -163,7 +163,7 @@ def add_report(commands: Commands) -> None:
 
 def add_ceilings(commands: Commands) -> None:
     command = add_command(commands, "ceilings", ceilings)
-    command.add_argument("--out", type=Path, default=ROOT / "runs" / "ceilings.json")
+    command.add_argument("--out", type=Path, default=results() / "ceilings.json")
 
 
 def add_simulate(commands: Commands) -> None:
@@ -188,8 +188,8 @@ def add_import(commands: Commands) -> None:
     command.add_argument(
         "--out",
         type=Path,
-        default=ROOT / "runs" / "imported",
-        help="default: the checkout's runs/imported",
+        default=results() / "imported",
+        help="default: runs/imported",
     )
 
 

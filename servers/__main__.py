@@ -1,7 +1,7 @@
 """Start, plan, describe and build vLLM servers: ``python -m servers --backend sdpa --model tiny-llama``.
 
-The only place of this package that reads os.environ: GREENBENCH_CACHE names where built models lie,
-VLLM_PYTHON the python that has vLLM (``greenbench.vllm_python``).
+The only place of this package that reads os.environ. GREENBENCH_CACHE names where built models lie
+(``greenbench.contract.installation``), VLLM_PYTHON the python that has vLLM (``greenbench.vllm_python``).
 """
 
 import argparse
@@ -14,32 +14,46 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from greenbench.contract.config import ROOT, ServerConfig, ServerRequest, load_model, parse
+from greenbench.contract.config import ServerConfig, ServerRequest, load_model, parse
 from greenbench.contract.errors import UserError, exit_on_user_error
+from greenbench.contract.installation import cache, results
+from greenbench.contract.launch import LaunchPlan
 from greenbench.contract.run_dir import slug
 from greenbench.vllm_python import vllm_python
 from servers.backends.choice import parse_choice, parse_choices
 from servers.backends.host_facts import Device, other_host, this_host
-from servers.backends.registry import ALL_DTYPES, BACKENDS, GRAPHS, MODULES
+from servers.backends.registry import (
+    ALL_DTYPES,
+    BACKENDS,
+    GRAPHS,
+    MODULES,
+    common_dtype,
+    default_backend,
+    default_reference,
+)
 from servers.backends.requirements import Case, refusals
 from servers.backends.table import as_json, as_table
 from servers.launch.probe import probe
 from servers.launch.process import ServerDied
-from servers.launch.server import BOOT_FAILED, Stopped, Surroundings, planned, serve
-from servers.models.store import ensure_model
-from servers.verify.run import VERIFY_DIR, Order
+from servers.launch.server import (
+    BOOT_FAILED,
+    LaunchContext,
+    Stopped,
+    command_of,
+    planned,
+    serve,
+)
+from servers.models.store import ensure_model, model_path
+from servers.verify.run import VERIFY_DIR, Comparison
 from servers.verify.run import run as run_comparison
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 INTERRUPTED = 130
-# what verify compares with, and in which dtype, unless told
-VERIFY_DEFAULTS = {"cpu": ("cpu_attn", "float32"), "cuda": ("sdpa_gather", "bfloat16")}
 
 
-def surroundings() -> Surroundings:
+def launch_context() -> LaunchContext:
     python = str(vllm_python())
-    cache = Path(os.environ.get("GREENBENCH_CACHE") or ROOT / ".cache").resolve()
-    return Surroundings(this_host(python, MODULES), python, cache, dict(os.environ))
+    return LaunchContext(this_host(python, MODULES), python, cache(), dict(os.environ))
 
 
 def say(line: str) -> None:
@@ -61,19 +75,21 @@ def _read_json(path: str) -> Any:
 
 
 def command_direct(args: argparse.Namespace) -> int:
+    context = launch_context()
     request = ServerRequest(
         model=load_model(args.model),
-        backend=parse_choice(args.backend),
+        backend=parse_choice(args.backend or default_backend(context.host.device).name),
         server=_server_config(args),
     )
-    return _serve(request, _folder(args.out, "serve", request.backend.label, request.model.name))
+    out = _folder(args.out, "serve", request.backend.label, request.model.name)
+    return _serve(request, out, context)
 
 
 def _folder(given: str | None, kind: str, *names: str) -> Path:
     if given:
         return Path(given)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    return ROOT / "runs" / kind / "-".join([stamp, *(slug(name) for name in names)])
+    return results() / kind / "-".join([stamp, *(slug(name) for name in names)])
 
 
 def _server_config(args: argparse.Namespace) -> ServerConfig:
@@ -91,11 +107,11 @@ def _server_config(args: argparse.Namespace) -> ServerConfig:
 
 
 def command_start(args: argparse.Namespace) -> int:
-    return _serve(_read_request(args.request), Path(args.out))
+    return _serve(_read_request(args.request), Path(args.out), launch_context())
 
 
-def _serve(request: ServerRequest, out: Path) -> int:
-    return _until_stopped(lambda: serve(request, out, surroundings(), say))
+def _serve(request: ServerRequest, out: Path, context: LaunchContext) -> int:
+    return _until_stopped(lambda: serve(request, out, context, say))
 
 
 def _until_stopped(run: Callable[[], int]) -> int:
@@ -130,55 +146,56 @@ def command_plan(_: argparse.Namespace) -> int:
     data = _read_json("-")
     if not isinstance(data, list):
         raise UserError("plan wants a JSON list of server requests on stdin")
-    around = surroundings()
-    plans = []
-    for index, item in enumerate(data):
-        request = parse(ServerRequest, item, f"request {index}")
-        plan = planned(request, around, request.server.port or "<free port>")
-        plans.append(
-            {
-                "label": request.backend.label,
-                "argv": plan.command.argv,
-                "env": plan.command.env,
-                "model_path": plan.model_path,
-                "dtype": {"name": plan.dtype.name, "why": plan.dtype.why},
-                "refusals": plan.refusals,
-            }
-        )
+    context = launch_context()
+    requests = [parse(ServerRequest, item, f"request {index}") for index, item in enumerate(data)]
+    plans = [_launch_plan(request, context).model_dump(mode="json") for request in requests]
     print(json.dumps(plans, indent=1))
     return 0
 
 
+def _launch_plan(request: ServerRequest, context: LaunchContext) -> LaunchPlan:
+    plan = planned(request, context)
+    path = model_path(request.model, context.cache)
+    command = command_of(plan, path, request.server.port or "<free port>", context)
+    return LaunchPlan(
+        label=request.backend.label,
+        argv=command.argv,
+        env=command.env,
+        model_path=path,
+        dtype=plan.dtype,
+        refusals=plan.refusals,
+    )
+
+
 def command_build(args: argparse.Namespace) -> int:
     model = _read_request(args.request).model if args.request else load_model(args.model)
-    around = surroundings()
-    print(ensure_model(model, around.cache, around.vllm_python, around.env))
+    context = launch_context()
+    print(ensure_model(model, context.cache, context.vllm_python, context.env))
     return 0
 
 
 def command_backends(args: argparse.Namespace) -> int:
-    host = other_host(args.gpu) if args.gpu else surroundings().host
+    host = other_host(args.gpu) if args.gpu else launch_context().host
     rows = [(row, refusals(Case(row, host))) for row in BACKENDS.values()]
     print(as_json(rows) if args.json else as_table(rows, host))
     return 0
 
 
 def command_verify(args: argparse.Namespace) -> int:
-    around = surroundings()
-    order = _comparison(args, around.host.device)
-    out = _folder(args.out, "verify", order.model.name)
-    return _until_stopped(lambda: _verify(order, out, around))
+    context = launch_context()
+    comparison = _comparison(args, context.host.device)
+    out = _folder(args.out, "verify", comparison.model.name)
+    return _until_stopped(lambda: _verify(comparison, out, context))
 
 
-def _comparison(args: argparse.Namespace, device: Device) -> Order:
+def _comparison(args: argparse.Namespace, device: Device) -> Comparison:
     model = load_model(args.model)
-    reference, dtype = VERIFY_DEFAULTS[device]
-    return Order(
+    return Comparison(
         model=model,
         reference_model=load_model(args.reference_model) if args.reference_model else model,
         backends=parse_choices(args.backends),
-        reference=parse_choice(args.reference or reference),
-        dtype=args.dtype or dtype,
+        reference=parse_choice(args.reference or default_reference(device).name),
+        dtype=args.dtype or common_dtype(device),
         reference_dtype=args.reference_dtype,
         execution=args.execution,
         kv_cache_gib=args.kv_cache_gib,
@@ -188,9 +205,9 @@ def _comparison(args: argparse.Namespace, device: Device) -> Order:
     )
 
 
-def _verify(order: Order, out: Path, around: Surroundings) -> int:
+def _verify(comparison: Comparison, out: Path, context: LaunchContext) -> int:
     try:
-        verdicts = run_comparison(order, out, around, say)
+        verdicts = run_comparison(comparison, out, context, say)
     except ServerDied as error:
         say(f"failed: {error}")
         return BOOT_FAILED
@@ -212,18 +229,22 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     start = add("start", command_start, "start the server of a request file")
-    running = add("probe", command_probe, "describe a server that runs already")
+    running = add("probe", command_probe, "describe a server that is already running")
     for command in (start, running):
         command.add_argument("--request", required=True, help="ServerRequest as JSON; - is stdin")
         command.add_argument("--out", required=True, help="folder for server.json, log and proof")
     add("plan", command_plan, "argv, env and refusals of a list of requests (JSON on stdin)")
-    build = add("build", command_build, "make a model's folder unless it is there; prints its path")
+    build = add(
+        "build", command_build, "build or fetch a model unless it is there; prints its folder"
+    )
     which = build.add_mutually_exclusive_group(required=True)
     which.add_argument("--request", help="ServerRequest as JSON; - is stdin")
     which.add_argument("--model", help="name, YAML file or folder")
     backends = add("backends", command_backends, "every backend, and whether this host can run it")
     backends.add_argument("--json", action="store_true")
-    backends.add_argument("--for", dest="gpu", metavar="GPU", help="judge another host by its card")
+    backends.add_argument(
+        "--for", dest="gpu", metavar="GPU", help="for another host, by its GPU: e.g. h100"
+    )
     _verify_arguments(add("verify", command_verify, "compare backends with an exact reference"))
     return parser
 
@@ -231,12 +252,16 @@ def _parser() -> argparse.ArgumentParser:
 def _verify_arguments(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("--backends", required=True, help="comma-separated, options in parentheses")
     verify.add_argument(
-        "--reference", help="an exact backend; default cpu_attn, on a GPU sdpa_gather"
+        "--reference",
+        help=f"an exact backend; default {default_reference('cpu').name}, "
+        f"on a GPU {default_reference('cuda').name}",
     )
     verify.add_argument("--model", default="tiny-llama", help="name, YAML file or folder")
     verify.add_argument("--reference-model", help="the same weights under another config")
     verify.add_argument(
-        "--dtype", choices=ALL_DTYPES, help="default float32, on a GPU bfloat16 (most kernels' own)"
+        "--dtype",
+        choices=ALL_DTYPES,
+        help=f"default {common_dtype('cpu')}, on a GPU {common_dtype('cuda')}: what all backends compute in",
     )
     verify.add_argument(
         "--reference-dtype",
@@ -248,7 +273,7 @@ def _verify_arguments(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("--kv-cache-gib", type=float, default=1.0, help="KV pool of each server")
     verify.add_argument("--parallel", action="store_true", help="all servers at once")
     verify.add_argument(
-        "--skip-refused", action="store_true", help="leave out what this host cannot run"
+        "--skip-refused", action="store_true", help="skip backends that this host cannot run"
     )
     verify.add_argument(
         "--tolerance",
@@ -261,9 +286,10 @@ def _verify_arguments(verify: argparse.ArgumentParser) -> None:
 def _direct_arguments(parser: argparse.ArgumentParser) -> None:
     known = (
         f"one of {', '.join(BACKENDS)}, or the path of your own .yaml; "
-        "options in parentheses, e.g. sink_window(window=2048)"
+        f"options in parentheses, e.g. {_written_with_an_option()}; "
+        f"default {default_backend('cpu').name}, on a GPU {default_backend('cuda').name}"
     )
-    parser.add_argument("--backend", default="cpu_attn", help=known)
+    parser.add_argument("--backend", help=known)
     parser.add_argument("--model", default="tiny-llama", help="name, YAML file or folder")
     parser.add_argument("--port", type=int)
     parser.add_argument("--dtype")
@@ -275,6 +301,13 @@ def _direct_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", help="folder for server.json, log and proof; default under runs/serve"
     )
+
+
+def _written_with_an_option() -> str:
+    """A backend of the table with one of its options, as a person would type it."""
+    row = max(BACKENDS.values(), key=lambda row: (bool(row.options), len(row.devices)))
+    option, value = next(iter(row.defaults.items()))
+    return f"{row.name}({option}={value})"
 
 
 def main() -> int:

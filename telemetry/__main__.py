@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
-from greenbench.contract.config import ROOT
 from greenbench.contract.errors import UserError, exit_on_user_error
+from greenbench.contract.installation import results
 from telemetry.exporter.exporter import Exporter
 from telemetry.recorder import Recorder, RecordRequest
 from telemetry.selftest.run import Lengths, selftest
@@ -21,6 +22,8 @@ from telemetry.sensors.gpu import Reader
 from telemetry.sensors.nvidia_smi import import_smi
 from telemetry.sensors.nvml import NvmlReader
 from telemetry.sensors.zeus import ZeusReader
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,6 +35,12 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m telemetry", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_record, _add_serve, _add_selftest, _add_import_smi):
+        add(commands)
+    return parser
+
+
+def _add_record(commands: Commands) -> None:
     record = commands.add_parser("record", help="sample into a run directory until SIGTERM")
     record.add_argument("--run-dir", type=Path, required=True)
     record.add_argument("--pid", type=int, help="the server's process; its children count with it")
@@ -42,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument("--scrape-s", type=float, help="between scrapes of /metrics; default 0.5")
     _add_source(record)
     record.set_defaults(run=_record)
+
+
+def _add_serve(commands: Commands) -> None:
     serve = commands.add_parser("serve", help="Prometheus metrics until SIGTERM")
     serve.add_argument("--port", type=int, default=9400, help="default 9400; 0 takes a free one")
     serve.add_argument(
@@ -56,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_source(serve)
     serve.set_defaults(run=_serve)
+
+
+def _add_selftest(commands: Commands) -> None:
     test = commands.add_parser(
         "selftest", help="check the GPU's energy sensors against known loads"
     )
@@ -72,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     test.add_argument("--served", type=Path, help="a finished sweep, for G-8, G-9 and G-12")
     test.add_argument("--published-j-per-token", type=float, help="of a near model, for G-12")
     test.set_defaults(run=_selftest)
+
+
+def _add_import_smi(commands: Commands) -> None:
     smi = commands.add_parser(
         "import-smi", help="a CSV recording of nvidia-smi, into a run directory"
     )
@@ -81,7 +99,6 @@ def _parser() -> argparse.ArgumentParser:
         "--utc", action="store_true", help="its stamps are UTC; default: this host's zone"
     )
     smi.set_defaults(run=_import_smi)
-    return parser
 
 
 def _add_source(command: argparse.ArgumentParser) -> None:
@@ -129,7 +146,7 @@ def _selftest(args: argparse.Namespace) -> int:
     if args.steady_s is not None:
         lengths = replace(lengths, steady=args.steady_s)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    out = args.out or ROOT / "runs" / "energy-selftest" / stamp
+    out = args.out or results() / "energy-selftest" / stamp
     judging: list[str] = []
     if args.served is not None:
         judging += ["--served", str(args.served.resolve())]

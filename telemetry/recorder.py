@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import os
-import platform
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Any
 import psutil
 
 from greenbench.contract.clock import Anchor
+from greenbench.contract.cpu import this_cpu
 from greenbench.contract.run_dir import EVENTS, JsonlWriter, write_atomic
 from greenbench.contract.schema import Event
 from greenbench.contract.segments import SegmentedJsonlWriter
@@ -33,6 +33,7 @@ from telemetry.sensors import rapl
 from telemetry.sensors.capability import Capability, available, unavailable
 from telemetry.sensors.gpu import NoGpu, Reader, visible_uuids
 from telemetry.sensors.host import HostReader, ProcessTree
+from telemetry.sensors.refresh_rate import WATCH_S
 from telemetry.sensors.sources import GPU_SOURCES, merge_capabilities, watch_refresh
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Recorder:
     open_reader: Callable[[], Reader]
     stop: threading.Event = field(default_factory=threading.Event)
     rapl_root: Path = rapl.POWERCAP
-    watch_s: float = 3.0  # how long the sensors' refresh is watched at start
+    watch_s: float = WATCH_S  # how long the sensors' refresh is watched at start
     _sources: dict[str, Capability] = field(init=False, default_factory=dict[str, Capability])
     _gpu_facts: list[dict[str, Any]] = field(init=False, default_factory=list[dict[str, Any]])
     _visible: list[str] = field(init=False, default_factory=list[str])  # UUIDs
@@ -135,15 +136,7 @@ class Recorder:
     def _host_loop(self, folder: Path, stack: contextlib.ExitStack) -> Callable[[], None]:
         zones, capability = rapl.probe(self.rapl_root)
         self._sources["rapl"] = capability
-        self._sources["process"] = (
-            available(pid=self.request.pid)
-            if self._tree and psutil.pid_exists(self._tree.pid)
-            else unavailable(
-                "no server pid was given"
-                if self._tree is None
-                else f"no process with pid {self.request.pid}"
-            )
-        )
+        self._sources["process"] = _process_capability(self.request.pid)
         writer = stack.enter_context(SegmentedJsonlWriter(folder / "host.jsonl"))
         reader = HostReader(self._tree, zones, self._anchor)
         return HostLoop(reader, writer.write, self.stop).run
@@ -195,6 +188,14 @@ class Recorder:
         write_atomic(self._sources_path, json.dumps(sources, indent=1) + "\n")
 
 
+def _process_capability(pid: int | None) -> Capability:
+    if not pid:
+        return unavailable("no server pid was given")
+    if not psutil.pid_exists(pid):
+        return unavailable(f"no process with pid {pid}")
+    return available(pid=pid)
+
+
 def _metrics_status(loop: ScrapeLoop) -> dict[str, Any]:
     counts = {"scrapes_good": loop.good, "scrapes_failed": loop.failed, "cost": loop.cost.summary()}
     if loop.good:
@@ -216,13 +217,8 @@ def _sampler_facts(loop: GpuLoop) -> dict[str, Any]:
 
 def _cpu_facts() -> dict[str, Any]:
     """What the power model of a CPU without counters needs."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-        name = next(names, name)
     return {
-        "name": name,
+        "name": this_cpu().name,
         "threads": psutil.cpu_count(),
         "cores": psutil.cpu_count(logical=False),
         "ram_bytes": psutil.virtual_memory().total,

@@ -56,14 +56,21 @@ class Ticker:
 
     Deadlines that passed while a sample was taken are skipped and counted in ``missed``: catching up
     would bunch samples, and a bunch says nothing new about a sensor that refreshes every 100 ms.
+    ``clock`` reads monotonic nanoseconds; ``stop.wait`` is what sleeps.
     """
 
-    def __init__(self, period_s: float, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        period_s: float,
+        stop: threading.Event,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self.stop = stop
+        self._clock = clock
         self.lateness = Tally()
         self.missed = 0
         self.observe: Callable[[float], object] = lambda late_s: None
-        self._set(period_s, time.monotonic_ns())
+        self._set(period_s, clock())
 
     def _set(self, period_s: float, deadline_ns: int) -> None:
         self.period_s = period_s
@@ -76,10 +83,10 @@ class Ticker:
 
     def wait(self) -> bool:
         """Sleep until the next deadline; False when it is time to stop."""
-        stopped = self.stop.wait(max(0, self._deadline_ns - time.monotonic_ns()) / 1e9)
+        stopped = self.stop.wait(max(0, self._deadline_ns - self._clock()) / 1e9)
         if stopped:
             return False
-        late_ns = max(0, time.monotonic_ns() - self._deadline_ns)
+        late_ns = max(0, self._clock() - self._deadline_ns)
         self.lateness.add(late_ns)
         self.observe(late_ns / 1e9)
         skipped = late_ns // self._period_ns

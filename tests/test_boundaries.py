@@ -1,6 +1,7 @@
 """The stages stay apart, the rooms inside a stage stand on floors, and a heavy library lives in its files."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +95,15 @@ def test_a_room_imports_only_what_stands_below_it(package: str) -> None:
                 )
 
 
+def test_the_architecture_page_lists_the_rooms_in_this_order() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for package, floors in FLOORS.items():
+        section = page.partition(f"\n**{package}/**:")[2].partition("\n**")[0]
+        rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+        told = [name.rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)]
+        assert told == [room for room in floors if not room.startswith("__")], package
+
+
 def test_no_file_imports_a_private_name_of_another() -> None:
     for package in PACKAGES:
         for path in files(package):
@@ -120,6 +130,11 @@ def test_heavy_libraries_stay_in_their_files() -> None:
             for library in libraries(path) & set(HOMES):
                 homes = HOMES[library]
                 assert any(name.startswith(home) for home in homes), f"{name} imports {library}"
+
+
+def test_the_plugins_do_not_carry_the_benches() -> None:
+    for path in files("servers/plugins"):
+        assert not any(name.startswith("servers.bench") for name in imports(path)), path
 
 
 def test_loadgen_modules_do_not_shadow_the_standard_library() -> None:

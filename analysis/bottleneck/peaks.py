@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from analysis.runs.run import Run
-from greenbench.contract.config import CONFIGS, ROOT, StrictModel, load_yaml, parse
+from greenbench.contract.config import StrictModel, load_yaml, parse
 from greenbench.contract.cpu import this_cpu
 from greenbench.contract.errors import UserError, how_it_ended
+from greenbench.contract.installation import INSTALL_VLLM, config_file, plugin_folder
 from greenbench.contract.run_dir import read_json, write_atomic
 from greenbench.vllm_python import vllm_python
 
@@ -89,7 +90,7 @@ class HostCeilings(StrictModel):
 
 @cache
 def gpu_table() -> tuple[GpuPeak, ...]:
-    path = CONFIGS / "gpus.yaml"
+    path = config_file("gpus.yaml")
     return tuple(parse(GpuTable, load_yaml(path), str(path)).gpus)
 
 
@@ -154,11 +155,11 @@ def _told(argv: list[str], say: Callable[[str], None], limit_s: float) -> dict[s
     with tempfile.TemporaryFile("w+") as errors:
         try:
             child = subprocess.Popen(
-                argv, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=env
+                argv, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=plugin_folder(), env=env
             )
         except OSError as error:
             raise UserError(
-                f"{argv[0]}: cannot be started ({error.strerror}); run `make setup` or set VLLM_PYTHON"
+                f"{argv[0]}: cannot be started ({error.strerror}); {INSTALL_VLLM}"
             ) from error
         late = threading.Event()
         limit = threading.Timer(limit_s, lambda: (late.set(), child.kill()))

@@ -15,9 +15,10 @@ import os
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any, Protocol, cast
 
 import psutil
-import torch  # type: ignore[import-not-found]  # lives in the server environment
+import torch
 
 TOTAL_S, LEAST_S = 18.0, 5.0  # from the start of the process; for the figures alone
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -59,12 +60,17 @@ def best_s(act: Act, device: str, seconds: float) -> float:
     return best
 
 
+class Dispatched(Protocol):
+    """A linear layer once vLLM's dispatch has packed it for a CPU."""
+
+    weight: torch.Tensor
+    cpu_linear: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
 def vllm_dispatch() -> Callable[..., None] | None:
     """What gives a layer its ``cpu_linear``; None in a vLLM that calls torch's own."""
     try:
-        from vllm.model_executor.layers.utils import (  # type: ignore[import-not-found]
-            dispatch_cpu_unquantized_gemm,
-        )
+        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
     except ImportError:
         return None
     return dispatch_cpu_unquantized_gemm
@@ -76,11 +82,10 @@ def worker_cores() -> set[int]:
         local_world_size=1, data_parallel_rank_local=None, _api_process_count=1
     )
     try:
-        from vllm.utils.ompmultiprocessing import (  # type: ignore[import-not-found]
-            OMPProcessManager,
-        )
+        from vllm.utils.ompmultiprocessing import OMPProcessManager
 
-        config = SimpleNamespace(parallel_config=parallel, kv_transfer_config=None)
+        # what that class reads of vLLM's whole configuration
+        config: Any = SimpleNamespace(parallel_config=parallel, kv_transfer_config=None)
         cores = set(OMPProcessManager(config).cpu_lists[0])
     except (ImportError, AttributeError, IndexError, AssertionError):  # another vLLM, or no binding
         cores = set()
@@ -95,8 +100,9 @@ def linear(tokens: int, inputs: int, outputs: int, dtype: torch.dtype, device: s
     if dispatch is None:
         return lambda: layer(rows)
     dispatch(layer, remove_weight=False)
-    call = layer.cpu_linear
-    return lambda: call(rows, layer.weight, None)
+    packed = cast(Dispatched, layer)
+    call = packed.cpu_linear
+    return lambda: call(rows, packed.weight, None)
 
 
 def linear_flops(dtype: torch.dtype, device: str, seconds: float) -> float:

@@ -17,31 +17,30 @@ from greenbench import __version__
 from greenbench.contract.clock import Anchor
 from greenbench.contract.config import (
     BackendChoice,
-    LivePoint,
     ModelConfig,
     PhaseConfig,
     PointConfig,
     ServerConfig,
-    SloConfig,
-    TaskConfig,
-    TelemetryConfig,
-    dump_yaml,
+    SweepConfig,
+    points_of,
 )
 from greenbench.contract.errors import UserError
-from greenbench.contract.manifest import Clock, Code, Counts, FileEntry, Host, Manifest, Server
-from greenbench.contract.run_dir import (
-    JsonlWriter,
-    RunDir,
-    config_hash,
-    file_sha256,
-    read_jsonl,
-    run_id,
-    slug,
+from greenbench.contract.manifest import Code, Counts, Host, Server
+from greenbench.contract.new_run import (
+    NO_PROMPT_FILE,
+    NewRun,
+    Provenance,
+    clock_of,
+    file_entries,
+    point_hash,
 )
+from greenbench.contract.run_dir import JsonlWriter, RunDir, read_jsonl, slug
 from greenbench.contract.schema import Event, RequestRecord
 
 NS = 1e9
 UNKNOWN = "unknown"
+UNKNOWN_CODE = Code(git_sha=None, dirty=None, greenbench=__version__, python=UNKNOWN, packages={})
+UNKNOWN_HOST = Host(cpu=UNKNOWN, cores=0, ram_bytes=0, kernel=UNKNOWN)
 READERS: tuple[Reader, ...] = (
     vllm_bench.READER,
     guidellm.READER,
@@ -110,27 +109,20 @@ def write_imported(found: Imported, backend: str, out: Path) -> Path:
     anchor = Anchor.now()
     measure = _measured_phase(found, out)
     point = _point(found, backend, (measure[1] - measure[0]) / NS)
-    hashed = config_hash(point.identity() | {"start": measure[0]})
-    name = run_id(measure[0], backend, point.workload, hashed)
+    new = NewRun(point, measure[0], point_hash(point, {"start": measure[0]}))
+    name = new.run_id
     if (out / name).exists():
         raise UserError(f"{out / name}: it was imported before; remove it to import it again")
-    live = LivePoint(
-        point=point,
-        run_id=name,
-        base_url="http://imported",
-        served_model=found.model,
-        prompts_path="none",
-        prompts_sha256="0" * 64,
-    )
-    manifest = _manifest(found, point, name, hashed, measure, anchor)
-    run = RunDir.create(out / name, manifest, dump_yaml(live))
+    provenance = Provenance(UNKNOWN_CODE, UNKNOWN_HOST, clock_of(anchor, UNKNOWN))
+    facts = {"imported_from": found.tool}
+    run, manifest = new.create(out, _server(found, point, name), NO_PROMPT_FILE, provenance, facts)
     with JsonlWriter(run.requests_dir / "imported.jsonl") as writer:
         for number, request in enumerate(found.requests):
             writer.write(_record(request, name, number, anchor))
     with JsonlWriter(run.events_path) as writer:
         for mark, at in zip(("measure_start", "measure_end"), measure, strict=True):
             writer.write(Event(at, anchor.to_mono_ns(at), mark))
-    run.write_manifest(manifest.model_copy(update=_outcome(found, run)))
+    run.write_manifest(manifest.model_copy(update=_outcome(found, run, measure)))
     return run.path
 
 
@@ -145,7 +137,7 @@ def _measured_phase(found: Imported, out: Path) -> tuple[int, int]:
     return min(starts), max(ends)
 
 
-def _outcome(found: Imported, run: RunDir) -> dict[str, Any]:
+def _outcome(found: Imported, run: RunDir, measure: tuple[int, int]) -> dict[str, Any]:
     good = sum(r.error is None for r in found.requests)
     total = len(found.requests)
     return {
@@ -157,12 +149,8 @@ def _outcome(found: Imported, run: RunDir) -> dict[str, Any]:
             failed=total - good,
             rows=total,
         ),
-        "files": {
-            str(path.relative_to(run.path)): FileEntry(
-                rows=path.read_bytes().count(b"\n"), sha256=file_sha256(path)
-            )
-            for path in sorted(run.path.rglob("*.jsonl"))
-        },
+        "phases": {"measure": measure},
+        "files": file_entries(run, sorted(run.path.rglob("*.jsonl"))),
     }
 
 
@@ -222,57 +210,37 @@ def _notes(found: Imported) -> list[str]:
 
 def _point(found: Imported, backend: str, length_s: float) -> PointConfig:
     lengths = _prompt_lengths(found) or [1]
-    return PointConfig(
-        sweep="imported",
+    sweep = SweepConfig(
+        name="imported",
         seed=0,
-        repeat=0,
-        model=ModelConfig(
-            name=slug(found.model) or UNKNOWN, path=found.model, max_model_len=max(lengths)
-        ),
-        backend=BackendChoice(name=backend),
+        models=[UNKNOWN],
+        backends=[backend],
+        contexts=[round(statistics.median(lengths))],
+        tasks=["imported"],
+        loads=[found.load],
         server=ServerConfig(base_url="http://imported"),
-        task=TaskConfig(name="imported"),
-        context_tokens=round(statistics.median(lengths)),
-        load=found.load,
         phases=PhaseConfig(warmup_s=0, measure_s=max(length_s, 1e-9)),
-        slo=SloConfig(),
-        telemetry=TelemetryConfig(),
         prompts_per_point=len(found.requests),
     )
+    model = ModelConfig(
+        name=slug(found.model) or UNKNOWN, path=found.model, max_model_len=max(lengths)
+    )
+    [point] = points_of(sweep, model, BackendChoice(name=backend))
+    return point
 
 
-def _manifest(
-    found: Imported,
-    point: PointConfig,
-    name: str,
-    hashed: str,
-    measure: tuple[int, int],
-    anchor: Anchor,
-) -> Manifest:
-    return Manifest(
-        run_id=name,
-        sweep="imported",
-        config_hash=hashed,
-        seed=0,
-        created_unix_ns=measure[0],
-        clock=Clock(unix_ns=anchor.unix_ns, mono_ns=anchor.mono_ns, host=UNKNOWN),
-        code=Code(git_sha=None, dirty=None, greenbench=__version__, python=UNKNOWN, packages={}),
-        host=Host(cpu=UNKNOWN, cores=0, ram_bytes=0, kernel=UNKNOWN),
-        server=Server(
-            server_id=f"imported-{name}",
-            requested_backend=point.backend.label,
-            proof="unproven",
-            proof_detail={"imported_from": found.tool, "cannot_tell": _notes(found)},
-            model=point.model.name,
-            model_path=found.model,
-            weights=UNKNOWN,
-            dtype=UNKNOWN,
-            kv_cache_dtype=UNKNOWN,
-            execution=UNKNOWN,
-            base_url="http://imported",
-            served_model=found.model,
-        ),
-        load=point.load.model_dump(mode="json"),
-        point={"imported_from": found.tool},
-        phases={"measure": measure},
+def _server(found: Imported, point: PointConfig, name: str) -> Server:
+    return Server(
+        server_id=f"imported-{name}",
+        requested_backend=point.backend.label,
+        proof="unproven",
+        proof_detail={"imported_from": found.tool, "cannot_tell": _notes(found)},
+        model=point.model.name,
+        model_path=found.model,
+        weights=UNKNOWN,
+        dtype=UNKNOWN,
+        kv_cache_dtype=UNKNOWN,
+        execution=UNKNOWN,
+        base_url="http://imported",
+        served_model=found.model,
     )

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from greenbench.contract import hub
 from greenbench.contract.cpu import Dtype
 from greenbench.contract.errors import UserError, nearest
-
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
+from greenbench.contract.installation import CONFIGS as CONFIGS
+from greenbench.contract.installation import ROOT as ROOT
+from greenbench.contract.installation import config_file, config_names
 
 
 class StrictModel(BaseModel):
@@ -43,7 +43,9 @@ class ModelConfig(StrictModel):
     family: Literal["attention", "state-space", "linear-attention", "hybrid"] = "attention"
     max_model_len: int = Field(gt=0)
     dtype: Dtype = "auto"  # auto: on a CPU what it computes, on a GPU as the weights are stored
-    server_args: list[str] = Field(default_factory=list[str])  # flags this model needs in every arm
+    server_args: list[str] = Field(
+        default_factory=list[str]
+    )  # flags this model needs on any backend
     note: str | None = None
 
     @model_validator(mode="after")
@@ -70,7 +72,7 @@ class BackendChoice(StrictModel):
 
 
 class ServerConfig(StrictModel):
-    """Everything that could differ between arms is pinned here. ``base_url`` uses a running server."""
+    """Everything that could differ between backends is pinned here. ``base_url`` uses a running server."""
 
     base_url: str | None = None
     served_model: str | None = None  # with base_url: the name to ask for; default: the first listed
@@ -81,7 +83,7 @@ class ServerConfig(StrictModel):
     max_num_seqs: int = Field(default=64, gt=0)
     max_num_batched_tokens: int = Field(default=2048, gt=0)
     block_size: int | None = Field(default=None, gt=0)  # None: the table's value for the backend
-    num_gpu_blocks: int | None = Field(default=None, gt=0)  # same KV pool for all arms
+    num_gpu_blocks: int | None = Field(default=None, gt=0)  # same KV pool for all backends
     kv_cache_gib: float | None = Field(default=None, gt=0)  # None: 1 on a CPU, a share on a GPU
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     prefix_caching: bool = False
@@ -197,7 +199,7 @@ class SweepConfig(StrictModel):
     telemetry: TelemetryConfig = TelemetryConfig()
 
     @property
-    def arms(self) -> list[tuple[BackendChoice, int]]:
+    def candidates(self) -> list[tuple[BackendChoice, int]]:
         """Each listed backend with its index among equal ones: (a, a, b) → (a, 0), (a, 1), (b, 0)."""
         choices = [BackendChoice(name=b) if isinstance(b, str) else b for b in self.backends]
         labels = [choice.label for choice in choices]
@@ -233,7 +235,7 @@ class PointConfig(StrictModel):
     sweep: str
     seed: int
     repeat: int
-    arm: int = 0  # a backend listed n times gives arms 0..n-1: the A/A noise floor
+    arm: int = 0  # a backend listed n times gives 0..n-1: equal candidates show the noise floor
     model: ModelConfig
     backend: BackendChoice
     server: ServerConfig
@@ -256,6 +258,36 @@ class PointConfig(StrictModel):
     @property
     def workload(self) -> str:
         return f"{self.task.name}-{self.context_tokens}-{self.load.label}"
+
+
+def points_of(
+    sweep: SweepConfig, model: ModelConfig, backend: BackendChoice, arm: int = 0, repeat: int = 0
+) -> list[PointConfig]:
+    """Every point of one server start: contexts × tasks × loads of the sweep, in this order."""
+    return [
+        PointConfig(
+            sweep=sweep.name,
+            seed=sweep.seed,
+            repeat=repeat,
+            arm=arm,
+            model=model,
+            backend=backend,
+            server=sweep.server,
+            task=task.model_copy(update={"requests": None}),
+            context_tokens=context,
+            load=load,
+            phases=sweep.phases.model_copy(
+                update={"requests": task.requests or sweep.phases.requests}
+            ),
+            slo=sweep.slo,
+            telemetry=sweep.telemetry,
+            prompts_per_point=sweep.prompts_per_point,
+            text_file=sweep.text_file,
+        )
+        for context in sweep.contexts
+        for task in sweep.task_configs
+        for load in sweep.loads
+    ]
 
 
 class LivePoint(StrictModel):
@@ -312,8 +344,8 @@ def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseMo
 def _first_model(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    found = (_first_model(arg) for arg in get_args(annotation))
-    return next((model for model in found if model is not None), None)
+    models = (_first_model(arg) for arg in get_args(annotation))
+    return next((model for model in models if model is not None), None)
 
 
 def load_yaml(path: Path) -> object:
@@ -346,7 +378,7 @@ def load_live_point(run_path: Path) -> LivePoint:
 
 def load_model(name: str) -> ModelConfig:
     """A model by name (configs/models/<name>.yaml), YAML path, folder that holds config.json, or hub id."""
-    named = CONFIGS / "models" / f"{name}.yaml"
+    named = config_file(f"models/{name}.yaml")
     path = Path(name)
     if named.is_file() or path.suffix in (".yaml", ".yml"):
         source = named if named.is_file() else path
@@ -356,22 +388,23 @@ def load_model(name: str) -> ModelConfig:
         return _model_of(path.name, str(path), json.loads((path / "config.json").read_text()))
     if "/" in name and hub.HUB_ID.fullmatch(name):
         return _model_of(path.name, name, hub.config(name))
-    known = [file.stem for file in (CONFIGS / "models").glob("*.yaml")]
     raise UserError(
         f"Unknown model '{name}': no configs/models/{name}.yaml and no folder with a config.json; "
-        f"{nearest(name, known)}"
+        f"{nearest(name, config_names('models'))}"
     )
 
 
 def _resolve_paths(model: ModelConfig, source: Path) -> ModelConfig:
-    """A relative ``path`` that exists under the checkout root is meant from there; else it is a hub id."""
+    """A relative ``path`` is a folder below the working folder or of the shipped models; else a hub id."""
     if model.path is None or Path(model.path).is_absolute():
         return model
-    local = ROOT / model.path
-    looks_local = model.path.startswith((".", "models/"))
-    if looks_local and not local.is_dir():
-        raise UserError(f"{source}: path: no folder {local}; give a model folder or a hub id")
-    return model.model_copy(update={"path": str(local)}) if local.is_dir() else model
+    places = [Path.cwd() / model.path, ROOT / model.path]
+    local = next((place for place in places if place.is_dir()), None)
+    if local is not None:
+        return model.model_copy(update={"path": str(local)})
+    if model.path.startswith((".", "models/")):
+        raise UserError(f"{source}: path: no folder {places[0]}; give a model folder or a hub id")
+    return model
 
 
 def _model_of(name: str, path: str, config: dict[str, Any]) -> ModelConfig:

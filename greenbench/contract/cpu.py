@@ -40,7 +40,7 @@ def read_cpu(cpuinfo: str) -> Cpu:
         if colon:
             fields.setdefault(key.strip(), value.strip())
     flags = fields.get("flags", fields.get("Features"))
-    name = fields.get("model name") or platform.processor() or "unknown"
+    name = fields.get("model name") or platform.processor() or platform.machine() or "unknown"
     return Cpu(name, None if flags is None else frozenset(flags.split()))
 
 

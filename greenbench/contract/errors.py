@@ -9,7 +9,7 @@ USAGE_EXIT = 2
 
 
 class UserError(Exception):
-    """Something the person can mend. Its text is the whole message; commands exit with code 2."""
+    """Something the person can put right. Its text is the whole message; commands exit with code 2."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -23,38 +23,38 @@ def is_id(path: str) -> bool:
 
 def cached_config(hub_id: str) -> dict[str, Any] | None:
     """What config.json says where this machine has it already; never asks the network."""
-    found = _cached(hub_id)
-    return None if found is None else json.loads(found.read_text())
+    path = _cached(hub_id)
+    return None if path is None else json.loads(path.read_text())
 
 
 def config(hub_id: str) -> dict[str, Any]:
     """config.json of ``hub_id``, fetched where it must be. A model that cannot be had: UserError."""
-    found = _cached(hub_id) or _asked(_library().hf_hub_download, hub_id, filename=CONFIG)
-    return json.loads(found.read_text())
+    path = _cached(hub_id) or _asked(_library().hf_hub_download, hub_id, filename=CONFIG)
+    return json.loads(path.read_text())
 
 
 def folder(hub_id: str) -> Path | None:
     """The snapshot in the hub's cache, where all of its weights are there; never asks the network."""
-    found = _cached(hub_id)
-    return found.parent if found is not None and _whole(found.parent) else None
+    path = _cached(hub_id)
+    return path.parent if path is not None and _whole(path.parent) else None
 
 
 def download(hub_id: str) -> Path:
     """Fetch what the snapshot lacks; its folder. UserError where it cannot be had whole."""
-    found = _asked(_library().snapshot_download, hub_id, ignore_patterns=OTHER_FORMS)
-    if not _whole(found):
-        found = _asked(_library().snapshot_download, hub_id, allow_patterns=["*.bin"])
-    if not _whole(found):
+    snapshot = _asked(_library().snapshot_download, hub_id, ignore_patterns=OTHER_FORMS)
+    if not _whole(snapshot):
+        snapshot = _asked(_library().snapshot_download, hub_id, allow_patterns=["*.bin"])
+    if not _whole(snapshot):
         raise UserError(
-            f"Model '{hub_id}': {found} lacks weights; fetch them where the hub can be reached"
+            f"Model '{hub_id}': {snapshot} lacks weights; fetch them where the hub can be reached"
         )
-    return found
+    return snapshot
 
 
 def _cached(hub_id: str) -> Path | None:
     """config.json in the hub's cache."""
-    found = _library().try_to_load_from_cache(hub_id, CONFIG)
-    return Path(found) if isinstance(found, str) else None
+    path = _library().try_to_load_from_cache(hub_id, CONFIG)
+    return Path(path) if isinstance(path, str) else None
 
 
 def _library() -> Any:

@@ -98,12 +98,12 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 def read_json(path: Path) -> dict[str, Any]:
     """A small JSON object file; an unreadable one raises UserError."""
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        body: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(found, dict):
+    if not isinstance(body, dict):
         raise UserError(f"{path}: holds no JSON object")
-    return cast(dict[str, Any], found)
+    return cast(dict[str, Any], body)
 
 
 class RunDir:
@@ -161,10 +161,10 @@ class RunDir:
     def manifest(self) -> Manifest:
         """Read the manifest; another major schema version or a broken file raises UserError."""
         raw = read_json(self.manifest_path)
-        found = str(raw.get("schema_version", "none"))
-        if found.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        version = str(raw.get("schema_version", "none"))
+        if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
             raise UserError(
-                f"{self.manifest_path}: schema version {found}, this program reads {SCHEMA_VERSION}; "
+                f"{self.manifest_path}: schema version {version}, this program reads {SCHEMA_VERSION}; "
                 "use the version of greenbench that wrote it"
             )
         try:
@@ -179,5 +179,5 @@ def list_runs(root: Path) -> list[RunDir]:
     """Run directories at or below ``root`` (a run, a sweep, or a folder of sweeps), oldest first."""
     if (root / MANIFEST).is_file():
         return [RunDir(root)]
-    found = [*root.glob(f"*/{MANIFEST}"), *root.glob(f"*/*/{MANIFEST}")]
-    return [RunDir(path.parent) for path in sorted(found, key=lambda path: path.parent.name)]
+    manifests = [*root.glob(f"*/{MANIFEST}"), *root.glob(f"*/*/{MANIFEST}")]
+    return [RunDir(path.parent) for path in sorted(manifests, key=lambda path: path.parent.name)]

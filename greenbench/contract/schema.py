@@ -146,27 +146,13 @@ class ServerMetric(Row):
 
 @dataclass(frozen=True, slots=True)
 class Event(Row):
-    """events.jsonl: a phase mark. Names: EVENT_NAMES."""
+    """events.jsonl: a mark in time, by name: a phase, the recorder, the server, a clock anchor."""
 
     unix_ns: int
     mono_ns: int
     name: str
     detail: dict[str, Any] = field(default_factory=dict[str, Any])
 
-
-EVENT_NAMES = (
-    "server_started",
-    "server_ready",
-    "recorder_started",
-    "warmup_start",
-    "measure_start",
-    "measure_end",
-    "drain_end",
-    "recorder_stopped",
-    "clock_anchor",  # Event's two clocks are themselves the anchor
-    "server_died",
-    "server_stopped",
-)
 
 ERROR_TYPES = (
     "connect",

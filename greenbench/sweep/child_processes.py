@@ -1,4 +1,4 @@
-"""Start the other rooms as subprocesses and wait for what they write. Knows no room's inside.
+"""Run the other stages as child processes, and wait for the files they write.
 
 Every child gets a session of its own, so that Ctrl-C reaches this process alone, which then stops
 the children in order.
@@ -6,7 +6,6 @@ the children in order.
 
 import ctypes
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,8 +17,9 @@ from typing import Any, Self
 import psutil
 from pydantic import ValidationError
 
-from greenbench.contract.config import ROOT, LoadConfig, ServerRequest
+from greenbench.contract.config import LoadConfig, ServerRequest
 from greenbench.contract.errors import USAGE_EXIT, UserError
+from greenbench.contract.installation import PACKAGES, bench_env
 from greenbench.contract.manifest import Server
 from greenbench.contract.run_dir import RunDir, write_atomic
 
@@ -35,20 +35,23 @@ class StageError(Exception):
 
 
 def python_module(module: str, *args: str) -> list[str]:
-    return [sys.executable, "-m", module, *args]
+    """In the caller's folder; ``-P``: no file there may stand in for a module of ours."""
+    return [sys.executable, "-P", "-m", module, *args]
 
 
 def load_argv(load: LoadConfig, run: Path) -> list[str]:
     if load.kind == "open":
         return python_module("loadgen.openloop", "--run-dir", str(run))
-    locustfile = str(ROOT / "loadgen" / "longctx.py")
+    locustfile = str(PACKAGES / "loadgen" / "longctx.py")
     return python_module("locust", "-f", locustfile, "--headless", "--run-dir", str(run))
 
 
 def call(argv: list[str], stdin: object = None) -> str:
     """Run a stage command to its end and return its stdout; exit 2 becomes UserError."""
     text = None if stdin is None else json.dumps(stdin)
-    done = subprocess.run(argv, input=text, capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        argv, input=text, capture_output=True, text=True, env=bench_env(), check=False
+    )
     if done.returncode == 0:
         return done.stdout
     message = last_line(done.stderr).removeprefix("error: ")
@@ -63,8 +66,7 @@ def call_json(argv: list[str], stdin: object = None) -> Any:
 
 def passthrough(argv: list[str]) -> int:
     """Run a stage command on this terminal, in the caller's folder, and return its exit code."""
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return subprocess.run(argv, env=os.environ | {"PYTHONPATH": paths}, check=False).returncode
+    return subprocess.run(argv, env=bench_env(), check=False).returncode
 
 
 def last_line(text: str) -> str:
@@ -85,7 +87,9 @@ class Child:
     would sample for ever, and a load generator would drive the next measurement's machine.
     """
 
-    def __init__(self, argv: list[str], log: Path, ends_with_us: bool = False) -> None:
+    def __init__(
+        self, argv: list[str], log: Path, ends_with_us: bool = False, cwd: Path | None = None
+    ) -> None:
         self.log = log
         with log.open("ab") as out:
             self.process = subprocess.Popen(
@@ -93,7 +97,8 @@ class Child:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                cwd=ROOT,
+                cwd=cwd,
+                env=bench_env(),
                 start_new_session=True,
                 preexec_fn=_end_with_parent if ends_with_us else None,
             )
@@ -113,6 +118,18 @@ class Child:
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
+
+
+def start_load(load: LoadConfig, run: RunDir) -> Child:
+    """The load generator of one point; it ends with this process.
+
+    An open loop runs in the caller's folder, from which a trace's path is meant. Locust runs in the
+    run's own: it reads settings from a locust.conf or pyproject.toml of its working folder.
+    """
+    folder = None if load.kind == "open" else run.path
+    return Child(
+        load_argv(load, run.path), run.logs_dir / "load.log", ends_with_us=True, cwd=folder
+    )
 
 
 class ServerStage:

@@ -1,4 +1,4 @@
-"""The folder of a sweep: room on the disk, and the points that it already holds."""
+"""The folder of a sweep: free disk space, and the points that it already holds."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ MIN_FREE_BYTES = 500 * 2**20
 
 
 def prepare_directory(out: Path) -> None:
-    """The sweep directory must be writable and have room, said before a server starts."""
+    """The sweep directory must be writable and have space, checked before a server starts."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".write-test"
@@ -24,7 +24,7 @@ def prepare_directory(out: Path) -> None:
     if free < MIN_FREE_BYTES:
         raise UserError(
             f"{out}: {free // 2**20} MiB of disk are free, {MIN_FREE_BYTES // 2**20} MiB are wanted; "
-            "make room or give another --out"
+            "free some space or give another --out"
         )
 
 

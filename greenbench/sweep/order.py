@@ -16,6 +16,7 @@ from greenbench.contract.config import (
     PromptRequest,
     ServerRequest,
     SweepConfig,
+    points_of,
 )
 from greenbench.contract.errors import UserError
 from greenbench.contract.run_dir import config_hash, slug
@@ -36,17 +37,13 @@ class ServerStart:
 
     @property
     def label(self) -> str:
-        arm = f" arm {self.arm}" if self.arm else ""
-        return f"{self.request.model.name} {self.request.backend.label} repeat {self.repeat}{arm}"
+        again = f" replicate {self.arm}" if self.arm else ""
+        return f"{self.request.model.name} {self.request.backend.label} repeat {self.repeat}{again}"
 
     @property
     def slug(self) -> str:
         backend = slug(self.request.backend.label)
         return f"{slug(self.request.model.name)}-{backend}-r{self.repeat}a{self.arm}"
-
-
-def point_hash(point: PointConfig) -> str:
-    return config_hash(point.identity())
 
 
 def expand(sweep: SweepConfig, models: list[ModelConfig]) -> list[ServerStart]:
@@ -61,7 +58,7 @@ def expand(sweep: SweepConfig, models: list[ModelConfig]) -> list[ServerStart]:
 def _block_order(
     sweep: SweepConfig, models: list[ModelConfig], repeat: int
 ) -> list[tuple[ModelConfig, BackendChoice, int]]:
-    block = [(model, backend, arm) for model in models for backend, arm in sweep.arms]
+    block = [(model, backend, arm) for model in models for backend, arm in sweep.candidates]
     random.Random(f"{sweep.seed}/block/{repeat}").shuffle(block)
     return block
 
@@ -69,30 +66,7 @@ def _block_order(
 def _start(
     sweep: SweepConfig, model: ModelConfig, backend: BackendChoice, arm: int, repeat: int
 ) -> ServerStart:
-    points = [
-        PointConfig(
-            sweep=sweep.name,
-            seed=sweep.seed,
-            repeat=repeat,
-            arm=arm,
-            model=model,
-            backend=backend,
-            server=sweep.server,
-            task=task.model_copy(update={"requests": None}),
-            context_tokens=context,
-            load=load,
-            phases=sweep.phases.model_copy(
-                update={"requests": task.requests or sweep.phases.requests}
-            ),
-            slo=sweep.slo,
-            telemetry=sweep.telemetry,
-            prompts_per_point=sweep.prompts_per_point,
-            text_file=sweep.text_file,
-        )
-        for context in sweep.contexts
-        for task in sweep.task_configs
-        for load in sweep.loads
-    ]
+    points = points_of(sweep, model, backend, arm, repeat)
     random.Random(f"{sweep.seed}/points/{repeat}/{model.name}/{backend.label}/{arm}").shuffle(
         points
     )

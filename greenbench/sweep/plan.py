@@ -6,8 +6,10 @@ from typing import Any
 from greenbench.contract.config import (
     SweepConfig,
     load_model,
+    parse,
 )
 from greenbench.contract.errors import UserError, nearest
+from greenbench.contract.launch import LaunchPlan
 from greenbench.sweep.child_processes import (
     call_json,
     python_module,
@@ -23,14 +25,14 @@ from greenbench.sweep.order import (
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A server start with what the launcher says of it: argv, env, model_path, refusals."""
+    """A server start, and how the launcher would start it."""
 
     start: ServerStart
-    launch: dict[str, Any]
+    launch: LaunchPlan
 
 
 def plan_sweep(sweep: SweepConfig, blocks: frozenset[int] | None = None) -> list[Plan]:
-    """Expand the sweep, or some repeats, and have the other rooms check every name. Raises UserError."""
+    """Expand the sweep, or some repeats, and have the other stages check every name. Raises UserError."""
     models = [load_model(name) for name in sweep.models]
     check_names(sweep, models)
     starts = [s for s in expand(sweep, models) if blocks is None or s.repeat in blocks]
@@ -38,7 +40,10 @@ def plan_sweep(sweep: SweepConfig, blocks: frozenset[int] | None = None) -> list
     check_tasks(sweep, tasks)
     check_window(sweep, models, {name: task["output_tokens"] for name, task in tasks.items()})
     requests = [start.request.model_dump(mode="json") for start in starts]
-    launches = call_json(python_module("servers", "plan"), requests)
+    launches = [
+        parse(LaunchPlan, launch, "python -m servers plan")
+        for launch in call_json(python_module("servers", "plan"), requests)
+    ]
     return [Plan(start, launch) for start, launch in zip(starts, launches, strict=True)]
 
 
@@ -64,9 +69,9 @@ def dtype_notes(plans: list[Plan]) -> list[str]:
     """A sentence for each dtype that ``auto`` chose: it is the same for all backends, by the CPU alone."""
     chosen: dict[str, list[str]] = {}
     for plan in plans:
-        dtype, request = plan.launch["dtype"], plan.start.request
-        if dtype["why"] is not None and request.server.base_url is None:
-            sentence = f"served in {dtype['name']} by every backend: {dtype['why']}"
+        dtype, request = plan.launch.dtype, plan.start.request
+        if dtype.why is not None and request.server.base_url is None:
+            sentence = f"served in {dtype.name} by every backend: {dtype.why}"
             chosen.setdefault(sentence, []).append(request.model.name)
     return [
         f"{', '.join(dict.fromkeys(models))} {'is' if len(set(models)) == 1 else 'are'} {sentence}"
@@ -76,11 +81,11 @@ def dtype_notes(plans: list[Plan]) -> list[str]:
 
 def split_refused(plans: list[Plan], skip: bool) -> tuple[list[Plan], dict[str, list[str]]]:
     """The plans that this host can run, and of the others the reasons by label."""
-    refused = {p.launch["label"]: p.launch["refusals"] for p in plans if p.launch["refusals"]}
+    refused = {p.launch.label: p.launch.refusals for p in plans if p.launch.refusals}
     if refused and not skip:
         label, reasons = next(iter(refused.items()))
         raise UserError(
             f"{label} cannot run on this host: {'; '.join(reasons)}. "
             "Take it out of the sweep, or pass --skip-refused to measure the others."
         )
-    return [plan for plan in plans if not plan.launch["refusals"]], refused
+    return [plan for plan in plans if not plan.launch.refusals], refused

@@ -4,19 +4,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from greenbench.contract import run_dir
 from greenbench.contract.clock import Anchor
-from greenbench.contract.config import LivePoint, PointConfig, dump_yaml
+from greenbench.contract.config import PointConfig
 from greenbench.contract.errors import UserError
-from greenbench.contract.manifest import (
-    Clock,
-    Code,
-    FileEntry,
-    Host,
-    Manifest,
-    Server,
+from greenbench.contract.manifest import Code, Host, Manifest, Server
+from greenbench.contract.new_run import (
+    NewRun,
+    Prompts,
+    Provenance,
+    clock_of,
+    file_entries,
+    point_hash,
 )
 from greenbench.contract.run_dir import JsonlWriter, RunDir
 from greenbench.contract.schema import Event
@@ -25,9 +25,8 @@ from greenbench.sweep.child_processes import (
     RecorderStage,
     ServerStage,
     StageError,
-    load_argv,
+    start_load,
 )
-from greenbench.sweep.order import point_hash
 from greenbench.sweep.provenance import hostname
 from greenbench.sweep.verdict import Faults, client_audit, count, judge, rows_of
 
@@ -46,17 +45,22 @@ class Origin:
     host: Host
     pid: int
 
+    def at(self, moment: Anchor) -> Provenance:
+        return Provenance(self.code, self.host, clock_of(moment, hostname()), self.pid)
+
 
 def run_point(
     origin: Origin,
     stage: ServerStage,
     server: Server,
     point: PointConfig,
-    prompts: tuple[Path, str],
+    prompts: Prompts,
     waiting: Callable[[], None],
 ) -> Manifest:
     """Measure one point on a ready server. Every ending but kill -9 leaves a final manifest."""
-    run, manifest = _create(origin, server, point, prompts)
+    now = Anchor.now()
+    new = NewRun(point, now.unix_ns, point_hash(point))
+    run, manifest = new.create(origin.sweep_dir, server, prompts, origin.at(now))
     log_start = stage.log_size()
     try:
         faults = _measure(run, stage, server, point, waiting)
@@ -64,51 +68,6 @@ def run_point(
         _finish(run, manifest, stage, log_start, Faults("stopped by Ctrl-C", ("interrupted",)))
         raise
     return _finish(run, manifest, stage, log_start, faults)
-
-
-def _create(
-    origin: Origin, server: Server, point: PointConfig, prompts: tuple[Path, str]
-) -> tuple[RunDir, Manifest]:
-    now = Anchor.now()
-    digest = point_hash(point)
-    run_id = run_dir.run_id(now.unix_ns, point.backend.label, point.workload, digest)
-    live = LivePoint(
-        point=point,
-        run_id=run_id,
-        base_url=server.base_url,
-        served_model=server.served_model,
-        prompts_path=str(prompts[0]),
-        prompts_sha256=prompts[1],
-        server_pid=server.pid,
-    )
-    manifest = Manifest(
-        run_id=run_id,
-        sweep=point.sweep,
-        config_hash=digest,
-        seed=point.seed,
-        created_unix_ns=now.unix_ns,
-        sweep_pid=origin.pid,
-        clock=Clock(unix_ns=now.unix_ns, mono_ns=now.mono_ns, host=hostname()),
-        code=origin.code,
-        host=origin.host,
-        server=server,
-        load=point.load.model_dump(mode="json"),
-        point=_point_facts(point),
-    )
-    return RunDir.create(origin.sweep_dir / run_id, manifest, dump_yaml(live)), manifest
-
-
-def _point_facts(point: PointConfig) -> dict[str, Any]:
-    return {
-        "model": point.model.name,
-        "backend": point.backend.label,
-        "task": point.task.name,
-        "context_tokens": point.context_tokens,
-        "load": point.load.label,
-        "repeat": point.repeat,
-        "arm": point.arm,
-        "slo": point.slo.model_dump(mode="json"),
-    }
 
 
 def _measure(
@@ -122,7 +81,7 @@ def _measure(
     load: Child | None = None
     try:
         recorder.wait_started()
-        load = Child(load_argv(point.load, run.path), run.logs_dir / "load.log", ends_with_us=True)
+        load = start_load(point.load, run)
         faults = _watch(load, stage, point, waiting)
         recorder_died = recorder.child.code is not None
     except StageError as error:
@@ -188,7 +147,7 @@ def _finish(
             "phases": _phases(run),
             "counts": count(rows),
             "client_audit": audit,
-            "files": _files(run),
+            "files": file_entries(run, _files(run)),
         }
     )
     run.write_manifest(final)
@@ -219,21 +178,13 @@ def _slice_server_log(run: RunDir, stage: ServerStage, start: int) -> None:
             (run.logs_dir / "server.log").write_bytes(log.read())
 
 
-def _files(run: RunDir) -> dict[str, FileEntry]:
-    found = (path for path in sorted(run.path.rglob("*")) if path.is_file())
-    return {
-        str(path.relative_to(run.path)): FileEntry(
-            rows=_line_count(path) if path.suffix == ".jsonl" else None,
-            sha256=run_dir.file_sha256(path),
-        )
-        for path in found
-        if path.name != run_dir.MANIFEST and run.derived_dir not in path.parents
-    }
-
-
-def _line_count(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
+def _files(run: RunDir) -> list[Path]:
+    """All that the run holds but its manifest and what an analysis derived."""
+    return [
+        path
+        for path in sorted(run.path.rglob("*"))
+        if path.is_file() and path.name != run_dir.MANIFEST and run.derived_dir not in path.parents
+    ]
 
 
 def finish_interrupted(run: RunDir) -> Manifest:

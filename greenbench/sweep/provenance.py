@@ -8,8 +8,8 @@ import subprocess
 from importlib import metadata
 
 from greenbench import __version__
-from greenbench.contract.config import ROOT
 from greenbench.contract.cpu import this_cpu
+from greenbench.contract.installation import CHECKOUT
 from greenbench.contract.manifest import Code, Gpu, Host
 
 PACKAGES = (
@@ -39,8 +39,8 @@ GPU_QUERY = "index,uuid,name,memory.total,power.limit,compute_cap,mig.mode.curre
 
 
 def code() -> Code:
-    sha = _run(["git", "-C", str(ROOT), "rev-parse", "HEAD"])
-    changes = _run(["git", "-C", str(ROOT), "status", "--porcelain"])
+    sha = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain")
     return Code(
         git_sha=sha.strip() if sha else None,
         dirty=None if changes is None or not sha else bool(changes.strip()),
@@ -48,6 +48,11 @@ def code() -> Code:
         python=platform.python_version(),
         packages={name: package_version(name) for name in PACKAGES},
     )
+
+
+def _git(*words: str) -> str | None:
+    """Of the checkout; None after ``pip install``, where a repository around it would be another's."""
+    return None if CHECKOUT is None else _run(["git", "-C", str(CHECKOUT), *words])
 
 
 def package_version(name: str) -> str | None:

@@ -21,6 +21,7 @@ from greenbench.contract.config import (
     dump_yaml,
 )
 from greenbench.contract.manifest import Manifest, Server
+from greenbench.contract.new_run import Prompts, point_hash
 from greenbench.contract.run_dir import RunDir, write_atomic
 from greenbench.sweep import provenance
 from greenbench.sweep.child_processes import (
@@ -31,12 +32,7 @@ from greenbench.sweep.child_processes import (
     python_module,
 )
 from greenbench.sweep.directory import complete_hashes, prepare_directory
-from greenbench.sweep.order import (
-    ServerStart,
-    point_hash,
-    prompt_file_name,
-    prompt_request,
-)
+from greenbench.sweep.order import ServerStart, prompt_file_name, prompt_request
 from greenbench.sweep.orphans import stop_orphans
 from greenbench.sweep.plan import Plan, dtype_notes, plan_sweep, split_refused
 from greenbench.sweep.point_run import Origin, run_point
@@ -78,7 +74,7 @@ def run_sweep(
     prepare_directory(out)
     write_atomic(out / "refused.json", json.dumps(refused, indent=1) + "\n")
     for label, reasons in refused.items():
-        view.note(f"left out {label}: {'; '.join(reasons)}")
+        view.note(f"skipped {label}: {'; '.join(reasons)}")
     for sentence in [*dtype_notes(plans), *stop_orphans(out)]:
         view.note(sentence)
     write_atomic(out / "sweep.yaml", dump_yaml(sweep))
@@ -132,7 +128,7 @@ def _run_points(
     stage: ServerStage,
     server: Server,
     points: list[PointConfig],
-    prompts: dict[str, tuple[Path, str]],
+    prompts: dict[str, Prompts],
     view: View,
     outcome: Outcome,
 ) -> None:
@@ -159,10 +155,8 @@ def build_model(request: ServerRequest) -> str:
     ).strip()
 
 
-def make_prompts(
-    sweep_dir: Path, points: list[PointConfig], model_path: str
-) -> dict[str, tuple[Path, str]]:
-    """Point hash → (prompt file, its sha256). Files of the same request are made once and kept."""
+def make_prompts(sweep_dir: Path, points: list[PointConfig], model_path: str) -> dict[str, Prompts]:
+    """Point hash → its prompt file. Files of the same request are made once and kept."""
     requests = {point_hash(point): prompt_request(point, model_path) for point in points}
     paths = {
         digest: sweep_dir / run_dir.PROMPTS_DIR / prompt_file_name(point, requests[digest])
@@ -173,7 +167,7 @@ def make_prompts(
     body = [{"request": request, "out": path} for path, request in jobs.items()]
     call(python_module("loadgen", "prompts"), body)
     sums = {path: run_dir.file_sha256(path) for path in set(paths.values())}
-    return {digest: (path, sums[path]) for digest, path in paths.items()}
+    return {digest: Prompts(str(path), sums[path]) for digest, path in paths.items()}
 
 
 def _record_idle(directory: Path, server: Server, start: ServerStart, view: View) -> None:

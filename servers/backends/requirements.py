@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from greenbench.contract.config import ServerConfig
+from greenbench.contract.installation import INSTALL_VLLM
 from servers.backends.host_facts import FEATURES, HostFacts, ModelFacts
 from servers.backends.registry import FP8, Backend
 
@@ -30,7 +31,7 @@ def refusals(case: Case) -> list[str]:
 def _vllm(case: Case) -> Iterator[str]:
     if case.host.vllm_build is None:
         python = case.host.vllm_python
-        yield f"vLLM is not installed in {python}; run `make setup` or set VLLM_PYTHON"
+        yield f"vLLM is not installed in {python}; {INSTALL_VLLM}"
 
 
 def _device(case: Case) -> Iterator[str]:
@@ -49,15 +50,15 @@ def _device(case: Case) -> Iterator[str]:
 
 
 def _capability(case: Case) -> Iterator[str]:
-    backend, found = case.backend, case.host.capability
-    if found is None or case.host.device != "cuda" or "cuda" not in backend.devices:
+    backend, has = case.backend, case.host.capability
+    if has is None or case.host.device != "cuda" or "cuda" not in backend.devices:
         return
-    card = f"{case.host.gpu_name} has {_dotted(found)}"
-    if backend.capability_min and found < backend.capability_min:
+    card = f"{case.host.gpu_name} has {_dotted(has)}"
+    if backend.capability_min and has < backend.capability_min:
         yield (
             f"{backend.name} needs compute capability {_dotted(backend.capability_min)} or newer, {card}"
         )
-    if backend.capability_max and found > backend.capability_max:
+    if backend.capability_max and has > backend.capability_max:
         yield (
             f"{backend.name} is built up to compute capability {_dotted(backend.capability_max)}, {card}"
         )
@@ -83,19 +84,19 @@ def _dtype(case: Case) -> Iterator[str]:
 
 
 def _kv_dtype(case: Case) -> Iterator[str]:
-    wanted, backend, found = case.server.kv_cache_dtype, case.backend, case.host.capability
+    wanted, backend, has = case.server.kv_cache_dtype, case.backend, case.host.capability
     if wanted not in backend.kv_dtypes and not (wanted == case.dtype != "auto"):
         yield f"{backend.name} reads a KV cache of {_or(backend.kv_dtypes)}, not of {wanted}"
     elif (
         wanted in FP8
         and backend.fp8_capability_majors is not None
-        and found is not None
-        and found[0] not in backend.fp8_capability_majors
+        and has is not None
+        and has[0] not in backend.fp8_capability_majors
     ):
         majors = _or([f"{major}.x" for major in backend.fp8_capability_majors])
         yield (
             f"{backend.name} reads an fp8 KV cache on compute capability {majors} only, "
-            f"{case.host.gpu_name} has {_dotted(found)}"
+            f"{case.host.gpu_name} has {_dotted(has)}"
         )
 
 

@@ -85,14 +85,14 @@ def boot_stages(log: str, started_unix_s: float, healthy_unix_s: float) -> dict[
 
 
 def flash_attention_version(log: str) -> int | None:
-    found = re.findall(r"Using FlashAttention version (\d+)", log)
-    return int(found[-1]) if found else None
+    versions = re.findall(r"Using FlashAttention version (\d+)", log)
+    return int(versions[-1]) if versions else None
 
 
 def changed_cudagraph_mode(log: str) -> str | None:
     """The CUDA graph mode vLLM took in place of the one asked for, with no more than a warning."""
-    found = re.findall(r"setting cudagraph_mode=(\w+)", log)
-    return found[-1] if found else None
+    modes = re.findall(r"setting cudagraph_mode=(\w+)", log)
+    return modes[-1] if modes else None
 
 
 def kv_memory_bytes(log: str) -> int | None:
@@ -106,11 +106,11 @@ def weights_bytes(log: str) -> int | None:
 
 
 def _gib(pattern: str, log: str) -> int | None:
-    found = re.search(pattern, log)
-    return round(float(found[1]) * 1024**3) if found else None
+    match = re.search(pattern, log)
+    return round(float(match[1]) * 1024**3) if match else None
 
 
 def operators(log: str) -> list[str]:
     """What backends of ours say computes their attention, e.g. ``SdpaImpl: flash kernel``; in order."""
-    found = re.findall(r"greenbench: (\w+) computes with ([^\n]+)", log)
-    return list(dict.fromkeys(f"{impl}: {operator.strip()}" for impl, operator in found))
+    lines = re.findall(r"greenbench: (\w+) computes with ([^\n]+)", log)
+    return list(dict.fromkeys(f"{impl}: {operator.strip()}" for impl, operator in lines))

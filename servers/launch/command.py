@@ -54,47 +54,46 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
+    """All that is decided of one server before its model is fetched; ``command`` writes it down."""
+
+    request: ServerRequest
     backend: Backend
     options: dict[str, int | float | str | bool]
-    command: Command
     refusals: list[str]
-    model_path: str
     max_model_len: int
     device: Device
     dtype: ServedDtype
 
 
-def plan(
-    request: ServerRequest,
-    host: HostFacts,
-    facts: ModelFacts,
-    model_path: str,
-    port: int | str,
-    vllm_python: str,
-    model_is_local: bool = True,
-) -> Plan:
+def plan(request: ServerRequest, host: HostFacts, facts: ModelFacts) -> Plan:
     """Work out one server. Unknown backend or option, or a window too long: UserError (see ``resolve``)."""
     backend, options = resolve(request.backend)
     dtype = served_dtype(request.model, request.server, host)
     case = Case(backend, host, facts, dtype.name, request.server)
     device = host.device if host.device in backend.devices else backend.devices[0]
     max_model_len = request.server.max_model_len or request.model.max_model_len
-    command = Command(
+    reasons = [*refusals(case), *_window_reasons(max_model_len, facts), *_flag_conflicts(request)]
+    return Plan(request, backend, options, reasons, max_model_len, device, dtype)
+
+
+def command(
+    plan: Plan, model_path: str, port: int | str, vllm_python: str, model_is_local: bool = True
+) -> Command:
+    request = plan.request
+    return Command(
         argv=[
             *(vllm_python, *ENTRY_POINT),
-            *_model_flags(request, model_path, dtype.name, max_model_len),
+            *_model_flags(plan, model_path),
             *("--host", "127.0.0.1", "--port", str(port)),
-            *_backend_flags(request, backend, device),
-            *_memory_flags(request, device),
+            *_backend_flags(plan),
+            *_memory_flags(plan),
             *_execution_flags(request.server.execution),
             *_observation_flags(request.server.iteration_log),
             *request.model.server_args,
             *request.server.extra_args,
         ],
-        env=_env(backend, options, model_is_local),
+        env=_env(plan.backend, plan.options, model_is_local),
     )
-    reasons = [*refusals(case), *_window_reasons(max_model_len, facts), *_flag_conflicts(request)]
-    return Plan(backend, options, command, reasons, model_path, max_model_len, device, dtype)
 
 
 def child_env(base: Mapping[str, str], pinned: Mapping[str, str]) -> dict[str, str]:
@@ -107,52 +106,51 @@ def recorded_env(base: Mapping[str, str], pinned: Mapping[str, str]) -> dict[str
     return {**{name: base[name] for name in RECORDED if name in base}, **pinned}
 
 
-def _model_flags(
-    request: ServerRequest, path: str, dtype: str, max_model_len: int
-) -> tuple[str, ...]:
+def _model_flags(plan: Plan, path: str) -> tuple[str, ...]:
+    request = plan.request
     return (
         *("--model", path),
         *("--served-model-name", request.model.name),
-        *("--dtype", dtype),
-        *("--max-model-len", str(max_model_len)),
+        *("--dtype", plan.dtype.name),
+        *("--max-model-len", str(plan.max_model_len)),
         *("--seed", str(request.server.seed)),
         *("--tensor-parallel-size", str(request.server.tensor_parallel)),
         *("--generation-config", "vllm"),  # a model's own sampling defaults would differ by model
     )
 
 
-def _backend_flags(request: ServerRequest, backend: Backend, device: Device) -> list[str]:
-    server = request.server
+def _backend_flags(plan: Plan) -> list[str]:
+    server, backend = plan.request.server, plan.backend
     flags = ["--attention-backend", backend.vllm_name]
     if backend.flash_attn_version is not None:
         flags += ["--attention-config.flash_attn_version", str(backend.flash_attn_version)]
     flags += ["--kv-cache-dtype", server.kv_cache_dtype]
-    flags += ["--block-size", str(server.block_size or backend.block_sizes[device])]
+    flags += ["--block-size", str(server.block_size or backend.block_sizes[plan.device])]
     flags += ["--max-num-seqs", str(server.max_num_seqs)]
     flags += ["--max-num-batched-tokens", str(server.max_num_batched_tokens)]
     prefix = "--enable-prefix-caching" if server.prefix_caching else "--no-enable-prefix-caching"
     return [*flags, "--enable-chunked-prefill", prefix]
 
 
-def _memory_flags(request: ServerRequest, device: Device) -> list[str]:
-    server = request.server
+def _memory_flags(plan: Plan) -> list[str]:
+    server = plan.request.server
     if server.num_gpu_blocks is not None:
         pool = ["--num-gpu-blocks-override", str(server.num_gpu_blocks)]
     else:
         pool = []
-    pool_bytes = kv_pool_bytes(request, device)
+    pool_bytes = kv_pool_bytes(plan)
     if pool_bytes is not None:  # not VLLM_CPU_KVCACHE_SPACE: that takes whole GiB, and the CPU only
         pool += ["--kv-cache-memory-bytes", str(pool_bytes)]
-    if device == "cpu":
+    if plan.device == "cpu":
         return pool
     # autotuning picks sampling and MoE kernels by timing them at boot: minutes, and another pick each time
     share = ["--gpu-memory-utilization", str(server.gpu_memory_utilization)]
     return [*pool, *share, "--no-enable-flashinfer-autotune"]
 
 
-def kv_pool_bytes(request: ServerRequest, device: Device) -> int | None:
+def kv_pool_bytes(plan: Plan) -> int | None:
     """What the KV pool is told to take; None: a GPU's share, measured by vLLM at boot."""
-    gib = request.server.kv_cache_gib or (CPU_KV_POOL_GIB if device == "cpu" else None)
+    gib = plan.request.server.kv_cache_gib or (CPU_KV_POOL_GIB if plan.device == "cpu" else None)
     return None if gib is None else int(gib * GIB)
 
 

@@ -1,18 +1,17 @@
 """What a running vLLM server says of itself over HTTP. Missing endpoints are None, never a guess."""
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 RPC_TIMEOUT_S = 60.0
 MODEL_INSPECTION = "model_inspection.txt"
 SERVER_INFO = "server_info.json"
-_CACHE_INFO = re.compile(r"^vllm:cache_config_info\{(.*)\} ", re.MULTILINE)
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+CACHE_INFO = "vllm:cache_config_info"  # a sample of /metrics whose labels are the settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +35,8 @@ class ServerSays:
 
     @property
     def kv_cache_tokens(self) -> int | None:
-        found = self.cache.get("kv_cache_size_tokens", "")
-        return int(found) if found.isdigit() else None
+        tokens = self.cache.get("kv_cache_size_tokens", "")
+        return int(tokens) if tokens.isdigit() else None
 
     def save(self, folder: Path) -> None:
         if self.trees is not None:
@@ -54,14 +53,25 @@ def ask(base_url: str) -> ServerSays:
         info = _json(client, "GET", "/server_info?config_format=json")
         version = _json(client, "GET", "/version")
         metrics = client.get("/metrics")
-    labels = _CACHE_INFO.search(metrics.text) if metrics.is_success else None
     return ServerSays(
         trees=[str(tree) for tree in inspection["results"]] if inspection else None,
         info=info,
         version=(version or {}).get("version"),
         served_models=models,
-        cache=dict(_LABEL.findall(labels[1])) if labels else {},
+        cache=cache_settings(metrics.text) if metrics.is_success else {},
     )
+
+
+def cache_settings(metrics: str) -> dict[str, str]:
+    """Labels of CACHE_INFO on a page of /metrics; empty where it has none, or is no such page."""
+    try:
+        for family in text_string_to_metric_families(metrics):
+            for sample in family.samples:
+                if sample.name == CACHE_INFO:
+                    return dict(sample.labels)
+    except ValueError:
+        return {}
+    return {}
 
 
 def _json(
@@ -72,7 +82,7 @@ def _json(
     if not response.is_success:
         return None
     try:
-        found = response.json()
+        body = response.json()
     except json.JSONDecodeError:
         return None
-    return found if isinstance(found, dict) else None
+    return body if isinstance(body, dict) else None

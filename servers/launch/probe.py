@@ -34,15 +34,15 @@ def probe(request: ServerRequest, out: Path) -> Server:
     served = request.server.served_model or next(iter(listed), "")
     if served not in listed:
         raise UserError(f"{base_url} serves {', '.join(listed) or 'no model'}, not '{served}'")
-    found = proof.judge(backend, says.trees, None)
+    proven = proof.judge(backend, says.trees, None)
     server = Server(
         server_id=out.name,
         requested_backend=request.backend.name,
         backend_options=options,
         exactness=backend.exactness,
-        observed_backend=found.observed_backend,
-        proof=found.verdict,
-        proof_detail=found.detail,
+        observed_backend=proven.observed_backend,
+        proof=proven.verdict,
+        proof_detail=proven.detail,
         model=request.model.name,
         model_path=str(listed[served].get("root") or request.model.path or ""),
         weights=request.model.weights,

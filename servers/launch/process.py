@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import psutil
 
-from greenbench.contract.config import ROOT
 from greenbench.contract.errors import UserError
+from greenbench.contract.installation import plugin_folder
 from servers.launch.boot_log import last_error
 
 TERM_GRACE_S = 12.0
@@ -26,7 +26,7 @@ class ServerDied(Exception):
 
 
 class ServerProcess:
-    """Owns the process group. Use as a context manager: leaving it stops the group, however it is left."""
+    """Owns the process group of one server. Whoever calls ``start`` calls ``stop``, however it ends."""
 
     def __init__(self, argv: list[str], env: Mapping[str, str], log_path: Path) -> None:
         self.log_path = log_path
@@ -39,19 +39,12 @@ class ServerProcess:
             self._process = subprocess.Popen(
                 self._argv,
                 env=self._env,
-                cwd=ROOT,  # so that the server can import our plugins however the project is installed
+                cwd=plugin_folder(),  # `-m` imports from there first
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-
-    def __enter__(self) -> "ServerProcess":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     @property
     def pid(self) -> int:
@@ -117,12 +110,12 @@ class ServerProcess:
 
 def _members(group: int) -> list[psutil.Process]:
     """The processes of the group and all descendants of its leader (workers may change their group)."""
-    found = {
+    members = {
         process.pid: process for process in psutil.process_iter() if _group(process.pid) == group
     }
     with suppress(psutil.NoSuchProcess):
-        found |= {child.pid: child for child in psutil.Process(group).children(recursive=True)}
-    return list(found.values())
+        members |= {child.pid: child for child in psutil.Process(group).children(recursive=True)}
+    return list(members.values())
 
 
 def _group(pid: int) -> int | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from greenbench.contract.manifest import ProofVerdict
-from servers.backends.registry import Backend
+from servers.backends.registry import FLASH_ATTENTION_IMPLS, Backend
 
 _LINE = re.compile(r"^(?P<indent> *)\([^)]*\): (?:(?P<times>\d+) x )?(?P<module>\w+)")
 _IMPL = re.compile(r"\bbackend=(\w+)")
@@ -77,7 +77,7 @@ def judge(backend: Backend, trees: list[str] | None, flash_attn_version: int | N
     if not built:
         return _without_attention(observed)
     label = _counted(observed.attention)
-    if flash_attn_version is not None and "FlashAttentionImpl" in built:
+    if flash_attn_version is not None and built & FLASH_ATTENTION_IMPLS:
         label += f" (FlashAttention {flash_attn_version})"
     strangers = built - set(backend.impls)
     if strangers:
@@ -85,8 +85,8 @@ def judge(backend: Backend, trees: list[str] | None, flash_attn_version: int | N
         says = f"{backend.name} builds {wanted}, and the server built {', '.join(sorted(built))}"
         return _proof("mismatch", label, observed, flash_attn_version, says)
     if backend.flash_attn_version is not None and flash_attn_version != backend.flash_attn_version:
-        found = flash_attn_version or "no version"
-        says = f"{backend.name} wants FlashAttention {backend.flash_attn_version}, the log names {found}"
+        named = flash_attn_version or "no version"
+        says = f"{backend.name} wants FlashAttention {backend.flash_attn_version}, the log names {named}"
         verdict = "unproven" if flash_attn_version is None else "mismatch"
         return _proof(verdict, label, observed, flash_attn_version, says)
     says = f"the model was built with {label}"

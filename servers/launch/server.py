@@ -5,13 +5,14 @@ The order matters: everything a person can get wrong is checked before anything 
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
 from greenbench.contract import hub
+from greenbench.contract.clock import Anchor
 from greenbench.contract.config import ServerRequest
 from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Server
@@ -19,8 +20,10 @@ from servers.backends.host_facts import HostFacts, model_facts
 from servers.launch import boot_log, inspect, proof, smoke
 from servers.launch.command import (
     CUDAGRAPH_MODES,
+    Command,
     Plan,
     child_env,
+    command,
     kv_pool_bytes,
     plan,
     recorded_env,
@@ -28,11 +31,12 @@ from servers.launch.command import (
 from servers.launch.inspect import ServerSays
 from servers.launch.process import ServerDied, ServerProcess, pick_port
 from servers.launch.state_file import SERVER_LOG, StateFile
-from servers.models.store import ensure_model, missing, model_path, weights_bytes
+from servers.models.store import ensure_model, missing, weights_bytes
 
 BOOT_FAILED = 1
 DIED_SERVING = 3
 TIME_TO_DIE_S = 3.0
+NS = 1_000_000_000
 
 
 class Stopped(SystemExit):
@@ -47,8 +51,8 @@ class Stopped(SystemExit):
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What is read at the edge, once: nothing below looks at the machine or its environment."""
+class LaunchContext:
+    """The machine and its environment, read once; nothing below looks at them again."""
 
     host: HostFacts
     vllm_python: str
@@ -56,13 +60,16 @@ class Surroundings:
     env: Mapping[str, str]
 
 
-def planned(request: ServerRequest, around: Surroundings, port: int | str) -> Plan:
-    path = model_path(request.model, around.cache)
-    facts = model_facts(request.model)
-    found = plan(request, around.host, facts, path, port, around.vllm_python, not hub.is_id(path))
-    if reason := missing(request.model):
-        found.refusals.append(reason)
-    return found
+def planned(request: ServerRequest, context: LaunchContext) -> Plan:
+    """The plan of one server on this machine; that its model is missing is one of the refusals."""
+    made = plan(request, context.host, model_facts(request.model))
+    absent = missing(request.model)
+    return replace(made, refusals=[*made.refusals, absent]) if absent else made
+
+
+def command_of(made: Plan, path: str, port: int | str, context: LaunchContext) -> Command:
+    """The plan as argv and environment. ``path``: the model's folder, or an id that is not fetched yet."""
+    return command(made, path, port, context.vllm_python, model_is_local=not hub.is_id(path))
 
 
 class BootFailed(Exception):
@@ -70,10 +77,10 @@ class BootFailed(Exception):
 
 
 def serve(
-    request: ServerRequest, out: Path, around: Surroundings, say: Callable[[str], None]
+    request: ServerRequest, out: Path, context: LaunchContext, say: Callable[[str], None]
 ) -> int:
     """Run one server until it is told to end. Returns the exit code; bad input raises UserError."""
-    launch = Launch(request, out, around, say)
+    launch = Launch(request, out, context, say)
     try:
         with launch:
             launch.boot()
@@ -95,26 +102,32 @@ class Launch:
     """
 
     def __init__(
-        self, request: ServerRequest, out: Path, around: Surroundings, say: Callable[[str], None]
+        self,
+        request: ServerRequest,
+        out: Path,
+        context: LaunchContext,
+        say: Callable[[str], None],
     ) -> None:
-        self._request = request
         self._say = say
         port = pick_port(request.server.port)
-        if refusals := planned(request, around, port).refusals:
-            raise UserError("; ".join(refusals))
-        ensure_model(request.model, around.cache, around.vllm_python, child_env(around.env, {}))
-        self.plan = planned(request, around, port)  # a model of the hub has its folder only now
-        self.state = StateFile(out, _described(request, self.plan, out, port, around))
-        command = self.plan.command
-        env = child_env(around.env, command.env)
-        self.process = ServerProcess(command.argv, env, out / SERVER_LOG)
-        self._started_s = 0.0
+        self.plan = planned(request, context)
+        if self.plan.refusals:
+            raise UserError("; ".join(self.plan.refusals))
+        env = child_env(context.env, {})
+        self.model_path = ensure_model(request.model, context.cache, context.vllm_python, env)
+        ours = command_of(self.plan, self.model_path, port, context)
+        server = _described(self.plan, ours, self.model_path, port, out, context)
+        self.state = StateFile(out, server)
+        env = child_env(context.env, ours.env)
+        self.process = ServerProcess(ours.argv, env, out / SERVER_LOG)
+        self._started = Anchor.now()
 
     def __enter__(self) -> Self:
         self.state.create()
-        self._started_s = time.monotonic()
-        name, log = self.plan.backend.name, self.process.log_path
-        self._say(f"booting {name} with {self._request.model.name} in {self.plan.dtype}, log {log}")
+        self._started = Anchor.now()
+        plan, log = self.plan, self.process.log_path
+        model = plan.request.model.name
+        self._say(f"booting {plan.backend.name} with {model} in {plan.dtype}, log {log}")
         try:
             self.process.start()
             self.state.write("booting", pid=self.process.pid, pid_created_s=self.process.created_s)
@@ -159,45 +172,72 @@ class Launch:
             raise BootFailed(str(error)) from error
 
     def _boot(self) -> Server:
-        request, plan, process = self._request, self.plan, self.process
-        deadline = self._started_s + request.server.boot_timeout_s
-        base_url = self.state.server.base_url
-        process.wait_healthy(base_url, deadline)
-        healthy_s, healthy_unix_s = time.monotonic(), time.time()
-        _smoke(request, plan, process, base_url, deadline)
-        smoked_s = time.monotonic()
+        plan, process, base_url = self.plan, self.process, self.state.server.base_url
+        deadline_s = self._started.mono_ns / NS + plan.request.server.boot_timeout_s
+        process.wait_healthy(base_url, deadline_s)
+        healthy = Anchor.now()
+        _smoke(plan, process, base_url, deadline_s)
+        smoked_ns = time.monotonic_ns()
         says = _ask(process, base_url)
         says.save(self.state.folder)
         log = process.log()
-        found = proof.judge(plan.backend, says.trees, boot_log.flash_attention_version(log))
-        facts = _observed(request, plan, says, log, found)
-        self.state.describe(**facts)
-        if found.verdict == "mismatch":
-            raise BootFailed(f"Another attention backend runs than was asked for: {found.sentence}")
-        _check_execution(request.server.execution, boot_log.changed_cudagraph_mode(log))
-        ready_s = time.monotonic()
-        started_unix_s = healthy_unix_s - (healthy_s - self._started_s)
+        proven = proof.judge(plan.backend, says.trees, boot_log.flash_attention_version(log))
+        self.state.describe(**self._observed(says, log, proven))
+        if proven.verdict == "mismatch":
+            raise BootFailed(
+                f"Another attention backend runs than was asked for: {proven.sentence}"
+            )
+        _check_execution(plan.request.server.execution, boot_log.changed_cudagraph_mode(log))
+        ready_ns = time.monotonic_ns()
         stages = {
-            **boot_log.boot_stages(log, started_unix_s, healthy_unix_s),
-            "smoke": smoked_s - healthy_s,
-            "proof": ready_s - smoked_s,
+            **boot_log.boot_stages(
+                log, healthy.to_unix_ns(self._started.mono_ns) / NS, healthy.unix_ns / NS
+            ),
+            "smoke": (smoked_ns - healthy.mono_ns) / NS,
+            "proof": (ready_ns - smoked_ns) / NS,
         }
-        detail = {
-            **found.detail,
-            "operators": boot_log.operators(log),
-            "log_offset_ready": process.log_path.stat().st_size,
-        }
+        self._ready(proven, boot_log.operators(log), ready_ns, stages)
+        return self.state.server
+
+    def _ready(
+        self, proven: proof.Proof, operators: list[str], ready_ns: int, stages_s: dict[str, float]
+    ) -> None:
+        ready_s = (ready_ns - self._started.mono_ns) / NS
         self.state.write(
             "ready",
-            proof_detail=detail,
-            ready_s=ready_s - self._started_s,
-            boot_stages_s=stages,
+            proof_detail={
+                **proven.detail,
+                "operators": operators,
+                "log_offset_ready": self.process.log_path.stat().st_size,
+            },
+            ready_s=ready_s,
+            boot_stages_s=stages_s,
         )
-        seconds = f"{ready_s - self._started_s:.1f} s"
-        proven = "; ".join([found.sentence, *detail["operators"]])
-        where = ", ".join(f"{stage} {took:.0f}" for stage, took in stages.items())
-        self._say(f"ready at {base_url} in {seconds} ({where}); {found.verdict}: {proven}")
-        return self.state.server
+        took = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in stages_s.items())
+        sentence = "; ".join([proven.sentence, *operators])
+        self._say(
+            f"ready at {self.state.server.base_url} in {ready_s:.1f} s ({took}); "
+            f"{proven.verdict}: {sentence}"
+        )
+
+    def _observed(self, says: ServerSays, log: str, proven: proof.Proof) -> dict[str, Any]:
+        dtype = says.dtype or self.plan.dtype.name
+        fixed_pool = self.plan.request.server.num_gpu_blocks is not None
+        pool_bytes = kv_pool_bytes(self.plan) or boot_log.kv_memory_bytes(log)
+        has_attention = proven.detail["attention_layers"] != {}
+        return {
+            "observed_backend": proven.observed_backend,
+            "proof": proven.verdict,
+            "proof_detail": proven.detail,
+            "dtype": dtype,
+            "vllm_version": says.version,
+            "async_scheduling": says.async_scheduling,
+            # without attention a request's state has one size at any length: tokens say nothing then
+            "kv_cache_tokens": says.kv_cache_tokens if has_attention else None,
+            "kv_cache_bytes": None if fixed_pool else pool_bytes,
+            "weights_bytes": boot_log.weights_bytes(log)
+            or weights_bytes(Path(self.model_path), dtype),
+        }
 
 
 def _check_execution(execution: str, changed_to: str | None) -> None:
@@ -205,23 +245,16 @@ def _check_execution(execution: str, changed_to: str | None) -> None:
     if changed_to is not None and changed_to != wanted:
         raise BootFailed(
             f"execution '{execution}' was asked for, and vLLM changed it to {changed_to}; "
-            "ask for one that all arms can run"
+            "ask for one that all backends can run"
         )
 
 
-def _smoke(
-    request: ServerRequest, plan: Plan, process: ServerProcess, base_url: str, deadline: float
-) -> None:
-    left_s = max(1.0, deadline - time.monotonic())
+def _smoke(plan: Plan, process: ServerProcess, base_url: str, deadline_s: float) -> None:
+    left_s = max(1.0, deadline_s - time.monotonic())
+    step_tokens = plan.request.server.max_num_batched_tokens
+    lengths = smoke.prompt_lengths(plan.max_model_len, step_tokens, plan.device)
     try:
-        smoke.run(
-            base_url,
-            request.model.name,
-            smoke.prompt_lengths(
-                plan.max_model_len, request.server.max_num_batched_tokens, plan.device
-            ),
-            left_s,
-        )
+        smoke.run(base_url, plan.request.model.name, lengths, left_s)
     except smoke.SmokeFailure as failure:
         _give_time_to_die(process)
         cause = boot_log.last_error(process.log())
@@ -246,36 +279,17 @@ def _give_time_to_die(process: ServerProcess) -> None:
         time.sleep(0.1)
 
 
-def _observed(
-    request: ServerRequest, plan: Plan, says: ServerSays, log: str, found: proof.Proof
-) -> dict[str, Any]:
-    dtype = says.dtype or plan.dtype.name
-    fixed_pool = request.server.num_gpu_blocks is not None
-    pool_bytes = kv_pool_bytes(request, plan.device)
-    return {
-        "observed_backend": found.observed_backend,
-        "proof": found.verdict,
-        "proof_detail": found.detail,
-        "dtype": dtype,
-        "vllm_version": says.version,
-        "async_scheduling": says.async_scheduling,
-        # without attention a request's state has one size at any length: tokens say nothing then
-        "kv_cache_tokens": says.kv_cache_tokens if found.detail["attention_layers"] != {} else None,
-        "kv_cache_bytes": None if fixed_pool else pool_bytes or boot_log.kv_memory_bytes(log),
-        "weights_bytes": boot_log.weights_bytes(log) or weights_bytes(Path(plan.model_path), dtype),
-    }
-
-
 def _described(
-    request: ServerRequest, plan: Plan, out: Path, port: int, around: Surroundings
+    plan: Plan, command: Command, model_path: str, port: int, out: Path, context: LaunchContext
 ) -> Server:
+    request = plan.request
     return Server(
         server_id=out.name,
         requested_backend=request.backend.name,
         backend_options=plan.options,
         exactness=plan.backend.exactness,
         model=request.model.name,
-        model_path=plan.model_path,
+        model_path=model_path,
         weights=request.model.weights,
         dtype=plan.dtype.name,
         dtype_why=plan.dtype.why,
@@ -285,7 +299,7 @@ def _described(
         max_model_len=plan.max_model_len,
         base_url=f"http://127.0.0.1:{port}",
         served_model=request.model.name,
-        argv=plan.command.argv,
-        env=recorded_env(around.env, plan.command.env),
-        vllm_version=around.host.vllm_version,
+        argv=command.argv,
+        env=recorded_env(context.env, command.env),
+        vllm_version=context.host.vllm_version,
     )

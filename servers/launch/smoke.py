@@ -36,12 +36,12 @@ def prompt_lengths(max_model_len: int, max_num_batched_tokens: int, device: Devi
     return sorted({min(length, longest) for length in wanted})
 
 
-def run(base_url: str, model: str, lengths: list[int], timeout_s: float) -> int:
-    """Send all; returns how many were answered. The first wrong answer raises SmokeFailure."""
-    return asyncio.run(_run(base_url, model, lengths, timeout_s))
+def run(base_url: str, model: str, lengths: list[int], timeout_s: float) -> None:
+    """Send all. The first wrong answer raises SmokeFailure."""
+    asyncio.run(_run(base_url, model, lengths, timeout_s))
 
 
-async def _run(base_url: str, model: str, lengths: list[int], timeout_s: float) -> int:
+async def _run(base_url: str, model: str, lengths: list[int], timeout_s: float) -> None:
     async with httpx.AsyncClient(
         base_url=base_url, timeout=timeout_s, limits=httpx.Limits(), trust_env=False
     ) as client:
@@ -55,7 +55,6 @@ async def _run(base_url: str, model: str, lengths: list[int], timeout_s: float) 
         ]
         await asyncio.gather(*together)
         await client.post("/reset_prefix_cache")  # 404 outside dev mode: nothing to reset then
-    return 2 + len(together)
 
 
 async def _tokens(client: httpx.AsyncClient, model: str) -> list[int]:
@@ -90,8 +89,8 @@ async def _complete(
     if response.is_error:
         raise SmokeFailure(f"{what} got HTTP {response.status_code}: {response.text[:200]}")
     usage = response.json()["usage"]
-    found = (usage["prompt_tokens"], usage["completion_tokens"])
-    if found != (len(prompt), OUTPUT_TOKENS):
+    counted = (usage["prompt_tokens"], usage["completion_tokens"])
+    if counted != (len(prompt), OUTPUT_TOKENS):
         raise SmokeFailure(
-            f"{what} asked for {OUTPUT_TOKENS} tokens; the server counted {found[0]} in, {found[1]} out"
+            f"{what} asked for {OUTPUT_TOKENS} tokens; the server counted {counted[0]} in, {counted[1]} out"
         )

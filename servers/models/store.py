@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from greenbench.contract import hub
-from greenbench.contract.config import ROOT, BuiltModel, ModelConfig
+from greenbench.contract.config import BuiltModel, ModelConfig
 from greenbench.contract.errors import UserError
+from greenbench.contract.installation import plugin_folder
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STORED_FLOAT_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-BUILDER_VERSION = 2  # raise when model_builder makes other bytes from the same config and seed
+BUILDER_VERSION = 2  # raise when the builder makes other bytes from the same config and seed
 
 
 def build_hash(build: BuiltModel) -> str:
@@ -31,8 +32,8 @@ def model_path(model: ModelConfig, cache: Path) -> str:
     """The folder that vLLM is given: a built model's may not exist yet; the id of one not fetched yet."""
     if model.build is None:
         assert model.path is not None
-        found = hub.folder(model.path) if hub.is_id(model.path) else None
-        return str(found or model.path)
+        folder = hub.folder(model.path) if hub.is_id(model.path) else None
+        return str(folder or model.path)
     return str(cache / "models" / f"{model.name}-{build_hash(model.build)}")
 
 
@@ -65,7 +66,7 @@ def _build(build: BuiltModel, folder: Path, vllm_python: str, env: Mapping[str, 
     order = json.dumps({**build.model_dump(mode="json"), "folder": str(folder)})
     done = subprocess.run(
         [vllm_python, "-m", "servers.models.builder"],
-        input=order, text=True, capture_output=True, cwd=ROOT, env=dict(env), check=False,
+        input=order, text=True, capture_output=True, cwd=plugin_folder(), env=dict(env), check=False,
     )  # fmt: skip
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["(it printed nothing)"]

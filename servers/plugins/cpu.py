@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from vllm.platforms import cpu_platform_plugin
+from vllm.platforms.interface import DeviceCapability
 from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 # backend's server differs from CPU_ATTN's in the attention class alone
 _STOCK = cpu_platform_plugin()
 assert _STOCK is not None, "imported only where vLLM is a CPU build"
+NO_CAPABILITY = DeviceCapability(0, 0)  # a CPU's: less than any that a backend asks for
 StockCpuPlatform = resolve_obj_by_qualname(_STOCK)
 
 
@@ -35,7 +37,7 @@ class CustomCpuPlatform(StockCpuPlatform):
             )
         backend = AttentionBackendEnum.CUSTOM.get_class()
         reasons = backend.validate_configuration(
-            **attn_selector_config._asdict(), device_capability=None
+            **attn_selector_config._asdict(), device_capability=NO_CAPABILITY
         )
         if reasons:
             raise UserError(f"{backend.__name__} cannot serve this model: {', '.join(reasons)}")

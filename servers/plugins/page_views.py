@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from servers.plugins.cache import gather_pages, split_kv
-from servers.plugins.step import Attend, Batch, StepImpl
-from servers.plugins.tiles import Tile, by_kv_head, per_query_head, plan_tiles, tokens_first
+from servers.plugins.plan import Call, Heads, Plan, Tensors
+from servers.plugins.step import Batch
+from servers.plugins.tiles import by_kv_head, grouped, per_query_head, plan_tiles, tokens_first
 from servers.plugins.visibility import Visibility
 
 OPERATOR = "aten::_scaled_dot_product_flash_attention_for_cpu"
@@ -86,32 +87,25 @@ class Decode:
     )  # [requests, most parts] into the parts in call order; None: one request
     padded: bool  # ``parts`` points past the end where a request has fewer
 
-    def __call__(
-        self,
-        impl: StepImpl,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        cache: torch.Tensor,
-        output: torch.Tensor,
-    ) -> None:
-        grouped = query[self.rows].unflatten(1, (impl.num_kv_heads, impl.group))
-        calls = [(grouped[run.owners], cache[run.first : run.stop]) for run in self.runs]
+    def __call__(self, heads: Heads, at: Tensors) -> None:
+        cache, query = at.cache, grouped(at.query[self.rows], heads)
+        calls = [(query[run.owners], cache[run.first : run.stop]) for run in self.runs]
         if self.scattered is not None:
             pages = cache.index_select(0, self.scattered.blocks)
-            calls.append((grouped[self.scattered.owners], pages))
+            calls.append((query[self.scattered.owners], pages))
         calls += [
             (
-                grouped[piece.owner : piece.owner + 1],
+                query[piece.owner : piece.owner + 1],
                 cache[piece.block : piece.block + 1, :, piece.start : piece.stop],
             )
             for piece in self.pieces
         ]
-        done = [_flash(q, *split_kv(pages), scale=impl.scale) for q, pages in calls]
+        done = [_flash(q, *split_kv(pages), scale=heads.scale) for q, pages in calls]
         if self.padded:
             like, weight = done[0][0][:1], done[0][1][:1]
             done.append((torch.zeros_like(like), torch.full_like(weight, -torch.inf)))
-        output[self.rows] = join_parts(done, self.parts).flatten(1, 2).to(output.dtype)
+        joined = join_parts(done, self.parts)
+        at.output[self.rows] = joined.flatten(1, 2).to(at.output.dtype)
 
 
 def join_parts(
@@ -186,28 +180,22 @@ class Chunk:
     context: torch.Tensor | None  # blocks [pages]
     context_tokens: int
 
-    def __call__(
-        self,
-        impl: StepImpl,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        cache: torch.Tensor,
-        output: torch.Tensor,
-    ) -> None:
+    def __call__(self, heads: Heads, at: Tensors) -> None:
         rows = slice(self.row, self.stop_row)
-        grouped = by_kv_head(query[rows], impl)
-        keys, values = (per_query_head(fresh[rows].transpose(0, 1), impl) for fresh in (key, value))
-        own, own_sum = _flash(grouped, keys, values, is_causal=True, scale=impl.scale)
+        query = by_kv_head(at.query[rows], heads)
+        keys, values = (
+            per_query_head(fresh[rows].transpose(0, 1), heads) for fresh in (at.key, at.value)
+        )
+        own, own_sum = _flash(query, keys, values, is_causal=True, scale=heads.scale)
         if self.context is not None:
             # Copied: as views, every page would have an output as long as the chunk. It is 0.5 % of the time
             # of 2,048 queries on 5,000 cached tokens.
-            pages = gather_pages(cache, self.context)[:, : self.context_tokens]
-            keys, values = (per_query_head(part, impl) for part in split_kv(pages))
-            past, past_sum = _flash(grouped, keys, values, scale=impl.scale)
+            pages = gather_pages(at.cache, self.context)[:, : self.context_tokens]
+            keys, values = (per_query_head(part, heads) for part in split_kv(pages))
+            past, past_sum = _flash(query, keys, values, scale=heads.scale)
             share = torch.sigmoid(past_sum - own_sum).unsqueeze(-1)
             own = torch.lerp(own.float(), past.float(), share)
-        output[rows] = tokens_first(own)
+        at.output[rows] = tokens_first(own)
 
 
 def plan_chunk(batch: Batch, request: int) -> Chunk:
@@ -217,28 +205,13 @@ def plan_chunk(batch: Batch, request: int) -> Chunk:
     return Chunk(row, stop_row, batch.table[request, :pages] if context else None, context)
 
 
-def plan_page_views(batch: Batch, visibility: Visibility, device: torch.device) -> Attend:
+def plan_page_views(batch: Batch, visibility: Visibility, device: torch.device) -> Plan:
     """The whole step on the CPU."""
-    single = [request for request, count in enumerate(batch.query_lens) if count == 1]
-    calls: list[Chunk | Decode] = [plan_decode(batch, single, visibility)] if single else []
-    tiles: list[Tile] = []
-    for request, count in enumerate(batch.query_lens):
-        if count > 1 and visibility.is_causal(batch.lengths[request]):
+    single, longer = batch.by_length()
+    calls: list[Call] = [plan_decode(batch, single, visibility)] if single else []
+    for request in longer:
+        if visibility.is_causal(batch.lengths[request]):
             calls.append(plan_chunk(batch, request))
-        elif count > 1:
-            tiles += plan_tiles(batch, request, visibility, device)
-
-    def attend(
-        impl: StepImpl,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        cache: torch.Tensor,
-        output: torch.Tensor,
-    ) -> None:
-        for call in calls:
-            call(impl, query, key, value, cache, output)
-        for tile in tiles:
-            tile(impl, query, cache, output)
-
-    return attend
+        else:
+            calls += plan_tiles(batch, request, visibility, device)
+    return Plan(calls)

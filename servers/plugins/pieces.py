@@ -6,16 +6,16 @@ shorter sequences, and what these give is joined by their log-sum-exps, as exact
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from types import SimpleNamespace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from vllm.logger import init_logger
 
-from servers.plugins.varlen_call import PAGE_MULTIPLE, Sequences, by_group
+from servers.plugins.cache import split_kv
+from servers.plugins.plan import Heads, Tensors
+from servers.plugins.varlen_call import PAGE_MULTIPLE, Kernel, Sequences, by_group
 
 logger = init_logger("vllm.plugins.greenbench")
 
@@ -60,12 +60,13 @@ class Pieces:
     empty: torch.Tensor | None  # bool [requests, most, 1, 1]; None where no piece is
 
     @classmethod
-    def of(cls, found: Cut, table: torch.Tensor, page: int) -> "Pieces":
+    def of(cls, kernel: Kernel, found: Cut, table: torch.Tensor, page: int) -> "Pieces":
         """``table`` int32 [requests, pages] on the device; entries past a length are never read."""
         device, requests, pages = table.device, len(table), found.span // page
         lengths = torch.tensor(found.lengths, dtype=torch.int32).to(device, non_blocking=True)
         columns = torch.arange(found.most * pages, device=device).clamp(max=table.shape[1] - 1)
         sequences = Sequences.of(
+            kernel,
             query_starts=torch.arange(len(found.lengths) + 1, dtype=torch.int32, device=device),
             lengths=lengths,
             table=table.index_select(1, columns).view(requests * found.most, pages),
@@ -78,53 +79,57 @@ class Pieces:
             empty = (lengths == 0).view(requests, found.most, 1, 1)
         return cls(requests, found.most, sequences, empty)
 
-    def __call__(
-        self,
-        kernel: Callable[..., torch.Tensor],
-        impl: Any,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        output: torch.Tensor,
-    ) -> None:
-        count, most, heads, group = self.count, self.most, impl.num_kv_heads, impl.group
-        grouped = by_group(query[:count], heads, group)
-        rows = grouped.unsqueeze(1).expand(-1, most, -1, -1, -1).flatten(0, 2)
+    def __call__(self, heads: Heads, at: Tensors) -> None:
+        count, most, group = self.count, self.most, heads.group
+        keys, values = split_kv(at.cache)
+        query = by_group(at.query[:count], heads).unsqueeze(1)
+        rows = query.expand(-1, most, -1, -1, -1).flatten(0, 2)
         # what an empty piece leaves there has no weight, and must be a number
         parts = torch.empty_like(rows) if self.empty is None else torch.zeros_like(rows)
-        lse = self.sequences.attend(kernel, impl.scale, parts, rows, keys, values, group)
-        lse = lse.view(heads, count, most, group).permute(1, 2, 3, 0)
+        lse = self.sequences.attend(heads.scale, parts, rows, keys, values, group)
+        lse = lse.view(heads.num_kv_heads, count, most, group).permute(1, 2, 3, 0)
         if self.empty is not None:
             lse = lse.masked_fill(self.empty, -torch.inf)
-        weighted = parts.view(count, most, group, heads, -1) * lse.softmax(1).unsqueeze(-1)
-        by_group(output[:count], heads, group).copy_(weighted.sum(1))
+        parts = parts.view(count, most, group, heads.num_kv_heads, -1)
+        joined = (parts * lse.softmax(1).unsqueeze(-1)).sum(1)
+        by_group(at.output[:count], heads).copy_(joined)
+
+
+class Sample(NamedTuple):
+    """The heads that ``joining_works`` tries."""
+
+    num_kv_heads: int = 2
+    group: int = 2
+    scale: float = 0.125
 
 
 @cache
-def joining_works(kernel: Callable[..., torch.Tensor], device: torch.device) -> bool:
+def joining_works(kernel: Kernel, device: torch.device) -> bool:
     """Whether pieces give what whole sequences give, by this very operator. Asked once a process.
 
     The form of its log-sum-exps is documented for one PyTorch; another may return them otherwise.
     """
-    lengths, impl = [700, 300], SimpleNamespace(num_kv_heads=2, group=2, scale=0.125)
-    shape = (4, PAGE_MULTIPLE, impl.num_kv_heads, 64)
+    page, heads = PAGE_MULTIPLE, Sample()
+    whole = Cut(span=3 * page, most=1, lengths=[700, 300])
+    pieces = cut(whole.lengths, page, page, worth_tokens=0)
+    assert pieces is not None, "700 tokens are more than a page"
     made = torch.Generator().manual_seed(1)
 
     def random(*size: int) -> torch.Tensor:
         return torch.randn(*size, generator=made).to(device, torch.bfloat16)
 
     # sharp queries: pieces then differ in weight, and a wrong weight shows
-    query, keys, values = 3 * random(2, 4, 64), random(*shape), random(*shape)
+    query = 3 * random(2, heads.num_kv_heads * heads.group, 64)
+    pages = random(4, page, heads.num_kv_heads, 2 * 64)
     table = torch.tensor([[0, 1, 2], [3, 0, 0]], dtype=torch.int32, device=device)
     results = []
-    whole, page = Cut(3 * PAGE_MULTIPLE, 1, lengths), PAGE_MULTIPLE
-    for found in (whole, cut(lengths, page, page, worth_tokens=0)):
-        output = torch.full_like(query, torch.nan)
+    for found in (whole, pieces):
+        at = Tensors(query, query, query, pages, torch.full_like(query, torch.nan))
         try:
-            Pieces.of(found, table, page)(kernel, impl, query, keys, values, output)
+            Pieces.of(kernel, found, table, page)(heads, at)
         except RuntimeError:  # log-sum-exps of another shape
             break
-        results.append(output.float())
+        results.append(at.output.float())
     works = len(results) == 2 and bool((results[0] - results[1]).abs().max() < TOLERANCE)
     if not works:
         logger.warning_once(

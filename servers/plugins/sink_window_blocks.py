@@ -7,7 +7,7 @@ manager: the scheduler's process learns of the class only by unpickling the spec
 """
 
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, Self
 
 import vllm
@@ -19,6 +19,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, replace_a
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
 from greenbench.contract.errors import UserError
+from servers.plugins.step import visibility_of
 from servers.plugins.visibility import Visibility
 
 VLLM_SERIES = "0.32."
@@ -68,6 +69,7 @@ class SinkWindowManager(FullAttentionManager):
         )
 
 
+@cache  # once a process, whatever the number of its layers
 def free_unseen_blocks(seen: Visibility) -> None:
     """From now on this process's sink_window layers ask vLLM for the freeing manager."""
     if not vllm.__version__.startswith(VLLM_SERIES):
@@ -76,13 +78,11 @@ def free_unseen_blocks(seen: Visibility) -> None:
             "serve with free_blocks=false"
         )
     stock = Attention.get_kv_cache_spec
-    if hasattr(stock, "sink_window"):
-        return
 
     @wraps(stock)
-    def get_kv_cache_spec(layer: Attention, vllm_config: VllmConfig) -> KVCacheSpec | None:
-        spec = stock(layer, vllm_config)
-        if layer.impl.visibility != seen or not isinstance(spec, FullAttentionSpec):
+    def get_kv_cache_spec(self: Attention, vllm_config: VllmConfig) -> KVCacheSpec | None:
+        spec = stock(self, vllm_config)
+        if visibility_of(self) != seen or not isinstance(spec, FullAttentionSpec):
             raise UserError(
                 "sink_window: free_blocks wants every attention layer to be sink_window's"
             )
@@ -95,7 +95,6 @@ def free_unseen_blocks(seen: Visibility) -> None:
             max_model_len=vllm_config.model_config.max_model_len,
         )
 
-    get_kv_cache_spec.sink_window = seen  # type: ignore[attr-defined]
     Attention.get_kv_cache_spec = get_kv_cache_spec
 
 

@@ -16,6 +16,7 @@ from vllm.v1.attention.backend import (
     AttentionBackend,
     AttentionCGSupport,
     AttentionImpl,
+    AttentionMetadata,
     AttentionMetadataBuilder,
     AttentionType,
     CommonAttentionMetadata,
@@ -26,6 +27,7 @@ from vllm.v1.kv_cache_interface import AttentionSpec
 from greenbench.contract.errors import UserError
 from servers.plugins.cache import KernelWrite, ScatterWrite, cache_write
 from servers.plugins.limits import refuse
+from servers.plugins.plan import Plan
 from servers.plugins.visibility import Visibility
 
 # below vLLM's own logger, whose handlers write the server's log; any other name is dropped there
@@ -65,6 +67,11 @@ class Batch:
     def query_lens(self) -> list[int]:
         return [b - a for a, b in zip(self.query_starts, self.query_starts[1:], strict=False)]
 
+    def by_length(self) -> tuple[list[int], list[int]]:
+        """Requests with one query, and those with more."""
+        counts = list(enumerate(self.query_lens))
+        return [at for at, count in counts if count == 1], [at for at, count in counts if count > 1]
+
     def rows(self, requests: list[int]) -> slice | torch.Tensor:
         """Where the queries of ``requests`` (rising) stand; a slice where they are neighbours.
 
@@ -77,15 +84,14 @@ class Batch:
         return rows.to(self.table.device, non_blocking=True)
 
 
-Attend = Callable[..., None]  # (impl, query, key, value, cache, output) for one layer
-Planner = Callable[[Batch, Visibility, torch.device], Attend]
+Planner = Callable[[Batch, Visibility, torch.device], Plan]
 
 
 @dataclass(frozen=True, slots=True)
-class StepMetadata:
+class StepMetadata(AttentionMetadata):
     num_tokens: int
     write: ScatterWrite | KernelWrite
-    attend: dict[Visibility, Attend]  # what to do in a layer, by what its queries see
+    plans: dict[Visibility, Plan]  # by what a layer's queries see
 
 
 class StepBuilder(AttentionMetadataBuilder[StepMetadata]):
@@ -109,7 +115,7 @@ class StepBuilder(AttentionMetadataBuilder[StepMetadata]):
                 "serve without a speculative config"
             )
         layers = get_layers_from_vllm_config(vllm_config, Attention, layer_names)
-        self.visibilities = {layer.impl.visibility for layer in layers.values()}
+        self.visibilities = {visibility_of(layer) for layer in layers.values()}
         self.block_size = kv_cache_spec.block_size
 
     def build(
@@ -126,7 +132,7 @@ class StepBuilder(AttentionMetadataBuilder[StepMetadata]):
         return StepMetadata(
             num_tokens=common.num_actual_tokens,
             write=cache_write(common.slot_mapping[: common.num_actual_tokens], self.block_size),
-            attend={seen: planner(batch, seen, self.device) for seen in self.visibilities},
+            plans={seen: planner(batch, seen, self.device) for seen in self.visibilities},
         )
 
 
@@ -195,10 +201,23 @@ class StepImpl(AttentionImpl[StepMetadata]):
         if attn_metadata is None:  # vLLM's memory-profiling run has no cache yet
             return output
         tokens = attn_metadata.num_tokens
-        query, key, value = query[:tokens], key[:tokens], value[:tokens]
+        plan, result = attn_metadata.plans[self.visibility], output
+        if len(query) > tokens:  # a view is 1 µs of the host's time, and mostly nothing is padded
+            query, key, value = query[:tokens], key[:tokens], value[:tokens]
+            result = output[:tokens]
         attn_metadata.write(key, value, kv_cache)
-        attn_metadata.attend[self.visibility](self, query, key, value, kv_cache, output[:tokens])
+        plan.attend(self, query, key, value, kv_cache, result)
         return output
+
+
+def visibility_of(layer: Attention) -> Visibility:
+    """What the queries of a layer see; raises UserError where another backend computes it."""
+    if not isinstance(layer.impl, StepImpl):
+        raise UserError(
+            f"layer {layer.layer_name} is computed by {type(layer.impl).__name__}, not by a backend "
+            "of this project; serve a model whose attention layers can all take the same one"
+        )
+    return layer.impl.visibility
 
 
 class StepBackend(AttentionBackend):

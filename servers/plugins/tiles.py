@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from servers.plugins.cache import gather_pages, split_kv
-from servers.plugins.step import Attend, Batch, StepImpl
+from servers.plugins.plan import Call, Heads, Plan, Tensors
+from servers.plugins.step import Batch
 from servers.plugins.visibility import Visibility
 
 TILE_ROWS = 512  # queries a tile: bounds the mask to 512 x keys
@@ -69,30 +70,33 @@ class Tile:
     num_keys: int  # what lies beyond in the last page is not this request's, or not yet written
     mask: torch.Tensor  # bool [queries, pages x block], False beyond num_keys
 
-    def __call__(
-        self, impl: StepImpl, query: torch.Tensor, cache: torch.Tensor, output: torch.Tensor
-    ) -> None:
-        pages = gather_pages(cache, self.blocks)
+    def __call__(self, heads: Heads, at: Tensors) -> None:
+        pages = gather_pages(at.cache, self.blocks)
         pages[:, self.num_keys :] = 0  # may be NaN, and 0 x NaN is NaN
         keys, values = split_kv(pages)
         result = masked_attention(
-            by_kv_head(query[self.row : self.stop_row], impl),
-            per_query_head(keys, impl),
-            per_query_head(values, impl),
+            by_kv_head(at.query[self.row : self.stop_row], heads),
+            per_query_head(keys, heads),
+            per_query_head(values, heads),
             self.mask,
-            impl.scale,
+            heads.scale,
         )
-        output[self.row : self.stop_row] = tokens_first(result)
+        at.output[self.row : self.stop_row] = tokens_first(result)
 
 
-def by_kv_head(query: torch.Tensor, impl: StepImpl) -> torch.Tensor:
+def grouped(query: torch.Tensor, heads: Heads) -> torch.Tensor:
+    """[tokens, heads, D] viewed as [tokens, kv_heads, group, D]."""
+    return query.unflatten(1, (heads.num_kv_heads, heads.group))
+
+
+def by_kv_head(query: torch.Tensor, heads: Heads) -> torch.Tensor:
     """[tokens, heads, D] viewed as [kv_heads, group, tokens, D]."""
-    return query.unflatten(1, (impl.num_kv_heads, impl.group)).permute(1, 2, 0, 3)
+    return grouped(query, heads).permute(1, 2, 0, 3)
 
 
-def per_query_head(keys: torch.Tensor, impl: StepImpl) -> torch.Tensor:
+def per_query_head(keys: torch.Tensor, heads: Heads) -> torch.Tensor:
     """[kv_heads, keys, D] viewed as [kv_heads, group, keys, D]; the group shares memory."""
-    return keys.unsqueeze(1).expand(-1, impl.group, -1, -1)
+    return keys.unsqueeze(1).expand(-1, heads.group, -1, -1)
 
 
 def tokens_first(result: torch.Tensor) -> torch.Tensor:
@@ -136,21 +140,19 @@ class PaddedDecode:
     blocks: torch.Tensor  # [requests x pages]
     mask: torch.Tensor  # bool [requests, pages x block]
 
-    def __call__(
-        self, impl: StepImpl, query: torch.Tensor, cache: torch.Tensor, output: torch.Tensor
-    ) -> None:
-        pages = gather_pages(cache, self.blocks).unflatten(1, (len(self.mask), -1))
+    def __call__(self, heads: Heads, at: Tensors) -> None:
+        pages = gather_pages(at.cache, self.blocks).unflatten(1, (len(self.mask), -1))
         # what a query does not see may be stale, even NaN, and 0 x NaN is NaN
         pages.masked_fill_(~self.mask[:, :, None], 0)
         keys, values = split_kv(pages.transpose(0, 1))
         result = masked_attention(
-            query[self.rows].unflatten(1, (impl.num_kv_heads, impl.group)),
+            grouped(at.query[self.rows], heads),
             keys,
             values,
             self.mask[:, None, None, :],
-            impl.scale,
+            heads.scale,
         )
-        output[self.rows] = result.flatten(1, 2)
+        at.output[self.rows] = result.flatten(1, 2)
 
 
 def plan_padded_decode(
@@ -183,25 +185,12 @@ def plan_padded_decode(
     )
 
 
-def plan_gather(batch: Batch, visibility: Visibility, device: torch.device) -> Attend:
+def plan_gather(batch: Batch, visibility: Visibility, device: torch.device) -> Plan:
     """The whole step over gathered pages."""
-    single = [request for request, count in enumerate(batch.query_lens) if count == 1]
-    longer = [request for request, count in enumerate(batch.query_lens) if count > 1]
-    calls: list[Tile | PaddedDecode] = [
-        tile for request in longer for tile in plan_tiles(batch, request, visibility, device)
-    ]
+    single, longer = batch.by_length()
+    calls: list[Call] = []
+    for request in longer:
+        calls += plan_tiles(batch, request, visibility, device)
     if single:
         calls.append(plan_padded_decode(batch, single, visibility, device))
-
-    def attend(
-        impl: StepImpl,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        cache: torch.Tensor,
-        output: torch.Tensor,
-    ) -> None:
-        for call in calls:
-            call(impl, query, cache, output)
-
-    return attend
+    return Plan(calls)

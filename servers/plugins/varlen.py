@@ -1,19 +1,25 @@
 """``sdpa`` on CUDA: one call of PyTorch's varlen attention for a step's decodes, one for all the rest."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from greenbench.contract.errors import UserError
 from servers.plugins.cache import split_kv
 from servers.plugins.pieces import Pieces, cut, joining_works
-from servers.plugins.step import Attend, Batch, StepImpl
-from servers.plugins.varlen_call import Sequences, by_group, varlen_kernel
+from servers.plugins.plan import Call, Heads, Plan, Tensors
+from servers.plugins.step import Batch
+from servers.plugins.varlen_call import (
+    Kernel,
+    Sequences,
+    by_group,
+    tokens_before_heads,
+    varlen_kernel,
+)
 from servers.plugins.visibility import Visibility
 
 
-def plan_varlen(batch: Batch, visibility: Visibility, device: torch.device) -> Attend:
+def plan_varlen(batch: Batch, visibility: Visibility, device: torch.device) -> Plan:
     """The whole step on CUDA: one call for the decodes that stand first, one for all the rest."""
     if visibility.sink:
         raise UserError(
@@ -26,31 +32,19 @@ def plan_varlen(batch: Batch, visibility: Visibility, device: torch.device) -> A
         visibility.window is None
     ):  # queries of a group stand at one position; a window would count them
         decodes = next((i for i, n in enumerate(batch.query_lens) if n > 1), requests)
-    parts: list[Part | Pieces] = []
+    calls: list[Call] = []
     if decodes:
         found = cut(batch.lengths[:decodes], batch.block_size)
         if found is not None and joining_works(kernel, device):
-            parts.append(Pieces.of(found, batch.table[:decodes], batch.block_size))
+            calls.append(Pieces.of(kernel, found, batch.table[:decodes], batch.block_size))
         else:
-            parts.append(Part.of(batch, 0, decodes, window=(-1, -1), grouped=True))
+            calls.append(Part.of(kernel, batch, 0, decodes, window=(-1, -1), grouped=True))
     if decodes < requests:
         # the left bound counts tokens before the query's own
         left = -1 if visibility.window is None else visibility.window - 1
-        parts.append(Part.of(batch, decodes, requests, window=(left, 0), grouped=False))
+        calls.append(Part.of(kernel, batch, decodes, requests, window=(left, 0), grouped=False))
 
-    def attend(
-        impl: StepImpl,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        cache: torch.Tensor,
-        output: torch.Tensor,
-    ) -> None:
-        keys, values = split_kv(cache.transpose(1, 2))  # [blocks, block, kv_heads, D]
-        for part in parts:
-            part(kernel, impl, query, keys, values, output)
-
-    return attend
+    return Plan(calls, view=tokens_before_heads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +57,17 @@ class Part:
 
     @classmethod
     def of(
-        cls, batch: Batch, first: int, stop: int, window: tuple[int, int], grouped: bool
+        cls,
+        kernel: Kernel,
+        batch: Batch,
+        first: int,
+        stop: int,
+        window: tuple[int, int],
+        grouped: bool,
     ) -> "Part":
         starts = batch.starts_on_device[first : stop + 1]
         sequences = Sequences.of(
+            kernel,
             query_starts=starts - starts[0] if first else starts,
             lengths=batch.lengths_on_device[first:stop],
             table=batch.table[first:stop],
@@ -76,21 +77,13 @@ class Part:
         )
         return cls(slice(batch.query_starts[first], batch.query_starts[stop]), sequences, grouped)
 
-    def __call__(
-        self,
-        kernel: Any,
-        impl: StepImpl,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        output: torch.Tensor,
-    ) -> None:
-        query, output = query[self.rows], output[self.rows]
-        if not self.grouped or impl.group == 1:
-            self.sequences.attend(kernel, impl.scale, output, query, keys, values)
+    def __call__(self, heads: Heads, at: Tensors) -> None:
+        query, output = at.query[self.rows], at.output[self.rows]
+        keys, values = split_kv(at.cache)
+        if not self.grouped or heads.group == 1:
+            self.sequences.attend(heads.scale, output, query, keys, values)
             return
-        heads, group = impl.num_kv_heads, impl.group
-        as_queries = by_group(query, heads, group).flatten(0, 1)
+        as_queries = by_group(query, heads).flatten(0, 1)
         result = torch.empty_like(as_queries)
-        self.sequences.attend(kernel, impl.scale, result, as_queries, keys, values, group)
-        by_group(output, heads, group).copy_(result.unflatten(0, (-1, group)))
+        self.sequences.attend(heads.scale, result, as_queries, keys, values, heads.group)
+        by_group(output, heads).copy_(result.unflatten(0, (-1, heads.group)))

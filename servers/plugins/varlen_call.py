@@ -16,14 +16,17 @@ from dataclasses import dataclass
 import torch
 
 from greenbench.contract.errors import UserError
+from servers.plugins.plan import Heads
 
 OPERATOR = "aten::_flash_attention_forward_no_dropout_inplace over the block table"
 WANTED = {"block_table", "num_splits"}  # arguments of the operator
 PAGE_MULTIPLE = 256
 MAX_HEAD_SIZE = 256
 
+Kernel = Callable[..., torch.Tensor]  # the operator's own arguments; returns log-sum-exps
 
-def varlen_kernel() -> Callable[..., torch.Tensor]:
+
+def varlen_kernel() -> Kernel:
     """The ATen operator; a PyTorch without it, or whose version takes no block table, raises."""
     packet = getattr(torch.ops.aten, "_flash_attention_forward_no_dropout_inplace", None)
     kernel = packet.default if packet else None
@@ -35,19 +38,25 @@ def varlen_kernel() -> Callable[..., torch.Tensor]:
     return kernel
 
 
-def by_group(heads: torch.Tensor, kv_heads: int, group: int) -> torch.Tensor:
+def tokens_before_heads(cache: torch.Tensor) -> torch.Tensor:
+    """The cache [blocks, kv_heads, block, 2 D] viewed as [blocks, block, kv_heads, 2 D], for the kernel."""
+    return cache.transpose(1, 2)
+
+
+def by_group(query: torch.Tensor, heads: Heads) -> torch.Tensor:
     """[rows, heads, D] viewed as [rows, group, kv_heads, D]: a row's heads as so many queries of one head.
 
     The kernel reads the keys once a query head. A decode's heads of one group all see the same keys, so
     they go in this way, and the keys are read once a group.
     """
-    return heads.unflatten(1, (kv_heads, group)).transpose(1, 2)
+    return query.unflatten(1, (heads.num_kv_heads, heads.group)).transpose(1, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
     """What one call computes: queries of some sequences on the keys in their pages."""
 
+    kernel: Kernel
     # by queries a row, made when first asked for: int32 [sequences + 1], from the call's first row
     starts_of: dict[int, torch.Tensor]
     lengths: torch.Tensor  # int32 [sequences], keys of each
@@ -60,6 +69,7 @@ class Sequences:
     @classmethod
     def of(
         cls,
+        kernel: Kernel,
         query_starts: torch.Tensor,
         lengths: torch.Tensor,
         table: torch.Tensor,
@@ -68,11 +78,11 @@ class Sequences:
         window: tuple[int, int],
     ) -> "Sequences":
         key_starts = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-        return cls({1: query_starts}, lengths, key_starts, table, longest_query, longest, window)
+        starts_of = {1: query_starts}
+        return cls(kernel, starts_of, lengths, key_starts, table, longest_query, longest, window)
 
     def attend(
         self,
-        kernel: Callable[..., torch.Tensor],
         scale: float,
         output: torch.Tensor,
         query: torch.Tensor,
@@ -87,7 +97,7 @@ class Sequences:
         """
         if queries_a_row not in self.starts_of:
             self.starts_of[queries_a_row] = self.starts_of[1] * queries_a_row
-        return kernel(
+        return self.kernel(
             output,
             query,
             keys,

@@ -9,7 +9,7 @@ mask, which no server can do.
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from vllm.platforms import current_platform
@@ -20,21 +20,22 @@ from greenbench.contract.errors import UserError, nearest
 from servers.backends.registry import BACKENDS
 from servers.plugins import backend_options
 from servers.plugins.cache import split_kv
-from servers.plugins.step import Attend, Batch, StepBackend, StepBuilder, StepImpl
+from servers.plugins.plan import Call, Heads, Plan, Tensors
+from servers.plugins.step import Batch, StepBackend, StepBuilder, StepImpl
+from servers.plugins.tiles import grouped
 from servers.plugins.visibility import Visibility
 
 if TYPE_CHECKING:
-    from xformers.ops.fmha.attn_bias import (
-        BlockDiagonalCausalFromBottomRightMask,
-        PagedBlockDiagonalCausalWithOffsetPaddedKeysMask,
-    )
+    from xformers.ops.fmha.attn_bias import BlockDiagonalMask, PagedBlockDiagonalPaddedKeysMask
 
 ROW = BACKENDS["xformers"]
 FLASH_PAGE = 256  # the flash-attn package's paged kernel reads pages of a multiple of this
 SPLIT_K_PAGE = 64
+Phase = Literal["prefill", "decode"]
+PHASES: tuple[Phase, ...] = ("prefill", "decode")  # each an option of the row
 
 
-def operators() -> dict[str, dict[str, Any]]:
+def operators() -> dict[Phase, dict[str, Any]]:
     """xFormers' forward operators by phase and option value."""
     from xformers.ops.fmha import cutlass, flash, triton_splitk
 
@@ -44,7 +45,7 @@ def operators() -> dict[str, dict[str, Any]]:
     }
 
 
-def chosen(phase: str) -> str:
+def chosen(phase: Phase) -> str:
     """The option's value for ``phase``, checked against the table."""
     value = str(backend_options(ROW.name, ROW.defaults)[phase])
     known = ROW.options[phase].values
@@ -81,8 +82,8 @@ def forward(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    bias: Any,
-    impl: StepImpl,
+    bias: "BlockDiagonalMask | PagedBlockDiagonalPaddedKeysMask",
+    impl: "XformersImpl",
     op: Any,
 ) -> torch.Tensor:
     """One call of an xFormers operator: [1, tokens, kv_heads, group, D] to the same."""
@@ -110,135 +111,83 @@ def why_not(op: Any, inputs: Any) -> list[str]:
     ]
 
 
-def grouped(tokens: torch.Tensor, impl: StepImpl) -> torch.Tensor:
-    """[tokens, heads, D] as [1, tokens, kv_heads, group, D]."""
-    return tokens.unflatten(1, (impl.num_kv_heads, impl.group)).unsqueeze(0)
-
-
-def shared(keys: torch.Tensor, impl: StepImpl) -> torch.Tensor:
+def shared(keys: torch.Tensor, heads: Heads) -> torch.Tensor:
     """[tokens, kv_heads, D] as [1, tokens, kv_heads, group, D]; the group shares memory."""
-    return keys[None, :, :, None].expand(-1, -1, -1, impl.group, -1)
+    return keys[None, :, :, None].expand(-1, -1, -1, heads.group, -1)
+
+
+def token_rows(cache: torch.Tensor) -> torch.Tensor:
+    """The cache [blocks, kv_heads, block, 2 D] in layout LBNHC viewed as [tokens, kv_heads, 2 D]."""
+    return cache.transpose(1, 2).flatten(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Prompts:
-    """All requests with more than one query: block-diagonal, causal from the bottom right."""
+class PhaseCall:
+    """All requests of a phase: prompts block-diagonal, decodes through the block table in ``bias``."""
 
+    phase: Phase
     rows: slice | torch.Tensor  # of the query tensor
-    slots: (
-        torch.Tensor | None
-    )  # of every key, request after request; None: the step's own keys suffice
-    bias: "BlockDiagonalCausalFromBottomRightMask"
+    bias: "BlockDiagonalMask | PagedBlockDiagonalPaddedKeysMask"
+    # where prompts find every key, request after request; None: the step's own keys suffice
+    slots: torch.Tensor | None = None
 
-    def __call__(
-        self,
-        impl: "XformersImpl",
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        cache: torch.Tensor,
-        output: torch.Tensor,
-    ) -> None:
+    def __call__(self, heads: Heads, at: Tensors) -> None:
+        assert isinstance(heads, XformersImpl), "its builder makes plans for its own layers only"
+        keys, values = self.keys_values(at)
+        result = heads.call(
+            grouped(at.query[self.rows], heads).unsqueeze(0),
+            shared(keys, heads),
+            shared(values, heads),
+            self.bias,
+            heads,
+            heads.operators[self.phase],
+        )
+        at.output[self.rows] = result[0].flatten(1, 2)
+
+    def keys_values(self, at: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.phase == "decode":
+            return split_kv(at.cache)
         if self.slots is None:
-            keys, values = key[self.rows], value[self.rows]
-        else:
-            keys, values = split_kv(cache.transpose(1, 2).flatten(0, 1).index_select(0, self.slots))
-        result = impl.call(
-            grouped(query[self.rows], impl),
-            shared(keys, impl),
-            shared(values, impl),
-            self.bias,
-            impl,
-            impl.prefill_op,
-        )
-        output[self.rows] = result[0].flatten(1, 2)
+            return at.key[self.rows], at.value[self.rows]
+        return split_kv(at.cache.index_select(0, self.slots))
 
 
-@dataclass(frozen=True, slots=True)
-class Decodes:
-    """All requests with one query, keys read in place through the block table."""
-
-    rows: slice | torch.Tensor
-    bias: "PagedBlockDiagonalCausalWithOffsetPaddedKeysMask"
-
-    def __call__(
-        self,
-        impl: "XformersImpl",
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        cache: torch.Tensor,
-        output: torch.Tensor,
-    ) -> None:
-        keys, values = split_kv(cache.transpose(1, 2).flatten(0, 1))
-        result = impl.call(
-            grouped(query[self.rows], impl),
-            shared(keys, impl),
-            shared(values, impl),
-            self.bias,
-            impl,
-            impl.decode_op,
-        )
-        output[self.rows] = result[0].flatten(1, 2)
-
-
-def plan_prompts(batch: Batch, requests: list[int], device: torch.device) -> Prompts:
+def plan_prompts(batch: Batch, requests: list[int], device: torch.device) -> PhaseCall:
     from xformers.ops.fmha.attn_bias import BlockDiagonalCausalFromBottomRightMask
 
-    lens = batch.query_lens
+    query_lens = [batch.query_lens[r] for r in requests]
+    lengths = [batch.lengths[r] for r in requests]
     slots = None
-    if any(batch.lengths[r] > lens[r] for r in requests):
-        owner = torch.tensor(requests).repeat_interleave(torch.tensor(batch.lengths)[requests])
-        position = torch.cat([torch.arange(batch.lengths[r]) for r in requests])
+    if lengths != query_lens:  # some have cached tokens
+        owner = torch.tensor(requests).repeat_interleave(torch.tensor(lengths))
+        position = torch.cat([torch.arange(length) for length in lengths])
         owner, position = (side.to(device, non_blocking=True) for side in (owner, position))
         blocks = batch.table[owner, position // batch.block_size].long()
         slots = blocks * batch.block_size + position % batch.block_size
-    return Prompts(
-        rows=batch.rows(requests),
-        slots=slots,
-        bias=BlockDiagonalCausalFromBottomRightMask.from_seqlens(
-            [lens[r] for r in requests], [batch.lengths[r] for r in requests], device=device
-        ),
-    )
+    bias = BlockDiagonalCausalFromBottomRightMask.from_seqlens(query_lens, lengths, device=device)
+    return PhaseCall("prefill", batch.rows(requests), bias, slots)
 
 
-def plan_decodes(batch: Batch, requests: list[int], device: torch.device) -> Decodes:
+def plan_decodes(batch: Batch, requests: list[int], device: torch.device) -> PhaseCall:
     from xformers.ops.fmha.attn_bias import PagedBlockDiagonalCausalWithOffsetPaddedKeysMask
 
-    return Decodes(
-        rows=batch.rows(requests),
-        bias=PagedBlockDiagonalCausalWithOffsetPaddedKeysMask.from_seqlens(
-            [1] * len(requests),
-            [batch.lengths[r] for r in requests],
-            batch.table[torch.tensor(requests, device=device)].clamp(min=0),
-            batch.block_size,
-            device=device,
-        ),
+    bias = PagedBlockDiagonalCausalWithOffsetPaddedKeysMask.from_seqlens(
+        [1] * len(requests),
+        [batch.lengths[r] for r in requests],
+        batch.table[torch.tensor(requests, device=device)].clamp(min=0),
+        batch.block_size,
+        device=device,
     )
+    return PhaseCall("decode", batch.rows(requests), bias)
 
 
-def plan_xformers(batch: Batch, visibility: Visibility, device: torch.device) -> Attend:
+def plan_xformers(batch: Batch, visibility: Visibility, device: torch.device) -> Plan:
     """The whole step: at most one call for prompts and one for decodes."""
-    single = [request for request, count in enumerate(batch.query_lens) if count == 1]
-    longer = [request for request, count in enumerate(batch.query_lens) if count > 1]
-    calls: list[Prompts | Decodes] = []
-    if longer:
-        calls.append(plan_prompts(batch, longer, device))
+    single, longer = batch.by_length()
+    calls: list[Call] = [plan_prompts(batch, longer, device)] if longer else []
     if single:
         calls.append(plan_decodes(batch, single, device))
-
-    def attend(
-        impl: "XformersImpl",
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        cache: torch.Tensor,
-        output: torch.Tensor,
-    ) -> None:
-        for call in calls:
-            call(impl, query, key, value, cache, output)
-
-    return attend
+    return Plan(calls, view=token_rows)
 
 
 class XformersBuilder(StepBuilder):
@@ -250,15 +199,15 @@ class XformersImpl(StepImpl):
 
     @property
     def operator(self) -> str:
-        return f"xFormers {self.prefill_op.NAME} (prompts) and {self.decode_op.NAME} (decode)"
+        names = self.operators["prefill"].NAME, self.operators["decode"].NAME
+        return "xFormers {} (prompts) and {} (decode)".format(*names)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if reason := why_not_here():
             raise UserError(f"xformers cannot run here: {reason}")
-        table = operators()
         self.checked: set[Any] = set()  # operators whose own checks passed; once a layer is enough
-        self.prefill_op = table["prefill"][chosen("prefill")]
-        self.decode_op = table["decode"][chosen("decode")]
+        table = operators()
+        self.operators = {phase: table[phase][chosen(phase)] for phase in PHASES}
         super().__init__(*args, **kwargs)
 
 
@@ -283,7 +232,7 @@ class XformersBackend(StepBackend):
 
     @classmethod
     def supports_head_size(cls, head_size: int) -> bool:
-        chosen_here = {phase: chosen(phase) for phase in ROW.options}
+        chosen_here = {phase: chosen(phase) for phase in PHASES}
         return head_size in ROW.with_options(chosen_here).head_sizes
 
     @classmethod

@@ -84,10 +84,10 @@ class Off:
 
     @classmethod
     def count(cls, rows: Iterable[Compared], beyond_nats: float) -> "Off":
-        found = list(rows)
+        rows = list(rows)
         return cls(
-            sum(row.gaps_nats[0] > beyond_nats for row in found),
-            sum(gap > beyond_nats for row in found for gap in row.gaps_nats[1:]),
+            sum(row.gaps_nats[0] > beyond_nats for row in rows),
+            sum(gap > beyond_nats for row in rows for gap in row.gaps_nats[1:]),
         )
 
 
@@ -204,35 +204,35 @@ def _likeliest(told: Mapping[int, float]) -> int:
 
 def faults(rows: Sequence[Compared], tolerance: Tolerance) -> list[str]:
     """Sentences; empty when all requests agree under the tolerance."""
-    found = [fault for row in rows for fault in _faults_of(row, tolerance)]
+    sentences = [fault for row in rows for fault in _faults_of(row, tolerance)]
     if tolerance.off is None:
-        return found
+        return sentences
     off = Off.count(rows, tolerance.typical_nats)
     for what, here, allowed, steps in (
         ("first tokens", off.first, tolerance.off.first, len(rows)),
         ("decoded tokens", off.decode, tolerance.off.decode, _steps(rows) - len(rows)),
     ):
         if here > allowed:
-            found.append(
+            sentences.append(
                 f"{here} of {steps} {what} differ by more than {tolerance.typical_nats:.3g} nats, "
                 f"allowed are {allowed}"
             )
-    return found
+    return sentences
 
 
 def _faults_of(row: Compared, tolerance: Tolerance) -> list[str]:
-    found: list[str] = []
+    sentences: list[str] = []
     if row.worst_nats > tolerance.worst_nats:
-        found.append(
+        sentences.append(
             f"{row.name}: log-probabilities differ by {row.worst_nats:.3g} nats at position "
             f"{row.worst_position}, allowed are {tolerance.worst_nats:.3g}"
         )
     if row.typical_nats > tolerance.typical_nats:
-        found.append(
+        sentences.append(
             f"{row.name}: log-probabilities typically differ by {row.typical_nats:.3g} nats, "
             f"allowed are {tolerance.typical_nats:.3g}"
         )
-    return found
+    return sentences
 
 
 def _steps(rows: Iterable[Compared]) -> int:
@@ -313,7 +313,7 @@ def doubts(
     ``answers``: of each exact backend, by its label, to every request. Returns those backends' labels and a
     sentence a request.
     """
-    found: list[tuple[list[str], str]] = []
+    doubtful: list[tuple[list[str], str]] = []
     for ask in asks:
 
         def differs(mine: Answer, other: Answer, ask: Ask = ask) -> bool:
@@ -328,8 +328,8 @@ def doubts(
                 f"{ask.name}: {', '.join(alike)} differ from the reference and agree with each other; "
                 "the reference may be what is wrong there"
             )
-            found.append((alike, sentence))
-    return found
+            doubtful.append((alike, sentence))
+    return doubtful
 
 
 def _told(row: Compared) -> dict[str, Any]:

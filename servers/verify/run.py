@@ -24,9 +24,9 @@ from greenbench.contract.run_dir import slug, write_atomic
 from servers.backends.choice import resolve
 from servers.backends.host_facts import model_facts
 from servers.launch.process import ServerDied
-from servers.launch.server import BootFailed, Launch, Surroundings
+from servers.launch.server import BootFailed, Launch, LaunchContext
 from servers.verify import compare
-from servers.verify.compare import Answer, Ask, Floor, Tolerance
+from servers.verify.compare import Answer, Ask, Tolerance
 
 VERIFY_JSON = "verify.json"
 VERIFY_DIR = "verify"
@@ -39,7 +39,7 @@ FORCING_BIAS = 100.0  # added to a logit; the most that vLLM takes
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class Comparison:
     """What to compare. ``reference_model`` may be the same weights under another config.
 
     ``tolerance_nats`` None: by the dtypes.
@@ -69,8 +69,10 @@ class Order:
         return usual if self.tolerance_nats is None else Tolerance.flat(self.tolerance_nats)
 
 
-@dataclass(slots=True)
-class Arm:
+@dataclass(slots=True, eq=False)
+class ComparedServer:
+    """One server of a comparison; ``server`` and ``answers``, or ``error``, once it has ended."""
+
     choice: BackendChoice
     dtype: str
     folder: Path
@@ -80,143 +82,197 @@ class Arm:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """``rounded``: the reference's own kernel in the short dtype, where rounding is measured."""
+
+    reference: ComparedServer
+    rounded: ComparedServer | None
+    judged: list[ComparedServer]
+
+    @property
+    def all(self) -> list[ComparedServer]:
+        return [self.reference, *([self.rounded] if self.rounded else []), *self.judged]
+
+
 def run(
-    order: Order, out: Path, around: Surroundings, say: Callable[[str], None]
+    comparison: Comparison, out: Path, context: LaunchContext, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """All verdicts, in the order asked. Bad input raises UserError before a server starts.
 
-    With ``order.skip_refused`` a backend that this host cannot run is said and left out.
+    With ``comparison.skip_refused`` a backend that this host cannot run is named and skipped.
     """
-    if not resolve(order.reference)[0].exact:
+    if not resolve(comparison.reference)[0].exact:
         raise UserError(
-            f"'{order.reference.name}' is approximate by design; take an exact reference"
+            f"'{comparison.reference.name}' is approximate by design; take an exact reference"
         )
-    asks = compare.requests(model_facts(order.model).vocab_size or UNKNOWN_VOCAB)
-    folder = out / VERIFY_DIR
+    asks = compare.requests(model_facts(comparison.model).vocab_size or UNKNOWN_VOCAB)
+    servers = _servers(comparison, out / VERIFY_DIR, context, say)
+    judge = _Judge(comparison, servers, asks, say)
+    groups = [servers.all] if comparison.parallel else [[one] for one in servers.all]
+    with closing(_answered(groups, asks)) as finished:
+        for server in finished:
+            judge.take(server)
+    return judge.verdicts()
 
-    def arm(model: ModelConfig, choice: BackendChoice, dtype: str, prefix: str = "") -> Arm:
-        config = _server_config(order, model, dtype)
+
+def _servers(
+    comparison: Comparison, folder: Path, context: LaunchContext, say: Callable[[str], None]
+) -> Servers:
+    def server(
+        model: ModelConfig, choice: BackendChoice, dtype: str, prefix: str = ""
+    ) -> ComparedServer:
+        config = _server_config(comparison, model, dtype)
         request = ServerRequest(model=model, backend=choice, server=config)
         where = folder / f"{prefix}{slug(choice.label)}"
-        return Arm(choice, dtype, where, Launch(request, where, around, say))
+        return ComparedServer(choice, dtype, where, Launch(request, where, context, say))
 
-    reference = arm(order.reference_model, order.reference, order.reference_dtype, "reference-")
-    arms: list[Arm] = []
-    for choice in order.backends:
+    model, choice = comparison.reference_model, comparison.reference
+    reference = server(model, choice, comparison.reference_dtype, "reference-")
+    judged: list[ComparedServer] = []
+    for backend in comparison.backends:
         try:
-            arms.append(arm(order.model, choice, order.dtype))
+            judged.append(server(comparison.model, backend, comparison.dtype))
         except UserError as error:
-            if not order.skip_refused:
+            if not comparison.skip_refused:
                 raise
-            say(f"left out {choice.label}: {error}")
+            say(f"skipped {backend.label}: {error}")
     rounded = None
-    if order.measures_rounding:
-        rounded = arm(order.reference_model, order.reference, order.dtype, ROUNDED)
-    started = [each for each in (reference, rounded, *arms) if each is not None]
-    groups = [started] if order.parallel else [[one] for one in started]
-    verdicts: dict[str, dict[str, Any]] = {}
-    unjudged: list[Arm] = []
-    comparable = False
-    tolerance = order.tolerance
-    with closing(_answered(groups, asks)) as finished:
-        for one in finished:
-            if one is reference or one is rounded:
-                _answers_of(one)  # nothing can be compared without them
-                comparable = all(each is None or each.answers for each in (reference, rounded))
-                if comparable and rounded:
-                    found = _answers_of(rounded), _answers_of(reference)
-                    floor, tolerance = compare.rounding(asks, *found, order.tolerance)
-                    say(_rounding_told(order, floor))
-            else:
-                unjudged.append(one)
-            while comparable and unjudged:
-                next_one = unjudged.pop(0)
-                verdict = _verdict(order, next_one, reference, rounded, asks, say)
-                verdicts[str(next_one.folder)] = verdict
-    _add_doubts(arms, verdicts, _answers_of(reference), asks, tolerance, say)
-    return [verdicts[str(each.folder)] for each in arms]
+    if comparison.measures_rounding:
+        rounded = server(model, choice, comparison.dtype, ROUNDED)
+    return Servers(reference, rounded, judged)
 
 
-def _rounding_told(order: Order, floor: Floor) -> str:
-    return (
-        f"{order.reference.label} in {order.dtype} is off by {floor.typical_nats:.2g} nats typically "
-        f"and {floor.worst_nats:.2g} at worst, from rounding alone"
-    )
+class _Judge:
+    """Judges each server as soon as it and the reference have answered, and writes its verdict."""
+
+    def __init__(
+        self,
+        comparison: Comparison,
+        servers: Servers,
+        asks: list[Ask],
+        say: Callable[[str], None],
+    ) -> None:
+        self._comparison = comparison
+        self._servers = servers
+        self._asks = asks
+        self._say = say
+        self._tolerance = comparison.tolerance
+        self._unjudged: list[ComparedServer] = []
+        self._verdicts: dict[ComparedServer, dict[str, Any]] = {}
+
+    def take(self, server: ComparedServer) -> None:
+        """One that has answered or failed. A reference without answers raises ServerDied."""
+        if server in self._servers.judged:
+            self._unjudged.append(server)
+        else:
+            _answers_of(server)  # nothing can be compared without them
+            if self._comparable and self._servers.rounded:
+                self._measure_rounding(self._servers.rounded)
+        while self._comparable and self._unjudged:
+            self._judge(self._unjudged.pop(0))
+
+    @property
+    def _comparable(self) -> bool:
+        needed = (self._servers.reference, self._servers.rounded)
+        return all(each is None or each.answers for each in needed)
+
+    def _measure_rounding(self, rounded: ComparedServer) -> None:
+        comparison = self._comparison
+        answers = _answers_of(rounded), _answers_of(self._servers.reference)
+        floor, self._tolerance = compare.rounding(self._asks, *answers, comparison.tolerance)
+        self._say(
+            f"{comparison.reference.label} in {comparison.dtype} is off by "
+            f"{floor.typical_nats:.2g} nats typically and {floor.worst_nats:.2g} at worst, "
+            "from rounding alone"
+        )
+
+    def _judge(self, server: ComparedServer) -> None:
+        comparison, servers = self._comparison, self._servers
+        backend, options = resolve(server.choice)
+        window = None if backend.exact else _window_to_judge(comparison, options)
+        if server.answers is None:
+            judged = {"verdict": "fail", "reasons": [server.error or "it gave no answers"]}
+        else:
+            rounding = _answers_of(servers.rounded) if servers.rounded else None
+            answers = server.answers, _answers_of(servers.reference)
+            judged = compare.judge(self._asks, *answers, comparison.tolerance, rounding, window)
+        verdict = {**_described(comparison, server), **judged, "doubts": []}
+        self._verdicts[server] = verdict
+        _write(server, verdict)
+        self._say(summary(verdict))
+
+    def verdicts(self) -> list[dict[str, Any]]:
+        """Of every judged server, with the doubts that they cast on the reference together."""
+        judged = self._servers.judged
+        exact = {
+            server.choice.label: server.answers
+            for server in judged
+            if server.answers and resolve(server.choice)[0].exact
+        }
+        reference = _answers_of(self._servers.reference)
+        doubts = compare.doubts(self._asks, exact, reference, self._tolerance)
+        for _, sentence in doubts:
+            self._say(sentence)
+        for server in judged:
+            if told := [s for labels, s in doubts if server.choice.label in labels]:
+                self._verdicts[server]["doubts"] = told
+                _write(server, self._verdicts[server])
+        return [self._verdicts[server] for server in judged]
 
 
-def _add_doubts(
-    arms: list[Arm],
-    verdicts: dict[str, dict[str, Any]],
-    reference: dict[str, Answer],
-    asks: list[Ask],
-    tolerance: Tolerance,
-    say: Callable[[str], None],
-) -> None:
-    """Say where the reference may be wrong, and write it beside the verdicts of those who say so."""
-    exact = {
-        arm.choice.label: arm.answers
-        for arm in arms
-        if arm.answers and resolve(arm.choice)[0].exact
-    }
-    found = compare.doubts(asks, exact, reference, tolerance)
-    for _, sentence in found:
-        say(sentence)
-    for arm in arms:
-        if told := [sentence for labels, sentence in found if arm.choice.label in labels]:
-            verdict = verdicts[str(arm.folder)]
-            verdict["doubts"] = told
-            _write(arm, verdict)
-
-
-def _answers_of(reference: Arm) -> dict[str, Answer]:
+def _answers_of(reference: ComparedServer) -> dict[str, Answer]:
     if reference.answers is None:
         name = f"{reference.choice.label} in {reference.dtype}"
         raise ServerDied(f"The reference {name} gave no answers: {reference.error}")
     return reference.answers
 
 
-def _server_config(order: Order, model: ModelConfig, dtype: str) -> ServerConfig:
-    servers = len(order.backends) + 2 if order.parallel else 1
+def _server_config(comparison: Comparison, model: ModelConfig, dtype: str) -> ServerConfig:
+    servers = len(comparison.backends) + 2 if comparison.parallel else 1
     return ServerConfig.model_validate(
         {
             "dtype": dtype,
-            "execution": order.execution,
+            "execution": comparison.execution,
             "max_model_len": min(model.max_model_len, LONGEST_TOKENS),
             "max_num_batched_tokens": STEP_TOKENS,
             "max_num_seqs": 16,
             "prefix_caching": "--no-enable-prefix-caching" not in model.server_args,
-            "kv_cache_gib": order.kv_cache_gib,  # not a share: servers that boot together disturb it
+            "kv_cache_gib": comparison.kv_cache_gib,  # not a share: servers that boot together disturb it
             "gpu_memory_utilization": 0.85 / servers,
         }
     )
 
 
-def _answered(groups: list[list[Arm]], asks: list[Ask]) -> Generator[Arm, None, None]:
-    """Each arm once it has answered or failed. The servers of a group run at the same time."""
+def _answered(
+    groups: list[list[ComparedServer]], asks: list[Ask]
+) -> Generator[ComparedServer, None, None]:
+    """Each server once it has answered or failed. Those of a group run at the same time."""
     for group in groups:
         with ExitStack() as running:
             pool = running.enter_context(ThreadPoolExecutor(len(group)))
-            for arm in group:  # entered after the pool: they are stopped before it is waited for
-                running.enter_context(arm.launch)
-            for done in as_completed([pool.submit(_boot_and_ask, arm, asks) for arm in group]):
+            for server in group:  # entered after the pool: they are stopped before it is waited for
+                running.enter_context(server.launch)
+            for done in as_completed([pool.submit(_boot_and_ask, each, asks) for each in group]):
                 yield done.result()
 
 
-def _boot_and_ask(arm: Arm, asks: list[Ask]) -> Arm:
-    """The arm with its answers; one that fails keeps its sentence."""
+def _boot_and_ask(compared: ComparedServer, asks: list[Ask]) -> ComparedServer:
+    """The server with its answers; one that fails keeps its sentence."""
+    launch = compared.launch
     try:
-        arm.server = server = arm.launch.boot()
-        arm.answers = asyncio.run(ask_all(server.base_url, server.served_model, asks))
+        compared.server = server = launch.boot()
+        compared.answers = asyncio.run(ask_all(server.base_url, server.served_model, asks))
     except BootFailed as error:
-        arm.error = str(error)
+        compared.error = str(error)
     except httpx.HTTPStatusError as error:
-        arm.error = arm.launch.failed_serving(_refused(error.response))
+        compared.error = launch.failed_serving(_refused(error.response))
     except WrongAnswer as error:
-        arm.error = arm.launch.failed_serving(f"A request of the comparison failed: {error}")
+        compared.error = launch.failed_serving(f"A request of the comparison failed: {error}")
     except httpx.HTTPError as error:
         what = f"A request of the comparison failed ({type(error).__name__}: {error})"
-        arm.error = arm.launch.failed_serving(what)
-    return arm
+        compared.error = launch.failed_serving(what)
+    return compared
 
 
 def _refused(response: httpx.Response) -> str:
@@ -233,8 +289,8 @@ async def ask_all(base_url: str, model: str, asks: list[Ask]) -> dict[str, Answe
     ) as client:
         for group in dict.fromkeys(ask.group for ask in asks):
             members = [ask for ask in asks if ask.group == group]
-            found = await asyncio.gather(*(_ask(client, model, ask) for ask in members))
-            answers |= {ask.name: answer for ask, answer in zip(members, found, strict=True)}
+            answered = await asyncio.gather(*(_ask(client, model, ask) for ask in members))
+            answers |= {ask.name: answer for ask, answer in zip(members, answered, strict=True)}
     return answers
 
 
@@ -287,53 +343,34 @@ def _some(tokens: list[int]) -> str:
     return f"tokens {shown}{', ...' if len(tokens) > 5 else ''}"
 
 
-def _verdict(
-    order: Order,
-    arm: Arm,
-    reference: Arm,
-    rounded: Arm | None,
-    asks: list[Ask],
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    backend, options = resolve(arm.choice)
-    window = None if backend.exact else _window_to_judge(order, options)
-    if arm.answers is None:
-        judged: dict[str, Any] = {"verdict": "fail", "reasons": [arm.error or "it gave no answers"]}
-    else:
-        rounding = _answers_of(rounded) if rounded else None
-        answers = arm.answers, _answers_of(reference)
-        judged = compare.judge(asks, *answers, order.tolerance, rounding, window)
-    body = {
+def _described(comparison: Comparison, server: ComparedServer) -> dict[str, Any]:
+    """What verify.json says of who was compared, and with whom."""
+    return {
         "schema_version": SCHEMA_VERSION,
-        "backend": arm.choice.name,
-        "label": arm.choice.label,
-        "model": order.model.name,
-        "weights": order.model.weights,
-        "dtype": arm.dtype,
-        "execution": order.execution,
-        "observed_backend": arm.server.observed_backend if arm.server else None,
-        "proof": arm.server.proof if arm.server else "unproven",
-        "reference": order.reference.label,
-        "reference_model": order.reference_model.name,
-        "reference_dtype": order.reference_dtype,
-        **judged,
-        "doubts": [],
+        "backend": server.choice.name,
+        "label": server.choice.label,
+        "model": comparison.model.name,
+        "weights": comparison.model.weights,
+        "dtype": server.dtype,
+        "execution": comparison.execution,
+        "observed_backend": server.server.observed_backend if server.server else None,
+        "proof": server.server.proof if server.server else "unproven",
+        "reference": comparison.reference.label,
+        "reference_model": comparison.reference_model.name,
+        "reference_dtype": comparison.reference_dtype,
     }
-    _write(arm, body)
-    say(summary(body))
-    return body
 
 
-def _write(arm: Arm, body: dict[str, Any]) -> None:
-    write_atomic(arm.folder / VERIFY_JSON, json.dumps(body, indent=1) + "\n")
+def _write(server: ComparedServer, body: dict[str, Any]) -> None:
+    write_atomic(server.folder / VERIFY_JSON, json.dumps(body, indent=1) + "\n")
 
 
-def _window_to_judge(order: Order, options: dict[str, Any]) -> int | None:
+def _window_to_judge(comparison: Comparison, options: dict[str, Any]) -> int | None:
     """Tokens up to which an approximate backend must agree; None: everywhere.
 
     Without sinks it does what a model's own sliding window of that length does.
     """
-    own_window = model_facts(order.reference_model).sliding_window
+    own_window = model_facts(comparison.reference_model).sliding_window
     same = own_window == options["window"] and options.get("sink", 0) == 0
     return None if same else int(options["window"])
 

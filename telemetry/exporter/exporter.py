@@ -17,6 +17,7 @@ from telemetry.sensors import rapl
 from telemetry.sensors.capability import Capability, unavailable
 from telemetry.sensors.gpu import GpuIdentity, NoGpu, Reader
 from telemetry.sensors.host import HostReader, ProcessTree
+from telemetry.sensors.refresh_rate import WATCH_S
 from telemetry.sensors.sources import GPU_SOURCES, merge_capabilities, watch_refresh
 
 
@@ -33,7 +34,7 @@ class Exporter:
     ready: Callable[[int], None] = lambda port: None
     stop: threading.Event = field(default_factory=threading.Event)
     rapl_root: Path = rapl.POWERCAP
-    watch_s: float = 3.0
+    watch_s: float = WATCH_S
 
     def run(self) -> None:
         registry = CollectorRegistry()

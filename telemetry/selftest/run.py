@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from greenbench.contract.config import ROOT
 from greenbench.contract.errors import UserError
+from greenbench.contract.installation import PACKAGES, bench_env
 from greenbench.contract.run_dir import write_atomic
 from greenbench.vllm_python import vllm_python
 from telemetry.sensors.gpu import NoGpu
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 MARKS = "marks.jsonl"
 SETUP = "selftest.json"
 RECORDER_START_S = 60.0  # longest wait for the recorder: its probe alone takes 3 s
-LOAD_START_S = 180.0  # importing torch on a cold disk
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,10 @@ class Load:
         line = self.process.stdout.readline()
         if not line:
             raise LoadFailed("the load program ended; see load.log")
-        found = json.loads(line)
-        if not found["ok"]:
-            raise LoadFailed(found["error"])
-        return found
+        reply = json.loads(line)
+        if not reply["ok"]:
+            raise LoadFailed(reply["error"])
+        return reply
 
 
 @contextlib.contextmanager
@@ -89,7 +88,7 @@ def started_load(out: Path, python: str) -> Iterator[Load]:
     with (out / "load.log").open("w") as log:
         try:
             process = subprocess.Popen(
-                [python, str(ROOT / "telemetry" / "gpu_load.py")],
+                [python, str(PACKAGES / "telemetry" / "selftest" / "gpu_load.py")],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -120,7 +119,7 @@ def recording(run_dir: Path, period_s: float) -> Iterator[None]:
     command = [sys.executable, "-m", "telemetry", "record", "--run-dir", str(run_dir)]
     with (run_dir / "recorder.log").open("w") as log:
         process = subprocess.Popen(
-            [*command, "--period-s", str(period_s)], cwd=ROOT, stdout=log, stderr=log
+            [*command, "--period-s", str(period_s)], env=bench_env(), stdout=log, stderr=log
         )
         try:
             _wait_for_rows(run_dir / "telemetry" / "gpu.jsonl", process)
@@ -177,7 +176,7 @@ def selftest(
     ``judging`` are further words for the judge (a sweep for what needs a served model).
     """
     deadline_s = time.monotonic() + limit_s
-    out = out.resolve()  # the recorder and the judge run in the checkout
+    out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists and is not an empty folder; give a new one")
     out.mkdir(parents=True, exist_ok=True)
@@ -201,7 +200,7 @@ def selftest(
         logger.error("the experiments ended early: %s", error)
     write_atomic(out / SETUP, json.dumps(setup, indent=1) + "\n")
     return subprocess.run(
-        [sys.executable, "-m", "analysis.selftest.judge", str(out), *judging], cwd=ROOT
+        [sys.executable, "-m", "analysis.selftest.judge", str(out), *judging], env=bench_env()
     ).returncode
 
 

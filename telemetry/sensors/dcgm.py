@@ -78,12 +78,12 @@ class DcgmReader:
         reading = self._readings.get(self._cards[index].uuid, GpuReading())
         has = {"counter": reading.energy_mj, "average": reading.power_avg_w}
         missing = {name: unavailable("the exporter does not serve it") for name in has}
-        found = {name: available() for name, value in has.items() if value is not None}
+        served = {name: available() for name, value in has.items() if value is not None}
         # its profiling fields would be the GPM, but they cost the card power while they run
         others = ("instant", "memory_scope", "gpm")
         return {
             **missing,
-            **found,
+            **served,
             **{name: unavailable("not in DCGM's default fields") for name in others},
         }
 

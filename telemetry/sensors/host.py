@@ -66,10 +66,10 @@ class ProcessTree:
     def _walk(self) -> None:
         try:
             root = self._members.get(self.pid) or psutil.Process(self.pid)
-            found = [root, *root.children(recursive=True)]
+            tree = [root, *root.children(recursive=True)]
         except psutil.Error:
             return  # the children that are known are still counted
-        self._members = {p.pid: self._members.get(p.pid, p) for p in found}
+        self._members = {p.pid: self._members.get(p.pid, p) for p in tree}
 
 
 class HostReader:

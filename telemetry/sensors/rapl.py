@@ -37,8 +37,8 @@ def probe(root: Path = POWERCAP) -> tuple[list[Zone], Capability]:
             continue
         zones.append(Zone(f"{folder.name} {label}", folder / "energy_uj", _max_uj(folder)))
     if not zones:
-        mend = "energy_uj is readable by root only; run as root or give read access"
-        return [], unavailable(mend if refused else "no zone gives a number")
+        denied = "energy_uj is readable by root only; run as root or give read access"
+        return [], unavailable(denied if refused else "no zone gives a number")
     maxima = {zone.name: zone.max_uj for zone in zones}
     return zones, available(zones=maxima, refused=refused)
 
@@ -52,10 +52,10 @@ def _max_uj(folder: Path) -> int | None:
 
 def read(zones: list[Zone]) -> dict[str, int] | None:
     """Zone name → raw counter in µJ; a zone that fails is left out; None when none answers."""
-    found: dict[str, int] = {}
+    readings: dict[str, int] = {}
     for zone in zones:
         try:
-            found[zone.name] = int(zone.path.read_text())
+            readings[zone.name] = int(zone.path.read_text())
         except (OSError, ValueError):
             continue
-    return found or None
+    return readings or None

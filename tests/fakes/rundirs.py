@@ -15,28 +15,26 @@ from greenbench import __version__
 from greenbench.contract.config import (
     BackendChoice,
     BuiltModel,
-    LivePoint,
     LoadConfig,
     ModelConfig,
     PhaseConfig,
     PointConfig,
     ServerConfig,
     SloConfig,
+    SweepConfig,
     TaskConfig,
-    TelemetryConfig,
-    dump_yaml,
+    points_of,
 )
 from greenbench.contract.manifest import (
     Clock,
     Code,
     Counts,
-    FileEntry,
     Gpu,
     Host,
-    Manifest,
     Server,
 )
-from greenbench.contract.run_dir import JsonlWriter, RunDir, config_hash, file_sha256, run_id
+from greenbench.contract.new_run import NewRun, Prompts, Provenance, file_entries, point_hash
+from greenbench.contract.run_dir import JsonlWriter, RunDir
 from greenbench.contract.schema import (
     Event,
     GpuSample,
@@ -131,50 +129,44 @@ def point_config(fake: FakeRun) -> PointConfig:
         if fake.rate_per_s is None
         else LoadConfig(kind="open", rate_per_s=fake.rate_per_s)
     )
-    return PointConfig(
-        sweep=fake.sweep,
+    sweep = SweepConfig(
+        name=fake.sweep,
         seed=fake.seed,
-        repeat=fake.repeat,
-        arm=fake.arm,
-        model=ModelConfig(
-            name=fake.model,
-            build=BuiltModel(config=fake.config),
-            weights=fake.weights,  # type: ignore[arg-type]
-            max_model_len=8192,
-            dtype="bfloat16",
-        ),
-        backend=BackendChoice(name=fake.backend, options=fake.options),
+        models=[fake.model],
+        backends=[fake.backend],
+        contexts=[fake.context_tokens],
+        tasks=[TaskConfig(name=fake.task, output_tokens=fake.output_tokens)],
+        loads=[load],
         server=ServerConfig(
             max_num_seqs=fake.max_num_seqs,
             execution=fake.execution,  # type: ignore[arg-type]
         ),
-        task=TaskConfig(name=fake.task, output_tokens=fake.output_tokens),
-        context_tokens=fake.context_tokens,
-        load=load,
         phases=PhaseConfig(warmup_s=fake.warmup_s, measure_s=fake.measure_s),
         slo=SloConfig(ttft_s=fake.slo_ttft_s, tpot_s=fake.slo_tpot_s),
-        telemetry=TelemetryConfig(),
         prompts_per_point=fake.prompts,
     )
+    model = ModelConfig(
+        name=fake.model,
+        build=BuiltModel(config=fake.config),
+        weights=fake.weights,  # type: ignore[arg-type]
+        max_model_len=8192,
+        dtype="bfloat16",
+    )
+    backend = BackendChoice(name=fake.backend, options=fake.options)
+    [point] = points_of(sweep, model, backend, fake.arm, fake.repeat)
+    return point
 
 
 def write_run(root: Path, fake: FakeRun) -> RunDir:
     """Write ``root/<sweep>/<run_id>/``; returns it. The manifest is final, with counts and hashes."""
     point = point_config(fake)
-    hashed = config_hash(point.identity())
     start_ns = T0_UNIX_NS + round(fake.started_s * NS)
-    name = run_id(start_ns, point.backend.label, point.workload, hashed)
-    server_id = f"tiny-{fake.backend}-r{fake.repeat}"
-    live = LivePoint(
-        point=point,
-        run_id=name,
-        base_url="http://127.0.0.1:1",
-        served_model="tiny",
-        prompts_path="../prompts/tiny.jsonl",
-        prompts_sha256="0" * 64,
+    new = NewRun(point, start_ns, point_hash(point))
+    name = new.run_id
+    prompts = Prompts("../prompts/tiny.jsonl", "0" * 64)
+    run, manifest = new.create(
+        root / fake.sweep, _server(fake, point), prompts, _provenance(fake, start_ns)
     )
-    manifest = _manifest(fake, point, name, hashed, server_id, start_ns)
-    run = RunDir.create(root / fake.sweep / name, manifest, dump_yaml(live))
     measure = (
         start_ns + round(fake.warmup_s * NS),
         start_ns + round((fake.warmup_s + fake.measure_s) * NS),
@@ -214,63 +206,50 @@ def write_run(root: Path, fake: FakeRun) -> RunDir:
                 failed=len(records) - ok,
                 rows=len(records),
             ),
-            "files": {
-                str(path.relative_to(run.path)): FileEntry(
-                    rows=path.read_bytes().count(b"\n"), sha256=file_sha256(path)
-                )
-                for path in sorted(run.path.rglob("*.jsonl"))
-            },
+            "files": file_entries(run, sorted(run.path.rglob("*.jsonl"))),
         }
     )
     run.write_manifest(final)
     return run
 
 
-def _manifest(
-    fake: FakeRun, point: PointConfig, name: str, hashed: str, server_id: str, start_ns: int
-) -> Manifest:
+def _provenance(fake: FakeRun, start_ns: int) -> Provenance:
     gpus = (
         [Gpu(index=0, uuid="GPU-0", name="NVIDIA H100 80GB HBM3", memory_bytes=80 << 30)]
         if fake.gpu_power_w is not None
         else []
     )
-    return Manifest(
-        run_id=name,
-        sweep=fake.sweep,
-        config_hash=hashed,
-        seed=fake.seed,
-        created_unix_ns=start_ns,
-        clock=Clock(unix_ns=start_ns, mono_ns=_mono(start_ns), host="fake"),
-        code=Code(
-            git_sha="0" * 40,
-            dirty=False,
-            greenbench=__version__,
-            python="3.11",
-            packages={"vllm": "0.32.0"},
-        ),
-        host=Host(cpu="Fake CPU", cores=2, ram_bytes=16 << 30, kernel="6.1", gpus=gpus),
-        server=Server(
-            server_id=server_id,
-            requested_backend=point.backend.label,
-            exactness=fake.exactness,
-            observed_backend=fake.observed_backend,
-            proof=fake.proof,  # type: ignore[arg-type]
-            model=fake.model,
-            model_path="models/none",
-            weights=fake.weights,  # type: ignore[arg-type]
-            dtype="bfloat16",
-            kv_cache_dtype=fake.kv_cache_dtype,
-            execution=fake.execution,
-            max_model_len=8192,
-            kv_cache_tokens=fake.kv_cache_tokens,
-            kv_cache_bytes=fake.kv_cache_tokens * 2048,
-            weights_bytes=8_000_000,
-            base_url="http://127.0.0.1:1",
-            served_model="tiny",
-            vllm_version="0.32.0",
-        ),
-        load=point.load.model_dump(mode="json"),
-        point={"task": fake.task, "context_tokens": fake.context_tokens, "repeat": fake.repeat},
+    code = Code(
+        git_sha="0" * 40,
+        dirty=False,
+        greenbench=__version__,
+        python="3.11",
+        packages={"vllm": "0.32.0"},
+    )
+    host = Host(cpu="Fake CPU", cores=2, ram_bytes=16 << 30, kernel="6.1", gpus=gpus)
+    return Provenance(code, host, Clock(unix_ns=start_ns, mono_ns=_mono(start_ns), host="fake"))
+
+
+def _server(fake: FakeRun, point: PointConfig) -> Server:
+    return Server(
+        server_id=f"tiny-{fake.backend}-r{fake.repeat}",
+        requested_backend=point.backend.label,
+        exactness=fake.exactness,
+        observed_backend=fake.observed_backend,
+        proof=fake.proof,  # type: ignore[arg-type]
+        model=fake.model,
+        model_path="models/none",
+        weights=fake.weights,  # type: ignore[arg-type]
+        dtype="bfloat16",
+        kv_cache_dtype=fake.kv_cache_dtype,
+        execution=fake.execution,
+        max_model_len=8192,
+        kv_cache_tokens=fake.kv_cache_tokens,
+        kv_cache_bytes=fake.kv_cache_tokens * 2048,
+        weights_bytes=8_000_000,
+        base_url="http://127.0.0.1:1",
+        served_model="tiny",
+        vllm_version="0.32.0",
     )
 
 

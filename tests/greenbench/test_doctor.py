@@ -22,7 +22,9 @@ from greenbench.sweep.plan import Plan, dtype_notes
 from greenbench.vllm_python import vllm_python
 from servers.backends.host_facts import HostFacts, ModelFacts, served_dtype
 from servers.backends.registry import BACKENDS
-from servers.launch.command import plan
+from servers.launch.command import command, plan
+from tests.fakes.launch_plans import launch_plan
+from tests.fakes.waiting import HUNG_S
 
 # as the kernel prints them, cut to what decides
 HASWELL = """\
@@ -107,9 +109,9 @@ def test_every_backend_of_a_cpu_is_given_the_same_dtype(host: HostFacts) -> None
     flags: set[str] = set()
     for name in on_cpu:
         request = ServerRequest(model=AUTO, backend=BackendChoice(name=name))
-        planned = plan(request, host, ModelFacts("m", head_size=64), "/models/m", 1, "python3")
+        planned = plan(request, host, ModelFacts("m", head_size=64))
         assert planned.refusals == []
-        argv = planned.command.argv
+        argv = command(planned, "/models/m", 1, "python3").argv
         flags.add(argv[argv.index("--dtype") + 1])
     assert flags == {dtype_on_cpu(host.cpu_flags).name} != {"auto"}
 
@@ -118,7 +120,7 @@ def planned_start(model: str, why: str | None, base_url: str | None = None) -> P
     request = SimpleNamespace(
         model=SimpleNamespace(name=model), server=SimpleNamespace(base_url=base_url)
     )
-    launch = {"dtype": {"name": "float32", "why": why}}
+    launch = launch_plan(dtype={"name": "float32", "why": why})
     return Plan(SimpleNamespace(request=request), launch)  # type: ignore[arg-type]
 
 
@@ -194,13 +196,15 @@ def test_doctor_says_what_is_wrong_with_a_python(tmp_path: Path, made: str, said
         path.write_text("#!/bin/sh\nexit 3\n" if made == "silent" else "no program")
         path.chmod(0o755)
     (found,) = doctor._vllm(path)
-    assert (found.state, found.found) == ("missing", said.format(path=path))
-    assert "VLLM_PYTHON" in found.mend
+    assert (found.state, found.detail) == ("missing", said.format(path=path))
+    assert "VLLM_PYTHON" in found.fix
 
 
 def test_make_doctor_with_the_variable_empty_ends_without_a_traceback() -> None:
     command = [sys.executable, "-c", "from greenbench.cli import main; main()", "doctor"]
     env = {**os.environ, "VLLM_PYTHON": ""}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=HUNG_S
+    )
     assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
     assert str(ROOT / ".venv-vllm" / "bin" / "python") in done.stdout

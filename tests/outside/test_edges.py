@@ -42,7 +42,9 @@ def ratio_of(found: Reading, objective: str) -> float:
 def test_equal_throughput_other_split(
     tmp_path: Path, start: str, schedule: str, warmup_s: float
 ) -> None:
-    """8 users, 8k tokens, three starts: no claim of what is equal, and the lower TTFT is still found."""
+    """Equal throughput, another split of prefill and decode (8 users, 8k tokens, three starts): equal figures
+    are not claimed to differ, and the lower TTFT is found.
+    """
     pair = [replace(p, phases=Phases(warmup_s, 70.0)) for p in split_pair(start, schedule)]
     write(tmp_path, starts(pair, 3, sd=0.0005, seed=3))
     found = read(tmp_path)
@@ -55,7 +57,7 @@ def test_equal_throughput_other_split(
 
 @pytest.mark.parametrize("measure_s", [60.0, 66.0, 75.0])
 def test_ratios_of_equal_throughput_are_one(tmp_path: Path, measure_s: float) -> None:
-    """Tokens/s and joules of the same sweep, wherever its end cuts a cycle: within 1 % of equal."""
+    """Tokens/s and joules of the same sweep: within 1 % of equal, wherever the window's end cuts a cycle."""
     pair = [replace(p, phases=Phases(10.0, measure_s)) for p in split_pair("in step")]
     write(tmp_path, starts(pair, 3, sd=0.0005, seed=3))
     found = read(tmp_path)
@@ -64,7 +66,7 @@ def test_ratios_of_equal_throughput_are_one(tmp_path: Path, measure_s: float) ->
 
 
 def test_unequal_throughput_is_still_found(tmp_path: Path) -> None:
-    """The same split pair with beta 6 % slower in everything: tokens/s and requests' time are claimed."""
+    """The same pair with beta 6 % slower in everything: tokens/s and request time are claimed."""
     alpha, beta = split_pair("random")
     write(tmp_path, starts([alpha, replace(beta, factor=1.06)], 5, sd=0.002, seed=3))
     found = read(tmp_path)
@@ -75,7 +77,9 @@ def test_unequal_throughput_is_still_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("warmup_s", [7.0, 10.0, 11.0, 12.0, 15.0, 18.0])
 def test_131k_two_users(tmp_path: Path, warmup_s: float) -> None:
-    """131k tokens, 2 users evenly staggered, 70 s, equal cycles of 18 s."""
+    """131k tokens, 2 users evenly staggered, 70 s, equal cycles of 18 s: no equal figure is claimed to
+    differ.
+    """
     pair = [replace(p, phases=Phases(warmup_s, 70.0)) for p in long_pair()]
     write(tmp_path, starts(pair, 3, sd=0.001, seed=round(warmup_s)))
     found = read(tmp_path)
@@ -84,7 +88,7 @@ def test_131k_two_users(tmp_path: Path, warmup_s: float) -> None:
 
 @pytest.mark.parametrize("start", ["in step", "staggered", "random"])
 def test_equal_candidates(tmp_path: Path, start: str) -> None:
-    """Two names for one server, three starts at three contexts: nothing is claimed of anything."""
+    """Two names for one server, three starts at three contexts: nothing is claimed."""
     pair = [replace(p, load=Load(8, start)) for p in equal_pair(power=Power())]  # type: ignore[arg-type]
     points = [
         replace(p, context=c, pace=Pace(0.45 * c / 8192, 0.07))
@@ -99,8 +103,9 @@ def test_equal_candidates(tmp_path: Path, start: str) -> None:
 
 
 def test_slower_from_the_middle_on(tmp_path: Path) -> None:
-    """All takes 30 % longer from the middle of the phase on. 91.4 tok/s in the first half and 70.3 in the
-    second: never the fast half's rate without a word."""
+    """Everything takes 30 % longer from the middle of the phase on (91.4 tok/s, then 70.3): the rate of the
+    fast half is never shown without saying so.
+    """
     users, tokens, step_s = 8, 64, 0.02
     cycle_s = users * tokens / 91.4
     pace = Pace((cycle_s - (tokens - 1) * step_s) / users, step_s, slower_from=(0.5, 1.3))

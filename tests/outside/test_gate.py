@@ -58,7 +58,7 @@ def test_7_percent_right_against_all(tmp_path: Path, reference: str) -> None:
 
 
 def test_the_best_answering_stands_in_where_none_is_exact(tmp_path: Path) -> None:
-    """Two approximate candidates: the one that answers best is what the other is held against."""
+    """Two approximate candidates: the one with the most right answers becomes the reference."""
     good, bad = pair("sink_window", 28, 28, 2)
     good = replace(good, options={"window": 8192})
     found = reported(tmp_path, [good, bad])
@@ -67,7 +67,9 @@ def test_the_best_answering_stands_in_where_none_is_exact(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("seed", range(2))
 def test_23_of_28_is_not_innocent(tmp_path: Path, seed: int) -> None:
-    """p = 0.0625: too few prompts to convict, and no proof either. It is shown, not recommended."""
+    """p = 0.0625: too few prompts to show a loss, and no proof of equality either. It is shown, not
+    recommended.
+    """
     points = [replace(p, noise_seed=seed) for p in pair("flash_attn", 28, 28, 23)]
     found = reported(tmp_path, points)
     assert not found.recommended("sink_window"), found.headline
@@ -76,7 +78,7 @@ def test_23_of_28_is_not_innocent(tmp_path: Path, seed: int) -> None:
 
 
 def test_20_of_28_is_worse_whatever_else_was_tested(tmp_path: Path) -> None:
-    """p = 0.0078 at one of three lengths, with two other candidates beside it."""
+    """p = 0.0078 at one of three lengths, with two other candidates beside it: it does not win there."""
     points: list[Point] = []
     for context in (4096, 8192, 16384):
         exact, window = pair("flash_attn", 28, 28, 20 if context == 8192 else 28)
@@ -90,21 +92,22 @@ def test_20_of_28_is_worse_whatever_else_was_tested(tmp_path: Path) -> None:
 
 
 def test_20_of_28_alone(tmp_path: Path) -> None:
-    """p = 0.0078 with nothing else tested."""
+    """p = 0.0078 with nothing else tested: it does not win."""
     found = reported(tmp_path, pair("flash_attn", 28, 28, 20))
     never_wins(found, "sink_window")
 
 
 def test_as_many_right_on_enough_prompts_wins(tmp_path: Path) -> None:
-    """The gate lets pass what answers alike: 90 of 90 against 90 of 90, and 30 % faster."""
+    """90 of 90 right against 90 of 90, and 30 % faster: it passes the gate and wins."""
     found = reported(tmp_path, pair("flash_attn3", 90, 90, 90))
     assert [c for c in found.claims("e2e") if c.winner.startswith("sink_window")]
     assert found.recommended("sink_window") or found.said_of("sink_window", "faster"), found.text
 
 
 def test_no_arbitrary_reference(tmp_path: Path) -> None:
-    """Neither of two backends is known, both answer 23 of 23 right, beta in 20 % less time: alpha, which
-    comes first by name alone, is not recommended over it, and beta is not called worse than undecided."""
+    """Neither of two backends is known, both answer 23 of 23 right, beta in 20 % less time: alpha, first by
+    name only, is not recommended over it, and beta is at worst undecided.
+    """
     alpha = replace(FIRST, backend="alpha", prompts=23, right=right(23))
     found = reported(tmp_path, [alpha, faster(alpha, "beta", 0.8)])
     never_wins(found, "alpha")
@@ -113,7 +116,8 @@ def test_no_arbitrary_reference(tmp_path: Path) -> None:
 
 def test_a_loss_of_5_points_is_shown_to_be_small_on_enough_prompts(tmp_path: Path) -> None:
     """190 of 200 against 200 of 200: a loss of 5 points, whose 95 % interval ends below 10 (Clopper and
-    Pearson's upper bound of 10 in 200 is 8.3 %, one-sided). It is faster and may win."""
+    Pearson's upper bound of 10 in 200 is 8.3 %, one-sided). It is faster and may win.
+    """
     points = pair("flash_attn", 200, 200, 190)
     pace = replace(FIRST.pace, prefill_s=0.05, step_s=0.002)
     found = reported(tmp_path, [replace(p, pace=pace) for p in points], n=2 + 2)
@@ -123,8 +127,9 @@ def test_a_loss_of_5_points_is_shown_to_be_small_on_enough_prompts(tmp_path: Pat
 
 
 def test_undecided_is_not_taken_for_a_proven_one(tmp_path: Path) -> None:
-    """flash_attn and triton 40 of 40, sink_window, the fastest, 36 of 40: the second fastest is taken, never
-    the one whose answers are open."""
+    """flash_attn and triton 40 of 40, sink_window, the fastest, 36 of 40: the second fastest is recommended,
+    never the undecided one.
+    """
     exact, window = pair("flash_attn", 40, 40, 36)
     found = reported(tmp_path, [exact, faster(exact, "triton", 0.85), window])
     never_wins(found, "sink_window")
@@ -132,7 +137,9 @@ def test_undecided_is_not_taken_for_a_proven_one(tmp_path: Path) -> None:
 
 
 def test_unproven_is_no_winner_without_a_word(tmp_path: Path) -> None:
-    """triton is 30 % faster, and which class ran is not proven."""
+    """triton is 30 % faster, but the class that ran is unproven: it does not win without a sentence that says
+    so.
+    """
     slow = replace(FIRST, backend="flash_attn3", prompts=90, right=right(90))
     found = reported(tmp_path, [slow, replace(faster(slow, "triton", 0.7), proof="unproven")])
     if found.recommended("triton") or found.winners():
@@ -142,7 +149,7 @@ def test_unproven_is_no_winner_without_a_word(tmp_path: Path) -> None:
 
 
 def test_half_of_the_requests_failed(tmp_path: Path) -> None:
-    """triton refuses 55 % of the requests and is fast at the others."""
+    """triton refuses 55 % of the requests and is fast at the others: it does not win."""
     slow = replace(FIRST, backend="flash_attn3", prompts=90, right=right(90), pace=Pace(1.0, 0.02))
     quick = faster(slow, "triton", 0.7)
     found = reported(tmp_path, [slow, replace(quick, pace=replace(quick.pace, failed=0.55))])
@@ -153,9 +160,10 @@ def test_half_of_the_requests_failed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("side", [1, -1], ids=["above the margin", "below the margin"])
 def test_few_prompts_of_log_probabilities(tmp_path: Path, side: int) -> None:
-    """Drift of 5 prompts whose mean is 1.84 standard errors from the margin of 0.1 nats. By Student's t with
-    4 degrees of freedom the two-sided p is 0.14, so nothing is called; a percentile bootstrap of 5 values is
-    narrower, about 1.96 · sqrt(4 / 5) = 1.75 standard errors, and does call it."""
+    """Drift over 5 prompts, 1.84 standard errors from the margin of 0.1 nats: nothing is claimed. (Student's
+    t with 4 degrees of freedom: two-sided p is 0.14. A percentile bootstrap of 5 values is narrower, about
+    1.96 · sqrt(4 / 5) = 1.75 standard errors, and would claim it.)
+    """
     spread = np.array([-1.3, -0.5, 0.1, 0.4, 1.3])
     spread = (spread - spread.mean()) / spread.std(ddof=1)
     drift = 0.1 + 0.02 * (spread + side * 1.84 / np.sqrt(5))

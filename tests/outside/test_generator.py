@@ -74,7 +74,7 @@ def test_failures_have_their_share() -> None:
 
 
 def test_directories_pass_the_check_and_hold_their_truth(tmp_path: Path) -> None:
-    """Whole command, all kinds of point; figures against closed forms to the edge of a window."""
+    """Whole command, every kind of point; figures against closed forms up to the window's edge."""
     power = Power(prefill_w=650, decode_w=500)
     closed = replace(split_pair("staggered")[0], power=power)
     opened = replace(

@@ -34,7 +34,7 @@ def apart(root: Path, *kinds: Point, n: int = 2) -> Reading:
 
 
 def test_arrivals_at_one_rate(tmp_path: Path) -> None:
-    """Poisson, constant and gamma arrivals at one rate are three loads."""
+    """Poisson, constant and gamma arrivals at one rate are three workloads."""
     found = apart(
         tmp_path,
         OPEN,
@@ -45,7 +45,7 @@ def test_arrivals_at_one_rate(tmp_path: Path) -> None:
 
 
 def test_burstiness_of_gamma_arrivals(tmp_path: Path) -> None:
-    """Gamma arrivals of shape 0.5 and 4 at one rate are two loads."""
+    """Gamma arrivals of shape 0.5 and 4 at one rate are two workloads."""
     gamma = replace(OPEN, load=replace(OPEN.load, arrivals="gamma", burstiness=0.5))
     apart(tmp_path, gamma, replace(gamma, load=replace(gamma.load, burstiness=4.0)))
 
@@ -96,7 +96,9 @@ def test_any_server_setting(tmp_path: Path, setting: dict[str, object]) -> None:
     ids=lambda change: "-".join(map(str, next(iter(change.items()))))[:40],
 )
 def test_any_other_difference(tmp_path: Path, change: dict[str, Any]) -> None:
-    """Weights, pauses, needles, count of prompts, execution, caching, model, options or driver differ."""
+    """Runs differ in weights, pauses, needles, number of prompts, execution, caching, model, options or
+    driver: they are kept apart.
+    """
     with_card = {"power": Power(), "card": Card()} if "card" in change else {}
     one = replace(BASE, **with_card, folder="one")  # type: ignore[arg-type]
     apart(tmp_path, one, replace(one, **change, folder="two"))
@@ -109,12 +111,12 @@ def test_vllm_versions(tmp_path: Path) -> None:
 
 
 def test_slo(tmp_path: Path) -> None:
-    """Goodput under two SLOs is two figures."""
+    """Goodput under two SLOs is kept apart."""
     apart(tmp_path, BASE, replace(BASE, slo={"ttft_s": 0.01}))
 
 
 def test_other_prompts(tmp_path: Path) -> None:
-    """Another seed makes other prompts."""
+    """Another seed makes other prompts: they are kept apart."""
     apart(tmp_path, BASE, replace(BASE, seed=8))
 
 
@@ -125,7 +127,7 @@ def test_cards(tmp_path: Path) -> None:
 
 
 def test_16_and_64_output_tokens(tmp_path: Path) -> None:
-    """alpha is asked for 16 tokens and beta for 64: nothing of the two is compared."""
+    """alpha is asked for 16 output tokens and beta for 64: the two are not compared."""
     short = replace(BASE, output_tokens=16)
     write(tmp_path, starts([short, replace(BASE, backend="beta", started_s=500.0)], 3, sd=0.002))
     found = read(tmp_path)
@@ -140,8 +142,9 @@ def test_16_and_64_output_tokens_of_one_candidate(tmp_path: Path) -> None:
 
 
 def test_two_cards_versions_and_caches_are_no_tested_winner(tmp_path: Path) -> None:
-    """alpha on an H100 with vLLM 0.30 and bf16 KV, beta on an H200 with 0.32 and fp8 KV: either no winner and
-    a sentence says why, or the sentence that names the winner names both cards."""
+    """alpha on an H100 with vLLM 0.30 and a bf16 KV cache, beta on an H200 with 0.32 and fp8: either there is
+    no winner and a sentence says why, or the sentence with the winner names both cards.
+    """
     alpha = replace(BASE, power=Power(), card=Card(), vllm="0.30.0")
     beta = replace(
         faster(BASE, "beta", 0.8),
@@ -163,8 +166,9 @@ def test_two_cards_versions_and_caches_are_no_tested_winner(tmp_path: Path) -> N
 
 
 def test_each_on_a_card_of_its_own(tmp_path: Path) -> None:
-    """alpha always ran on one H100, beta always on another, which is 5 % slower: the card is part of any
-    difference, so it is not claimed of the candidates, or said with it."""
+    """alpha always ran on one H100, beta always on another, 5 % slower one: a difference is not claimed, or
+    the sentence names the cards.
+    """
     other = Card(uuid="GPU-33333333-3333-3333-3333-333333333333")
     alpha = replace(BASE, power=Power(), card=Card())
     beta = replace(alpha, backend="beta", card=other, factor=1.05)
@@ -176,7 +180,7 @@ def test_each_on_a_card_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_setting_that_differs_is_named(tmp_path: Path) -> None:
-    """alpha with `max_num_seqs` 64, beta with 8 and 20 % slower: where one is taken, the setting is said."""
+    """alpha with `max_num_seqs` 64, beta with 8 and 20 % slower: a recommendation names the setting."""
     beta = replace(faster(BASE, "beta", 1.2), server={"max_num_seqs": 8})
     write(tmp_path, starts([BASE, beta], 4, sd=0.002))
     found = read(tmp_path)
@@ -185,7 +189,7 @@ def test_a_setting_that_differs_is_named(tmp_path: Path) -> None:
 
 
 def test_two_sets_of_prompts_are_not_compared(tmp_path: Path) -> None:
-    """alpha answered the prompts of seed 7, beta those of seed 8."""
+    """alpha answered the prompts of seed 7, beta those of seed 8: they are not compared."""
     write(tmp_path, starts([BASE, replace(faster(BASE, "beta", 0.8), seed=8)], 3, sd=0.002))
     found = read(tmp_path)
     assert not found.claims() and not found.recommended("beta"), found.headline
@@ -222,7 +226,7 @@ def bench_result(burstiness: float, at: int) -> dict[str, object]:
 
 
 def test_imported_runs_at_other_burstiness(tmp_path: Path) -> None:
-    """Result files of another load generator, one at burstiness 0.2 and one at 5."""
+    """Result files of another load generator, one at burstiness 0.2 and one at 5, are kept apart."""
     for at, burstiness in enumerate((0.2, 5.0), start=1):
         file = tmp_path / f"bench{at}.json"
         file.write_text(json.dumps(bench_result(burstiness, at)))
@@ -232,7 +236,7 @@ def test_imported_runs_at_other_burstiness(tmp_path: Path) -> None:
 
 
 def test_imported_directories_at_other_burstiness(tmp_path: Path) -> None:
-    """The same as imported run directories."""
+    """The same, imported as run directories."""
     told = {"imported_from": "another tool 1.0", "cannot_tell": ["what it cannot"]}
     load = replace(OPEN.load, arrivals="gamma", burstiness=0.2)
     one = replace(OPEN, load=load, proof="unproven", proof_detail=told)

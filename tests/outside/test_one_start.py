@@ -45,7 +45,7 @@ def equal(load: Load, sd: float, seed: int) -> list[Point]:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_equal_candidates(tmp_path: Path, seed: int) -> None:
-    """Equal candidates whose single starts differ by chance, 3 % each."""
+    """Equal candidates whose single starts differ by chance, 3 % each: nothing is claimed."""
     write(tmp_path, equal(Load(4, "random"), 0.03, seed))
     says_nothing_certain(read(tmp_path))
 
@@ -59,7 +59,7 @@ def test_equal_candidates_in_an_open_loop(tmp_path: Path, seed: int) -> None:
 
 
 def test_one_of_the_two_started_once(tmp_path: Path) -> None:
-    """alpha was started four times and beta, 20 % slower, once: still nothing is certain."""
+    """alpha was started four times and beta, 20 % slower, once: nothing is claimed."""
     both = equal(Load(4, "random"), 0.0, 1)
     alpha = starts([p for p in both if p.backend == "alpha"], 4, sd=0.01, seed=2)
     beta = [replace(p, factor=1.2) for p in both if p.backend == "beta"]
@@ -68,7 +68,7 @@ def test_one_of_the_two_started_once(tmp_path: Path) -> None:
 
 
 def test_two_arms_are_not_two_starts(tmp_path: Path) -> None:
-    """alpha is listed twice and beta once, 20 % slower, in one repeat: one block, nothing certain."""
+    """alpha is listed twice and beta once, 20 % slower, in one repeat: one block, nothing is claimed."""
     points = equal(Load(4, "random"), 0.02, 3)
     again = [
         replace(p, arm=1, started_s=p.started_s + 100.0) for p in points if p.backend == "alpha"
@@ -97,7 +97,7 @@ def crossing(n: int) -> list[Point]:
 
 
 def test_a_true_crossing(tmp_path: Path) -> None:
-    """Even a true crossing has no length from one start, while its figures are shown."""
+    """A true crossover gets no length from one start; its figures are shown."""
     write(tmp_path, crossing(1))
     found = read(tmp_path)
     says_nothing_certain(found)
@@ -106,7 +106,7 @@ def test_a_true_crossing(tmp_path: Path) -> None:
 
 
 def test_the_same_crossing_from_four_starts(tmp_path: Path) -> None:
-    """Four starts do tell it: both win where they should, and a length near 5,000 is said."""
+    """The same from four starts: both win where they should, and a length near 5,000 is stated."""
     write(tmp_path, crossing(4))
     found = read(tmp_path)
     assert {c.winner for c in found.claims("ttft")} == {"alpha", "beta"}

@@ -38,7 +38,9 @@ def mixed_blocks() -> list[Point]:
 
 
 def test_best_comes_from_shared_blocks(tmp_path: Path) -> None:
-    """In the one block that both ran in beta is 10 % faster; over all starts alpha has the better mean."""
+    """beta is 10 % faster in the one block that both ran in, alpha has the better mean over all starts: alpha
+    is not recommended.
+    """
     found = reported(tmp_path, mixed_blocks())
     assert not found.recommended("alpha"), found.headline
     assert not [w for w in found.winners() if w == "alpha"]
@@ -48,7 +50,7 @@ def test_best_comes_from_shared_blocks(tmp_path: Path) -> None:
 
 
 def test_no_ratio_is_flipped(tmp_path: Path) -> None:
-    """No clause says that alpha is 1.1× anything of beta: beta is."""
+    """A factor belongs to the better one: no clause says that alpha is 1.1× better where beta is."""
     found = reported(tmp_path, mixed_blocks())
     for clause in re.split(r"[;.](?!\d)", found.text):
         if figures(clause) and "alpha" in clause and "beta" in clause:
@@ -66,7 +68,7 @@ def correlated(slo: dict[str, float]) -> list[Point]:
 
 @pytest.mark.parametrize("slo", [{}, {"ttft_s": 60.0}, {"ttft_s": 1.0}], ids=str)
 def test_correlated_votes(tmp_path: Path, slo: dict[str, float]) -> None:
-    """Never "take beta" for three names of one gain of 1.3 %, at 3.0 times the TTFT."""
+    """A gain of 1.3 % under three names, at 3.0 times the TTFT, is no reason to recommend beta."""
     found = reported(tmp_path, correlated(slo))
     assert not found.recommended("beta"), found.headline
     if slo.get("ttft_s") == 1.0:
@@ -74,7 +76,7 @@ def test_correlated_votes(tmp_path: Path, slo: dict[str, float]) -> None:
 
 
 def test_what_it_costs_in_the_others_is_said(tmp_path: Path) -> None:
-    """alpha ends a request in 20 % less time at twice the TTFT: taken by E2E, and the TTFT is said."""
+    """alpha takes 20 % less time a request at twice the TTFT: recommended by E2E, and the TTFT is stated."""
     beta = replace(BASE, backend="beta", slo={})
     e2e_s = (0.5 + 63 * 0.05) * 0.8
     alpha = replace(beta, backend="alpha", pace=Pace(1.0, (e2e_s - 1.0) / 63, schedule="alone"))
@@ -122,7 +124,7 @@ def no_goodput() -> list[Point]:
 
 
 def test_goodput_0_is_a_value(tmp_path: Path) -> None:
-    """alpha meets the SLO in no request and has the rates; beta meets it in all: beta wins goodput."""
+    """alpha meets the SLO in no request and has the higher rates; beta meets it in all: beta wins goodput."""
     found = reported(tmp_path, no_goodput())
     (decision,) = [d for d in found.summary["decisions"] if d["objective"] == "goodput"]
     assert decision["winner"] == "beta", decision
@@ -138,7 +140,7 @@ def test_goodput_0_of_both_is_no_winner(tmp_path: Path) -> None:
 
 
 def test_one_byte_of_memory(tmp_path: Path) -> None:
-    """The same in all but one byte of 70 GiB, five starts."""
+    """Equal except for one byte of 70 GiB, five starts: no winner."""
     alpha = replace(BASE, backend="alpha", power=Power(memory_bytes=70 << 30))
     beta = replace(BASE, backend="beta", power=Power(memory_bytes=(70 << 30) + 1))
     found = reported(tmp_path, starts([alpha, beta], 5, sd=0.002, seed=2))
@@ -146,7 +148,7 @@ def test_one_byte_of_memory(tmp_path: Path) -> None:
 
 
 def test_a_real_difference_of_memory(tmp_path: Path) -> None:
-    """60 GiB against 70."""
+    """60 GiB against 70: a winner."""
     alpha = replace(BASE, backend="alpha", power=Power(memory_bytes=60 << 30))
     beta = replace(BASE, backend="beta", power=Power(memory_bytes=70 << 30))
     found = reported(tmp_path, starts([alpha, beta], 5, sd=0.002, seed=2))
@@ -154,7 +156,7 @@ def test_a_real_difference_of_memory(tmp_path: Path) -> None:
 
 
 def test_a_difference_below_the_level_margin_is_no_winner(tmp_path: Path) -> None:
-    """0.5 % in all, proven by eight starts with next to no noise: surely there, and of use to nobody."""
+    """0.5 % in everything, proven by eight starts with almost no noise: too small to matter, no winner."""
     pair = [replace(BASE, backend="beta"), faster(BASE, "alpha", 0.995)]
     found = reported(tmp_path, starts(pair, 8, sd=0.0002, seed=2))
     assert not found.winners("output", "e2e", "ttft", "tpot", "itl")
@@ -162,7 +164,9 @@ def test_a_difference_below_the_level_margin_is_no_winner(tmp_path: Path) -> Non
 
 
 def test_a_noisy_second_task_erases_nothing(tmp_path: Path) -> None:
-    """7 % at `retrieve` with 0.5 % noise a start; `summarize` of the same sweep has 15 %."""
+    """7 % at `retrieve` with 0.5 % noise a start is found, though `summarize` of the same sweep has 15 %
+    noise.
+    """
     pair = [replace(BASE, backend="beta"), faster(BASE, "alpha", 1 / 1.07)]
     noisy = [replace(p, task="summarize", factor=1.0) for p in pair]
     sds = {"retrieve": 0.005, "summarize": 0.15}
@@ -172,7 +176,7 @@ def test_a_noisy_second_task_erases_nothing(tmp_path: Path) -> None:
 
 
 def test_block_drift_masks_no_paired_difference(tmp_path: Path) -> None:
-    """5 % with 0.5 % noise a start, while all that runs in a block is up to 20 % slower or faster."""
+    """5 % with 0.5 % noise a start is found, though whole blocks are up to 20 % slower or faster."""
     pair = [replace(BASE, backend="beta"), faster(BASE, "alpha", 1 / 1.05)]
     drift = (1.0, 1.2, 0.9, 1.15, 0.85)
     found = reported(tmp_path, starts(pair, 5, sd=0.005, seed=4, blocks=drift))
@@ -198,7 +202,7 @@ def several(n: int = 4) -> list[Point]:
 
 
 def test_counts_in_sentences_are_those_of_the_table(tmp_path: Path) -> None:
-    """Where a sentence counts comparisons, winners among them and points, the table has as many."""
+    """Where a sentence counts comparisons, winners and points, the table has as many."""
     found = reported(tmp_path, several())
     decisions = found.summary["decisions"]
     by_objective = {
@@ -217,7 +221,7 @@ def test_counts_in_sentences_are_those_of_the_table(tmp_path: Path) -> None:
 
 
 def test_factors_in_sentences_are_those_of_the_differences(tmp_path: Path) -> None:
-    """Every factor that a sentence quotes is a difference of the table, to the digits that it shows."""
+    """Every factor in a sentence is a difference of the table, to the digits shown."""
     found = reported(tmp_path, several())
     known: list[float] = []
     for d in found.summary["differences"]:
@@ -231,7 +235,7 @@ def test_factors_in_sentences_are_those_of_the_differences(tmp_path: Path) -> No
 
 
 def test_who_is_throughout_better_than_whom(tmp_path: Path) -> None:
-    """Three candidates: a sentence that calls one of them better throughout names the other of the pair."""
+    """Three candidates: a sentence that calls one better throughout says than which."""
     found = reported(tmp_path, several())
     for sentence in found.said_of("throughout"):
         named = [name for name in ("alpha", "beta", "gamma") if name in sentence]
@@ -239,21 +243,23 @@ def test_who_is_throughout_better_than_whom(tmp_path: Path) -> None:
 
 
 def test_several_starts_are_not_called_one(tmp_path: Path) -> None:
-    """Three starts each of which one block is shared: it is not said that each was started once."""
+    """Three starts each, of which one block is shared: the report does not say that each was started once."""
     found = reported(tmp_path, mixed_blocks())
     assert not re.search(r"one start (per|each|of each)|started once", found.text, re.I), found.text
 
 
 @pytest.mark.parametrize("percent", [1, 2.5, 4])
 def test_one_is_never_printed_as_a_difference(tmp_path: Path, percent: float) -> None:
-    """alpha takes some per cent less time, surely: told to enough digits, or not at all."""
+    """alpha surely takes a few per cent less time: the factor has enough digits, or is not shown."""
     pair = [replace(BASE, backend="beta"), faster(BASE, "alpha", 1 / (1 + percent / 100))]
     found = reported(tmp_path, starts(pair, 5, sd=0.0005, seed=4))
     assert not re.search(r"(?<![\d.,])1(\.0+)?\s*×", found.text), found.text
 
 
 def test_a_tie_at_the_top_is_no_winner(tmp_path: Path) -> None:
-    """alpha and beta are equal and gamma 20 % slower: gamma is beaten, and neither of the two is taken."""
+    """alpha and beta are equal and gamma is 20 % slower: gamma is beaten, and neither of the two is
+    recommended over the other.
+    """
     alpha = replace(BASE, backend="alpha")
     points = [alpha, replace(alpha, backend="beta"), faster(alpha, "gamma", 1.2)]
     found = reported(tmp_path, starts(points, 5, sd=0.004, seed=9))
@@ -265,7 +271,7 @@ def test_a_tie_at_the_top_is_no_winner(tmp_path: Path) -> None:
 
 
 def test_two_loads_two_answers(tmp_path: Path) -> None:
-    """alpha is 20 % faster for 4 users, beta for 16: no sentence takes one of them for both."""
+    """alpha is 20 % faster for 4 users, beta for 16: no sentence recommends one of them for both."""
     points = [
         replace(BASE, backend=name, load=Load(users, "random"), factor=factor)
         for users, factors in ((4, (0.8, 1.0)), (16, (1.0, 0.8)))
@@ -282,7 +288,8 @@ def test_two_loads_two_answers(tmp_path: Path) -> None:
 
 def test_goodput_0_in_some_starts(tmp_path: Path) -> None:
     """alpha's first tokens miss the SLO in two starts of five, beta's in none, and alpha has 5 % more
-    requests/s else: alpha does not win goodput, and nothing breaks."""
+    requests/s otherwise: alpha does not win goodput, and nothing breaks.
+    """
     alpha, beta = (replace(BASE, backend=name, slo={"ttft_s": 0.52}) for name in ("alpha", "beta"))
     points = starts([replace(alpha, factor=1 / 1.05), beta], 5, sd=0.002, seed=3)
     late = [
@@ -311,7 +318,9 @@ def bimodal() -> list[Point]:
 
 
 def test_a_bimodal_median_is_not_quoted(tmp_path: Path) -> None:
-    """TPOT of 7 ms in three of five requests and 35 in two: said, and no clause quotes a ratio of medians."""
+    """TPOT of 7 ms in three of five requests and 35 in two: the report says so, and no clause quotes a ratio
+    of medians.
+    """
     found = reported(tmp_path, bimodal())
     for sentence in found.sentences:
         for clause in sentence.split(";"):
@@ -331,7 +340,9 @@ def traded() -> list[Point]:
 
 @pytest.mark.parametrize(("objective", "best"), [("ttft", "alpha"), ("e2e", "beta")])
 def test_objective_of_the_command(tmp_path: Path, objective: str, best: str) -> None:
-    """`--objective`: alpha has half the TTFT, beta 20 % less time a request."""
+    """`--objective`: alpha has half the TTFT, beta 20 % less time a request; the chosen one leads the
+    headline.
+    """
     found = reported(tmp_path, traded(), "--objective", objective)
     other = {"alpha": "beta", "beta": "alpha"}[best]
     assert found.recommended(best) and not found.recommended(other), found.headline
@@ -339,7 +350,7 @@ def test_objective_of_the_command(tmp_path: Path, objective: str, best: str) -> 
 
 @pytest.mark.parametrize(("objective", "best"), [("ttft", "alpha"), ("output", "beta")])
 def test_objective_of_the_sweep(tmp_path: Path, objective: str, best: str) -> None:
-    """`objective:` in sweep.yaml."""
+    """`objective:` in sweep.yaml does the same."""
     points = traded()
     write(tmp_path, points)
     write_sweep_yaml(tmp_path / points[0].sweep, points, objective=objective)
@@ -349,20 +360,22 @@ def test_objective_of_the_sweep(tmp_path: Path, objective: str, best: str) -> No
 
 
 def test_default_objective_is_goodput_under_the_slo(tmp_path: Path) -> None:
-    """beta has the rates and misses the SLO in every request; alpha meets it."""
+    """beta has the higher rates and misses the SLO in every request, alpha meets it: goodput leads the
+    headline.
+    """
     points = [replace(p, slo={"ttft_s": 0.4}) for p in traded()]
     found = reported(tmp_path, points)
     assert found.recommended("alpha") and not found.recommended("beta"), found.headline
 
 
 def test_default_objective_without_an_slo_is_e2e(tmp_path: Path) -> None:
-    """No SLO: beta, which ends requests sooner, is taken."""
+    """No SLO: beta, with the lower E2E time, is recommended."""
     found = reported(tmp_path, [replace(p, slo={}) for p in traded()])
     assert found.recommended("beta") and not found.recommended("alpha"), found.headline
 
 
 def test_unknown_objective_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    """`--objective speed` ends with 2 and names what there is."""
+    """`--objective speed` ends with 2 and names the known objectives."""
     write(tmp_path, traded()[:2])
     with pytest.raises(AssertionError, match="ended with 2") as refused:
         read(tmp_path, "--objective", "speed")
@@ -370,7 +383,7 @@ def test_unknown_objective_is_refused_in_a_sentence(tmp_path: Path) -> None:
 
 
 def test_an_objective_without_values(tmp_path: Path) -> None:
-    """`--objective energy` where no energy was recorded: nobody is taken, and the report is made."""
+    """`--objective energy` without recorded energy: nobody is recommended, and the report is made."""
     points = [replace(p, power=None) for p in traded()]
     found = reported(tmp_path, points, "--objective", "energy")
     assert not found.recommended("alpha") and not found.recommended("beta"), found.headline
@@ -378,8 +391,9 @@ def test_an_objective_without_values(tmp_path: Path) -> None:
 
 
 def test_too_few_cycles_for_rates(tmp_path: Path) -> None:
-    """Cycles of 20 s in 70 s: goodput in one start of six, no other rate. The first sentence still is about
-    the choice: it names goodput, or what is taken in its place."""
+    """Cycles of 20 s in 70 s: goodput in one start of six, no other rate. The first sentence still answers
+    the choice: it names goodput, or what replaced it.
+    """
     tokens, users = 64, 16
     pace = Pace(0.3 * 20 / users, 0.7 * 20 / (tokens - 1), request_sd=0.003)
     alpha = replace(
@@ -398,14 +412,14 @@ def test_too_few_cycles_for_rates(tmp_path: Path) -> None:
 
 
 def test_one_candidate_alone(tmp_path: Path) -> None:
-    """Nothing to compare: it is not taken over anything, and nothing is claimed."""
+    """One candidate alone: nothing is claimed."""
     found = reported(tmp_path, starts([replace(BASE, backend="alpha")], 3, sd=0.002))
     assert not found.claims() and not found.winners()
     assert not found.recommended("alpha"), found.headline
 
 
 def test_nothing_is_usable(tmp_path: Path) -> None:
-    """All points failed: the report is made, says so, and names nobody."""
+    """All points failed: the report is made, says so, and recommends nobody."""
     failed = replace(BASE, status="failed", failure="the server died: CUDA out of memory")
     found = reported(tmp_path, starts([failed, replace(failed, backend="beta")], 2))
     assert not found.claims() and not found.winners()

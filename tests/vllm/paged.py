@@ -167,7 +167,7 @@ def run(impl: StepImpl, planner: object, case: Case) -> torch.Tensor:
     metadata = StepMetadata(
         num_tokens=case.tokens,
         write=cache_write(case.common.slot_mapping[: case.tokens], block_size),
-        attend={impl.visibility: planner(batch, impl.visibility, device)},
+        plans={impl.visibility: planner(batch, impl.visibility, device)},
     )
     output = torch.full_like(case.query, 7.0)
     impl.forward(None, case.query, case.key, case.value, case.cache, metadata, output)

@@ -18,8 +18,8 @@ from analysis.runs.validity import faults
 from greenbench.contract.config import PointConfig
 from greenbench.contract.forms import FORMS, json_schemas
 from greenbench.contract.manifest import Manifest, Server
+from greenbench.contract.new_run import point_hash
 from greenbench.contract.schema import ERROR_TYPES, Row
-from greenbench.sweep.order import point_hash
 from tests.fakes.rundirs import FakeRun, point_config
 
 ROOT = Path(__file__).resolve().parents[3]

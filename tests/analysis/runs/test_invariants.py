@@ -404,7 +404,7 @@ def test_most_open_against_a_sweep_over_every_moment(tmp_path: Path) -> None:
 
 def test_the_contract_names_every_code() -> None:
     text = (ROOT / "docs" / "contract.md").read_text()
-    section = text[text.index("### What a believable run holds") :]
+    section = text[text.index("### Validity rules") :]
     table = section[: section.index("\n### ")]
     rows = [line for line in table.splitlines() if line.startswith("| `")]
     named = {code for row in rows for code in re.findall(r"`(\w+)`", row.split("|")[1])}

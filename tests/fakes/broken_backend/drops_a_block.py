@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from servers.plugins import backend_options, page_views
-from servers.plugins.step import Attend, Batch, StepBackend, StepBuilder, StepImpl
+from servers.plugins.plan import Plan
+from servers.plugins.step import Batch, StepBackend, StepBuilder, StepImpl
 from servers.plugins.visibility import Visibility
 
 
@@ -34,7 +35,7 @@ class AllButOneBlock(Visibility):
         return (key <= query) & ~lost
 
 
-def plan_without_one_block(batch: Batch, _: Visibility, device: torch.device) -> Attend:
+def plan_without_one_block(batch: Batch, _: Visibility, device: torch.device) -> Plan:
     start = int(backend_options("drops_a_block", {"block": 1})["block"]) * batch.block_size
     seen = AllButOneBlock(start=start, stop=start + batch.block_size)
     return page_views.plan_page_views(batch, seen, device)

@@ -63,7 +63,7 @@ class StuckPositionsBuilder(StepBuilder):
         right = super().build(common_prefix_len, common_attn_metadata, fast_build)
         batch = Batch.of(common_attn_metadata, self.block_size)
         cos, sin = wrong_turns(batch, self.last, self.head_dim, self.rope_theta)
-        return Turned(right.num_tokens, right.write, right.attend, cos, sin)
+        return Turned(right.num_tokens, right.write, right.plans, cos, sin)
 
 
 class StuckPositionsImpl(StepImpl):

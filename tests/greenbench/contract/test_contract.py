@@ -159,11 +159,11 @@ def test_a_user_error_is_exit_code_2_on_stderr(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "error: wanted a, found b, do c\n"
 
 
-def test_a_backend_listed_twice_gives_two_arms() -> None:
+def test_a_backend_listed_twice_gives_two_equal_candidates() -> None:
     sweep = parse(
         SweepConfig, {**SWEEP, "backends": ["a", "b", "a", {"name": "a", "options": {"w": 1}}]}, "x"
     )
-    assert [(choice.label, arm) for choice, arm in sweep.arms] == [
+    assert [(choice.label, arm) for choice, arm in sweep.candidates] == [
         ("a", 0), ("b", 0), ("a", 1), ("a(w=1)", 0),
     ]  # fmt: skip
 

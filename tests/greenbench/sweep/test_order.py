@@ -4,11 +4,11 @@ import pytest
 
 from greenbench.contract.config import ModelConfig, SweepConfig, parse
 from greenbench.contract.errors import UserError
+from greenbench.contract.new_run import point_hash
 from greenbench.sweep.order import (
     FEWEST_ANSWERS,
     check_window,
     expand,
-    point_hash,
     prompt_file_name,
     prompt_request,
     quality_warnings,

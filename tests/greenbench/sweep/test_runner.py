@@ -15,8 +15,10 @@ from greenbench import cli
 from greenbench.contract.config import PointConfig, SweepConfig, parse
 from greenbench.contract.errors import UserError
 from greenbench.contract.run_dir import RunDir
-from greenbench.sweep import child_processes, point_run, runner
+from greenbench.sweep import child_processes, directory, plan, point_run, runner
 from greenbench.sweep.child_processes import Child, ServerStage, StageError
+from greenbench.sweep.orphans import stop_orphans
+from tests.fakes.launch_plans import launch_plan
 from tests.fakes.manifests import manifest
 from tests.fakes.waiting import HUNG_S, wait_until
 
@@ -39,7 +41,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(SLEEPER, start_new_session=True)
     yield process
     process.kill()
-    process.wait()
+    process.wait(HUNG_S)
 
 
 def server_json(directory: Path, pid: int, created_s: float) -> None:
@@ -52,21 +54,21 @@ def server_json(directory: Path, pid: int, created_s: float) -> None:
 def test_an_unwritable_place_is_said_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written there \(Not a directory\)"):
-        runner.prepare_directory(tmp_path / "file" / "runs")
+        directory.prepare_directory(tmp_path / "file" / "runs")
 
 
 def test_a_full_disk_is_said_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner.shutil, "disk_usage", lambda _: SimpleNamespace(free=90 * 2**20))
+    monkeypatch.setattr(directory.shutil, "disk_usage", lambda _: SimpleNamespace(free=90 * 2**20))
     with pytest.raises(UserError, match=r"90 MiB of disk are free, 500 MiB are wanted"):
-        runner.prepare_directory(tmp_path)
+        directory.prepare_directory(tmp_path)
 
 
 def test_a_refused_sweep_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = SimpleNamespace(points=[POINT])
-    launch = {"label": "m flashinfer", "refusals": ["it needs an NVIDIA GPU", "and more"]}
-    monkeypatch.setattr(runner, "plan_sweep", lambda *_: [runner.Plan(start, launch)])  # type: ignore[arg-type]
+    launch = launch_plan(label="m flashinfer", refusals=["it needs an NVIDIA GPU", "and more"])
+    monkeypatch.setattr(runner, "plan_sweep", lambda *_: [plan.Plan(start, launch)])  # type: ignore[arg-type]
     said = r"m flashinfer cannot run on this host: it needs an NVIDIA GPU; and more\. Take it out"
     with pytest.raises(UserError, match=said):
         runner.run_sweep(SimpleNamespace(), tmp_path / "runs", SimpleNamespace())  # type: ignore[arg-type]
@@ -98,18 +100,21 @@ def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
         (tmp_path / owner / "m" / "config.json").write_text("{}")
     models = [str(tmp_path / owner / "m") for owner in ("one", "other")]
     with pytest.raises(UserError, match="sweep 's': 'models' has two that are called 'm'"):
-        runner.plan_sweep(small_sweep(models=models))
+        plan.plan_sweep(small_sweep(models=models))
 
 
 def test_two_cards_share_a_sweep_without_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a block that both cards measure, or none, and against another order within one."""
+    anywhere = launch_plan().model_dump(mode="json")
     monkeypatch.setattr(
-        runner, "call_json", lambda argv, stdin=None: [{}] * len(stdin) if stdin else KNOWN_TASKS
+        plan,
+        "call_json",
+        lambda argv, stdin=None: [anywhere] * len(stdin) if stdin else KNOWN_TASKS,
     )
     sweep = small_sweep()
 
     def names(blocks: frozenset[int] | None) -> list[str]:
-        return [plan.start.label for plan in runner.plan_sweep(sweep, blocks)]
+        return [one.start.label for one in plan.plan_sweep(sweep, blocks)]
 
     first, second = names(frozenset({0, 2})), names(frozenset({1}))
     whole = names(None)
@@ -122,7 +127,7 @@ def test_an_orphan_server_is_named_and_stopped(
 ) -> None:
     created_s = psutil.Process(sleeper.pid).create_time()
     server_json(tmp_path / "servers" / "tiny-sdpa-r0", sleeper.pid, created_s)
-    said = list(runner.stop_orphans(tmp_path))
+    said = list(stop_orphans(tmp_path))
     assert said == [f"stopped orphan server process {sleeper.pid} of tiny-sdpa-r0"]
     assert not psutil.pid_exists(sleeper.pid)
 
@@ -132,15 +137,15 @@ def test_a_process_that_only_got_the_same_pid_is_left_alone(
 ) -> None:
     created_s = psutil.Process(sleeper.pid).create_time()
     server_json(tmp_path / "servers" / "old", sleeper.pid, created_s - 3600)
-    assert list(runner.stop_orphans(tmp_path)) == []
+    assert list(stop_orphans(tmp_path)) == []
     assert sleeper.poll() is None
 
 
 def test_a_run_left_by_a_killed_sweep_is_closed_as_interrupted(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
-    dead.wait()
+    dead.wait(HUNG_S)
     run = RunDir.create(tmp_path / "r0", manifest(sweep_pid=dead.pid), "")
-    assert list(runner.stop_orphans(tmp_path)) == ["closed r0, left unfinished by a killed sweep"]
+    assert list(stop_orphans(tmp_path)) == ["closed r0, left unfinished by a killed sweep"]
     assert (run.manifest().status, run.manifest().invalid_reasons) == ("failed", ["interrupted"])
 
 
@@ -148,13 +153,13 @@ def test_two_sweeps_in_one_directory_are_refused(tmp_path: Path) -> None:
     later = int((psutil.Process(os.getpid()).create_time() + 5) * 1e9)
     RunDir.create(tmp_path / "r0", manifest(sweep_pid=os.getpid(), created_unix_ns=later), "")
     with pytest.raises(UserError, match=f"process id {os.getpid()} is still running here"):
-        list(runner.stop_orphans(tmp_path))
+        list(stop_orphans(tmp_path))
 
 
 def test_only_complete_runs_are_skipped(tmp_path: Path) -> None:
     for number, status in enumerate(("complete", "failed", "invalid", "running")):
         RunDir.create(tmp_path / f"r{number}", manifest(status=status, config_hash=status), "")
-    assert runner.complete_hashes(tmp_path) == {"complete"}
+    assert directory.complete_hashes(tmp_path) == {"complete"}
 
 
 class FakeStage(ServerStage):
@@ -191,7 +196,7 @@ def test_a_server_that_dies_fails_the_point_without_waiting_for_the_limit(
 def test_a_load_generator_that_fails_is_quoted(tmp_path: Path) -> None:
     code = "import sys; print('noise'); sys.exit('error: prompts are gone')"
     load = Child([sys.executable, "-c", code], tmp_path / "log")
-    load.process.wait()
+    load.process.wait(HUNG_S)
     faults = point_run._watch(load, FakeStage(lambda: True), POINT, lambda: None)
     assert faults.failure == "the load generator failed: prompts are gone"
 
@@ -217,16 +222,19 @@ def test_a_child_that_ignores_term_is_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ends_with_us", [True, False])
 def test_what_a_killed_sweep_leaves_behind(tmp_path: Path, ends_with_us: bool) -> None:
     """Guards against recorders that sample for ever; a server stays, to be found and named."""
+    told = tmp_path / "pid"
     program = (
         "import sys, time; from pathlib import Path; from greenbench.sweep.child_processes import Child;"
         f"child = Child({SLEEPER!r}, Path({str(tmp_path / 'log')!r}), ends_with_us={ends_with_us});"
-        "print(child.process.pid, flush=True); time.sleep(600)"
+        f"Path({str(told)!r}).write_text(str(child.process.pid)); time.sleep(600)"
     )
-    sweep = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    assert sweep.stdout is not None
-    child = psutil.Process(int(sweep.stdout.readline()))
-    sweep.kill()
-    sweep.wait()
+    sweep = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        pid = wait_until(lambda: told.exists() and told.read_text(), "a child that is started")
+        child = psutil.Process(int(pid))
+    finally:
+        sweep.kill()
+        sweep.wait(HUNG_S)
     gone, alive = psutil.wait_procs([child], timeout=HUNG_S if ends_with_us else 0.2)
     for process in alive:
         process.kill()

@@ -11,7 +11,7 @@ from greenbench.contract.errors import UserError
 from servers.backends.choice import parse_choice, resolve
 from servers.backends.host_facts import HostFacts, ModelFacts
 from servers.backends.registry import BACKENDS
-from servers.launch.command import plan
+from servers.launch.command import command, plan
 
 ROW = {
     "describe": "mine",
@@ -43,11 +43,9 @@ def test_the_server_is_told_class_folder_and_options(tmp_path: Path) -> None:
     model = ModelConfig(name="m", path="/models/m", max_model_len=8192, dtype="float32")
     request = ServerRequest(model=model, backend=BackendChoice(name=row_file(tmp_path)))
     host = HostFacts(vllm_build="cpu", vllm_version="0.32.0", modules=frozenset())
-    planned = plan(
-        request, host, ModelFacts("m", head_size=64, window_tokens=8192), "/models/m", 1, "python3"
-    )
+    planned = plan(request, host, ModelFacts("m", head_size=64, window_tokens=8192))
     assert planned.refusals == []
-    env = planned.command.env
+    env = command(planned, "/models/m", 1, "python3").env
     assert env["GREENBENCH_ATTENTION_CLASS"] == "my_attn.MyBackend"
     assert env["GREENBENCH_ATTENTION_FOLDER"] == str(tmp_path.resolve())
     assert json.loads(env["GREENBENCH_ATTENTION_OPTIONS"]) == {"tile": 128}

@@ -1,4 +1,4 @@
-"""argv and env of every backend: all that could differ between arms is pinned, and only that differs."""
+"""argv and env of every backend: all that could differ between backends is pinned, and only that differs."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ from greenbench.contract.errors import UserError
 from servers.backends.choice import parse_choice
 from servers.backends.host_facts import HostFacts, ModelFacts
 from servers.backends.registry import BACKENDS
-from servers.launch.command import child_env, plan, recorded_env
+from servers.launch.command import Command, Plan, child_env, command, plan, recorded_env
 
 CPU = HostFacts(vllm_build="cpu", vllm_version="0.32.0", modules=frozenset())
 H200 = HostFacts(gpu_name="H200", capability=(9, 0), vllm_build="cuda")
@@ -47,9 +47,14 @@ def planned(
     model: ModelConfig = MODEL,
     facts: ModelFacts = FACTS,
     **server: object,
-):
+) -> Plan:
     request = ServerRequest(model=model, backend=parse_choice(name), server=ServerConfig(**server))
-    return plan(request, host, facts, "/models/m", 8000, "python3")
+    return plan(request, host, facts)
+
+
+def written(name: str, host: HostFacts = CPU, **server: object) -> Command:
+    """The server's command, for a model that is in /models/m."""
+    return command(planned(name, host, **server), "/models/m", 8000, "python3")
 
 
 def flags(argv: list[str]) -> dict[str, str | None]:
@@ -71,7 +76,7 @@ def home(name: str) -> HostFacts:
 @pytest.mark.parametrize("name", BACKENDS)
 def test_every_backend_has_every_pinned_flag(name: str):
     """A flag left to vLLM's default may differ by backend and be measured as the backend."""
-    found = flags(planned(name, home(name)).command.argv)
+    found = flags(written(name, home(name)).argv)
     for flag in PINNED:
         assert flag in found, flag
     assert found["--host"] == "127.0.0.1"
@@ -79,9 +84,9 @@ def test_every_backend_has_every_pinned_flag(name: str):
 
 
 @pytest.mark.parametrize("host", [CPU, H200], ids=["cpu", "cuda"])
-def test_arms_of_one_host_differ_only_where_the_table_says(host: HostFacts):
+def test_backends_of_one_host_differ_only_where_the_table_says(host: HostFacts):
     def rest(name: str) -> dict[str, str | None]:
-        found = flags(planned(name, host).command.argv)
+        found = flags(written(name, host).argv)
         for allowed in (
             "--attention-backend",
             "--block-size",
@@ -90,15 +95,15 @@ def test_arms_of_one_host_differ_only_where_the_table_says(host: HostFacts):
             found.pop(allowed, None)
         return found
 
-    arms = [name for name, row in BACKENDS.items() if host.device in row.devices]
-    assert len(arms) >= 2
-    assert all(rest(name) == rest(arms[0]) for name in arms)
+    names = [name for name, row in BACKENDS.items() if host.device in row.devices]
+    assert len(names) >= 2
+    assert all(rest(name) == rest(names[0]) for name in names)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_plugins_are_always_named(name: str):
-    """Unset, VLLM_PLUGINS loads whatever is installed; stock arms must load none of ours."""
-    env = planned(name, home(name)).command.env
+    """Unset, VLLM_PLUGINS loads whatever is installed; stock backends must load none of ours."""
+    env = written(name, home(name)).env
     if BACKENDS[name].is_ours:
         assert env["VLLM_PLUGINS"] == "greenbench,greenbench_cpu"
         assert env["GREENBENCH_ATTENTION_CLASS"] == BACKENDS[name].class_path
@@ -111,40 +116,40 @@ def test_plugins_are_always_named(name: str):
 
 
 def test_executions_become_a_fixed_graph_mode():
-    eager = planned("flash_attn", H200).command.argv
+    eager = written("flash_attn", H200).argv
     assert "--enforce-eager" in eager and "--compilation-config" not in eager
     for execution, mode in (("piecewise", "PIECEWISE"), ("full", "FULL_AND_PIECEWISE")):
-        argv = planned("flash_attn", H200, execution=execution).command.argv
+        argv = written("flash_attn", H200, execution=execution).argv
         assert "--enforce-eager" not in argv
         assert json.loads(argv[argv.index("--compilation-config") + 1]) == {"cudagraph_mode": mode}
 
 
 def test_kv_pool_on_cpu_is_bytes_and_on_gpu_a_share():
-    cpu = flags(planned("sdpa", kv_cache_gib=0.5).command.argv)
+    cpu = flags(written("sdpa", kv_cache_gib=0.5).argv)
     assert cpu["--kv-cache-memory-bytes"] == str(512 * 1024 * 1024)
     assert "--gpu-memory-utilization" not in cpu
-    assert flags(planned("sdpa").command.argv)["--kv-cache-memory-bytes"] == str(2**30)
-    given = flags(planned("sdpa", H200, kv_cache_gib=2).command.argv)
+    assert flags(written("sdpa").argv)["--kv-cache-memory-bytes"] == str(2**30)
+    given = flags(written("sdpa", H200, kv_cache_gib=2).argv)
     assert given["--kv-cache-memory-bytes"] == str(2**31)
-    gpu = flags(planned("sdpa", H200, num_gpu_blocks=77).command.argv)
+    gpu = flags(written("sdpa", H200, num_gpu_blocks=77).argv)
     assert gpu["--num-gpu-blocks-override"] == "77" and gpu["--gpu-memory-utilization"] == "0.85"
     assert "--kv-cache-memory-bytes" not in gpu
 
 
 def test_block_size_is_the_tables_unless_given():
-    assert flags(planned("sdpa").command.argv)["--block-size"] == "128"
-    assert flags(planned("sdpa", H200).command.argv)["--block-size"] == "256"
-    assert flags(planned("triton", H200).command.argv)["--block-size"] == "16"
-    assert flags(planned("sdpa", block_size=64).command.argv)["--block-size"] == "64"
+    assert flags(written("sdpa").argv)["--block-size"] == "128"
+    assert flags(written("sdpa", H200).argv)["--block-size"] == "256"
+    assert flags(written("triton", H200).argv)["--block-size"] == "16"
+    assert flags(written("sdpa", block_size=64).argv)["--block-size"] == "64"
 
 
 def test_a_chosen_value_changes_its_fields_of_the_row():
     """The flash-attn package reads pages of 256 tokens, split-K of 64; CUTLASS has larger heads."""
     wide = ModelFacts("m", head_size=512, window_tokens=8192)
     there = replace(H200, modules=frozenset({"xformers"}))
-    assert flags(planned("xformers", there).command.argv)["--block-size"] == "64"
+    assert flags(written("xformers", there).argv)["--block-size"] == "64"
     paged = planned("xformers(decode=flash)", there)
-    assert flags(paged.command.argv)["--block-size"] == "256"
+    assert flags(written("xformers(decode=flash)", there).argv)["--block-size"] == "256"
     [reason] = paged.refusals
     assert "needs the module flash_attn (package flash-attn)" in reason
     [reason] = planned("xformers", there, facts=wide).refusals

@@ -1,5 +1,6 @@
 """The launcher against a stand-in for vLLM: every way to fail ends in a true server.json and no process."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -27,14 +29,24 @@ from tests.fakes import vllm_server
 from tests.fakes.waiting import HUNG_S, wait_until
 
 
+@contextlib.contextmanager
+def running(argv: list[str], env: Mapping[str, str], log: Path) -> Iterator[ServerProcess]:
+    process = ServerProcess(argv, env, log)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
 @pytest.fixture
-def around(tmp_path: Path) -> server.Surroundings:
+def context(tmp_path: Path) -> server.LaunchContext:
     python = vllm_server.install(tmp_path)
     host = HostFacts(
         vllm_build="cpu", vllm_version="0.32.0", modules=frozenset(), vllm_python=python
     )
     env = {"PATH": os.environ["PATH"], "VLLM_ATTENTION_BACKEND": "stray"}
-    return server.Surroundings(host, python, tmp_path / "cache", env)
+    return server.LaunchContext(host, python, tmp_path / "cache", env)
 
 
 def request(
@@ -81,11 +93,11 @@ def group(pid: int) -> int | None:
     ],
 )
 def test_boot_faults_fail_with_a_sentence(
-    mode: str, words: str, tmp_path: Path, around: server.Surroundings, monkeypatch
+    mode: str, words: str, tmp_path: Path, context: server.LaunchContext, monkeypatch
 ):
     monkeypatch.setattr(server, "TIME_TO_DIE_S", 0.2)
     out = tmp_path / "out"
-    assert server.serve(request(tmp_path, mode), out, around, lambda _: None) == 1
+    assert server.serve(request(tmp_path, mode), out, context, lambda _: None) == 1
     found = state(out)
     assert found["state"] == "failed" and words in found["error"]
     assert "\n" not in found["error"]
@@ -94,17 +106,17 @@ def test_boot_faults_fail_with_a_sentence(
     assert_gone(out)
 
 
-def test_never_healthy_ends_at_the_time_limit(tmp_path: Path, around: server.Surroundings):
+def test_never_healthy_ends_at_the_time_limit(tmp_path: Path, context: server.LaunchContext):
     out = tmp_path / "out"
     asked = request(tmp_path, "never_healthy", boot_timeout_s=1.0)
-    assert server.serve(asked, out, around, lambda _: None) == 1
+    assert server.serve(asked, out, context, lambda _: None) == 1
     assert "did not become healthy within the boot time limit" in state(out)["error"]
     assert_gone(out)
 
 
-def test_a_server_that_dies_later(tmp_path: Path, around: server.Surroundings):
+def test_a_server_that_dies_later(tmp_path: Path, context: server.LaunchContext):
     out = tmp_path / "out"
-    assert server.serve(request(tmp_path, "die_later"), out, around, lambda _: None) == 3
+    assert server.serve(request(tmp_path, "die_later"), out, context, lambda _: None) == 3
     found = state(out)
     assert found["state"] == "failed"
     assert "code 7 while serving: torch.OutOfMemoryError: CUDA out of memory" in found["error"]
@@ -153,13 +165,13 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, number: int
 
 
 def test_a_worker_that_ignores_term_is_killed(
-    tmp_path: Path, around: server.Surroundings, monkeypatch
+    tmp_path: Path, context: server.LaunchContext, monkeypatch
 ):
     """A hung worker in a session of its own would hold the GPU's memory for good."""
     monkeypatch.setattr(servers_process, "TERM_GRACE_S", 0.3)
     port, note = pick_port(None), tmp_path / "child"
-    argv = [around.vllm_python, "-m", "x", "--port", str(port), "--fake", "stubborn"]
-    with ServerProcess([*argv, "--fake-note", str(note)], around.env, tmp_path / "log") as process:
+    argv = [context.vllm_python, "-m", "x", "--port", str(port), "--fake", "stubborn"]
+    with running([*argv, "--fake-note", str(note)], context.env, tmp_path / "log") as process:
         process.wait_healthy(f"http://127.0.0.1:{port}", time.monotonic() + HUNG_S)
         child = psutil.Process(int(note.read_text()))
         assert child.is_running()
@@ -176,42 +188,42 @@ def test_stopping_while_it_boots_leaves_nothing(tmp_path: Path):
     assert_gone(out)
 
 
-def test_bad_input_starts_nothing(tmp_path: Path, around: server.Surroundings):
+def test_bad_input_starts_nothing(tmp_path: Path, context: server.LaunchContext):
     out = tmp_path / "out"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"Port {port} is in use"):
-            server.serve(request(tmp_path, port=port), out, around, print)
+            server.serve(request(tmp_path, port=port), out, context, print)
     asked = request(tmp_path)
     (tmp_path / "model" / "config.json").unlink()
     with pytest.raises(UserError, match=r"no config\.json in"):
-        server.serve(asked, out, around, print)
-    none = server.Surroundings(HostFacts(vllm_python="py"), "py", tmp_path, {})
+        server.serve(asked, out, context, print)
+    none = server.LaunchContext(HostFacts(vllm_python="py"), "py", tmp_path, {})
     with pytest.raises(UserError, match="vLLM is not installed in py"):
         server.serve(request(tmp_path), out, none, print)
     with pytest.raises(UserError, match="max_model_len 9000 is longer"):
         long = request(tmp_path, max_model_len=9000)
         (tmp_path / "model" / "config.json").write_text('{"max_position_embeddings": 4096}')
-        server.serve(long, out, around, print)
+        server.serve(long, out, context, print)
     assert not out.exists()
 
 
-def test_an_unwritable_folder_is_said_before_a_start(tmp_path: Path, around: server.Surroundings):
+def test_an_unwritable_folder_is_said_before_a_start(tmp_path: Path, context: server.LaunchContext):
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        server.serve(request(tmp_path), blocked / "out", around, print)
+        server.serve(request(tmp_path), blocked / "out", context, print)
 
 
-def test_a_running_server_is_described(tmp_path: Path, around: server.Surroundings):
+def test_a_running_server_is_described(tmp_path: Path, context: server.LaunchContext):
     port = pick_port(None)
-    argv = [around.vllm_python, "-m", "x", "--port", str(port), "--attention-backend", "CUSTOM"]
+    argv = [context.vllm_python, "-m", "x", "--port", str(port), "--attention-backend", "CUSTOM"]
     for mode, verdict in (("good", "proven"), ("no_inspection", "unproven")):
         log = tmp_path / f"{mode}.log"
-        with ServerProcess(
-            [*argv, "--served-model-name", "m", "--fake", mode], around.env, log
+        with running(
+            [*argv, "--served-model-name", "m", "--fake", mode], context.env, log
         ) as process:
             url = f"http://127.0.0.1:{port}"
             process.wait_healthy(url, time.monotonic() + HUNG_S)
@@ -248,10 +260,10 @@ def test_a_backend_is_compared_with_the_reference(
     verdict: str,
     words: str | None,
     tmp_path: Path,
-    around: server.Surroundings,
+    context: server.LaunchContext,
 ):
     model = request(tmp_path).model.model_copy(update={"server_args": ["--fake", mode]})
-    order = run.Order(
+    comparison = run.Comparison(
         model=model,
         backends=[BackendChoice(name="sdpa")],
         reference=BackendChoice(name="cpu_attn"),
@@ -261,7 +273,7 @@ def test_a_backend_is_compared_with_the_reference(
         parallel=parallel,
     )
     out = tmp_path / "out"
-    [body] = run.run(order, out, around, lambda _: None)
+    [body] = run.run(comparison, out, context, lambda _: None)
     assert body == json.loads((out / "verify" / "sdpa" / "verify.json").read_text())
     assert body["verdict"] == verdict and (body["label"], body["reference"]) == ("sdpa", "cpu_attn")
     assert words is None or words in body["reasons"][0]
@@ -278,13 +290,15 @@ def test_a_backend_is_compared_with_the_reference(
 
 
 def test_against_a_float32_reference_rounding_is_measured_first(
-    tmp_path: Path, around: server.Surroundings
+    tmp_path: Path, context: server.LaunchContext
 ):
     model = request(tmp_path).model
     sdpa, cpu_attn = BackendChoice(name="sdpa"), BackendChoice(name="cpu_attn")
-    order = run.Order(model, [sdpa], cpu_attn, model, "bfloat16", "float32", parallel=True)
+    comparison = run.Comparison(
+        model, [sdpa], cpu_attn, model, "bfloat16", "float32", parallel=True
+    )
     said: list[str] = []
-    [body] = run.run(order, tmp_path / "out", around, said.append)
+    [body] = run.run(comparison, tmp_path / "out", context, said.append)
     # nothing is off by rounding: of 28 first and 28 x 47 decoded tokens two and a hundredth may be
     off = {"first": 2, "decode": 13}
     assert body["tolerance"] == {"typical_nats": 0.1, "worst_nats": 0.1, "off": off}
@@ -298,17 +312,19 @@ def test_against_a_float32_reference_rounding_is_measured_first(
 
 
 def test_backends_that_agree_against_the_reference_are_told_with_their_verdicts(
-    tmp_path: Path, around: server.Surroundings
+    tmp_path: Path, context: server.LaunchContext
 ):
-    """Guards against right backends barred by a wrong reference without a word of doubt beside them."""
+    """Guards against right backends disqualified by a wrong reference without a word of doubt beside them."""
     model = request(tmp_path).model
     odd = model.model_copy(update={"server_args": ["--fake", "custom_differs"]})
     sdpa, cpu_attn = BackendChoice(name="sdpa"), BackendChoice(name="cpu_attn")
     gather = BackendChoice(name="sdpa_gather")
-    order = run.Order(odd, [sdpa, gather], cpu_attn, model, "float32", "float32", parallel=True)
+    comparison = run.Comparison(
+        odd, [sdpa, gather], cpu_attn, model, "float32", "float32", parallel=True
+    )
     said: list[str] = []
     out = tmp_path / "out"
-    verdicts = run.run(order, out, around, said.append)
+    verdicts = run.run(comparison, out, context, said.append)
     told = "alone-1: sdpa, sdpa_gather differ from the reference and agree with each other"
     assert [line for line in said if line.startswith(told)]
     for body in verdicts:
@@ -320,45 +336,45 @@ def test_backends_that_agree_against_the_reference_are_told_with_their_verdicts(
 
 
 def test_a_comparison_that_is_cut_short_keeps_its_verdicts(
-    tmp_path: Path, around: server.Surroundings
+    tmp_path: Path, context: server.LaunchContext
 ):
     """Guards against nine judged servers lost with the tenth, which was still booting."""
     model, out = request(tmp_path).model, tmp_path / "out"
     sdpa, cpu_attn = BackendChoice(name="sdpa"), BackendChoice(name="cpu_attn")
     gather = BackendChoice(name="sdpa_gather")
-    order = run.Order(model, [sdpa, gather], cpu_attn, model, "float32", "float32")
+    comparison = run.Comparison(model, [sdpa, gather], cpu_attn, model, "float32", "float32")
 
     def stop_at_the_third(line: str) -> None:
         if line.startswith("booting sdpa_gather"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.run(order, out, around, stop_at_the_third)
+        run.run(comparison, out, context, stop_at_the_third)
     assert json.loads((out / "verify" / "sdpa" / "verify.json").read_text())["verdict"] == "pass"
     assert not (out / "verify" / "sdpa_gather" / "verify.json").exists()
     for folder in ("sdpa", "sdpa_gather", "reference-cpu_attn"):
         assert_gone(out / "verify" / folder)
 
 
-def test_what_the_host_cannot_run_may_be_left_out(tmp_path: Path, around: server.Surroundings):
+def test_what_the_host_cannot_run_may_be_left_out(tmp_path: Path, context: server.LaunchContext):
     model = request(tmp_path).model
     sdpa, triton = BackendChoice(name="sdpa"), BackendChoice(name="triton")
     cpu_attn = BackendChoice(name="cpu_attn")
-    order = run.Order(
+    comparison = run.Comparison(
         model, [triton, sdpa], cpu_attn, model, "float32", "float32", skip_refused=True
     )
     said: list[str] = []
-    [body] = run.run(order, tmp_path / "out", around, said.append)
+    [body] = run.run(comparison, tmp_path / "out", context, said.append)
     assert (body["label"], body["verdict"]) == ("sdpa", "pass")
-    assert any(line.startswith("left out triton: triton needs an NVIDIA GPU") for line in said)
+    assert any(line.startswith("skipped triton: triton needs an NVIDIA GPU") for line in said)
 
 
-def test_a_refused_comparison_writes_nothing(tmp_path: Path, around: server.Surroundings):
+def test_a_refused_comparison_writes_nothing(tmp_path: Path, context: server.LaunchContext):
     model = request(tmp_path).model
     sdpa, triton = BackendChoice(name="sdpa"), BackendChoice(name="triton")
-    order = run.Order(model, [triton], sdpa, model, "float32", "float32")
+    comparison = run.Comparison(model, [triton], sdpa, model, "float32", "float32")
     with pytest.raises(UserError, match="triton needs an NVIDIA GPU"):
-        run.run(order, tmp_path / "out", around, print)
+        run.run(comparison, tmp_path / "out", context, print)
     assert not (tmp_path / "out").exists()
 
 

@@ -48,7 +48,7 @@ def test_a_built_model_says_that_its_weights_are_random_and_fits_its_window(name
     assert facts.vocab_size == (model.build or fail(name)).vocab_size
     host = CPU if name.startswith("tiny-") else other_host("h100")
     backend = "cpu_attn" if name.startswith("tiny-") else "flash_attn"
-    planned = plan(request(model, backend), host, facts, model_path(model, tmp_path), 1, "python")
+    planned = plan(request(model, backend), host, facts)
     assert planned.refusals == []
 
 

@@ -23,7 +23,7 @@ from servers.verify.compare import (
     requests,
     rounding,
 )
-from servers.verify.run import Order, WrongAnswer, _window_to_judge, read_answer, summary
+from servers.verify.run import Comparison, WrongAnswer, _window_to_judge, read_answer, summary
 
 EXACT = Tolerance.flat(1e-3)
 ROUNDED = Tolerance.flat(0.1)
@@ -217,7 +217,7 @@ def test_the_requests_cover_what_breaks_backends():
 def test_where_a_windowed_backend_must_agree(
     written: str, reference_model: str, window: int | None
 ):
-    order = Order(
+    comparison = Comparison(
         model=load_model("tiny-llama"),
         backends=[parse_choice(written)],
         reference=parse_choice("cpu_attn"),
@@ -225,7 +225,7 @@ def test_where_a_windowed_backend_must_agree(
         dtype="float32",
         reference_dtype="float32",
     )
-    assert _window_to_judge(order, resolve(order.backends[0])[1]) == window
+    assert _window_to_judge(comparison, resolve(comparison.backends[0])[1]) == window
 
 
 @pytest.mark.parametrize(
@@ -243,10 +243,10 @@ def test_what_is_compared_with_what_unless_told(
 ):
     """Guards against a GPU on which the README's command is refused for want of cpu_attn."""
     args = _parser().parse_args(["verify", "--backends", "sdpa", *flags])
-    order = _comparison(args, device)
-    assert order.reference == BackendChoice(name=reference)
-    assert (order.dtype, order.reference_dtype) == dtypes
-    assert order.measures_rounding == measures_rounding
+    comparison = _comparison(args, device)
+    assert comparison.reference == BackendChoice(name=reference)
+    assert (comparison.dtype, comparison.reference_dtype) == dtypes
+    assert comparison.measures_rounding == measures_rounding
 
 
 def response(forced: int, told: dict[int, float]) -> dict:

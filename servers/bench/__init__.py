@@ -1,0 +1,1 @@
+"""Developer benches of the attention backends: whole engine steps, and one layer alone."""

@@ -1,0 +1,29 @@
+"""What is read of a server's pages."""
+
+import pytest
+
+from servers.launch.inspect import CACHE_INFO, cache_settings
+
+PAGE = r"""
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="tiny"} 0.0
+# HELP vllm:cache_config_info Information of the LLMEngine CacheConfig
+# TYPE vllm:cache_config_info gauge
+vllm:cache_config_info{block_size="16",cache_dtype="auto",note="a \"b\", c\\d",num_gpu_blocks="512"} 1.0
+"""
+
+
+def test_the_settings_of_the_cache_are_the_labels_of_one_sample() -> None:
+    """Commas and escaped quotes inside a label are part of its value."""
+    assert cache_settings(PAGE) == {
+        "block_size": "16",
+        "cache_dtype": "auto",
+        "note": 'a "b", c\\d',
+        "num_gpu_blocks": "512",
+    }
+
+
+@pytest.mark.parametrize("page", ["", "<html>no metrics</html>", PAGE.replace(CACHE_INFO, "x:y")])
+def test_a_page_without_them_has_none(page: str) -> None:
+    assert cache_settings(page) == {}
