@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from analysis.point.joules import Denominator, ratio_of
 from analysis.point.latency import RequestLatency
 from analysis.point.point import Point
@@ -123,6 +125,18 @@ def median(name: RequestLatency) -> Measure:
         )
 
     return measure
+
+
+def ttft_p95(point: Point) -> Measurement:
+    """Needs ten requests beyond it, as every tail percentile does: 200."""
+    if point.values is None or point.edges is None:
+        return NOTHING
+    seconds = point.values.ttft_s[~np.isnan(point.values.ttft_s)]
+    n = len(seconds)
+    if n < 200:
+        return Measurement(n=n, reason=f"p95 needs 200, has {n}")
+    edge = point.edges.error("ttft_s", lambda values: float(np.percentile(values, 95)))
+    return Measurement(float(np.percentile(seconds, 95)), edge_error=edge, n=n)
 
 
 def joules(name: Denominator) -> Measure:
@@ -246,6 +260,16 @@ OBJECTIVES: tuple[Objective, ...] = (
         quantity="TTFT",
         latency="ttft_s",
         form="quadratic",
+        streamed=True,
+    ),
+    Objective(
+        "ttft_p95",
+        "TTFT p95",
+        "s",
+        False,
+        ttft_p95,
+        "lower TTFT p95",
+        views("decisions", "numbers", "summary"),
         streamed=True,
     ),
     TPOT,
