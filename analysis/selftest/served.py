@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.objectives import BY_NAME
+from analysis.objectives import ENERGY
 from analysis.point.point import Point, analyse_all
 from analysis.runs.run import load_runs
 from analysis.statistics.ratios import Ratio, paired_ratio
 
 BLOCKS = 5  # G-8 asks for as many
 SAME_ORDER = 2.0  # G-12: a factor either way
-ENERGY = BY_NAME["energy"]
 
 
 class Missing(Exception):
@@ -39,7 +38,7 @@ class Served:
 
     @classmethod
     def read(cls, root: Path, published_j: float | None = None) -> "Served":
-        points = [point for point, _ in analyse_all(load_runs(root))]
+        points = analyse_all(load_runs(root))
         return cls([point for point in points if ENERGY.value(point) is not None], published_j)
 
 
