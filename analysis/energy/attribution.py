@@ -15,7 +15,7 @@ true price lies within two standard errors.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -78,9 +78,6 @@ class Attribution:
         None  # of the counter behind the engine's log, fitted, and its standard error
     )
     lag_error_s: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
