@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from vllm.platforms import current_platform
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from servers.plugins import backend_options, page_views
 from servers.plugins.step import Batch, StepBackend, StepBuilder, StepImpl, StepMetadata
+from servers.plugins.tiles import plan_gather
+
+PLANNER = plan_gather if current_platform.is_cuda() else page_views.plan_page_views
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class StuckPositionsBuilder(StepBuilder):
-    planner = staticmethod(page_views.plan_page_views)
+    planner = staticmethod(PLANNER)
 
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: Any):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
@@ -62,12 +66,13 @@ class StuckPositionsBuilder(StepBuilder):
     ) -> Turned:
         right = super().build(common_prefix_len, common_attn_metadata, fast_build)
         batch = Batch.of(common_attn_metadata, self.block_size)
-        cos, sin = wrong_turns(batch, self.last, self.head_dim, self.rope_theta)
+        turns = wrong_turns(batch, self.last, self.head_dim, self.rope_theta)
+        cos, sin = (each.to(self.device) for each in turns)
         return Turned(right.num_tokens, right.write, right.attend, cos, sin)
 
 
 class StuckPositionsImpl(StepImpl):
-    operator = f"{page_views.OPERATOR}, positions that end too early"
+    operator = f"sdpa by {PLANNER.__name__}, positions that end too early"
 
     def forward(
         self,
