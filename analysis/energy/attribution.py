@@ -15,7 +15,7 @@ true price lies within two standard errors.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -23,12 +23,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import nnls
-from scipy.stats import t as student
 
+from analysis.energy.cards import cards_of
+from analysis.energy.result import EnergyResult
 from analysis.energy.series import clean
-from analysis.energy.window import EnergyResult, cards_of
 from analysis.runs.clocks import WallClock
 from analysis.runs.gpus import used_gpus
+from analysis.statistics import student_t as student
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -77,9 +78,6 @@ class Attribution:
         None  # of the counter behind the engine's log, fitted, and its standard error
     )
     lag_error_s: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +204,10 @@ def attribute(
     ``work`` is the table of ``step_work``. ``idle_w`` is the measured power of the loaded, idle server: it
     is not fitted, since time and tokens cannot be told apart while the server is busy.
     """
-    curves = [cards_of(gpu).get(uuid) for uuid in used_gpus(gpu, sources)] if not gpu.empty else []
-    known = [card.curve for card in curves if card and card.curve]
-    if not known or len(known) != len(curves):
+    cards = {} if gpu.empty else cards_of(gpu)
+    wanted = [] if gpu.empty else used_gpus(gpu, sources)
+    known = [cards[uuid].curve for uuid in wanted if uuid in cards]
+    if not known or len(known) != len(wanted):
         return Attribution("unavailable", ["the server's GPUs have no energy counter"])
     inside = work[(work["end_ns"] > start_mono_ns) & (work["start_ns"] < end_mono_ns)]
     if inside.empty:

@@ -12,7 +12,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from analysis.energy.window import Joules, PerWork, PerWorkOf
+from analysis.energy.cards import Joules
+from analysis.energy.result import PerWork
+from analysis.energy.window import PerWorkOf
 from analysis.point.throughput import SpreadWork, TokenCounts
 from analysis.statistics.rates import Cycles, Floats, Ints, Ratio, ratio, spread_ratio
 

@@ -12,7 +12,9 @@ from analysis.energy.attribution import (
     phase_energy,
     step_work,
 )
-from analysis.energy.window import EnergyResult, IdlePower, idle_power, point_energy
+from analysis.energy.idle import IdlePower, idle_power
+from analysis.energy.result import EnergyResult
+from analysis.energy.window import EnergyInputs, point_energy
 from analysis.point.joules import joules_per_work
 from analysis.point.memory import MemoryResult, point_memory
 from analysis.point.steady_window import Window
@@ -61,17 +63,19 @@ def energy(run: Run, window: Window, requests: pd.DataFrame, cycles: Cycles | No
         return count_tokens(run, start_mono_ns + offset, end_mono_ns + offset)
 
     result = point_energy(
-        run.gpu,
-        run.host,
-        run.sources,
-        window.start_unix_ns - offset,
-        window.end_unix_ns - offset,
-        count,
-        _idle(run, "idle_before"),
-        _idle(run, "idle_after"),
-        residence_s,
-        server_gpus=run.manifest.server.tensor_parallel,
-        per=joules_per_work(requests, cycles, offset, residence_s),
+        EnergyInputs(
+            gpu=run.gpu,
+            host=run.host,
+            sources=run.sources,
+            start_mono_ns=window.start_unix_ns - offset,
+            end_mono_ns=window.end_unix_ns - offset,
+            count=count,
+            per=joules_per_work(requests, cycles, offset, residence_s),
+            idle_before=_idle(run, "idle_before"),
+            idle_after=_idle(run, "idle_after"),
+            mean_residence_s=residence_s,
+            server_gpus=run.manifest.server.tensor_parallel,
+        )
     )
     phase, attributed = _by_phase(run, result)
     if not run.sources and result.status == "unavailable":

@@ -11,7 +11,7 @@ from analysis.compare.cells import Cell
 from analysis.energy.attribution import Attribution, Price
 from analysis.energy.cpu import CpuEnergy
 from analysis.energy.quantities import Estimated, Measured
-from analysis.energy.window import EnergyResult, GpuEnergy, PerWork
+from analysis.energy.result import EnergyResult, GpuEnergy, PerWork
 from analysis.point.point import Point
 from analysis.report import formats
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.runs.activity import Activity, activity, in_flight
+from greenbench.contract.clock import NS_PER_S
 
 # 1795461709.47 (APIServer pid=1) INFO … Engine 000: Iteration(19): 0 context requests, 0 context tokens,
 # 1 generation requests, 1 generation tokens, iteration elapsed time: 4.89 ms, CPU KV cache usage: 0.0%
@@ -41,23 +42,23 @@ def parse_steps(lines: Iterable[str]) -> pd.DataFrame:
     """One row a step, in the order of the log; dummy steps (idle ranks of data parallel) are left out."""
     rows: list[tuple[object, ...]] = []
     for line in lines:
-        found = STEP.match(line) if "Iteration(" in line else None
-        if found is None or found["dummy"]:
+        step = STEP.match(line) if "Iteration(" in line else None
+        if step is None or step["dummy"]:
             continue
-        seconds, _, fraction = (found["epoch"] or "").partition(".")
+        seconds, _, fraction = (step["epoch"] or "").partition(".")
         rows.append(
             (
                 # in whole numbers: a float holds an epoch only to 0.2 µs
-                int(seconds) * 10**9 + int(fraction.ljust(9, "0")[:9]) if seconds else None,
-                int(found["engine"]),
-                int(found["index"]),
-                float(found["elapsed_ms"]) / 1e3,
-                int(found["prefill_requests"]),
-                int(found["prefill_tokens"]),
-                int(found["decode_requests"]),
-                int(found["decode_tokens"]),
-                float(found["kv_percent"]) / 100,
-                found["device"],
+                int(seconds) * NS_PER_S + int(fraction.ljust(9, "0")[:9]) if seconds else None,
+                int(step["engine"]),
+                int(step["index"]),
+                float(step["elapsed_ms"]) / 1e3,
+                int(step["prefill_requests"]),
+                int(step["prefill_tokens"]),
+                int(step["decode_requests"]),
+                int(step["decode_tokens"]),
+                float(step["kv_percent"]) / 100,
+                step["device"],
             )
         )
     columns = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
@@ -120,6 +121,6 @@ def open_seconds(load: Activity, unix_ns: np.ndarray) -> np.ndarray:
     times, levels = in_flight(load)
     if len(times) == 0:
         return np.zeros(len(unix_ns))
-    offsets_s = (times - times[0]) / 1e9
+    offsets_s = (times - times[0]) / NS_PER_S
     summed_s = np.concatenate([[0.0], np.cumsum(np.diff(offsets_s) * (levels[:-1] > 0))])
-    return np.interp((unix_ns - times[0]) / 1e9, offsets_s, summed_s)
+    return np.interp((unix_ns - times[0]) / NS_PER_S, offsets_s, summed_s)

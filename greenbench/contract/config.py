@@ -7,7 +7,7 @@ Names of backends and tasks are checked by the stages that own those tables, not
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -23,11 +23,11 @@ from greenbench.contract.address import address_fault
 from greenbench.contract.cpu import Dtype
 from greenbench.contract.errors import UserError, nearest
 from greenbench.contract.explain import parse as parse
-from greenbench.contract.explain import shown
 from greenbench.contract.installation import CONFIGS as CONFIGS
 from greenbench.contract.installation import ROOT as ROOT
 from greenbench.contract.installation import config_file, config_names
 from greenbench.contract.limits import MOST_POINTS, MOST_PROMPT_TOKENS, beyond_limit
+from greenbench.contract.model_folder import CONFIG, another_form, has_config, read_config
 from greenbench.contract.yaml_files import dump_yaml as dump_yaml
 from greenbench.contract.yaml_files import load_yaml as load_yaml
 
@@ -69,7 +69,7 @@ class ModelConfig(StrictModel):
     build: BuiltModel | None = None
     weights: Literal["random", "trained", "real"] = "real"
     family: Literal["attention", "state-space", "linear-attention", "hybrid"] = "attention"
-    max_model_len: int = Field(gt=0)
+    max_model_len: int | None = Field(default=None, gt=0)  # None: the window that vLLM derives
     dtype: Dtype = "auto"  # auto: on a CPU what it computes, on a GPU as the weights are stored
     server_args: list[str] = Field(
         default_factory=list[str]
@@ -467,25 +467,19 @@ def load_model(name: str) -> ModelConfig:
     if named.is_file() or _is_yaml(name):
         source = named if named.is_file() else path
         return _resolve_path(parse(ModelConfig, load_yaml(source), str(source)), source)
-    if (path / "config.json").is_file():
+    if has_config(path):
         path = path.resolve()
-        return _model_of(path.name, str(path), _config_json(path / "config.json"))
+        read_config(path / CONFIG)  # a broken one ends here, in one sentence
+        return ModelConfig(name=path.name, path=str(path))
+    if other := another_form(path):
+        raise UserError(f"Model '{name}': {other}")
     if "/" in name and hub.HUB_ID.fullmatch(name):
-        return _model_of(path.name, name, hub.config(name))
+        hub.config(name)
+        return ModelConfig(name=path.name, path=name)
     raise UserError(
         f"Unknown model '{name}': no configs/models/{name}.yaml and no folder with a config.json; "
         f"{nearest(name, config_names('models'))}"
     )
-
-
-def _config_json(path: Path) -> dict[str, Any]:
-    try:
-        found: Any = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file ({error}); give a whole model folder") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: a JSON object is wanted, found {shown(found)}")
-    return cast(dict[str, Any], found)
 
 
 def _resolve_path(model: ModelConfig, source: Path) -> ModelConfig:
@@ -500,10 +494,3 @@ def _resolve_path(model: ModelConfig, source: Path) -> ModelConfig:
             "give a model folder or a hub id"
         )
     return model
-
-
-def _model_of(name: str, path: str, config: dict[str, Any]) -> ModelConfig:
-    """Of a folder or a hub id and its config.json; the window is the model's own."""
-    text = config.get("text_config") or config
-    length = text.get("max_position_embeddings", 8192)
-    return parse(ModelConfig, {"name": name, "path": path, "max_model_len": length}, path)

@@ -17,7 +17,7 @@ from analysis.point.throughput import point_rates, throughput
 from analysis.runs.run import ChunkBatch, load_run
 from analysis.statistics.samples import statistic, wilson
 from greenbench.contract.config import SloConfig
-from loadgen.search import meets
+from loadgen.driver.slo_search import meets
 from tests.fakes.points import edge, value
 from tests.fakes.rundirs import FakeRun, write_run
 

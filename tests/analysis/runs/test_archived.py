@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.runs.parquet import folders_beside, parquet_path
+from analysis.runs.parquet import folders_beside, parquet_file
 from analysis.runs.run import load_run
 from greenbench.contract.errors import UserError
 from tests.fakes.rundirs import FakeRun, write_run
@@ -26,10 +26,12 @@ def closed(tmp_path: Path) -> Path:
 
 def test_its_tables_lie_in_the_cache_and_are_used_again(tmp_path: Path, caches: Path) -> None:
     path = closed(tmp_path)
-    table = parquet_path(path, "requests")
-    assert table == folders_beside(path)[0] / "requests.parquet" and caches in table.parents
+    parquet_file(path, "requests")
+    table = folders_beside(path)[0] / "requests.parquet"
+    assert caches in table.parents
     made_ns = table.stat().st_mtime_ns
-    assert parquet_path(path, "requests").stat().st_mtime_ns == made_ns
+    parquet_file(path, "requests")
+    assert table.stat().st_mtime_ns == made_ns
     assert len(load_run(path).requests) == 4 * 42
     assert (path / "derived").read_text() == ""
 
@@ -43,17 +45,19 @@ def test_where_the_cache_is_no_folder_either_the_systems_is_taken(
 ) -> None:
     path = closed(tmp_path)
     caches.write_text("")
-    assert tmp_path / "system" in parquet_path(path, "requests").parents
+    parquet_file(path, "requests")
+    table = folders_beside(path)[1] / "requests.parquet"
+    assert tmp_path / "system" in table.parents and table.is_file()
     second = closed(tmp_path / "second")
     (tmp_path / "system").rename(tmp_path / "gone")
     (tmp_path / "system").write_text("")
     with pytest.raises(UserError, match="set GREENBENCH_CACHE to a folder that can"):
-        parquet_path(second, "requests")
+        parquet_file(second, "requests")
 
 
 def test_a_link_in_place_of_derived_is_not_followed(tmp_path: Path) -> None:
     run = write_run(tmp_path / "runs", FakeRun())
     (tmp_path / "elsewhere").mkdir()
     run.derived_dir.symlink_to(tmp_path / "elsewhere")
-    parquet_path(run.path, "requests")
+    parquet_file(run.path, "requests")
     assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.energy.window import EnergyResult
+from analysis.energy.result import EnergyResult
 from analysis.point.point import analyse
 from analysis.runs.engine_steps import parse_steps
 from analysis.runs.gpu_rows import read_gpu_rows

@@ -69,8 +69,8 @@ def test_another_encoding_is_named_with_its_line(tmp_path: Path) -> None:
     [
         ("contexts: [512]\n", "not valid YAML at line 7 (the key 'contexts' stands there twice)"),
         ("server: {port: 1, port: 1}\n", "the key 'port' stands there twice"),
-        ("server: " + "[" * 10_000 + "\n", "nested deeper than 50 levels"),
-        ("server: " + "{a: " * 60 + "1" + "}" * 60, "nested deeper than 50 levels"),
+        ("server: " + "[" * 10_000 + "\n", "nested deeper than 64 levels"),
+        ("server: " + "{a: " * 70 + "1" + "}" * 70, "nested deeper than 64 levels"),
         ("server: &a [*a]\n", "an alias stands for what it is part of"),
         ("server: !!set {a}\n", "could not determine a constructor for the tag"),
         ("server: !!python/name:os.system\n", "could not determine a constructor for the tag"),
@@ -282,13 +282,6 @@ def test_a_models_folder_is_meant_from_its_own_file(
     file.write_text("name: m\npath: ./models/retriever/model\nmax_model_len: 8\n")
     with pytest.raises(UserError, match=r"path: no folder \./models/retriever/model, neither from"):
         load_model(str(file))
-
-
-@pytest.mark.parametrize("text", ["{", "[1]", "", "\x00", '{"a": ' * 100_000])
-def test_a_broken_config_json_is_one_sentence(tmp_path: Path, text: str) -> None:
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match=r"config\.json: (not a JSON file|a JSON object is wanted)"):
-        load_model(str(tmp_path))
 
 
 def test_a_sweep_as_json_is_a_sweep(tmp_path: Path) -> None:
