@@ -30,8 +30,6 @@ def load_yaml(path: Path) -> Any:
         line = f" at line {mark.line + 1}" if mark else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
         raise UserError(f"{path}: not valid YAML{line} ({problem})") from error
-    except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
-        raise UserError(f"{path}: not valid YAML ({error})") from error  # e.g. `!!int two`
 
 
 def read_text(path: Path) -> str:

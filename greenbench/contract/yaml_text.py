@@ -23,6 +23,7 @@ FLOAT = (
     r"[-+]?(?:\.[0-9][0-9_]*|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?"
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 )
+MISTAGGED = (ValueError, TypeError, AttributeError, KeyError)  # e.g. of `!!int two`
 KEPT = ("bool", "null", "merge")  # of YAML 1.1's words
 
 
