@@ -1,5 +1,7 @@
 """A run that cannot be written (an archive, another person's folder) is analysed all the same."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,16 @@ def test_a_link_in_place_of_derived_is_not_followed(tmp_path: Path) -> None:
     run.derived_dir.symlink_to(tmp_path / "elsewhere")
     parquet_file(run.path, "requests")
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize("out", ["/proc/report.html", "/proc/nowhere/report.html"])
+def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path: Path, out: str) -> None:
+    """/proc takes no file, from root neither."""
+    write_run(tmp_path / "runs", FakeRun())
+    done = subprocess.run(
+        [sys.executable, "-m", "analysis", "report", str(tmp_path / "runs"), "--out", out],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert "cannot be written" in done.stderr and "choose another --out" in done.stderr
+    assert done.stderr.count("\n") == 1
