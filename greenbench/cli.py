@@ -153,11 +153,12 @@ def parse_blocks(text: str, repeats: int) -> frozenset[int]:
     chosen: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        numbers = [first, last if dash else first]
+        if not all(n.isdecimal() and len(n) < 10 and int(n) < repeats for n in numbers):
             chosen = set()
             break
-        chosen |= set(range(int(first), int(last if dash else first) + 1))
-    if not chosen or max(chosen) >= repeats:
+        chosen |= set(range(int(numbers[0]), int(numbers[1]) + 1))
+    if not chosen:
         known = f"0 to {repeats - 1}" if repeats > 1 else "0 alone (repeats: 1)"
         raise UserError(
             f"--blocks wants repeats of the sweep, such as 0-2 or 1,3, found '{text}'; it has {known}"

@@ -83,7 +83,7 @@ def test_blocks_are_repeats(text: str, chosen: set[int]) -> None:
     assert cli.parse_blocks(text, 5) == chosen
 
 
-@pytest.mark.parametrize("text", ["", "5", "-1", "1-", "two", "0-7", "2-1"])
+@pytest.mark.parametrize("text", ["", "5", "-1", "1-", "two", "0-7", "2-1", "²", "0-99999999999"])
 def test_blocks_that_the_sweep_lacks_are_one_sentence(text: str) -> None:
     with pytest.raises(UserError, match=r"--blocks wants repeats of the sweep.* it has 0 to 4$"):
         cli.parse_blocks(text, 5)

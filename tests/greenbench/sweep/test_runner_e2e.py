@@ -28,8 +28,8 @@ STARTS, POINTS = 2, 2 * 4
 
 def sweep(pace: Pace) -> dict[str, Any]:
     """Windows in which each user gets its answers, and an open load that the server can keep up with."""
-    alone_s = pace.alone_s(CONTEXT, MOST_OUTPUT)
-    measure_s = max(4.0, pace.window_s(USERS, CONTEXT, MOST_OUTPUT))
+    rate_per_s = min(2.0, float(f"{0.5 / pace.alone_s(CONTEXT, MOST_OUTPUT):.2g}"))
+    measure_s = max(4.0, pace.window_s(USERS, CONTEXT, MOST_OUTPUT), 12 / rate_per_s)
     return {
         "name": "e2e",
         "models": ["tiny-llama"],
@@ -38,7 +38,7 @@ def sweep(pace: Pace) -> dict[str, Any]:
         "tasks": ["retrieve", "perplexity"],
         "loads": [
             {"kind": "closed", "users": USERS},
-            {"kind": "open", "rate_per_s": min(2.0, float(f"{0.5 / alone_s:.2g}"))},
+            {"kind": "open", "rate_per_s": rate_per_s, "arrivals": "constant"},
         ],
         "prompts_per_point": 6,
         "server": {"max_num_seqs": 8, "kv_cache_gib": 0.5},
