@@ -115,7 +115,9 @@ def _card(gpu: Gpu) -> str:
     compute = gpu.compute_capability or "not said"
     unsaid = {"memory": gpu.memory_bytes, "power limit": gpu.power_limit_w}
     missing = " and ".join(name for name, value in unsaid.items() if value is None)
-    return f"{gpu.index}: {gpu.name}, compute {compute}" + (f"; no {missing} said" if missing else "")
+    return f"{gpu.index}: {gpu.name}, compute {compute}" + (
+        f"; no {missing} said" if missing else ""
+    )
 
 
 def _rapl() -> list[Finding]:

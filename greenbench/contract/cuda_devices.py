@@ -1,12 +1,12 @@
 """Which cards CUDA shows a process, and as which device, told from its environment without CUDA.
 
-Source: CUDA C++ Programming Guide, "CUDA Environment Variables", and the MIG User Guide, "Device Enumeration":
+Sources: CUDA C++ Programming Guide, "CUDA Environment Variables"; MIG User Guide, "Device Enumeration":
 
 * ``CUDA_DEVICE_ORDER=PCI_BUS_ID``: devices are numbered as NVML and nvidia-smi list them. Without it
-  (``FASTEST_FIRST``) device 0 is the fastest and **the order of the others is not specified**. Equal cards keep the
-  order of the bus in practice.
-* ``CUDA_VISIBLE_DEVICES``: numbers, UUIDs or their beginnings; reading stops at the first that names no device. A
-  device named twice leaves none.
+  (``FASTEST_FIRST``) device 0 is the fastest and **the order of the others is not specified**. Equal
+  cards keep the order of the bus in practice.
+* ``CUDA_VISIBLE_DEVICES``: numbers, UUIDs or their beginnings; reading stops at the first that names no
+  device. A device named twice leaves none.
 * Where a MIG device can be used, a process is shown one MIG device and no whole card.
 """
 
@@ -55,8 +55,8 @@ class Shown:
 
     @property
     def uuids(self) -> tuple[str, ...] | None:
-        """The cards shown, in CUDA's order where that is known; None where it cannot be told which they are."""
-        cards = frozenset().union(*self.devices)
+        """The cards shown, in CUDA's order where that is known; None where it cannot be told which."""
+        cards = self.possible
         if len(cards) != len(self.devices):
             return None
         if all(len(device) == 1 for device in self.devices):
@@ -66,7 +66,7 @@ class Shown:
     @property
     def possible(self) -> frozenset[str]:
         """Every card that may be shown."""
-        return frozenset().union(*self.devices)
+        return frozenset(uuid for device in self.devices for uuid in device)
 
 
 def capability_of(name: str, said: str | None = None) -> Capability | None:
@@ -105,9 +105,7 @@ def shown(cards: Sequence[CudaCard | None], environ: Mapping[str, str]) -> Shown
     return Shown(tuple(devices))
 
 
-def _all(
-    known: Sequence[CudaCard], cards: Sequence[CudaCard | None], order: str | None
-) -> Shown:
+def _all(known: Sequence[CudaCard], cards: Sequence[CudaCard | None], order: str | None) -> Shown:
     """Without a choice: every card, or one MIG device where there are any."""
     parted = frozenset(card.uuid for card in known if card.parted)
     if parted:
@@ -144,10 +142,8 @@ def _fastest(cards: Sequence[CudaCard]) -> list[str]:
 
 
 def _faster(one: CudaCard, other: CudaCard) -> bool:
-    """Newer and with no less memory. CUDA's own rule is not published, so a card must lead in all that is known."""
-    mine, theirs = (
-        card.capability or capability_of(card.name) for card in (one, other)
-    )
+    """Newer and with no less memory: CUDA's own rule is not published, so only a clear lead is told."""
+    mine, theirs = (card.capability or capability_of(card.name) for card in (one, other))
     if mine is None or theirs is None or mine <= theirs:
         return False
     sizes = (one.memory_bytes, other.memory_bytes)

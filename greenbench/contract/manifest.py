@@ -50,7 +50,9 @@ class Gpu(Part):
     index: int
     uuid: str
     name: str
-    memory_bytes: int | None = None  # None: not said; a card with the host's memory has none of its own
+    memory_bytes: int | None = (
+        None  # None: not said; a card with the host's memory has none of its own
+    )
     power_limit_w: float | None = None
     compute_capability: str | None = None
     mig: bool | None = None

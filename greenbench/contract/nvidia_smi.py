@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from greenbench.contract.cuda_devices import Capability, CudaCard, Shown, capability_of, shown
 
-FIELDS = (
+FIELDS: tuple[str, ...] = (
     "index", "uuid", "name", "memory.total", "power.limit", "compute_cap", "mig.mode.current",
     "driver_version",
 )  # fmt: skip
@@ -46,6 +46,7 @@ class SmiAnswer:
 
     cards: tuple[SmiCard, ...] = ()
     faults: tuple[str, ...] = ()
+
     def shown(self, environ: Mapping[str, str]) -> Shown:
         """What CUDA shows a process with that environment."""
         known = {card.index: card.for_cuda() for card in self.cards}
@@ -111,13 +112,13 @@ def value(cell: str | None) -> str | None:
 
 
 def number(cell: str | None) -> float | None:
-    """``81559``, ``700.00 W`` or, where the locale writes a comma, ``700,00 W``; None where it is no number."""
-    found = re.fullmatch(r"(-?\d+)(?:[.,](\d+))?(?: ?[A-Za-z%/]+)?", value(cell) or "")
-    return float(f"{found[1]}.{found[2] or 0}") if found else None
+    """``81559``, ``700.00 W`` or, by a locale with a decimal comma, ``700,00 W``; None for no number."""
+    found = re.fullmatch(r"(-?\d+)(?:\.(\d+)|,(\d\d))?(?: ?[A-Za-z%]+)?", value(cell) or "")
+    return float(f"{found[1]}.{found[2] or found[3] or 0}") if found else None
 
 
 def _run(argv: list[str]) -> str:
-    """Standard output whatever the exit code: with one card lost it ends with an error and lists the others."""
+    """Its output whatever the exit code: with a card lost it lists the others and ends with an error."""
     try:
         done = subprocess.run(
             argv, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False

@@ -73,9 +73,7 @@ def this_host(vllm_python: str, modules: Iterable[str]) -> HostFacts:
     )
 
 
-def first_gpu(
-    cards: SmiAnswer, environ: Mapping[str, str]
-) -> tuple[str | None, Capability | None]:
+def first_gpu(cards: SmiAnswer, environ: Mapping[str, str]) -> tuple[str | None, Capability | None]:
     """Name and capability of CUDA's device 0 in that environment: a server's first card.
 
     Where CUDA's order cannot be told, of the newest of the cards that it may be; Nones without a card.

@@ -156,10 +156,16 @@ class FakeReader:
     spend_ns: Callable[[int], None] = lambda ns: None
     read_ns: int = 0
     name: str = "fake"
+    masked: bool = False
+    host: str | None = None
     closed: bool = False
+    lost: dict[int, str] = field(default_factory=dict[int, str])
 
     def gpus(self) -> list[GpuIdentity]:
         return [card.identity() for card in self.cards]
+
+    def unread(self) -> dict[int, str]:
+        return self.lost
 
     def capabilities(self, index: int) -> dict[str, Capability]:
         sources = ("counter", "average", "instant", "memory_scope", "gpm")
