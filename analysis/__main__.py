@@ -6,7 +6,9 @@ python -m analysis report runs/demo --out report.html
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from analysis.runs.check_forms import read_forms
 from analysis.runs.fault import Fault
@@ -22,15 +24,15 @@ def check(args: argparse.Namespace) -> int:
         return check_forms(args.runs)
     runs, unreadable = read_runs(args.runs)
     replaced = superseded(runs)
-    found = [(run.path.name, Fault("unreadable", run.why)) for run in unreadable]
+    broken = [(run.path.name, Fault("unreadable", run.why)) for run in unreadable]
     for run in runs:
         if run.path not in replaced:
-            found += [(run.manifest.run_id, fault) for fault in faults(run)]
-    for name, fault in found:
+            broken += [(run.manifest.run_id, fault) for fault in faults(run)]
+    for name, fault in broken:
         print(f"{name}: {fault.code}: {fault.sentence}")
     total = len(runs) + len(unreadable)
-    print(f"{total} runs, {len(replaced)} of them measured again, {len(found)} faults")
-    return 1 if found else 0
+    print(f"{total} runs, {len(replaced)} of them measured again, {len(broken)} faults")
+    return 1 if broken else 0
 
 
 def check_forms(root: Path) -> int:
@@ -93,8 +95,8 @@ def ceilings(args: argparse.Namespace) -> int:
     from analysis.bottleneck.peaks import measure_host
 
     make_folder(args.out.parent)
-    found = measure_host(args.out, lambda line: print(line, file=sys.stderr, flush=True))
-    print(found.model_dump_json(indent=1))
+    measured = measure_host(args.out, lambda line: print(line, file=sys.stderr, flush=True))
+    print(measured.model_dump_json(indent=1))
     return 0
 
 
@@ -110,68 +112,96 @@ def import_results(args: argparse.Namespace) -> int:
     """Result files of other load generators as run directories, one a measured point."""
     from analysis.importers.convert import read_result, write_imported
 
-    found = [point for file in args.files for point in read_result(file)]
-    for point in found:  # only now: one bad file, and nothing is written
+    points = [point for file in args.files for point in read_result(file)]
+    for point in points:  # only now: one bad file, and nothing is written
         print(write_imported(point, args.backend, args.out))
     return 0
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, action in (("check", check), ("report", report)):
-        command = commands.add_parser(name, help=(action.__doc__ or "").splitlines()[0])
-        command.add_argument("runs", type=Path, help="a run, a sweep, or a folder of sweeps")
-        command.set_defaults(action=action)
-        if name == "check":
-            command.add_argument(
-                "--schema",
-                action="store_true",
-                help="check the files' form against docs/contract.md, not their content",
-            )
-        if name == "report":
-            command.add_argument(
-                "--out",
-                type=Path,
-                help="file; default: report.html in RUNS. Its summary lies beside it",
-            )
-            command.add_argument(
-                "--across-executions",
-                action="store_true",
-                help="rank eager and CUDA graphs together; default: each by itself",
-            )
-            command.add_argument(
-                "--objective",
-                metavar="NAME",
-                help="what the headline goes by: goodput, output, ttft, tpot, e2e, energy, memory, …; "
-                "default: the sweep's `objective`, else goodput under its SLO, else E2E",
-            )
-    measure = commands.add_parser("ceilings", help=(ceilings.__doc__ or "").splitlines()[0])
-    measure.add_argument("--out", type=Path, default=results() / "ceilings.json")
-    measure.set_defaults(action=ceilings)
-    draw = commands.add_parser("simulate", help=(simulate.__doc__ or "").splitlines()[0])
-    draw.add_argument("--trials", type=int, default=2000)
-    draw.set_defaults(action=simulate)
-    foreign = commands.add_parser("import", help=(import_results.__doc__ or "").splitlines()[0])
-    foreign.add_argument(
+Commands = Any  # of argparse, whose type for them is private
+
+
+def add_command(
+    commands: Commands, name: str, action: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    """A command whose help is the first line of its action's docstring."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=(action.__doc__ or "").splitlines()[0]
+    )
+    command.set_defaults(action=action)
+    return command
+
+
+def add_check(commands: Commands) -> None:
+    command = add_command(commands, "check", check)
+    command.add_argument("runs", type=Path, help=RUNS_HELP)
+    command.add_argument(
+        "--schema",
+        action="store_true",
+        help="check the files' form against docs/contract.md, not their content",
+    )
+
+
+def add_report(commands: Commands) -> None:
+    command = add_command(commands, "report", report)
+    command.add_argument("runs", type=Path, help=RUNS_HELP)
+    command.add_argument(
+        "--out", type=Path, help="file; default: report.html in RUNS. Its summary lies beside it"
+    )
+    command.add_argument(
+        "--across-executions",
+        action="store_true",
+        help="rank eager and CUDA graphs together; default: each separately",
+    )
+    command.add_argument(
+        "--objective",
+        metavar="NAME",
+        help="what the headline goes by, as ttft or energy (an unknown name is answered with all there are); "
+        "default: the sweep's `objective`, else goodput under its SLO, else E2E",
+    )
+
+
+def add_ceilings(commands: Commands) -> None:
+    command = add_command(commands, "ceilings", ceilings)
+    command.add_argument("--out", type=Path, default=results() / "ceilings.json")
+
+
+def add_simulate(commands: Commands) -> None:
+    command = add_command(commands, "simulate", simulate)
+    command.add_argument("--trials", type=int, default=2000)
+
+
+def add_import(commands: Commands) -> None:
+    command = add_command(commands, "import", import_results)
+    command.add_argument(
         "files",
         type=Path,
         nargs="+",
         metavar="FILE",
         help="per-request result, or the directory that the tool wrote",
     )
-    foreign.add_argument(
+    command.add_argument(
         "--backend",
         default="unknown",
         help="the backend that the server was started with; no tool's file names it",
     )
-    foreign.add_argument(
+    command.add_argument(
         "--out",
         type=Path,
         default=results() / "imported",
         help="default: runs/imported",
     )
-    foreign.set_defaults(action=import_results)
+
+
+RUNS_HELP = "a run, a sweep, or a folder of sweeps"
+COMMANDS = (add_check, add_report, add_ceilings, add_simulate, add_import)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in COMMANDS:
+        add(commands)
     args = parser.parse_args()
     return exit_on_user_error(lambda: args.action(args))
 

@@ -13,13 +13,12 @@ from analysis.bottleneck.classify import (
 )
 from analysis.bottleneck.peaks import find_host_ceilings, run_ceilings
 from analysis.bottleneck.roofline import PhaseUse, phase_uses
-from analysis.compare.cells import Cell, Samples, cells
+from analysis.compare.cells import Cell, cells
 from analysis.compare.crossovers import Crossing, crossings
 from analysis.compare.decisions import Decision, Eligible, decisions, eligible
-from analysis.compare.differences import Difference, differences
-from analysis.objectives import Objective, objective
+from analysis.compare.differences import Difference, Headlines, differences, headlines
+from analysis.objectives import DEFAULT, TPOT, Objective, objective
 from analysis.point.point import Point, analyse_all
-from analysis.point.steady_window import Window
 from analysis.quality.depth_map import HeatMap, heat_maps
 from analysis.quality.gate import Gate, gates
 from analysis.quality.standings import Standings, Verification, standings, verifications
@@ -30,7 +29,6 @@ from analysis.runs.unmeasured import LeftOut, left_out, without_a_point
 from greenbench.contract.config import load_sweep
 from greenbench.contract.errors import UserError
 
-DEFAULT_OBJECTIVE = "goodput"  # under the sweep's SLO; where there is none, see sentences.FALLBACK
 BEATEN = 1.05  # a share of a ceiling from which it was not one; below, the noise of measuring it
 
 
@@ -41,7 +39,6 @@ class Study:
     root: Path
     runs: list[Run]
     points: list[Point]
-    samples: Samples
     cells: list[Cell]
     differences: list[Difference]
     decisions: list[Decision]
@@ -54,9 +51,10 @@ class Study:
     heat_maps: list[HeatMap]
     standings: Standings
     eligible: dict[tuple[Place, Candidate], Eligible]
-    left_out: list[LeftOut]
+    unmeasured: list[LeftOut]
     labels: Labels
-    objective: Objective  # what the headline goes by
+    objective: Objective  # what was asked for, else the default
+    headlines: Headlines  # what the headline goes by, where
     asked: bool  # a person chose it: without a value of it there is no headline by another
     across_executions: bool  # one ranking for all of them, as was asked for
 
@@ -83,34 +81,32 @@ def study(
     """Load and analyse every run at or below ``root``.
 
     ``across_executions``: eager and CUDA graphs in one ranking; otherwise each has its own. ``by``: name of
-    the objective of the headline; default: the sweep's ``objective``, else DEFAULT_OBJECTIVE. UserError.
+    the objective of the headline; default: the sweep's ``objective``, else DEFAULT. UserError.
     """
     asked = by or sweep_objective(root)
-    chosen = objective(asked or DEFAULT_OBJECTIVE)
+    chosen = objective(asked) if asked else DEFAULT
     runs, unreadable = read_runs(root)
     some_readable(root, runs, unreadable)
-    analysed = analyse_all(runs, progress)
-    points, named = placed([point for point, _ in analysed], across_executions)
-    samples: Samples = {point.run_id: values for point, values in analysed}
+    points, named = placed(analyse_all(runs, progress), across_executions)
     told = {point.path for point in points if point.answers_stand}
     answering = [run for run in runs if str(run.path) in told]
     judged, checked = gates(answering, named.candidates), verifications(root)
     stand = standings(judged, checked, runs, points)
     able = eligible(points, stand)
-    found = differences(points, chosen)
-    table = cells(points, samples)
-    crossed = crossings(table, found, samples)
-    uses, found_bounds, beaten = _bottlenecks(root, runs, points, crossed)
+    by_family = headlines(points, chosen, asked is not None)
+    compared = differences(points, by_family)
+    table = cells(points)
+    crossed = crossings(table, compared)
+    uses, bounds, beaten = _bottlenecks(root, runs, points, crossed)
     return Study(
         root=root,
         runs=runs,
         points=points,
-        samples=samples,
         cells=table,
-        differences=found,
-        decisions=decisions(points, found, able),
+        differences=compared,
+        decisions=decisions(points, compared, able),
         crossings=crossed,
-        bottlenecks=found_bounds,
+        bottlenecks=bounds,
         uses=uses,
         beaten=beaten,
         gates=judged,
@@ -118,9 +114,10 @@ def study(
         heat_maps=heat_maps(answering, named.candidates),
         standings=stand,
         eligible=able,
-        left_out=[*left_out(root), *without_a_point(unreadable)],
+        unmeasured=[*left_out(root), *without_a_point(unreadable)],
         labels=named,
         objective=chosen,
+        headlines=by_family,
         asked=asked is not None,
         across_executions=across_executions,
     )
@@ -173,20 +170,17 @@ def _bottlenecks(
     by_path = {str(run.path): run for run in runs}
     uses: dict[str, list[PhaseUse]] = {}
     bounds: dict[str, Bottleneck] = {}
-    windows: dict[str, Window] = {}
     for point in points:
         run = by_path[point.path]
         held = classify_client(run, point)
         if held is not None:
             uses[point.run_id], bounds[point.run_id] = [], held
         if point.usable and point.window is not None:
-            window = Window("steady", point.window["start_unix_ns"], point.window["end_unix_ns"])
-            windows[point.run_id] = window
-            uses[point.run_id] = phase_uses(run, window, run_ceilings(run, host))
+            uses[point.run_id] = phase_uses(run, point.window, run_ceilings(run, host))
     uses, beaten = without_beaten(uses)
     for point in points:
-        if point.run_id in windows:
-            evidence = gather(by_path[point.path], windows[point.run_id], point)
+        if point.usable and point.window is not None:
+            evidence = gather(by_path[point.path], point.window, point)
             bounds[point.run_id] = classify(
                 evidence, uses[point.run_id], _fixed_share(point, crossed)
             )
@@ -198,7 +192,7 @@ def without_beaten(
 ) -> tuple[dict[str, list[PhaseUse]], dict[str, float]]:
     """MFU and MBU taken from every phase whose ceiling some phase beat by more than BEATEN."""
     highest: dict[str, float] = {}
-    for use in (use for found in uses.values() for use in found):
+    for use in (use for of_point in uses.values() for use in of_point):
         if use.ceiling is not None:
             top = max(use.mfu or 0.0, use.mbu or 0.0)
             highest[use.ceiling] = max(top, highest.get(use.ceiling, 0.0))
@@ -206,9 +200,9 @@ def without_beaten(
     kept = {
         run_id: [
             replace(use, mfu=None, mbu=None, ceiling=None) if use.ceiling in beaten else use
-            for use in found
+            for use in of_point
         ]
-        for run_id, found in uses.items()
+        for run_id, of_point in uses.items()
     }
     return kept, beaten
 
@@ -217,7 +211,7 @@ def _fixed_share(point: Point, crossed: list[Crossing]) -> float | None:
     """From any fit of this candidate's time per output token over contexts that is linear."""
     for crossing in crossed:
         fits = crossing.found.fits
-        linear = crossing.objective.name == "tpot" and crossing.form == "linear"
+        linear = crossing.objective is TPOT and crossing.form == "linear"
         if linear and point.place in crossing.places and point.backend in fits:
             return fixed_shares(fits[point.backend], point.context_tokens)
     return None

@@ -1,4 +1,7 @@
-"""summary.json: the report for programs, field by field from the same typed results."""
+"""summary.json: the report for programs. Here alone typed results become JSON.
+
+Most take the form of their fields; the functions below write those whose published form is another.
+"""
 
 import json
 import math
@@ -10,7 +13,11 @@ from typing import Any
 from analysis.compare.crossovers import Crossing
 from analysis.compare.decisions import Decision
 from analysis.compare.differences import Difference
+from analysis.objectives import NOTHING, OBJECTIVES, Measurement, Objective
 from analysis.point.point import Point
+from analysis.point.resources import PointEnergy
+from analysis.point.steady_window import Window
+from analysis.point.throughput import Throughput
 from analysis.quality.gate import Gate
 from analysis.report.sentences import headline, summary_sentences
 from analysis.runs.identity import Place
@@ -30,41 +37,39 @@ def _place_json(whole: Study, place: Place) -> dict[str, Any]:
     }
 
 
-POINT_FIELDS = (
-    "run_id",
-    "status",
-    "reasons",
-    "notes",
-    "observed_backend",
-    "proof",
-    "task",
-    "load",
-    "server_id",
-    "created_unix_ns",
-    "counts",
-    "errors",
-    "window",
-    "latency",
-    "throughput",
-    "goodput",
-    "answers",
-    "memory",
-    "energy",
-    "extra",
-    "faults",
-    "edge_errors",
-)
-
-
 def _point_json(point: Point) -> dict[str, Any]:
     """What ran and its figures; ``compared_as`` is its label in cells, differences and decisions."""
     candidate, workload = point.candidate, point.identity.workload
-    return {name: getattr(point, name) for name in POINT_FIELDS} | {
+    measured = [(objective, objective.measure(point)) for objective in OBJECTIVES]
+    return {
+        "run_id": point.run_id,
+        "status": point.status,
+        "reasons": point.reasons,
+        "notes": point.notes,
+        "observed_backend": point.observed_backend,
+        "proof": point.proof,
+        "task": point.task,
+        "load": point.load,
+        "server_id": point.server_id,
+        "created_unix_ns": point.created_unix_ns,
+        "counts": point.counts.model_dump(),
+        "errors": point.errors,
+        "window": _windows_json(point),
+        "latency": _fields(point.latency),
+        "throughput": None if point.throughput is None else _throughput_json(point.throughput),
+        "goodput": _fields(point.goodput),
+        "answers": _fields(point.answers),
+        "memory": _fields(point.memory),
+        "energy": None if point.energy is None else _energy_json(point.energy),
+        "extra": _fields(point.extra) or {},
+        "faults": point.faults,
+        "figures": {o.name: _figure_json(o, m) for o, m in measured if m != NOTHING},
+        "edge_errors": {o.name: m.edge_error for o, m in measured if m.edge_error is not None},
+        "bimodal": {o.name: asdict(m.modes) for o, m in measured if m.modes is not None},
         "path": Path(point.path).name,
         "model": candidate.model,
         "backend": candidate.backend_label,
         "compared_as": point.backend,
-        "bimodal": {name: asdict(modes) for name, modes in point.bimodal.items()},
         "weights": candidate.weights,
         "context_tokens": point.context_tokens,
         "repeat": point.repeat,
@@ -83,10 +88,76 @@ def _point_json(point: Point) -> dict[str, Any]:
     }
 
 
+def _figure_json(objective: Objective, measured: Measurement) -> dict[str, Any]:
+    """Any figure that candidates are compared by, under one form."""
+    return {
+        "value": measured.value,
+        "unit": objective.unit,
+        "standard_error": measured.standard_error,
+        "edge_error": measured.edge_error,
+        "n": measured.n,
+        "reason": measured.reason,
+    }
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    """A dataclass by its fields."""
+    return None if value is None else asdict(value)
+
+
+def _windows_json(point: Point) -> dict[str, Any] | None:
+    if point.window is None:
+        return None
+    steady = _window_json(point.window)
+    if point.ml_energy_window is None:
+        return steady
+    return steady | {"ml_energy": _window_json(point.ml_energy_window)}
+
+
+def _window_json(window: Window) -> dict[str, Any]:
+    """Evidence without what was not worked out."""
+    evidence = asdict(window.evidence)
+    return {
+        "definition": window.definition,
+        "start_unix_ns": window.start_unix_ns,
+        "end_unix_ns": window.end_unix_ns,
+        "duration_s": window.duration_s,
+        "reasons": list(window.reasons),
+        "evidence": {name: value for name, value in evidence.items() if value is not None},
+    }
+
+
+def _throughput_json(found: Throughput) -> dict[str, Any]:
+    return {
+        "output_tokens": found.output_tokens,
+        "input_tokens": found.input_tokens,
+        "completions": found.completions,
+        "output_tokens_per_s": found.output.value,
+        "output_tokens_per_s_se": found.output.standard_error,
+        "total_tokens_per_s": found.total.value,
+        "total_tokens_per_s_se": found.total.standard_error,
+        "requests_per_s": found.requests.value,
+        "requests_per_s_se": found.requests.standard_error,
+        "tokens_per_chunk": found.tokens_per_chunk,
+        "estimator": found.estimator,
+        "cycles": found.cycles,
+        "cycles_per_user": found.cycles_per_user,
+        "little_ratio": found.little,
+        "reason": found.reason,
+    }
+
+
+def _energy_json(found: PointEnergy) -> dict[str, Any]:
+    return asdict(found.result) | {
+        "phase": _fields(found.phase),
+        "attributed": asdict(found.attributed),
+    }
+
+
 def _difference_json(whole: Study, difference: Difference) -> dict[str, Any]:
     return {
         **_place_json(whole, difference.place),
-        "objective": difference.objective,
+        "objective": difference.objective.name,
         "a": difference.a,
         "b": difference.b,
         "values": difference.values,
@@ -109,7 +180,7 @@ def _finite(value: Any) -> Any:
 def _decision_json(whole: Study, decision: Decision) -> dict[str, Any]:
     return {
         **_place_json(whole, decision.place),
-        "objective": decision.objective,
+        "objective": decision.objective.name,
         "outcome": decision.outcome,
         "winner": decision.winner,
         "leader": decision.leader,
@@ -147,7 +218,8 @@ def _crossing_json(crossing: Crossing) -> dict[str, Any]:
         "b": crossing.b,
         "contexts": crossing.contexts,
         "measured": crossing.measured,
-        "found": asdict(crossing.found),
+        "found": asdict(crossing.found)
+        | {"shares": {course.value: share for course, share in crossing.found.shares.items()}},
     }
 
 
@@ -166,7 +238,7 @@ def summary(whole: Study) -> dict[str, Any]:
                 "weights": cell.weights,
                 "backend": cell.backend,
                 "run_ids": [point.run_id for point in cell.starts],
-                "latency_pooled": cell.latency,
+                "latency_pooled": asdict(cell.latency),
             }
             for cell in whole.cells
         ],
@@ -194,7 +266,7 @@ def summary(whole: Study) -> dict[str, Any]:
             for (place, candidate), each in whole.eligible.items()
             if (label := whole.labels.candidates.get(candidate)) is not None
         ],
-        "left_out": [asdict(server) for server in whole.left_out],
+        "left_out": [asdict(server) for server in whole.unmeasured],
         "crossings": [_crossing_json(crossing) for crossing in whole.crossings],
         "decisions": [_decision_json(whole, decision) for decision in whole.decisions],
     }

@@ -1,4 +1,4 @@
-"""A run of the locustfile by itself: ask the server what it serves, make prompts, name a directory.
+"""A run outside a sweep: ask the server which model it serves, make prompts, write a point directory.
 
 The directory has the shape of a sweep's point (config.yaml, requests/, outputs/, events.jsonl) but no
 manifest: it proves nothing about the server, and no report is made of it.
@@ -34,8 +34,8 @@ DAY_S = 86_400.0  # measure until a person stops
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What a person may say of a run by itself."""
+class Options:
+    """What may be chosen for a run outside a sweep."""
 
     task: str
     context_tokens: int
@@ -45,7 +45,7 @@ class Wish:
     users: int = 1
 
     @classmethod
-    def of(cls, options: argparse.Namespace) -> "Wish":
+    def of(cls, options: argparse.Namespace) -> "Options":
         return cls(
             task=options.task,
             context_tokens=options.context_tokens,
@@ -57,38 +57,38 @@ class Wish:
 
 
 def prepare(host: str | None, options: argparse.Namespace) -> Path:
-    """Make prompts and a directory for one run of the locustfile; its path."""
+    """Make the prompts and the directory of one run of the locustfile; the directory's path."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     run_path = Path(options.out) / f"{stamp}-{options.task}-{options.context_tokens}"
-    write_point(run_path, host, Wish.of(options))
+    write_point(run_path, host, Options.of(options))
     return run_path
 
 
-def write_point(run_path: Path, host: str | None, wish: Wish) -> None:
+def write_point(run_path: Path, host: str | None, options: Options) -> None:
     """Write prompts and config.yaml for a server that runs. What is wrong raises UserError."""
     base_url = (host or DEFAULT_URL).rstrip("/")
     served, root, window = served_model(base_url)
-    task = TaskConfig(name=wish.task)
+    task = TaskConfig(name=options.task)
     request = PromptRequest(
-        model_path=wish.model_path or root,
+        model_path=options.model_path or root,
         task=task,
-        context_tokens=wish.context_tokens,
-        count=wish.prompts,
-        seed=wish.seed,
+        context_tokens=options.context_tokens,
+        count=options.prompts,
+        seed=options.seed,
     )
     prompts_path = run_path / "prompts.jsonl"
     make_files([(request, prompts_path)])
     sweep = SweepConfig(
         name="adhoc",
-        seed=wish.seed,
+        seed=options.seed,
         models=[served],
         backends=["unknown"],
-        contexts=[wish.context_tokens],
+        contexts=[options.context_tokens],
         tasks=[task],
-        loads=[LoadConfig(kind="closed", users=wish.users)],
+        loads=[LoadConfig(kind="closed", users=options.users)],
         server=ServerConfig(base_url=base_url),
         phases=PhaseConfig(warmup_s=0, measure_s=DAY_S),
-        prompts_per_point=wish.prompts,
+        prompts_per_point=options.prompts,
     )
     model = ModelConfig(name=served, path=root, max_model_len=window)
     [point] = points_of(sweep, model, BackendChoice(name="unknown"))

@@ -12,13 +12,10 @@ User: Locust loads this file by path and spawns every User class it finds in it.
 
 import logging
 import sys
-import time
-from functools import partial
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import gevent
-from gevent import GreenletExit
 from locust import User, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
@@ -27,31 +24,15 @@ from locust.runners import MasterRunner, Runner, WorkerRunner
 
 from greenbench.contract.config import load_live_point
 from greenbench.contract.errors import UserError
-from greenbench.contract.schema import RequestRecord
 from loadgen import direct_run
-from loadgen.driver.arrivals import shard
-from loadgen.driver.closed_loop import ClosedLoop, Over
-from loadgen.driver.dispatch import Dispatcher, open_ahead, schedule
 from loadgen.driver.process_setup import raise_file_limit, take_priority
-from loadgen.driver.retry import pause_after
-from loadgen.driver.session import TICK_S, Session
-from loadgen.driver.worker_split import DONE, START, Part, Roll, parts
+from loadgen.driver.session import Session
+from loadgen.driver.worker_split import DONE, START, Part, WorkerReports, parts
+from loadgen.locust_run import Drive, run_httpx_user, run_user
 from loadgen.locust_tab import Live, install
 from loadgen.tasks import TASKS
-from loadgen.wire.asyncio_loop import Alarm, Checking
-from loadgen.wire.connection import outcome
-from loadgen.wire.gevent_loop import GeventLoop
-from loadgen.wire.httpx_client import HttpxClient
-from loadgen.wire.pool import Pool
-from loadgen.wire.response import Exchange, Outgoing, Reply
 
 logger = logging.getLogger(__name__)
-
-NAP_STREAMS: Final = 32  # with fewer, a nap could hold up the next send of a fast server's user
-NO_NAP_NS: Final = 1_000_000_000  # after tokens that shared a read, or had no kernel time
-ROWS_OF_CUT_S: Final = (
-    1.0  # for users to write the rows of what was cut; httpx's are cut by the stop
-)
 
 
 @events.init_command_line_parser.add_listener
@@ -70,153 +51,6 @@ def add_arguments(parser: LocustArgumentParser) -> None:
     group.add_argument("--out", type=str, default="runs/adhoc", help="where stand-alone runs go")
 
 
-class Drive:
-    """One test run of this process: its session, its connections, and its clockwork."""
-
-    def __init__(self, environment: Environment, session: Session) -> None:
-        self.environment = environment
-        self.session = session
-        self.options = environment.parsed_options
-        self._live: Live = environment.live  # type: ignore[attr-defined]
-        self._naps_at_ns: int | None = None  # no nap before this moment; None: not at all
-        self.loop = GeventLoop(self._nap_now)
-        opened = session.live.point.load.kind == "open"
-        reads = Checking(self.loop, self._send_overdue) if opened else self.loop
-        self.pool = Pool(session.target, reads, session.timeout_s)
-        self._alarm = self._open_loop() if opened else None
-        self._ticking = gevent.spawn(self._tick)
-
-    def _open_loop(self) -> Alarm:
-        """Of an open load the hub itself sends what is due; the users only stand by."""
-        point = self.session.live.point
-        self._ahead = open_ahead(point)
-        self._dispatcher = Dispatcher(
-            self.session, shard(schedule(point), *self.session.shard), self
-        )
-        alarm = Alarm(self.loop, self._ring)
-        self.pool.open_ahead(self._ahead)
-        start_ns = self.session.phases.warmup_start or time.monotonic_ns() + round(TICK_S * 1e9)
-        alarm.set(self._dispatcher.begin(start_ns))
-        return alarm
-
-    def _ring(self) -> None:
-        due_ns = self._dispatcher.send_due()
-        if due_ns is not None and self._alarm is not None:
-            self._alarm.set(due_ns)
-
-    def _send_overdue(self) -> None:
-        if self._alarm is not None and self._dispatcher.overdue():
-            self._ring()
-
-    def send(self, outgoing: Outgoing) -> None:
-        """Send now, on a pooled connection (called by the dispatcher, in the hub)."""
-        in_flight = self.session.depart()
-
-        def over(reply: Reply) -> None:
-            self.session.arrived()
-            self.set_aside(Over(outgoing, reply, in_flight))
-
-        self.pool.start(outgoing, over)
-
-    def _tick(self) -> None:
-        """Marks, time limits, and the end of a run that has phases."""
-        while not self.session.tick(time.monotonic_ns()):
-            self.pool.expire()
-            if self._alarm is not None:
-                self.pool.open_ahead(self._ahead)
-            gevent.sleep(TICK_S)
-        self.pool.cut("still open when the drain ended")
-        for _ in range(round(ROWS_OF_CUT_S / TICK_S)):
-            if not self.session.unfinished:
-                break
-            gevent.sleep(TICK_S)
-        gevent.spawn(self._end_run)
-
-    def _end_run(self) -> None:
-        """All is sent and answered: a worker tells its master, who ends the run for all."""
-        runner = self.environment.runner
-        assert runner is not None
-        if isinstance(runner, WorkerRunner):
-            self.close()
-            runner.send_message(DONE, self.session.report())
-        elif self._of_a_sweep:
-            runner.quit()
-        else:
-            runner.stop()
-
-    @property
-    def _of_a_sweep(self) -> bool:
-        return bool(self.options and self.options.run_dir)
-
-    def close(self) -> None:
-        """Cut what is open, write what is known, grade. Safe to call twice."""
-        self._ticking.kill()
-        if self._alarm is not None:
-            self._alarm.close()
-            self._alarm = None
-        self.session.phases.stop(time.monotonic_ns())
-        self.pool.close()
-        self.loop.close()
-        self.session.close()
-        logger.info("records in %s", self.session.run.path)
-
-    def _nap_now(self) -> bool:
-        """With many streams, while naps cost no time that is kept, and nothing is left to do."""
-        return (
-            self._naps_at_ns is not None
-            and self.session.in_flight >= NAP_STREAMS
-            and self._alarm is None
-            and time.monotonic_ns() > self._naps_at_ns
-        )
-
-    def _learn_of_naps(self, exchange: Exchange) -> None:
-        """Naps want the kernel's times, and an end when tokens share a read."""
-        if not exchange.kernel_times:
-            self._naps_at_ns = None
-        elif exchange.shared_bounds_ns:
-            self._naps_at_ns = time.monotonic_ns() + NO_NAP_NS
-        elif self._naps_at_ns is None:
-            self._naps_at_ns = 0
-
-    def set_aside(self, over: Over) -> None:
-        """Parse it when there is time, between two looks at the sockets."""
-        self.loop.at_leisure(partial(self.settle, over))
-
-    def settle(self, over: Over) -> RequestRecord:
-        """Parse and record a reply that is over, once."""
-        if over.record is None:
-            exchange = outcome(over.reply)
-            self._learn_of_naps(exchange)
-            over.record = self.record(over.outgoing, exchange, over.in_flight)
-        return over.record
-
-    def record(self, outgoing: Outgoing, exchange: Exchange, in_flight: int) -> RequestRecord:
-        record = self.session.finish(outgoing, exchange, in_flight)
-        self.show(record)
-        return record
-
-    def show(self, record: RequestRecord) -> None:
-        """Feed Locust's own table: TTFT and E2E as rows of their own, failures with their type."""
-        self._live.add(record)
-        if record.error_type == "cut_at_drain":
-            return  # a row, but no failure: the run was over
-        error = None
-        if record.error_type is not None:
-            error = f"{record.error_type}: {record.error_message}"
-        elif record.first_token_ns is not None:
-            # a row of its own and no request: it would count twice in the totals and in requests/s
-            ttft_ms = round(record.first_token_ns / 1e6)
-            self.environment.stats.get("TTFT", record.task).log(ttft_ms, 0)
-        self.environment.events.request.fire(
-            request_type=record.task,
-            name="E2E",
-            response_time=None if record.end_ns is None else record.end_ns / 1e6,
-            response_length=record.output_tokens or 0,
-            exception=error,
-            context={},
-        )
-
-
 class LongContextUser(User):
     """One closed loop: the next request goes out when the reply to the last is over."""
 
@@ -225,37 +59,10 @@ class LongContextUser(User):
         drive: Drive | None = getattr(self.environment, "drive", None)
         if drive is not None and drive.session.live.point.load.kind == "closed":
             if drive.options and drive.options.client == "httpx":
-                _loop_httpx(drive)
+                run_httpx_user(drive)
             else:
-                _loop_fast(drive)
+                run_user(drive)
         gevent.sleep(3600)  # sending is over: wait to be stopped, or Locust would begin anew
-
-
-def _loop_fast(drive: Drive) -> NoReturn:
-    """The hub drives the user's requests; its greenlet only waits to be stopped."""
-    user = ClosedLoop(drive, drive.pool.connection())
-    try:
-        user.send()
-        while True:
-            gevent.sleep(3600)
-    finally:
-        user.stop()
-
-
-def _loop_httpx(drive: Drive) -> None:
-    session = drive.session
-    client = HttpxClient(session.live.base_url)
-    talk = session.talk()
-    while (outgoing := session.next(time.monotonic_ns(), talk)) is not None:
-        in_flight = session.depart()
-        exchange = client.exchange(outgoing, session.timeout_s)
-        session.arrived()
-        record = drive.record(outgoing, exchange, in_flight)
-        if record.error_type == "cut_at_drain":
-            raise GreenletExit
-        turn_pause_s = session.live.point.load.turn_pause_s if talk.turn else 0.0
-        gevent.sleep(pause_after(record) or turn_pause_s)
-    client.close()
 
 
 @events.init.add_listener
@@ -293,14 +100,14 @@ def _refuse(error: UserError) -> NoReturn:
 
 
 def _refuse_start(environment: Environment, error: UserError) -> None:
-    """The test has begun in a greenlet, where an exit would go unheard: end Locust, or say it aside."""
+    """End Locust with 2, or only the run where there is a web page. In a greenlet an exit goes unheard."""
     print(f"error: {error}", file=sys.stderr)
     runner, options = environment.runner, environment.parsed_options
     assert runner is not None
     if isinstance(runner, WorkerRunner) or (options and options.headless):
         environment.process_exit_code = 2
         gevent.spawn(runner.quit)
-    else:  # the web page stays: a person can mend the address and start again
+    else:  # the web page stays: the address can be corrected and the run started again
         gevent.spawn(runner.stop)
 
 
@@ -310,65 +117,74 @@ def _on_part(environment: Environment, msg: Message, **_: Any) -> None:
 
 
 def _on_done(environment: Environment, msg: Message, **_: Any) -> None:
-    roll: Roll | None = getattr(environment, "roll", None)
-    if roll is not None:
-        roll.report(msg.node_id, msg.data)
+    reports: WorkerReports | None = getattr(environment, "reports", None)
+    if reports is not None:
+        reports.report(msg.node_id, msg.data)
 
 
 @events.test_start.add_listener
 def on_test_start(environment: Environment, **_: Any) -> None:
-    options = environment.parsed_options
     runner = environment.runner
-    assert options is not None and runner is not None
     try:
+        if isinstance(runner, MasterRunner):
+            _give_parts(environment, runner, _run_path(environment))
+            return
         if isinstance(runner, WorkerRunner):
-            part: Part | None = getattr(environment, "part", None)
-            if part is None:
-                logger.error("joined a run under way: this worker has no part in it")
-                return
-            environment.part = None  # type: ignore[attr-defined]
-            session = part.open(load_live_point(Path(part.run_path)), lambda: gevent.sleep(0))
+            session = _part_session(environment)
         else:
-            run_path = (
-                Path(options.run_dir)
-                if options.run_dir
-                else direct_run.prepare(environment.host, options)
-            )
-            if isinstance(runner, MasterRunner):
-                _give_parts(environment, runner, run_path)
-                return
+            run_path = _run_path(environment)
             session = Session(run_path, load_live_point(run_path), "locust")
     except UserError as error:
         _refuse_start(environment, error)
         return
-    environment.drive = Drive(environment, session)  # type: ignore[attr-defined]
+    if session is not None:
+        environment.drive = Drive(environment, session)  # type: ignore[attr-defined]
+
+
+def _run_path(environment: Environment) -> Path:
+    """The run directory that was given; outside a sweep a new one, with its prompts."""
+    options = environment.parsed_options
+    assert options is not None
+    if options.run_dir:
+        return Path(options.run_dir)
+    return direct_run.prepare(environment.host, options)
+
+
+def _part_session(environment: Environment) -> Session | None:
+    """The session of this worker's part; None for a worker that joined too late to have one."""
+    part: Part | None = getattr(environment, "part", None)
+    if part is None:
+        logger.error("this worker joined a run under way and has no part in it")
+        return None
+    environment.part = None  # type: ignore[attr-defined]
+    return part.open(load_live_point(Path(part.run_path)), lambda: gevent.sleep(0))
 
 
 def _give_parts(environment: Environment, runner: MasterRunner, run_path: Path) -> None:
     workers = sorted(client.id for client in runner.clients.ready)
     for worker, part in zip(workers, parts(run_path, len(workers)), strict=True):
         runner.send_message(START, part.to_message(), worker)
-    environment.roll = Roll(run_path, workers)  # type: ignore[attr-defined]
-    gevent.spawn(_await_workers, environment, runner, environment.roll)  # type: ignore[attr-defined]
+    environment.reports = WorkerReports(run_path, workers)  # type: ignore[attr-defined]
+    gevent.spawn(_await_workers, environment, runner, environment.reports)  # type: ignore[attr-defined]
 
 
-def _await_workers(environment: Environment, runner: MasterRunner, roll: Roll) -> None:
+def _await_workers(environment: Environment, runner: MasterRunner, reports: WorkerReports) -> None:
     """End the run when every worker has come to its end, or is gone."""
-    while not roll.over(
+    while not reports.over(
         {client.id for client in runner.clients.values() if client.state != "missing"}
     ):
         gevent.sleep(0.1)
-    _call_roll(environment, roll)
+    _write_reports(environment, reports)
     if environment.parsed_options and environment.parsed_options.run_dir:
         runner.quit()
     else:
         runner.stop()
 
 
-def _call_roll(environment: Environment, roll: Roll) -> None:
-    roll.write()
-    if roll.lost:
-        logger.error("lost workers: %s", ", ".join(roll.lost))
+def _write_reports(environment: Environment, reports: WorkerReports) -> None:
+    reports.write()
+    if reports.lost:
+        logger.error("lost workers: %s", ", ".join(reports.lost))
         environment.process_exit_code = 1
 
 

@@ -260,9 +260,9 @@ def time_one(requests: int, telemetry_s: float) -> Timing:
             text=True,
             check=True,
         )
-        found = json.loads(done.stdout.splitlines()[-1])
+        timings = json.loads(done.stdout.splitlines()[-1])
     samples = (round(telemetry_s / PERIOD_S) + 1) * GPUS
-    return Timing(requests, samples, size, **found)
+    return Timing(requests, samples, size, **timings)
 
 
 def table(sizes: list[int], day_s: float = 86_400.0) -> str:

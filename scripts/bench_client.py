@@ -187,8 +187,8 @@ def table(lines: list[dict[str, Any]]) -> str:
                 runs.setdefault(line["client"], []).append(line["figures"])
         if not runs:
             continue
-        found = {key for many in runs.values() for one in many for key in one if one[key]}
-        columns = [key for key in FIGURES if key in found]
+        filled = {key for many in runs.values() for one in many for key in one if one[key]}
+        columns = [key for key in FIGURES if key in filled]
         head = ["client", "runs", *(FIGURES[key] for key in columns)]
         parts.append(f"\n**{scenario.name}**\n\n| {' | '.join(head)} |\n{'|---' * len(head)}|")
         for client, many in runs.items():

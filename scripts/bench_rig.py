@@ -199,11 +199,11 @@ def _on(core: int) -> Callable[[], None]:
 
 def read_truth(log: Path) -> list[Truth]:
     """What the server logged, in order of arrival: the reply to number N had the id cmpl-<N, hex>."""
-    found: list[Truth] = []
+    truths: list[Truth] = []
     for line in log.open():
         request_id, received, _, *sent = line.split()
-        found.append(Truth(request_id, int(received), [int(t) for t in sent]))
-    return found
+        truths.append(Truth(request_id, int(received), [int(t) for t in sent]))
+    return truths
 
 
 class CpuMeter:

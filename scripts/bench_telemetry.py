@@ -107,8 +107,8 @@ def write_hour(folder: Path) -> int:
 
 def load_and_integrate(folder: Path) -> tuple[float, float, float]:
     """(seconds to load, seconds to integrate, joules) of the hour: counter and average of every card."""
+    from analysis.energy.cards import cards_of
     from analysis.energy.series import integrate_average
-    from analysis.energy.window import cards_of
     from analysis.runs.gpu_rows import read_gpu_rows
 
     started = time.perf_counter()
@@ -116,7 +116,6 @@ def load_and_integrate(folder: Path) -> tuple[float, float, float]:
     loaded = time.perf_counter()
     joules = 0.0
     for card in cards_of(gpu).values():
-        assert card.curve is not None
         start_ns, end_ns = int(card.curve.at_ns[0]), int(card.curve.at_ns[-1])
         joules += card.curve.energy_j(start_ns, end_ns) or 0.0
         assert integrate_average(card.average, start_ns, end_ns) is not None

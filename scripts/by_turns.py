@@ -313,11 +313,11 @@ def read(options: argparse.Namespace) -> int:
     for folder in sorted((options.out / "turns").iterdir()):
         about = read_json(folder / "turn.json")
         sent = ours(options.out / about["run"]) if "run" in about else theirs(folder)
-        found = figures(sent, about["counter"])
-        if found is None:
+        measured = figures(sent, about["counter"])
+        if measured is None:
             print(f"{folder.name}  no request ended while all users were busy")
             continue
-        words = (f"{name} {value:.2f}" for name, value in found.items() if value is not None)
+        words = (f"{name} {value:.2f}" for name, value in measured.items() if value is not None)
         print(folder.name, *words, sep="  ")
     return 0
 

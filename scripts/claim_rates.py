@@ -46,14 +46,14 @@ def table(results: list[dict[str, Any]]) -> str:
         false = Rate(result["false_sweeps"], n).words()
         of = ", ".join(f"{k} {v}" for k, v in result["false_by_objective"].items()) or "–"
         hits = result["found_by_objective"]
-        found = ", ".join(f"{name} {hits[name] / n:.0%}" for name in sorted(hits)) or "–"
+        truths = ", ".join(f"{name} {hits[name] / n:.0%}" for name in sorted(hits)) or "–"
         seconds = f"{result['writing_s_a_sweep']:.2f} + {result['analysing_s_a_sweep']:.2f}"
-        lines.append(f"| {result['scenario']} | {false} | {of} | {found} | {seconds} |")
+        lines.append(f"| {result['scenario']} | {false} | {of} | {truths} | {seconds} |")
     return "\n".join(lines)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sweeps", type=int, default=200, help="of each scenario")
     parser.add_argument("--first", type=int, default=0, help="number of the first sweep")
     parser.add_argument("--processes", type=int, default=1)

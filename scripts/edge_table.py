@@ -51,21 +51,21 @@ def by_cycles(
     """(value, edge error) of each figure."""
     rows = played.requests
     window = T0_NS + round(start_s * NS), T0_NS + round(end_s * NS)
-    found = whole_cycles(rows, users_of(rows), window, loop.users)
-    output = rows["output_tokens"].to_numpy()[found.request]
-    total = output + rows["prompt_tokens"].to_numpy()[found.request]
-    joules = played.energy_j((found.start_ns - T0_NS) / NS, (found.end_ns - T0_NS) / NS)
+    cycles = whole_cycles(rows, users_of(rows), window, loop.users)
+    output = rows["output_tokens"].to_numpy()[cycles.request]
+    total = output + rows["prompt_tokens"].to_numpy()[cycles.request]
+    joules = played.energy_j((cycles.start_ns - T0_NS) / NS, (cycles.end_ns - T0_NS) / NS)
     ratios = (
-        ratio(found, output * loop.users, found.seconds),
-        ratio(found, total * loop.users, found.seconds),
-        ratio(found, joules, output * loop.users),
+        ratio(cycles, output * loop.users, cycles.seconds),
+        ratio(cycles, total * loop.users, cycles.seconds),
+        ratio(cycles, joules, output * loop.users),
     )
     return [(each.value or math.nan, each.edge_error or 0.0) for each in ratios]
 
 
 def sweep(loops: list[Loop], warmup_s: float, measure_s: float, seed: int) -> np.ndarray:
     """By start and figure: log ratio by the window, by whole cycles, and the edge error of the latter."""
-    found = np.zeros((STARTS, len(FIGURES), 3))
+    logs = np.zeros((STARTS, len(FIGURES), 3))
     for start in range(STARTS):
         sides = []
         for number, loop in enumerate(loops):
@@ -74,12 +74,12 @@ def sweep(loops: list[Loop], warmup_s: float, measure_s: float, seed: int) -> np
             sides.append((by_window(loop, played, *span), by_cycles(loop, played, *span)))
         for figure in range(len(FIGURES)):
             (window_a, cycles_a), (window_b, cycles_b) = sides
-            found[start, figure] = (
+            logs[start, figure] = (
                 math.log(window_b[figure] / window_a[figure]),
                 math.log(cycles_b[figure][0] / cycles_a[figure][0]),
                 math.hypot(cycles_a[figure][1], cycles_b[figure][1]),
             )
-    return found
+    return logs
 
 
 def claimed(logs: np.ndarray, edges: np.ndarray) -> bool:
@@ -124,7 +124,7 @@ def table(sweeps: int) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sweeps", type=int, default=200, help="of each case")
     print(table(parser.parse_args().sweeps))
     return 0

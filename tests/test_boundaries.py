@@ -21,7 +21,7 @@ FLOORS = {
     ),
     "loadgen": (
         "__init__", "prompts", "tasks", "wire", "driver", "make_prompts", "direct_run",
-        "locust_tab", "openloop", "longctx", "search", "__main__",
+        "locust_tab", "locust_run", "openloop", "longctx", "search", "__main__",
     ),
     "analysis": (
         "__init__", "statistics", "runs", "model", "energy", "point", "objectives", "quality",
@@ -32,8 +32,8 @@ FLOORS = {
 HOMES = {
     "pandas": ("analysis/",),
     "plotly": ("analysis/report/",),
-    "gevent": ("loadgen/longctx.py", "loadgen/wire/gevent_loop.py", "loadgen/locust_tab.py"),
-    "locust": ("loadgen/longctx.py", "loadgen/locust_tab.py"),
+    "gevent": ("loadgen/longctx.py", "loadgen/locust_run.py", "loadgen/wire/gevent_loop.py"),
+    "locust": ("loadgen/longctx.py", "loadgen/locust_run.py", "loadgen/locust_tab.py"),
     "torch": (
         "servers/plugins/",
         "servers/bench/",

@@ -1,12 +1,13 @@
-"""What held a point back, in a word and with the evidence for it.
+"""What limits a point, in a word and with the evidence for it.
 
 Two questions with answers of their own. Of the point: did the offered load, the client, the scheduler's
-limits or the KV pool hold it back? Of each phase's steps: compute, bandwidth, the host between and around
+limits or the KV pool limit it? Of each phase's steps: compute, bandwidth, the host between and around
 kernels, or kernels that use neither well? Where figures are missing or two answers are close, it says so.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -85,7 +86,7 @@ class Bottleneck:
 
 
 def gather(run: Run, window: Window, point: Point) -> Evidence:
-    """Engine steps and server metrics over the window, and what the client says of itself."""
+    """Engine steps and server metrics over the window, and the load generator's self-check."""
 
     def series(metric: str) -> np.ndarray | None:
         found = metric_series(run, metric)
@@ -110,14 +111,14 @@ def gather(run: Run, window: Window, point: Point) -> Evidence:
         **(scraped | stepped),
         waiting=_mean(waiting),
         preemptions=None if preempted is None else float(preempted[-1] - preempted[0]),
-        kv_share_per_sequence=point.extra.get("kv_share_per_sequence"),
+        kv_share_per_sequence=point.extra.kv_share_per_sequence if point.extra else None,
         max_num_seqs=run.point.server.max_num_seqs,
         max_num_batched_tokens=run.point.server.max_num_batched_tokens,
         open_share=share_above(
             *in_flight(activity(run.requests)), 1, (window.start_unix_ns, window.end_unix_ns)
         ),
         open_loop=run.point.load.kind == "open",
-        served_per_s=(point.throughput or {}).get("requests_per_s"),
+        served_per_s=point.throughput.requests.value if point.throughput else None,
         client_reasons=audit_over_budget(run),
     )
 
@@ -183,7 +184,7 @@ def _users_missing(run: Run, point: Point) -> list[str]:
     Its audit does not count that as an error: what was sent late was timed right.
     """
     users = run.point.load.users
-    open_requests = ((point.window or {}).get("evidence") or {}).get("mean_in_flight")
+    open_requests = point.window.evidence.mean_in_flight if point.window else None
     audits = [audit for audit in run.manifest.client_audit.values() if isinstance(audit, dict)]
     late = [w for audit in audits for w in audit.get("warnings", []) if w.startswith("event-loop")]
     if users is None or open_requests is None or open_requests >= AT_LIMIT * users or not late:
@@ -195,7 +196,7 @@ def classify_point(
     e: Evidence, compute_bound_prefill: PhaseVerdict | None = None
 ) -> tuple[PointBound, str]:
     if e.client_reasons:
-        return "client", f"the load generator held it back: {'; '.join(e.client_reasons)}"
+        return "client", f"limited by the load generator: {'; '.join(e.client_reasons)}"
     if e.running is None or e.waiting is None:
         return "undetermined", "the server's queue was not scraped"
     queue = f"running {_short(e.running)} of {e.max_num_seqs}, waiting {_short(e.waiting)}"
@@ -203,25 +204,25 @@ def classify_point(
     preempted = f", {e.preemptions:.0f} preemptions" if e.preemptions else ""
     at_limit = e.running >= AT_LIMIT * e.max_num_seqs
     if _kv_full(e) and not at_limit:
-        return "kv-capacity", f"the KV pool held it back: {kv}{preempted}, {queue}"
+        return "kv-capacity", f"limited by the KV pool: {kv}{preempted}, {queue}"
     if e.waiting >= WAITING and at_limit:
-        return "scheduler-limit", f"max_num_seqs held it back: {queue}, {kv}"
+        return "scheduler-limit", f"limited by max_num_seqs: {queue}, {kv}"
     full_steps = (e.step_tokens_p50 or 0) >= AT_LIMIT * e.max_num_batched_tokens
     if e.waiting >= WAITING and full_steps and compute_bound_prefill is not None:
         return (
             "engine",
-            f"the engine's own pace held it back: requests waited for prefill steps that are full "
-            f"({e.step_tokens_p50:.0f} tokens) and bound by compute, so larger ones would hardly serve "
+            f"limited by the engine's own speed: requests waited for prefill steps that are full "
+            f"({e.step_tokens_p50:.0f} tokens) and compute-bound, so larger ones would hardly serve "
             f"more: {queue}, {kv}",
         )
     if e.waiting >= WAITING and full_steps:
         return (
             "scheduler-limit",
-            f"max_num_batched_tokens held it back: prefill steps of {e.step_tokens_p50:.0f} tokens "
+            f"limited by max_num_batched_tokens: prefill steps of {e.step_tokens_p50:.0f} tokens "
             f"of {e.max_num_batched_tokens}, {queue}, {kv}",
         )
     if e.waiting >= WAITING:
-        return "undetermined", f"requests waited for a reason that no figure shows: {queue}, {kv}"
+        return "undetermined", f"requests waited, and no figure shows why: {queue}, {kv}"
     return _without_queue(e, queue, kv)
 
 
@@ -234,21 +235,21 @@ def _without_queue(e: Evidence, queue: str, kv: str) -> tuple[PointBound, str]:
         served = (
             "" if e.served_per_s is None else f"all of {e.served_per_s:.2g} requests/s served, "
         )
-        return "load", f"the offered load held it back: {served}{busy}{queue}"
+        return "load", f"limited by the offered load: {served}{busy}{queue}"
     if e.open_share is not None and e.open_share < IDLE_ENGINE:
         return (
             "load",
-            f"the offered load held it back: a request was open {e.open_share:.0%} of the time, "
+            f"limited by the offered load: a request was open {e.open_share:.0%} of the time, "
             f"{busy}{queue}",
         )
     if e.engine_share is not None and e.engine_share < IDLE_ENGINE:
         return (
             "host",
-            f"requests were open all the time, yet {busy}so the host around it held it back: {queue}",
+            f"limited by the host: requests were open all the time, yet {busy}{queue}",
         )
     return (
         "engine",
-        f"every request was being served ({queue}, {kv}): the engine's own pace held it back",
+        f"limited by the engine's own speed: every request was being served ({queue}, {kv})",
     )
 
 
@@ -301,12 +302,14 @@ def classify_phase(use: PhaseUse, fixed_share: float | None = None) -> PhaseVerd
             f"{1 - fixed_share:.0%} of the time per token grows with context, "
             f"yet neither resource is half used ({figures})",
         )
-    return said("undetermined", f"neither resource is half used, and nothing tells why ({figures})")
+    return said(
+        "undetermined", f"neither resource is half used, and no figure shows why ({figures})"
+    )
 
 
-def fixed_shares(coefficients: Any, context: float) -> float | None:
-    """Of a linear fit of time per token: the intercept's share at one context."""
-    if coefficients is None or len(coefficients) != 2:
+def fixed_shares(coefficients: Sequence[float], context: float) -> float | None:
+    """Of a linear fit of time per token: the intercept's share at one context; None of another fit."""
+    if len(coefficients) != 2:
         return None
     total = coefficients[0] + coefficients[1] * context
     return float(coefficients[0] / total) if total > 0 else None

@@ -133,8 +133,3 @@ def steps_work(
     for size, count in zip(sizes, counts, strict=True):
         work += model.step_weights(float(size)) * float(count)
     return work
-
-
-def decode_law(slope_s_per_token: float, kv_bytes_per_token: float) -> float:
-    """Bytes/s that a measured growth of time per token with context means: KV bytes over the slope."""
-    return kv_bytes_per_token / slope_s_per_token

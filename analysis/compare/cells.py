@@ -4,21 +4,16 @@ Throughput is kept a value a start. Latency percentiles are taken over the poole
 starts, because percentiles of single starts must not be averaged.
 """
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from analysis.objectives import Objective
+from analysis.point.latency import Latencies, latencies, pooled, without_tail
 from analysis.point.point import Point
 from analysis.runs.identity import Candidate, Place
-from analysis.statistics.samples import statistic
-
-LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
-Samples = dict[
-    str, dict[str, np.ndarray]
-]  # run id -> latency name -> one value a request (or token)
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,7 @@ class Cell:
     task: str
     load: str
     points: list[Point]
-    latency: dict[str, dict[str, Any]]
+    latency: Latencies
 
     @property
     def model(self) -> str:
@@ -52,11 +47,10 @@ class Cell:
     @property
     def errors(self) -> dict[str, int]:
         """Failed requests of the measured phase by error type, over all usable starts."""
-        found: dict[str, int] = {}
+        counts: Counter[str] = Counter()
         for point in self.starts:
-            for kind, n in point.errors.items():
-                found[kind] = found.get(kind, 0) + n
-        return found
+            counts.update(point.errors)
+        return dict(counts)
 
     @property
     def failed(self) -> int:
@@ -64,27 +58,27 @@ class Cell:
 
     def values(self, objective: Objective) -> list[float]:
         """One value a usable start, those that have none left out."""
-        found = [objective.value(point) for point in self.starts]
-        return [value for value in found if value is not None]
+        held = [objective.value(point) for point in self.starts]
+        return [value for value in held if value is not None]
 
     def edge(self, objective: Objective) -> float:
         """The largest relative error of the window's edges over the usable starts; 0 where none is known."""
-        return max((p.edge_errors.get(objective.name, 0.0) for p in self.starts), default=0.0)
+        edges = [objective.measure(point).edge_error or 0.0 for point in self.starts]
+        return max(edges, default=0.0)
 
     def mean(self, objective: Objective) -> float | None:
         values = self.values(objective)
         return float(np.mean(values)) if values else None
 
 
-def cells(points: Iterable[Point], samples: Samples) -> list[Cell]:
+def cells(points: Iterable[Point]) -> list[Cell]:
     """Cells in the order of the tables: model, task, load, context, backend."""
     groups: dict[tuple[Place, Candidate], list[Point]] = {}
     for point in points:
         if point.status != "superseded":
             groups.setdefault((point.place, point.candidate), []).append(point)
-    found = [_cell(members, samples) for members in groups.values()]
     return sorted(
-        found,
+        map(_cell, groups.values()),
         key=lambda c: (c.model, c.task, load_order(c.place), c.load, c.context_tokens, c.backend),
     )
 
@@ -95,27 +89,8 @@ def load_order(place: Place) -> tuple[int, float]:
     return (0 if load.users else 1, float(load.users or load.rate_per_s or 0))
 
 
-def _cell(members: list[Point], samples: Samples) -> Cell:
+def _cell(members: list[Point]) -> Cell:
     first = members[0]
-    usable = [point for point in members if point.usable]
-    pooled = (
-        usable[0].latency or {}  # one start: its own statistics are the pooled ones
-        if len(usable) == 1
-        else {
-            name: asdict(
-                statistic(
-                    np.concatenate([samples[p.run_id][name] for p in usable] or [np.empty(0)]),
-                    interval=name != "itl_s",
-                )
-            )
-            for name in LATENCIES
-        }
-    )
-    tails = [p.extra.get("itl_tail_in_doubt") for p in usable]
-    if len(usable) > 1 and any(tails):
-        reason = next(reason for reason in tails if reason)
-        pooled["itl_s"] |= {"p90": None, "p99": None}
-        pooled["itl_s"]["refused"] = [*pooled["itl_s"]["refused"], f"p90, p99: {reason}"]
     return Cell(
         place=first.place,
         candidate=first.candidate,
@@ -123,5 +98,13 @@ def _cell(members: list[Point], samples: Samples) -> Cell:
         task=first.task,
         load=first.load,
         points=members,
-        latency=pooled,
+        latency=_pooled_latency([point for point in members if point.usable]),
     )
+
+
+def _pooled_latency(starts: Sequence[Point]) -> Latencies:
+    if len(starts) == 1 and starts[0].latency is not None:
+        return starts[0].latency  # its own statistics are the pooled ones
+    found = latencies(pooled(p.values for p in starts if p.values is not None))
+    doubts = [p.extra.itl_tail_in_doubt for p in starts if p.extra is not None]
+    return without_tail(found, next((why for why in doubts if why is not None), None))

@@ -10,6 +10,7 @@ leaves out what differs from start to start and is marked so. "No crossover in t
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Literal
 
 import numpy as np
@@ -26,6 +27,40 @@ MISFIT = 0.15  # a form that misses a measured point by more says nothing betwee
 Verdict = Literal[
     "crossover", "none", "within noise", "indicative", "form does not fit", "too few contexts"
 ]
+
+
+class Course(Enum):
+    """Who of a and b is better along the contexts. The value stands in summary.json."""
+
+    A_AT_BOTH_ENDS = "a but for a middle"
+    A_THEN_B = "a then b"
+    A_THROUGHOUT = "a throughout"
+    B_AT_BOTH_ENDS = "b but for a middle"
+    B_THEN_A = "b then a"
+    B_THROUGHOUT = "b throughout"
+
+    @property
+    def throughout(self) -> bool:
+        return self in (Course.A_THROUGHOUT, Course.B_THROUGHOUT)
+
+    @property
+    def twice(self) -> bool:
+        """It crosses and crosses back."""
+        return self in (Course.A_AT_BOTH_ENDS, Course.B_AT_BOTH_ENDS)
+
+    def first_and_other(self, names: tuple[str, str]) -> tuple[str, str]:
+        """The names of the one that is better at the shortest context, and of the other."""
+        a_first = self in (Course.A_THROUGHOUT, Course.A_THEN_B, Course.A_AT_BOTH_ENDS)
+        return names if a_first else (names[1], names[0])
+
+    def words(self, names: tuple[str, str]) -> str:
+        first, other = self.first_and_other(names)
+        if self.throughout:
+            return f"{first} throughout"
+        return f"{first} at both ends" if self.twice else f"{first}, then {other}"
+
+
+COURSES = tuple(Course)
 
 
 @dataclass(frozen=True)
@@ -128,7 +163,7 @@ class Crossover:
     low: float | None = None
     high: float | None = None
     unit: str = "server starts"  # what was redrawn
-    shares: dict[str, float] = field(default_factory=dict)  # of the draws, by outcome
+    shares: dict[Course, float] = field(default_factory=dict)  # of the draws
     fits: dict[str, tuple[float, ...]] = field(default_factory=dict)
     bands: dict[str, Band] = field(default_factory=dict)
 
@@ -183,10 +218,10 @@ def crossover(
         return Crossover("form does not fit", sentence, fits=coefficients)
     drawn, unit = redraw(pair, np.random.default_rng(seed), DRAWS)
     refits = np.stack([fit_many(contexts, drawn[:, arm], form) for arm in (0, 1)], axis=1)
-    kinds, lengths = _outcomes(refits, low, high)
-    names_found, counts = np.unique(kinds, return_counts=True)
-    shares = {str(k): float(n) / len(kinds) for k, n in zip(names_found, counts, strict=True)}
-    found = Crossover(
+    courses, lengths = along(refits, low, high)
+    numbers, counts = np.unique(courses, return_counts=True)
+    shares = {COURSES[k]: float(n) / len(courses) for k, n in zip(numbers, counts, strict=True)}
+    fitted = Crossover(
         "within noise",
         "",
         unit=unit,
@@ -194,12 +229,12 @@ def crossover(
         fits=coefficients,
         bands=_bands(names, fits, refits, low, high),
     )
-    return _conclude(found, names, fits, (kinds, lengths), (low, high))
+    return _conclude(fitted, names, fits, (courses, lengths), (low, high))
 
 
-def _outcomes(refits: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of each pair of fits: who is better at the ends ("a then b", "a throughout", "a but for a middle"),
-    and the break-even length where the ends differ, else NaN. ``refits``: draws × 2 × coefficients.
+def along(refits: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of each pair of fits: its place in COURSES, and the break-even length where the ends differ, else NaN.
+    ``refits``: draws × 2 × coefficients.
     """
     gap = refits[:, 0] - refits[:, 1]
     c, b = gap[:, 0], gap[:, 1]
@@ -214,72 +249,65 @@ def _outcomes(refits: np.ndarray, low: float, high: float) -> tuple[np.ndarray, 
         half = -0.5 * (b + np.copysign(np.sqrt(np.maximum(0, b * b - 4 * a * c)), b))
         roots = np.stack([half / a, c / half], axis=1)  # the pair that loses no digits
     turns = (vertex > low) & (vertex < high) & ((cost(np.nan_to_num(vertex)) < 0) != first)
-    names = np.array(["b", "a"])
-    kinds = np.where(
+
+    def number(a: Course, b: Course) -> np.ndarray:
+        return np.where(first, COURSES.index(a), COURSES.index(b))
+
+    courses = np.where(
         first != last,
-        np.char.add(np.char.add(names[first.astype(int)], " then "), names[last.astype(int)]),
-        np.char.add(names[first.astype(int)], np.where(turns, " but for a middle", " throughout")),
+        number(Course.A_THEN_B, Course.B_THEN_A),
+        np.where(
+            turns,
+            number(Course.A_AT_BOTH_ENDS, Course.B_AT_BOTH_ENDS),
+            number(Course.A_THROUGHOUT, Course.B_THROUGHOUT),
+        ),
     )
     inside = np.where((roots >= low) & (roots <= high), roots, np.nan)
     at = np.where(np.isnan(inside[:, 0]), inside[:, 1], inside[:, 0])
-    return kinds, np.where(first != last, at, np.nan)
+    return courses, np.where(first != last, at, np.nan)
 
 
 def _conclude(
-    found: Crossover,
+    fitted: Crossover,
     names: tuple[str, str],
     fits: tuple[Fit, ...],
-    outcomes: tuple[np.ndarray, np.ndarray],
+    courses: tuple[np.ndarray, np.ndarray],
     span: tuple[float, float],
 ) -> Crossover:
     low, high = span
-    kind, share = max(found.shares.items(), key=lambda item: item[1])
+    course, share = max(fitted.shares.items(), key=lambda item: item[1])
     words = f"between {low:,.0f} and {high:,.0f} tokens"
-    by_letter = {"a": names[0], "b": names[1]}
     if share < SURE:
         listed = ", ".join(
-            f"{s:.0%} {_in_words(k, by_letter)}"
-            for k, s in sorted(found.shares.items(), key=lambda i: -i[1])
-            if s >= LEAST_SHARE_SAID
+            f"{part:.0%} {each.words(names)}"
+            for each, part in sorted(fitted.shares.items(), key=lambda i: -i[1])
+            if part >= LEAST_SHARE_SAID
         )
-        return replace(found, sentence=f"not settled {words}: of the redrawn measurements {listed}")
-    if kind.endswith("middle"):
         return replace(
-            found,
-            sentence=f"{by_letter[kind[0]]} at both ends {words}, not between: it crosses twice",
+            fitted, sentence=f"not settled {words}: of the redrawn measurements {listed}"
         )
-    if kind.endswith("throughout"):
-        best, other = by_letter[kind[0]], by_letter["b" if kind[0] == "a" else "a"]
-        return replace(
-            found,
-            verdict="none",
-            short=best,
-            sentence=f"no crossover {words}: {best} below {other} throughout",
-        )
-    roots = outcomes[1][(outcomes[0] == kind) & ~np.isnan(outcomes[1])]
+    short, long = course.first_and_other(names)
+    if course.twice:
+        sentence = f"{short} at both ends {words}, not between: it crosses twice"
+        return replace(fitted, sentence=sentence)
+    if course.throughout:
+        sentence = f"no crossover {words}: {short} below {long} throughout"
+        return replace(fitted, verdict="none", short=short, sentence=sentence)
+    numbers, lengths = courses
+    roots = lengths[(numbers == COURSES.index(course)) & ~np.isnan(lengths)]
     # the fit itself can fail to cross only when the draws barely do; their median stands in
     at = (break_evens(fits[0], fits[1], low, high) or [float(np.median(roots))])[-1]
     lower, upper = (float(v) for v in np.percentile(roots, [2.5, 97.5]))
-    short, long = by_letter[kind[0]], by_letter[kind[-1]]
-    sentence = f"{long} overtakes {short} at {at:,.0f} tokens [{lower:,.0f}, {upper:,.0f}]"
     return replace(
-        found,
+        fitted,
         verdict="crossover",
-        sentence=sentence,
+        sentence=f"{long} overtakes {short} at {at:,.0f} tokens [{lower:,.0f}, {upper:,.0f}]",
         short=short,
         long=long,
         context=at,
         low=lower,
         high=upper,
     )
-
-
-def _in_words(kind: str, by_letter: dict[str, str]) -> str:
-    if kind.endswith("throughout"):
-        return f"{by_letter[kind[0]]} throughout"
-    if kind.endswith("middle"):
-        return f"{by_letter[kind[0]]} at both ends"
-    return f"{by_letter[kind[0]]}, then {by_letter[kind[-1]]}"
 
 
 def _bands(

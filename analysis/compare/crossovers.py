@@ -13,12 +13,10 @@ import numpy as np
 
 from analysis.compare.cells import Cell
 from analysis.compare.crossover_fit import MIN_STARTS, Crossover, Curve, crossover
-from analysis.compare.differences import Difference, by_pair
+from analysis.compare.differences import Difference, Pairs, by_pair
 from analysis.objectives import OBJECTIVES, Form, Objective
+from analysis.point.latency import RequestLatency
 from analysis.runs.identity import Block, Place
-
-Samples = Mapping[str, Mapping[str, np.ndarray]]
-Pairs = Mapping[tuple[Place, str, str, str], Difference]
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,7 @@ class Crossing:
         return [place.context_tokens for place in self.places]
 
 
-def crossings(
-    cells: Sequence[Cell], found: Sequence[Difference], samples: Samples
-) -> list[Crossing]:
+def crossings(cells: Sequence[Cell], found: Sequence[Difference]) -> list[Crossing]:
     """Each pair × objective × (task, load) that shares at least two contexts."""
     groups: dict[Place, list[Cell]] = {}
     for cell in cells:
@@ -61,19 +57,16 @@ def crossings(
             if form is None:
                 continue
             for a, b in combinations(sorted({cell.backend for cell in members}), 2):
-                one = _crossing(members, (a, b), objective, form, samples, pairs)
+                one = _crossing(members, (a, b), objective, form, pairs)
                 if one is not None:
                     crossed.append(one)
     return crossed
 
 
 def _form(objective: Objective, cell: Cell) -> Form | None:
-    """Time per output token is linear in context for one user. Under more, prefills of others stand between
-    two tokens: decode and its share of prefill, a quadratic, that holds for this load alone.
-    """
-    if objective.name == "tpot" and (cell.place.workload.load.users or 2) > 1:
-        return "quadratic"
-    return objective.form
+    """Of a load shared by several users another one, where prefills of others stand between two tokens."""
+    shared = (cell.place.workload.load.users or 2) > 1
+    return (objective.shared_form if shared else None) or objective.form
 
 
 def _crossing(
@@ -81,19 +74,18 @@ def _crossing(
     names: tuple[str, str],
     objective: Objective,
     form: Form,
-    samples: Samples,
     pairs: Pairs,
 ) -> Crossing | None:
     own = {name: _by_context(members, name, objective) for name in names}
     shared = sorted(own[names[0]].keys() & own[names[1]].keys())
     if len(shared) < 2:
         return None
-    curves = _curves(own, names, shared, objective, samples)
+    curves = _curves(own, names, shared, objective)
     if curves is None:
         return None
     places = tuple(own[names[0]][context].place for context in shared)
     fitted = crossover(names, curves, form)
-    held = [pairs.get((place, objective.name, *names)) for place in places]
+    held = [pairs.get((place, objective, *names)) for place in places]
     return Crossing(
         places=places,
         task=members[0].task,
@@ -122,7 +114,6 @@ def _curves(
     names: tuple[str, str],
     contexts: Sequence[int],
     objective: Objective,
-    samples: Samples,
 ) -> tuple[Curve, Curve] | None:
     """Over the blocks that both have at every context; the requests of all starts where those are too few."""
     table = {name: {c: _by_block(own[name][c], objective) for c in contexts} for name in names}
@@ -136,25 +127,24 @@ def _curves(
             for name in names
         )
         return first, second
-    if objective.sample is None:
+    if objective.latency is None:
         return None
-    first, second = (_pooled(own[name], contexts, objective.sample, samples) for name in names)
+    first, second = (_pooled(own[name], contexts, objective.latency) for name in names)
     return first, second
 
 
 def _by_block(cell: Cell, objective: Objective) -> dict[Block, float]:
     """Of the first arm only, so that a start counts once."""
-    found = {p.block: objective.value(p) for p in cell.starts if p.arm == 0}
-    return {block: value for block, value in found.items() if value is not None}
+    values = {p.block: objective.value(p) for p in cell.starts if p.arm == 0}
+    return {block: value for block, value in values.items() if value is not None}
 
 
-def _pooled(
-    cells: Mapping[int, Cell], contexts: Sequence[int], sample: str, samples: Samples
-) -> Curve:
+def _pooled(cells: Mapping[int, Cell], contexts: Sequence[int], latency: RequestLatency) -> Curve:
     """One row: the median over the requests of all starts, with those requests to redraw from."""
     requests: list[np.ndarray] = []
     for context in contexts:
-        values = np.concatenate([samples[p.run_id][sample] for p in cells[context].starts])
+        starts = [point.values for point in cells[context].starts if point.values is not None]
+        values = np.concatenate([start.of(latency) for start in starts])
         requests.append(values[~np.isnan(values)])
     medians = np.array([[float(np.median(values)) for values in requests]])
     return Curve(tuple(contexts), medians, requests)
@@ -209,7 +199,9 @@ def _shown_words(better: Sequence[str | None], contexts: Sequence[int]) -> str:
 def _output_tokens(members: Sequence[Cell]) -> int | None:
     """Tokens a request generated, where all of them generated the same."""
     counts = {
-        point.extra.get("output_tokens_per_request") for cell in members for point in cell.starts
+        point.extra.output_tokens_per_request
+        for cell in members
+        for point in cell.starts
+        if point.extra is not None
     }
-    only = counts.pop() if len(counts) == 1 else None
-    return int(only) if isinstance(only, int | float) else None
+    return counts.pop() if len(counts) == 1 else None

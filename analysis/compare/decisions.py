@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from analysis.compare.differences import Difference, by_pair
+from analysis.compare.differences import Difference, Pairs, by_pair
 from analysis.objectives import OBJECTIVES, Objective
 from analysis.point.point import Point
 from analysis.quality.standings import FAILING, HALF_FAILED, Standing, Standings
@@ -25,6 +25,7 @@ class Eligible:
     may_win: bool
     why_not: str | None = None
     mark: str | None = None
+    disqualified: bool = False  # its answers are shown to be worse
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Decision:
     """
 
     place: Place
-    objective: str
+    objective: Objective
     outcome: Outcome
     front: tuple[str, ...]
     contenders: tuple[Contender, ...]  # best value first
@@ -101,7 +102,7 @@ def _contenders(
         value = objective.value(point)
         if value is not None:
             values.setdefault(point.candidate, []).append(value)
-    found = [
+    contenders = [
         Contender(
             label=names[candidate],
             value=float(np.mean(each)),
@@ -111,27 +112,25 @@ def _contenders(
         for candidate, each in values.items()
     ]
     sign = -1 if objective.higher_is_better else 1
-    return sorted(found, key=lambda each: (sign * each.value, each.label))
+    return sorted(contenders, key=lambda each: (sign * each.value, each.label))
 
 
 def _decide(
     place: Place,
     objective: Objective,
     contenders: Sequence[Contender],
-    pairs: Mapping[tuple[Place, str, str, str], Difference],
+    pairs: Pairs,
 ) -> Decision:
     able = [each.label for each in contenders if each.eligible.may_win]
 
     def against(label: str) -> list[Difference]:
-        return [pairs[place, objective.name, label, rival] for rival in able if rival != label]
+        return [pairs[place, objective, label, rival] for rival in able if rival != label]
 
     tested = any(each.tested for label in able for each in against(label))
 
     def decided(outcome: Outcome, front: Sequence[str]) -> Decision:
         said = tuple(against(front[0])) if front else ()
-        return Decision(
-            place, objective.name, outcome, tuple(front), tuple(contenders), tested, said
-        )
+        return Decision(place, objective, outcome, tuple(front), tuple(contenders), tested, said)
 
     if len(able) < 2:
         return decided("alone", able)
@@ -153,8 +152,7 @@ def _ahead(difference: Difference) -> bool:
     if difference.verdict != "indicative":
         return False
     gain = difference.gain
-    margin = next(o.margin for o in OBJECTIVES if o.name == difference.objective)
-    return gain is None or gain > 1 + margin
+    return gain is None or gain > 1 + difference.objective.margin
 
 
 def eligible(points: Sequence[Point], found: Standings) -> dict[tuple[Place, Candidate], Eligible]:
@@ -185,7 +183,7 @@ def _may_win(
     proven: it is shown, marked and not recommended. Else it may win, with what is in doubt beside its name.
     """
     if standing is not None and standing.kind == "disqualified":
-        return Eligible(False, standing.sentence, "disqualified")
+        return Eligible(False, standing.sentence, "disqualified", disqualified=True)
     if failed_share >= HALF_FAILED:
         return Eligible(False, f"{failed_share:.0%} of its requests failed", "failing")
     undecided = standing is not None and standing.kind == "undecided"

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from scipy.stats import t
 
-from analysis.objectives import BY_NAME, FALLBACK, OBJECTIVES, Objective
+from analysis.objectives import FALLBACK, OBJECTIVES, Objective
 from analysis.point.point import Point
 from analysis.runs.identity import Block, Candidate, Place
 from analysis.statistics.ratios import (
@@ -59,7 +59,7 @@ class Difference:
     """
 
     place: Place
-    objective: str
+    objective: Objective
     a: str
     b: str
     of: tuple[Candidate, Candidate]
@@ -97,34 +97,55 @@ class Difference:
         """How many times better ``a`` is, above 1 where it is better; None where one of the two is 0."""
         if self.ratio.ratio is None:
             return None
-        higher = BY_NAME[self.objective].higher_is_better
+        higher = self.objective.higher_is_better
         return self.ratio.ratio if higher else 1 / self.ratio.ratio
 
     @property
     def gain_interval(self) -> tuple[float, float] | None:
         if self.ratio.low is None or self.ratio.high is None:
             return None
-        if BY_NAME[self.objective].higher_is_better:
+        if self.objective.higher_is_better:
             return self.ratio.low, self.ratio.high
         return 1 / self.ratio.high, 1 / self.ratio.low
 
 
-def differences(points: Sequence[Point], chosen: Objective) -> list[Difference]:
+Headlines = Mapping[Place, Objective]  # by family of places
+
+
+def headlines(points: Iterable[Point], chosen: Objective, asked: bool) -> Headlines:
+    """What the headline goes by in each family of places.
+
+    ``chosen`` where a person asked for it or where some two candidates at one place have a value of it, else
+    FALLBACK.
+    """
+    usable = [point for point in points if point.usable]
+    holders: dict[Place, set[Candidate]] = {}
+    for point in usable:
+        if chosen.value(point) is not None:
+            holders.setdefault(point.place, set()).add(point.candidate)
+    compared = {place.family for place, candidates in holders.items() if len(candidates) > 1}
+    return {
+        family: chosen if asked or family in compared else FALLBACK
+        for family in dict.fromkeys(point.place.family for point in usable)
+    }
+
+
+def differences(points: Sequence[Point], by: Headlines) -> list[Difference]:
     """Every pair of candidates at every place by every objective, in the order of OBJECTIVES.
 
-    ``chosen``: the objective of the headline; its comparisons have the larger part of the error rate.
+    ``by``: the objectives of the headline; their comparisons have the larger part of the error rate.
     """
-    found: list[Difference] = []
-    usable = [point for point in points if point.usable]
+    made: list[Difference] = []
     by_place: dict[Place, list[Point]] = {}
-    for point in usable:
-        by_place.setdefault(point.place, []).append(point)
+    for point in points:
+        if point.usable:
+            by_place.setdefault(point.place, []).append(point)
     for objective in OBJECTIVES:
         for place, here in by_place.items():
             floor = noise_floor(here, objective)
             sides = sorted(_sides(here, objective), key=lambda side: side.label)
-            found += [_compare(place, objective, a, b, floor) for a, b in combinations(sides, 2)]
-    return _with_verdicts(found, chosen)
+            made += [_compare(place, objective, a, b, floor) for a, b in combinations(sides, 2)]
+    return _with_verdicts(made, by)
 
 
 @dataclass(frozen=True)
@@ -170,9 +191,8 @@ def _edges(points: Iterable[Point], objective: Objective) -> dict[Candidate, flo
     """Of each candidate, the error of its windows' edges: root mean square over its starts."""
     squares: dict[Candidate, list[float]] = {}
     for point in points:
-        squares.setdefault(point.candidate, []).append(
-            point.edge_errors.get(objective.name, 0.0) ** 2
-        )
+        edge = objective.measure(point).edge_error or 0.0
+        squares.setdefault(point.candidate, []).append(edge**2)
     return {candidate: math.sqrt(float(np.mean(each))) for candidate, each in squares.items()}
 
 
@@ -202,7 +222,7 @@ def _compare(
     verdict, reason = _untested(ratio, bool(shared), bool(devices))
     return Difference(
         place=place,
-        objective=objective.name,
+        objective=objective,
         a=a.label,
         b=b.label,
         of=(a.candidate, b.candidate),
@@ -248,15 +268,14 @@ def noise_floor(points: Iterable[Point], objective: Objective) -> Floor | None:
     return Floor(math.sqrt(float(np.mean(np.square(gaps)))), len(gaps))
 
 
-def _with_verdicts(found: list[Difference], chosen: Objective) -> list[Difference]:
+def _with_verdicts(found: list[Difference], by: Headlines) -> list[Difference]:
     """Corrected over all comparisons of the report together: of 20 reports of equals one holds a false claim.
 
     The fallback procedure (Wiens 2003): HEADLINE of the 5 % goes to the headline's comparisons; the others
     have the rest, and all of it where every one of the headline's is claimed.
     """
     tested = [i for i, d in enumerate(found) if d.ratio.p is not None]
-    asked = headline_objectives(found, chosen)
-    first = [i for i in tested if found[i].objective == asked[found[i].place.family]]
+    first = [i for i in tested if found[i].objective is by[found[i].place.family]]
     others = sorted(set(tested) - set(first))
     adjusted: dict[int, float] = {}
     share = HEADLINE if others else 1.0
@@ -270,16 +289,6 @@ def _with_verdicts(found: list[Difference], chosen: Objective) -> list[Differenc
         _verdict(replace(d, adjusted=min(1.0, adjusted[i]))) if i in adjusted else d
         for i, d in enumerate(found)
     ]
-
-
-def headline_objectives(found: Iterable[Difference], chosen: Objective) -> dict[Place, str]:
-    """By family of places: the objective that was chosen, or FALLBACK where no two have a value of it."""
-    out: dict[Place, str] = {}
-    for each in found:
-        held = each.objective == chosen.name
-        if held or each.place.family not in out:
-            out[each.place.family] = chosen.name if held else FALLBACK
-    return out
 
 
 def _corrected(group: Sequence[Difference]) -> list[float]:
@@ -307,7 +316,7 @@ def _adjusted(blocks: tuple[Block, ...], group: Sequence[Difference]) -> list[fl
 
 def _verdict(difference: Difference) -> Difference:
     """The conditions of a claim, the first that fails named."""
-    objective, ratio = BY_NAME[difference.objective], difference.ratio
+    objective, ratio = difference.objective, difference.ratio
     higher = difference.values[0] > difference.values[1]
     effect = math.inf if ratio.ratio is None else abs(math.log(ratio.ratio))
     if ratio.ratio is not None and _within(ratio, objective.margin):
@@ -346,9 +355,12 @@ def _within(ratio: Ratio, margin: float) -> bool:
     return abs(math.log(ratio.ratio)) + half < math.log1p(margin)
 
 
-def by_pair(found: Iterable[Difference]) -> Mapping[tuple[Place, str, str, str], Difference]:
+Pairs = Mapping[tuple[Place, Objective, str, str], Difference]
+
+
+def by_pair(found: Iterable[Difference]) -> Pairs:
     """(place, objective, a, b) → the difference said of a; each pair stands both ways round."""
-    out: dict[tuple[Place, str, str, str], Difference] = {}
+    out: dict[tuple[Place, Objective, str, str], Difference] = {}
     for each in found:
         out[each.place, each.objective, each.a, each.b] = each
         out[each.place, each.objective, each.b, each.a] = each.turned

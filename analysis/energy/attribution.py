@@ -25,8 +25,9 @@ import pandas as pd
 from scipy.optimize import nnls
 from scipy.stats import t as student
 
+from analysis.energy.cards import cards_of
+from analysis.energy.result import EnergyResult
 from analysis.energy.series import clean
-from analysis.energy.window import EnergyResult, cards_of
 from analysis.runs.clocks import WallClock
 from analysis.runs.gpus import used_gpus
 
@@ -206,9 +207,10 @@ def attribute(
     ``work`` is the table of ``step_work``. ``idle_w`` is the measured power of the loaded, idle server: it
     is not fitted, since time and tokens cannot be told apart while the server is busy.
     """
-    curves = [cards_of(gpu).get(uuid) for uuid in used_gpus(gpu, sources)] if not gpu.empty else []
-    known = [card.curve for card in curves if card and card.curve]
-    if not known or len(known) != len(curves):
+    cards = {} if gpu.empty else cards_of(gpu)
+    wanted = [] if gpu.empty else used_gpus(gpu, sources)
+    known = [cards[uuid].curve for uuid in wanted if uuid in cards]
+    if not known or len(known) != len(wanted):
         return Attribution("unavailable", ["the server's GPUs have no energy counter"])
     inside = work[(work["end_ns"] > start_mono_ns) & (work["start_ns"] < end_mono_ns)]
     if inside.empty:

@@ -1,6 +1,6 @@
 """Joules with their origin. What was measured and what was estimated are two types that do not add up.
 
-Measured.from_millijoules(9_000_000, "gpu", "nvml_counter") + Estimated(…)   # TypeError
+Measured(9_000, "gpu", "nvml_counter") + Estimated(…)   # TypeError
 """
 
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Scope = Literal["gpu", "module", "memory", "cpu_package", "dram"]
-Provenance = Literal["nvml_counter", "nvml_average_integrated", "rapl"]
+Provenance = Literal["nvml_counter", "rapl"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +18,6 @@ class Measured:
     joules: float
     scope: Scope
     provenance: Provenance
-
-    @classmethod
-    def from_millijoules(cls, mj: float, scope: Scope, provenance: Provenance) -> "Measured":
-        return cls(_number(mj) / 1e3, scope, provenance)
 
     @classmethod
     def from_microjoules(cls, uj: float, scope: Scope, provenance: Provenance) -> "Measured":
@@ -36,13 +32,6 @@ class Measured:
             )
         return Measured(self.joules + other.joules, self.scope, self.provenance)
 
-    def __sub__(self, other: "Measured") -> "Measured":
-        if not isinstance(other, Measured):
-            raise TypeError(
-                f"only measured energy is taken from measured energy, not {_kind(other)}"
-            )
-        return self + Measured(-other.joules, other.scope, other.provenance)
-
 
 @dataclass(frozen=True, slots=True)
 class Estimated:
@@ -51,13 +40,6 @@ class Estimated:
     low_j: float
     high_j: float
     model: str
-
-    def __add__(self, other: "Estimated") -> "Estimated":
-        if not isinstance(other, Estimated):
-            raise TypeError(f"an estimate adds to no {_kind(other)}")
-        if self.model != other.model:
-            raise TypeError(f"estimates of {self.model} and {other.model} do not add up")
-        return Estimated(self.low_j + other.low_j, self.high_j + other.high_j, self.model)
 
 
 def total(parts: Iterable[Measured]) -> Measured:

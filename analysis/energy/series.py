@@ -151,16 +151,6 @@ def integrate_hold(readings: Readings, start_ns: int, end_ns: int) -> Integral |
     return Integral(joules, float(stale_ns / (end_ns - start_ns)), longest_ns / 1e9)
 
 
-def integrate_trapezoid(readings: Readings, start_ns: int, end_ns: int) -> float | None:
-    """∫ power (W) with straight lines between readings, cut at the edges; None when not enclosed."""
-    stamps, watts = readings.mono_ns[readings.good], readings.values[readings.good]
-    if not len(stamps) or start_ns < stamps[0] or end_ns > stamps[-1]:
-        return None
-    inside = (stamps > start_ns) & (stamps < end_ns)
-    at = np.concatenate(([start_ns], stamps[inside], [end_ns]))
-    return float(np.trapezoid(np.interp(at, stamps, watts), at / 1e9))
-
-
 def refresh_ns(readings: Readings) -> float:
     """How long the sensor shows one value: the median time between changes, at least one sampling period."""
     good = readings.good

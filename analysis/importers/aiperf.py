@@ -25,12 +25,12 @@ def read(rows: list[dict[str, Any]], path: Path) -> list[Imported]:
             "is not there; give the directory that AIPerf wrote"
         ) from error
     load = _load(config["phases"], path)
-    found = [_request(row, load.kind == "open") for row in rows]
+    requests = [_request(row, load.kind == "open") for row in rows]
     counted = any("usage_completion_tokens" in row["metrics"] for row in rows)
     notes = CANNOT_TELL if counted else [*CANNOT_TELL, OWN_LENGTHS]
     if load.kind == "open":
         notes = [*notes, "latencies count from the moment AIPerf issued the request, its schedule"]
-    return [Imported(READER.tool, str(config["models"]["items"][0]["name"]), load, found, notes)]
+    return [Imported(READER.tool, str(config["models"]["items"][0]["name"]), load, requests, notes)]
 
 
 def _request(row: dict[str, Any], scheduled: bool) -> Foreign:

@@ -65,15 +65,15 @@ def read_result(path: Path) -> list[Imported]:
             f"{', '.join(_versions())}"
         )
     try:
-        found = reader.read(data, file)
+        points = reader.read(data, file)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(
             f"{file}: a result of {reader.tool} without what version {reader.tried} writes "
             f"({type(error).__name__}: {error})"
         ) from error
-    if not found or any(not point.requests for point in found):
+    if not points or any(not point.requests for point in points):
         raise UserError(f"{file}: the result holds no requests")
-    return found
+    return points
 
 
 def _versions() -> list[str]:
@@ -103,48 +103,50 @@ def _parsed(path: Path) -> Any:
         raise UserError(f"{path}: not a JSON result file ({error})") from error
 
 
-def write_imported(found: Imported, backend: str, out: Path) -> Path:
+def write_imported(imported: Imported, backend: str, out: Path) -> Path:
     """A run directory under ``out``; its measured phase is from the first measured sending to the last
     end."""
     anchor = Anchor.now()
-    measure = _measured_phase(found, out)
-    point = _point(found, backend, (measure[1] - measure[0]) / NS)
+    measure = _measured_phase(imported, out)
+    point = _point(imported, backend, (measure[1] - measure[0]) / NS)
     new = NewRun(point, measure[0], point_hash(point, {"start": measure[0]}))
     name = new.run_id
     if (out / name).exists():
         raise UserError(f"{out / name}: it was imported before; remove it to import it again")
     provenance = Provenance(UNKNOWN_CODE, UNKNOWN_HOST, clock_of(anchor, UNKNOWN))
-    facts = {"imported_from": found.tool}
-    run, manifest = new.create(out, _server(found, point, name), NO_PROMPT_FILE, provenance, facts)
+    facts = {"imported_from": imported.tool}
+    run, manifest = new.create(
+        out, _server(imported, point, name), NO_PROMPT_FILE, provenance, facts
+    )
     with JsonlWriter(run.requests_dir / "imported.jsonl") as writer:
-        for number, request in enumerate(found.requests):
+        for number, request in enumerate(imported.requests):
             writer.write(_record(request, name, number, anchor))
     with JsonlWriter(run.events_path) as writer:
         for mark, at in zip(("measure_start", "measure_end"), measure, strict=True):
             writer.write(Event(at, anchor.to_mono_ns(at), mark))
-    run.write_manifest(manifest.model_copy(update=_outcome(found, run, measure)))
+    run.write_manifest(manifest.model_copy(update=_outcome(imported, run, measure)))
     return run.path
 
 
-def _measured_phase(found: Imported, out: Path) -> tuple[int, int]:
-    sent = [r for r in found.requests if r.phase == "measure" and r.start_s is not None]
+def _measured_phase(imported: Imported, out: Path) -> tuple[int, int]:
+    sent = [r for r in imported.requests if r.phase == "measure" and r.start_s is not None]
     if not sent:
         raise UserError(
-            f"{found.tool}'s result has no measured request that was sent; {out} is as it was"
+            f"{imported.tool}'s result has no measured request that was sent; {out} is as it was"
         )
     starts = [round((r.start_s or 0.0) * NS) for r in sent]
     ends = [round(((r.start_s or 0.0) + (r.end_s or 0.0)) * NS) for r in sent]
     return min(starts), max(ends)
 
 
-def _outcome(found: Imported, run: RunDir, measure: tuple[int, int]) -> dict[str, Any]:
-    good = sum(r.error is None for r in found.requests)
-    total = len(found.requests)
+def _outcome(imported: Imported, run: RunDir, measure: tuple[int, int]) -> dict[str, Any]:
+    good = sum(r.error is None for r in imported.requests)
+    total = len(imported.requests)
     return {
         "status": "complete",
         "counts": Counts(
-            scheduled=sum(r.scheduled_s is not None for r in found.requests),
-            sent=sum(r.start_s is not None for r in found.requests),
+            scheduled=sum(r.scheduled_s is not None for r in imported.requests),
+            sent=sum(r.start_s is not None for r in imported.requests),
             ok=good,
             failed=total - good,
             rows=total,
@@ -195,21 +197,21 @@ def _error_type(request: Foreign) -> str:
     return "cut_at_drain" if request.error == CUT else "imported"
 
 
-def _prompt_lengths(found: Imported) -> list[int]:
-    return [r.prompt_tokens for r in found.requests if r.prompt_tokens]
+def _prompt_lengths(imported: Imported) -> list[int]:
+    return [r.prompt_tokens for r in imported.requests if r.prompt_tokens]
 
 
-def _notes(found: Imported) -> list[str]:
+def _notes(imported: Imported) -> list[str]:
     """What the file cannot tell, and under which length prompts of several lengths stand."""
-    lengths = _prompt_lengths(found)
+    lengths = _prompt_lengths(imported)
     if len(set(lengths)) < 2:
-        return found.cannot_tell
+        return imported.cannot_tell
     said = f"prompts of {min(lengths):,} to {max(lengths):,} tokens stand under their median"
-    return [*found.cannot_tell, said]
+    return [*imported.cannot_tell, said]
 
 
-def _point(found: Imported, backend: str, length_s: float) -> PointConfig:
-    lengths = _prompt_lengths(found) or [1]
+def _point(imported: Imported, backend: str, length_s: float) -> PointConfig:
+    lengths = _prompt_lengths(imported) or [1]
     sweep = SweepConfig(
         name="imported",
         seed=0,
@@ -217,30 +219,30 @@ def _point(found: Imported, backend: str, length_s: float) -> PointConfig:
         backends=[backend],
         contexts=[round(statistics.median(lengths))],
         tasks=["imported"],
-        loads=[found.load],
+        loads=[imported.load],
         server=ServerConfig(base_url="http://imported"),
         phases=PhaseConfig(warmup_s=0, measure_s=max(length_s, 1e-9)),
-        prompts_per_point=len(found.requests),
+        prompts_per_point=len(imported.requests),
     )
     model = ModelConfig(
-        name=slug(found.model) or UNKNOWN, path=found.model, max_model_len=max(lengths)
+        name=slug(imported.model) or UNKNOWN, path=imported.model, max_model_len=max(lengths)
     )
     [point] = points_of(sweep, model, BackendChoice(name=backend))
     return point
 
 
-def _server(found: Imported, point: PointConfig, name: str) -> Server:
+def _server(imported: Imported, point: PointConfig, name: str) -> Server:
     return Server(
         server_id=f"imported-{name}",
         requested_backend=point.backend.label,
         proof="unproven",
-        proof_detail={"imported_from": found.tool, "cannot_tell": _notes(found)},
+        proof_detail={"imported_from": imported.tool, "cannot_tell": _notes(imported)},
         model=point.model.name,
-        model_path=found.model,
+        model_path=imported.model,
         weights=UNKNOWN,
         dtype=UNKNOWN,
         kv_cache_dtype=UNKNOWN,
         execution=UNKNOWN,
         base_url="http://imported",
-        served_model=found.model,
+        served_model=imported.model,
     )

@@ -31,10 +31,10 @@ def _benchmark(raw: dict[str, Any], path: Path) -> Imported:
             "run GuideLLM without a sample size"
         )
     load = _load(raw["config"]["strategy"], made, path)
-    found = [_request(r, kind, load.kind == "open") for kind, rows in kept.items() for r in rows]
-    found.sort(key=lambda request: request.start_s or float("inf"))
+    requests = [_request(r, kind, load.kind == "open") for kind, rows in kept.items() for r in rows]
+    requests.sort(key=lambda request: request.start_s or float("inf"))
     model = str(raw["config"]["backend"]["model"])
-    return Imported(READER.tool, model, load, found, CANNOT_TELL)
+    return Imported(READER.tool, model, load, requests, CANNOT_TELL)
 
 
 def _request(raw: dict[str, Any], kind: str, scheduled: bool) -> Foreign:

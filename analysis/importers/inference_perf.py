@@ -29,13 +29,13 @@ def read(rows: list[dict[str, Any]], path: Path) -> list[Imported]:
     config: Any = load_yaml(beside)
     load = _load(config["load"], path)
     shift = path.stat().st_mtime - max(row["end_time"] for row in rows)
-    found = [_request(row, shift) for row in rows]
+    requests = [_request(row, shift) for row in rows]
     notes = list(CANNOT_TELL)
     if not any(_usage(row) for row in rows):
         notes.append(OWN_LENGTHS)
     if load.kind == "open":
         notes.append("latencies count from sending: how late that was is not in the file")
-    return [Imported(READER.tool, str(config["server"]["model_name"]), load, found, notes)]
+    return [Imported(READER.tool, str(config["server"]["model_name"]), load, requests, notes)]
 
 
 def _usage(row: dict[str, Any]) -> dict[str, Any]:

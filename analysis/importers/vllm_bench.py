@@ -29,11 +29,11 @@ def read(raw: dict[str, Any], path: Path) -> list[Imported]:
     starts = [float(s) for s in raw["start_times"]]
     shift = ended - float(raw["duration"]) - min(starts, default=0.0)
     errors = raw.get("errors") or [""] * len(starts)
-    found = [
+    requests = [
         _request(raw, number, start + shift, errors[number] or None)
         for number, start in enumerate(starts)
     ]
-    return [Imported(READER.tool, str(raw["model_id"]), _load(raw), found, CANNOT_TELL)]
+    return [Imported(READER.tool, str(raw["model_id"]), _load(raw), requests, CANNOT_TELL)]
 
 
 def _request(raw: dict[str, Any], number: int, start_s: float, error: str | None) -> Foreign:

@@ -6,7 +6,7 @@ bus: every weight once a step, the KV cache of every sequence once a step, state
 Norms, activations and rotary embeddings are left out. docs/method.md gives the derivations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,31 +135,14 @@ class ModelWork:
     layers: tuple[Layer, ...]
     hidden: int
     vocab: int
-    tied: bool
     weight_item: int = 2
     kv_item: int = 2
-
-    @property
-    def total_params(self) -> float:
-        dense = sum(layer.params for layer in self.layers)
-        routed = sum(x.experts.count * x.experts.params for x in self.layers if x.experts)
-        return dense + routed + self.hidden * self.vocab * (1 if self.tied else 2)
 
     @property
     def active_params(self) -> float:
         """Non-embedding weights that a token passes through."""
         dense = sum(layer.params for layer in self.layers)
         return dense + sum(x.experts.chosen * x.experts.params for x in self.layers if x.experts)
-
-    @property
-    def kv_bytes_per_token(self) -> float:
-        """What decode reads a token of context, of layers that see all of it."""
-        full = (m for layer in self.layers for m in layer.mixers if not isinstance(m, State))
-        return sum(
-            m.decode(1, self.kv_item).bytes
-            for m in full
-            if not (isinstance(m, Attention) and m.window)
-        )
 
     def linear(self, tokens: float) -> Work:
         """FLOPs of the dense layers for ``tokens`` tokens; no bytes, which are counted a step."""
@@ -196,14 +179,7 @@ class ModelWork:
             total += self._mix(lambda m, n=new, p=start: m.prefill(n, p, self.kv_item))
         return total
 
-    def decode_step(self, contexts: Sequence[float]) -> Work:
-        """One decode step of sequences at these context lengths, weights included."""
-        work = self.step_weights(len(contexts))
-        for context in contexts:
-            work += self.decode_token(context)
-        return work
-
-    def _mix(self, each: Any) -> Work:
+    def _mix(self, each: Callable[[Mixer], Work]) -> Work:
         work = Work()
         for layer in self.layers:
             for mixer in layer.mixers:
@@ -243,7 +219,6 @@ def model_work(
         layers=layers,
         hidden=hidden,
         vocab=vocab,
-        tied=bool(config.get("tie_word_embeddings", config.get("tie_embedding", False))),
         weight_item=weight_item,
         kv_item=kv_item,
     )

@@ -22,6 +22,7 @@ class Goodput:
     share: float | None = None
     per_s: float | None = None
     per_s_se: float | None = None
+    edge_error: float | None = None  # relative, of the rate
     reason: str | None = None  # why there is none
 
 
@@ -32,7 +33,7 @@ def good_requests(frame: pd.DataFrame, slo: SloConfig) -> np.ndarray | None:
     """
     if not any(limit is not None for limit in slo.model_dump().values()):
         return None
-    found = is_good(
+    met = is_good(
         slo,
         frame["ok"].to_numpy(dtype=bool),
         frame["ttft_s"].fillna(frame["e2e_s"]).to_numpy(dtype=float),
@@ -40,7 +41,7 @@ def good_requests(frame: pd.DataFrame, slo: SloConfig) -> np.ndarray | None:
         frame["e2e_s"].to_numpy(dtype=float),
         frame["output_tokens"].to_numpy(dtype=float),
     )
-    return np.asarray(found, dtype=bool)
+    return np.asarray(met, dtype=bool)
 
 
 def goodput(
@@ -57,4 +58,6 @@ def goodput(
         return Goodput(reason=rate.reason or "no request was sent in the window")
     count = int(met.sum())
     share = count / len(met)
-    return Goodput(count, len(met), share, rate.value, rate.standard_error, rate.reason)
+    return Goodput(
+        count, len(met), share, rate.value, rate.standard_error, rate.edge_error, rate.reason
+    )

@@ -7,21 +7,37 @@ of step their mean is smooth. Open loop: energy of the window over the work that
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from analysis.energy.window import Joules, PerWorkOf
+from analysis.energy.cards import Joules
+from analysis.energy.result import PerWork
+from analysis.energy.window import PerWorkOf
 from analysis.point.throughput import SpreadWork, TokenCounts
 from analysis.statistics.rates import Cycles, Floats, Ints, Ratio, ratio, spread_ratio
 
 NS = 1e9
+Denominator = Literal["j_per_output_token", "j_per_total_token", "j_per_request"]
+NAMES: tuple[Denominator, ...] = ("j_per_output_token", "j_per_total_token", "j_per_request")
+
+
+def ratio_of(joules: PerWork, name: Denominator) -> Ratio:
+    """One of the three figures with its errors."""
+    return Ratio(
+        getattr(joules, name),
+        joules.standard_errors.get(name),
+        joules.edge_errors.get(name),
+        joules.trends.get(name),
+        joules.reason,
+    )
 
 
 def joules_per_work(
     frame: pd.DataFrame, cycles: Cycles | None, offset_ns: int, residence_s: float
 ) -> PerWorkOf:
-    """``frame``: requests as ``metrics.point_requests`` gives them. ``offset_ns``: unix − monotonic."""
+    """``frame``: requests as ``point_requests`` gives them. ``offset_ns``: unix − monotonic."""
     counts = TokenCounts.of(frame, cycles)
     if cycles is not None:
         return _closed(counts, frame["ok"].to_numpy(dtype=float), cycles, offset_ns)
@@ -53,9 +69,6 @@ def _open(counts: TokenCounts, work: SpreadWork, offset_ns: int, residence_s: fl
         return _named(counts, *(spread_ratio((used,), part, span, residence_s) for part in parts))
 
     return per
-
-
-NAMES = ("j_per_output_token", "j_per_total_token", "j_per_request")
 
 
 def _named(counts: TokenCounts, output: Ratio, total: Ratio, request: Ratio) -> dict[str, Ratio]:

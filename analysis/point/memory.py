@@ -1,11 +1,11 @@
-"""Memory said truthfully. vLLM takes its KV pool up front, so the device's peak says what was reserved.
+"""GPU memory: reserved and used. vLLM takes its KV pool up front, so the device's peak is what was reserved.
 
 Beside that peak stand the weights, the activation peak, the pool in bytes and tokens, what a token and a
 sequence keep in it, and how many sequences of each length it holds.
 """
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -42,9 +42,6 @@ class MemoryResult:
     kv_tokens_peak: int | None
     sequences_that_fit: dict[int, int] = field(default_factory=dict[int, int])
     reasons: list[str] = field(default_factory=list[str])
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class MemoryRun(Protocol):

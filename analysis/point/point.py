@@ -1,37 +1,52 @@
 """One run directory to one ``Point``: what it measured, in which window, and whether it may be used."""
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-import numpy as np
-import pandas as pd
-
-from analysis.point.answers import answers
+from analysis.point.answers import Answers, answers
 from analysis.point.failures import errors, failures
 from analysis.point.goodput import Goodput, good_requests, goodput
-from analysis.point.latency import LATENCIES, latency
+from analysis.point.latency import (
+    Doubt,
+    Edges,
+    Latencies,
+    LatencyValues,
+    MedianError,
+    PerLatency,
+    doubt,
+    latency,
+    latency_values,
+    median_errors,
+)
+from analysis.point.memory import MemoryResult
 from analysis.point.requests import PointRequests, point_requests, run_cycles
-from analysis.point.resources import energy, kv_share_per_sequence, memory
+from analysis.point.resources import PointEnergy, energy, kv_share_per_sequence, memory
 from analysis.point.steady_window import Window, ml_energy_window, steady_window
-from analysis.point.throughput import Rates, point_rates, throughput
+from analysis.point.throughput import Rates, Throughput, point_rates, throughput
 from analysis.runs.activity import activity
-from analysis.runs.identity import Block, Candidate, Identity, Place, identity
+from analysis.runs.identity import Block, Candidate, Identity, Place
 from analysis.runs.labels import labels
 from analysis.runs.run import Run
 from analysis.runs.scrapes import metric_series
 from analysis.runs.validity import faults, superseded
-from analysis.statistics.medians import Modes, median_edge, median_edge_open, modes
-from analysis.statistics.rates import Cycles, Ratio, users_of
-from analysis.statistics.samples import Statistic
+from analysis.statistics.rates import Cycles, users_of
+from greenbench.contract.manifest import Counts
 
-NS = 1e9
 PointStatus = Literal["ok", "invalid", "failed", "interrupted", "superseded"]
 LITTLE = 0.05  # Little's law and the rate may differ by so much and no note says so
 BURSTS = 0.2  # median gap over the median time a token, below which tokens came in bursts
 # they spoil times or what was recorded beside them, not what the model said
 TIMING_FAULTS = {"client_bound", "clock_stepped", "recorder_failed"}
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Figures that other parts need. ``output_tokens_per_request``: where all have the same."""
+
+    output_tokens_per_request: int | None
+    kv_share_per_sequence: float | None
+    itl_tail_in_doubt: str | None  # why
 
 
 @dataclass(frozen=True)
@@ -55,22 +70,22 @@ class Point:
     proof: str
     server_id: str
     created_unix_ns: int
-    counts: dict[str, int]
+    counts: Counts
     errors: dict[str, int]
     failures: tuple[int, int]  # requests of the measured phase that failed, and all of them
-    window: dict[str, Any] | None = None
-    latency: dict[str, dict[str, Any]] | None = None
-    throughput: dict[str, Any] | None = None
-    goodput: dict[str, Any] | None = None
-    answers: dict[str, Any] | None = None
-    memory: dict[str, Any] | None = None
-    energy: dict[str, Any] | None = None
-    # by objective: relative standard error that comes from the window's edges, the same in every start
-    edge_errors: dict[str, float] = field(default_factory=dict)
-    bimodal: dict[str, Modes] = field(
-        default_factory=dict
-    )  # by objective: whose median says nothing
-    extra: dict[str, Any] = field(default_factory=dict)
+    window: Window | None = None
+    ml_energy_window: Window | None = None  # ML.ENERGY's, for comparison with its figures
+    latency: Latencies | None = None
+    medians: PerLatency[MedianError] | None = None
+    throughput: Throughput | None = None
+    goodput: Goodput | None = None
+    answers: Answers | None = None
+    memory: MemoryResult | None = None
+    energy: PointEnergy | None = None
+    extra: Extra | None = None
+    # of the counted requests, and where the window cuts them
+    values: LatencyValues | None = field(default=None, repr=False, compare=False)
+    edges: Edges | None = field(default=None, repr=False, compare=False)
     faults: list[str] = field(default_factory=list)  # codes of analysis.runs.validity
 
     @property
@@ -142,42 +157,36 @@ def choose_window(run: Run) -> Window | None:
     )
 
 
-def analyse(run: Run, replaced_by: str | None = None) -> tuple[Point, dict[str, np.ndarray]]:
-    """Everything the report says of one run, and its latencies as one value a request (ITL: a token)."""
+def analyse(run: Run, replaced_by: str | None = None) -> Point:
+    """Everything the report says of one run."""
     found = faults(run)
     if replaced_by is not None:
         reason = f"measured again: {replaced_by} stands for it"
-        return _without_metrics(run, "superseded", [reason]), {}
-    status = _status(run, [fault.code for fault in found])
+        return _without_metrics(run, "superseded", [reason])
+    codes = [fault.code for fault in found]
+    status = _status(run, codes)
     if status != "ok":
-        codes = [fault.code for fault in found]
-        return _without_metrics(run, status, [f.sentence for f in found], faults=codes), {}
+        return _without_metrics(run, status, [f.sentence for f in found], faults=codes)
     window = choose_window(run)
     if window is None:
-        return _without_metrics(run, "invalid", ["it has no measure phase"]), {}
+        return _without_metrics(run, "invalid", ["it has no measure phase"])
     if not window.valid:
         reasons = [f"no steady state: {reason}" for reason in window.reasons]
-        return _without_metrics(run, "invalid", reasons, window), {}
+        return _without_metrics(run, "invalid", reasons, window)
     cycles = run_cycles(run, window)
-    measured = point_requests(run, window, cycles)
-    counted = measured.frame[measured.frame["counted"]]
-    samples = {name: counted[name].to_numpy(dtype=float) for name in ("ttft_s", "tpot_s", "e2e_s")}
-    samples["itl_s"] = measured.itl_s
-    if doubt(run)[0] is not None:  # not to be pooled with other starts' either
-        samples |= {name: np.empty(0) for name in ("itl_s", "tpot_s")}
-    return _with_metrics(run, window, measured, cycles), samples
+    return _with_metrics(run, window, point_requests(run, window, cycles), cycles)
 
 
 def analyse_all(
     runs: list[Run], progress: Callable[[int, int], None] = lambda done, total: None
-) -> list[tuple[Point, dict[str, np.ndarray]]]:
+) -> list[Point]:
     """``analyse`` of each run, in order; one that was measured again says which run stands for it."""
     replaced = superseded(runs)
-    found: list[tuple[Point, dict[str, np.ndarray]]] = []
+    points: list[Point] = []
     for number, run in enumerate(runs, start=1):
-        found.append(analyse(run, replaced.get(run.path)))
+        points.append(analyse(run, replaced.get(run.path)))
         progress(number, len(runs))
-    return found
+    return points
 
 
 def _status(run: Run, codes: list[str]) -> PointStatus:
@@ -188,25 +197,30 @@ def _status(run: Run, codes: list[str]) -> PointStatus:
     return "invalid" if codes else "ok"
 
 
-def _identity(run: Run) -> dict[str, Any]:
-    manifest, found = run.manifest, identity(run)
-    named = labels([found.candidate], [found.place])
-    return {
-        "run_id": manifest.run_id,
-        "path": str(run.path),
-        "identity": found,
-        "place": found.place,
-        "backend": named.candidates[found.candidate],
-        "task": named.tasks[found.place],
-        "load": named.loads[found.place],
-        "observed_backend": manifest.server.observed_backend,
-        "proof": manifest.server.proof,
-        "server_id": manifest.server.server_id,
-        "created_unix_ns": manifest.created_unix_ns,
-        "counts": manifest.counts.model_dump(),
-        "errors": errors(run) if manifest.status != "running" else {},
-        "failures": failures(run) if manifest.status != "running" else (0, 0),
-    }
+def _bare(run: Run, status: PointStatus, reasons: list[str], notes: list[str]) -> Point:
+    """What ran, without a figure."""
+    manifest, known = run.manifest, run.identity
+    named = labels([known.candidate], [known.place])
+    finished = manifest.status != "running"
+    return Point(
+        run_id=manifest.run_id,
+        path=str(run.path),
+        status=status,
+        reasons=reasons,
+        notes=notes,
+        identity=known,
+        place=known.place,
+        backend=named.candidates[known.candidate],
+        task=named.tasks[known.place],
+        load=named.loads[known.place],
+        observed_backend=manifest.server.observed_backend,
+        proof=manifest.server.proof,
+        server_id=manifest.server.server_id,
+        created_unix_ns=manifest.created_unix_ns,
+        counts=manifest.counts,
+        errors=errors(run) if finished else {},
+        failures=failures(run) if finished else (0, 0),
+    )
 
 
 def _without_metrics(
@@ -216,13 +230,10 @@ def _without_metrics(
     window: Window | None = None,
     faults: list[str] | None = None,
 ) -> Point:
-    return Point(
-        **_identity(run),
-        status=status,
-        reasons=reasons,
-        notes=_imported_notes(run),
-        window=_window_json(window) if window else None,
-        answers=asdict(answers(run)) if answers_stand(status, faults or []) else None,
+    return replace(
+        _bare(run, status, reasons, _imported_notes(run)),
+        window=window,
+        answers=answers(run) if answers_stand(status, faults or []) else None,
         faults=faults or [],
     )
 
@@ -230,101 +241,44 @@ def _without_metrics(
 def _with_metrics(
     run: Run, window: Window, measured: PointRequests, cycles: Cycles | None
 ) -> Point:
-    whole, tail = doubt(run)
+    doubted = doubt(run)
     frame = measured.frame
-    times = believed(latency(measured), whole, tail)
+    times = latency(measured, doubted)
     good = good_requests(frame, run.point.slo)
     rates = point_rates(frame, cycles, window, good)
-    met = goodput(frame, good, cycles, rates.good)
-    used = energy(run, window, frame, cycles)
-    if whole is not None and run.point.slo.tpot_s is not None:
-        met = Goodput(reason=f"the SLO bounds TPOT, and {whole}")
-        rates = replace(rates, good=Ratio(reason=met.reason))
-    doubted = {"tpot"} if whole is not None else set[str]()
-    return Point(
-        **_identity(run),
-        status="ok",
-        reasons=[],
-        notes=_notes(run, window, measured, times, rates),
-        window=_window_json(window)
-        | {"ml_energy": _window_json(ml_energy_window(run.requests, _in_flight_limit(run)))},
+    edges = Edges.of(measured, window, cycles)
+    return replace(
+        _bare(run, "ok", [], _notes(run, window, measured, times, rates)),
+        window=window,
+        ml_energy_window=ml_energy_window(run.requests, _in_flight_limit(run)),
         latency=times,
+        medians=median_errors(edges, doubted),
         throughput=throughput(measured, rates),
-        goodput=asdict(met),
-        answers=asdict(answers(run)),
+        goodput=_doubtful_goodput(run, doubted) or goodput(frame, good, cycles, rates.good),
+        answers=answers(run),
         memory=memory(run, window),
-        energy=used,
-        edge_errors={
-            name: error
-            for name, error in _edge_errors(window, frame, cycles, rates, used).items()
-            if name not in doubted
-        },
-        bimodal={name: two for name, two in _bimodal(frame).items() if name not in doubted},
-        extra=_extra(run, window, measured),
+        energy=energy(run, window, frame, cycles),
+        extra=_extra(run, window, measured, doubted),
+        values=latency_values(measured, doubted),
+        edges=edges,
     )
 
 
-ENERGIES = {
-    "energy": "j_per_output_token",
-    "energy_total": "j_per_total_token",
-    "energy_request": "j_per_request",
-}
+def _doubtful_goodput(run: Run, doubted: Doubt) -> Goodput | None:
+    """The goodput of an SLO that bounds what is in doubt; None where it does not."""
+    if doubted.gaps is None or run.point.slo.tpot_s is None:
+        return None
+    return Goodput(reason=f"the SLO bounds TPOT, and {doubted.gaps}")
 
 
-def _edge_errors(
-    window: Window,
-    frame: pd.DataFrame,
-    cycles: Cycles | None,
-    rates: Rates,
-    used: dict[str, Any],
-) -> dict[str, float]:
-    """By objective, of those that have one."""
-    joules = (used.get("gross") or {}).get("edge_errors", {})
-    found: dict[str, float | None] = {
-        name: rate.edge_error for name, rate in rates.items().items() if rate.value
-    }
-    found |= {name: joules.get(key) for name, key in ENERGIES.items()}
-    for name, column in LATENCIES.items():
-        found[name] = _median_edge(window, frame, cycles, column)
-    return {name: error for name, error in found.items() if error is not None}
-
-
-def _median_edge(
-    window: Window, frame: pd.DataFrame, cycles: Cycles | None, column: str
-) -> float | None:
-    values, counted = frame[column].to_numpy(dtype=float), frame["counted"].to_numpy(dtype=bool)
-    if cycles is not None:
-        return median_edge(values, counted, cycles)
-    counted = counted & ~np.isnan(values)
-    span = window.start_unix_ns, window.end_unix_ns
-    reach_ns = min(window.evidence["mean_residence_s"] * NS, (span[1] - span[0]) / 4)
-    base_ns = frame["base_ns"][counted].to_numpy(dtype=np.int64)
-    edge, pace = (
-        median_edge_open(values[counted], base_ns, span, reach_ns),
-        window.evidence.get("pace"),
-    )
-    if edge is None or pace is None:
-        return edge
-    return math.hypot(edge, math.log(pace["late_s"] / pace["early_s"]) / 2)
-
-
-def _bimodal(frame: pd.DataFrame) -> dict[str, Modes]:
-    counted = frame[frame["counted"]]
-    found = {
-        name: modes(counted[column].to_numpy(dtype=float)) for name, column in LATENCIES.items()
-    }
-    return {name: two for name, two in found.items() if two is not None}
-
-
-def _extra(run: Run, window: Window, measured: PointRequests) -> dict[str, Any]:
-    """Figures that other parts need: output tokens of a request, share of the KV pool a sequence takes."""
+def _extra(run: Run, window: Window, measured: PointRequests, doubted: Doubt) -> Extra:
     counted = measured.frame[measured.frame["counted"]]
     lengths = counted["output_tokens"].dropna().unique()
-    return {
-        "output_tokens_per_request": int(lengths[0]) if len(lengths) == 1 else None,
-        "kv_share_per_sequence": kv_share_per_sequence(run, window),
-        "itl_tail_in_doubt": doubt(run)[1],
-    }
+    return Extra(
+        output_tokens_per_request=int(lengths[0]) if len(lengths) == 1 else None,
+        kv_share_per_sequence=kv_share_per_sequence(run, window),
+        itl_tail_in_doubt=doubted.tail,
+    )
 
 
 def _in_flight_limit(run: Run) -> int:
@@ -332,63 +286,16 @@ def _in_flight_limit(run: Run) -> int:
     return min(limit, run.point.load.users or limit)
 
 
-def _window_json(window: Window) -> dict[str, Any]:
-    return {
-        "definition": window.definition,
-        "start_unix_ns": window.start_unix_ns,
-        "end_unix_ns": window.end_unix_ns,
-        "duration_s": window.duration_s,
-        "reasons": list(window.reasons),
-        "evidence": window.evidence,
-    }
-
-
-def doubt(run: Run) -> tuple[str | None, str | None]:
-    """Why the gaps between tokens are not to be believed, and why their tail is not; by the client's word.
-
-    Chunks that were read together carry one time, and the client works out how far off that can be.
-    """
-    whole: str | None = None
-    tail: str | None = None
-    for audit in run.manifest.client_audit.values():
-        if not isinstance(audit, dict):
-            continue
-        figures = audit.get("figures") or {}
-        if audit.get("itl_in_doubt"):
-            whole = f"chunks shared reads: {figures.get('shared_time_p90_ms') or 0:.3g} ms of doubt at p90"
-        if audit.get("itl_tail_in_doubt"):
-            tail = f"chunks shared reads: {figures.get('shared_time_p99_ms') or 0:.3g} ms of doubt at p99"
-    return whole, tail
-
-
-def believed(
-    times: dict[str, dict[str, Any]], whole: str | None, tail: str | None
-) -> dict[str, dict[str, Any]]:
-    """Latency statistics without those that are in doubt: ITL and TPOT, or the tail of ITL only."""
-    kept = dict(times)
-    for name in ("itl_s", "tpot_s"):
-        if whole is not None:
-            kept[name] = asdict(Statistic(times[name]["n"], refused=[whole]))
-    if whole is None and tail is not None:
-        refused = [f"{name}: {tail}" for name in ("p90", "p99") if times["itl_s"][name] is not None]
-        kept["itl_s"] = times["itl_s"] | {
-            "p90": None,
-            "p99": None,
-            "refused": [*times["itl_s"]["refused"], *refused],
-        }
-    return kept
-
-
 def _notes(
     run: Run,
     window: Window,
     measured: PointRequests,
-    times: dict[str, dict[str, Any]],
+    times: Latencies,
     rates: Rates,
 ) -> list[str]:
     """What does not make a point invalid and a reader should still know."""
     notes = _rate_notes(window, rates)
-    gap, pace = times["itl_s"]["p50"], times["tpot_s"]["p50"]
+    gap, pace = times.itl_s.p50, times.tpot_s.p50
     if gap is not None and pace and gap < BURSTS * pace:
         notes.append(
             f"tokens arrived in bursts: half of the gaps are under {gap * 1e3:.3g} ms, while a request "
@@ -410,11 +317,13 @@ def _notes(
 def _rate_notes(window: Window, rates: Rates) -> list[str]:
     """A trend, what the window leaves out, and where the check by Little's law does not hold."""
     notes: list[str] = []
-    units = {"output": "output tokens/s", "total": "tokens/s", "requests": "requests/s"}
-    trend = next(
-        ((u, r.trend) for n, r in rates.items().items() if (u := units.get(n)) and r.trend), None
+    by_unit = (
+        ("output tokens/s", rates.output.trend),
+        ("tokens/s", rates.total.trend),
+        ("requests/s", rates.requests.trend),
     )
-    pace = window.evidence.get("pace")
+    trend = next(((unit, trend) for unit, trend in by_unit if trend), None)
+    pace = window.evidence.pace
     if trend is not None:
         unit, found = trend
         notes.append(
@@ -423,11 +332,11 @@ def _rate_notes(window: Window, rates: Rates) -> list[str]:
         )
     elif pace is not None:
         notes.append(
-            f"the pace changed in the phase: a request took {pace['early_s']:.3g} s on average in its first "
-            f"half, {pace['late_s']:.3g} s in its second; the figures are those of both"
+            f"the pace changed in the phase: a request took {pace.early_s:.3g} s on average in its first "
+            f"half, {pace.late_s:.3g} s in its second; the figures are those of both"
         )
-    if "left_out" in window.evidence:
-        notes.append(f"the window leaves out {window.evidence['left_out']}")
+    if window.evidence.left_out is not None:
+        notes.append(f"the window leaves out {window.evidence.left_out}")
     if rates.requests.reason is not None:
         notes.append(f"no rates: {rates.requests.reason}")
     if rates.little is not None and abs(rates.little - 1) > LITTLE:

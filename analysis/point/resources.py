@@ -1,7 +1,6 @@
 """What a point used: memory, joules and share of the KV pool, taken over its measured window."""
 
-from dataclasses import asdict
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -13,9 +12,11 @@ from analysis.energy.attribution import (
     phase_energy,
     step_work,
 )
-from analysis.energy.window import EnergyResult, IdlePower, idle_power, point_energy
+from analysis.energy.idle import IdlePower, idle_power
+from analysis.energy.result import EnergyResult
+from analysis.energy.window import EnergyInputs, point_energy
 from analysis.point.joules import joules_per_work
-from analysis.point.memory import point_memory
+from analysis.point.memory import MemoryResult, point_memory
 from analysis.point.steady_window import Window
 from analysis.point.tokens import Tokens, count_tokens
 from analysis.runs.clocks import wall_clock
@@ -25,56 +26,61 @@ from analysis.runs.scrapes import metric_series
 from analysis.statistics.rates import Cycles
 
 
+@dataclass(frozen=True)
+class PointEnergy:
+    """Joules of the window. ``phase``: J a token of a point that holds one phase only, measured.
+    ``attributed``: prices of prefill and decode by a model, elsewhere.
+    """
+
+    result: EnergyResult
+    phase: PhaseEnergy | None
+    attributed: Attribution
+
+
 def to_mono_ns(run: Run, unix_ns: int) -> int:
     """By the run's clock anchor."""
     clock = run.manifest.clock
     return clock.mono_ns + (unix_ns - clock.unix_ns)
 
 
-def memory(run: Run, window: Window) -> dict[str, Any]:
+def memory(run: Run, window: Window) -> MemoryResult:
     return point_memory(
         run,  # type: ignore[arg-type]  # the checker does not take a cached_property for what it yields
         to_mono_ns(run, window.start_unix_ns),
         to_mono_ns(run, window.end_unix_ns),
-    ).as_dict()
+    )
 
 
-def energy(
-    run: Run, window: Window, requests: pd.DataFrame, cycles: Cycles | None
-) -> dict[str, Any]:
+def energy(run: Run, window: Window, requests: pd.DataFrame, cycles: Cycles | None) -> PointEnergy:
     """Joules of the window, and per token and request by the intervals of the rates.
 
-    ``requests`` as ``metrics.point_requests`` gives them, ``cycles`` of a closed loop.
-
-    ``phase``: J a token of a point that holds one phase only, measured. ``attributed``: prices of prefill
-    and decode by a model, elsewhere.
+    ``requests`` as ``point_requests`` gives them, ``cycles`` of a closed loop.
     """
     offset = run.manifest.clock.unix_ns - run.manifest.clock.mono_ns
-    residence_s = window.evidence["mean_residence_s"]
+    residence_s = window.residence_s
 
     def count(start_mono_ns: int, end_mono_ns: int) -> Tokens:
         return count_tokens(run, start_mono_ns + offset, end_mono_ns + offset)
 
     result = point_energy(
-        run.gpu,
-        run.host,
-        run.sources,
-        window.start_unix_ns - offset,
-        window.end_unix_ns - offset,
-        count,
-        _idle(run, "idle_before"),
-        _idle(run, "idle_after"),
-        residence_s,
-        server_gpus=run.manifest.server.tensor_parallel,
-        per=joules_per_work(requests, cycles, offset, residence_s),
+        EnergyInputs(
+            gpu=run.gpu,
+            host=run.host,
+            sources=run.sources,
+            start_mono_ns=window.start_unix_ns - offset,
+            end_mono_ns=window.end_unix_ns - offset,
+            count=count,
+            per=joules_per_work(requests, cycles, offset, residence_s),
+            idle_before=_idle(run, "idle_before"),
+            idle_after=_idle(run, "idle_after"),
+            mean_residence_s=residence_s,
+            server_gpus=run.manifest.server.tensor_parallel,
+        )
     )
     phase, attributed = _by_phase(run, result)
-    found = result.as_dict()
-    found["phase"] = asdict(phase) if phase else None
-    found["attributed"] = attributed.as_dict()
     if not run.sources and result.status == "unavailable":
-        found["explain"] = ["no telemetry was recorded"]
-    return found
+        result = replace(result, explain=["no telemetry was recorded"])
+    return PointEnergy(result, phase, attributed)
 
 
 def _by_phase(run: Run, result: EnergyResult) -> tuple[PhaseEnergy | None, Attribution]:

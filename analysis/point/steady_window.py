@@ -8,8 +8,7 @@ definition under its own name, for comparison with its published figures.
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -38,6 +37,32 @@ class WindowRule:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """Mean request time of the window's two halves, where they differ."""
+
+    early_s: float
+    late_s: float
+
+    @property
+    def log_change(self) -> float:
+        return math.log(self.late_s / self.early_s)
+
+
+@dataclass(frozen=True)
+class WindowEvidence:
+    """The figures that a window was judged by; None where it was refused before they were worked out.
+
+    ``left_out``: what the search cut from the stretch, and why. ``pace`` is None for a steady one.
+    """
+
+    mean_in_flight: float | None = None
+    mean_residence_s: float | None = None
+    completions: int | None = None
+    left_out: str | None = None
+    pace: Pace | None = None
+
+
+@dataclass(frozen=True)
 class Window:
     """``reasons`` is empty for a window that may be used; ``evidence`` holds the figures behind it."""
 
@@ -45,7 +70,12 @@ class Window:
     start_unix_ns: int
     end_unix_ns: int
     reasons: tuple[str, ...] = ()
-    evidence: dict[str, Any] = field(default_factory=dict)
+    evidence: WindowEvidence = WindowEvidence()
+
+    @property
+    def residence_s(self) -> float:
+        """Mean time of a request in the server; 0 where none was seen."""
+        return self.evidence.mean_residence_s or 0.0
 
     @property
     def duration_s(self) -> float:
@@ -82,7 +112,8 @@ def steady_window(
     pace, too_much = _pace(load, bounds, users, rule)
     if too_much is not None:
         _, evidence = _judge(load, times, levels, bounds, users, kv_usage, rule)
-        return Window("steady", round(first), round(last), (too_much,), evidence | pace)
+        evidence = replace(evidence, pace=pace)
+        return Window("steady", round(first), round(last), (too_much,), evidence)
     full: tuple[str, ...] = ()
     step = (last - first) / rule.steps
     most = round(rule.steps * (1 - rule.kept_share))
@@ -91,15 +122,15 @@ def steady_window(
         start, end = first + head * step, last - tail * step
         reasons, evidence = _judge(load, times, levels, (start, end), users, kv_usage, rule)
         if not reasons:
-            if head or tail:
-                evidence["left_out"] = (
-                    f"{(head + tail) * step / NS:.1f} of {(last - first) / NS:.1f} s: "
-                    + "; ".join(full)
-                )
-            return Window("steady", round(start), round(end), (), evidence | pace)
+            cut_s, whole_s = (head + tail) * step / NS, (last - first) / NS
+            left_out = (
+                f"{cut_s:.1f} of {whole_s:.1f} s: {'; '.join(full)}" if head or tail else None
+            )
+            evidence = replace(evidence, left_out=left_out, pace=pace)
+            return Window("steady", round(start), round(end), (), evidence)
         full = full or reasons
     _, evidence = _judge(load, times, levels, (first, last), users, kv_usage, rule)
-    return Window("steady", round(first), round(last), full, evidence | pace)
+    return Window("steady", round(first), round(last), full, replace(evidence, pace=pace))
 
 
 def _bounds(
@@ -133,7 +164,7 @@ def _judge(
     users: int | None,
     kv_usage: Series | None,
     rule: WindowRule,
-) -> tuple[tuple[str, ...], dict[str, Any]]:
+) -> tuple[tuple[str, ...], WindowEvidence]:
     """Why ``span`` is not steady (nothing: it is), and the figures it was judged by."""
     start, end = span
     middle = (start + end) / 2
@@ -146,11 +177,7 @@ def _judge(
     open_level = (
         level if load.held_ns is None else mean_level(*in_flight(load), start, max(end, start + 1))
     )
-    evidence: dict[str, Any] = {
-        "mean_in_flight": round(open_level, 3),
-        "mean_residence_s": round(residence_s, 4),
-        "completions": len(done),
-    }
+    evidence = WindowEvidence(round(open_level, 3), round(residence_s, 4), len(done))
     reasons: list[str] = []
     if length_s < rule.min_residences * residence_s:
         reasons.append(
@@ -184,7 +211,7 @@ def _rate_drift(halves: tuple[int, int], rule: WindowRule) -> list[str]:
 
 def _pace(
     load: Activity, span: tuple[float, float], users: int | None, rule: WindowRule
-) -> tuple[dict[str, Any], str | None]:
+) -> tuple[Pace | None, str | None]:
     """Mean request time of each half, where they differ beyond the limit and two standard errors (Welch);
     and why that is no steady state. Of an open loop the open requests decide that.
     """
@@ -192,14 +219,14 @@ def _pace(
     done, took_s = load.end_ns[ended], (load.end_ns[ended] - load.start_ns[ended]) / NS
     before_s, after_s = (took_s[done < sum(span) / 2], took_s[done >= sum(span) / 2])
     if len(before_s) < 3 or len(after_s) < 3:
-        return {}, None
+        return None, None
     first, second = float(np.mean(before_s)), float(np.mean(after_s))
     error = math.sqrt(
         np.var(before_s, ddof=1) / len(before_s) + np.var(after_s, ddof=1) / len(after_s)
     )
     if abs(second - first) <= max(rule.pace_drift * first, 2 * error):
-        return {}, None
-    pace = {"pace": {"early_s": first, "late_s": second}}
+        return None, None
+    pace = Pace(first, second)
     if users is None or max(first, second) <= rule.pace_limit * min(first, second):
         return pace, None
     words = f"the mean request time drifted from {first:.3g} s in its first half to {second:.3g} s"

@@ -1,7 +1,6 @@
 """Tokens and requests a second: of whole cycles (closed loop) or of work spread over time (open loop)."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,10 +21,12 @@ from analysis.statistics.rates import (
 @dataclass(frozen=True)
 class Rates:
     """A second, by whole cycles or spread work. ``little``: requests open by Little's law (requests/s × mean
-    time) over those that were: the check by a second method, 1 where both agree.
+    time) over those that were: the check by a second method, 1 where both agree. ``streamed``: whether an
+    output token means anything.
     """
 
     estimator: str
+    streamed: bool
     output: Ratio
     total: Ratio
     requests: Ratio
@@ -34,14 +35,29 @@ class Rates:
     cycles: int | None = None
     cycles_per_user: float | None = None
 
-    def items(self) -> dict[str, Ratio]:
-        """By the objectives' names."""
-        return {
-            "output": self.output,
-            "total": self.total,
-            "requests": self.requests,
-            "goodput": self.good,
-        }
+
+@dataclass(frozen=True)
+class Throughput:
+    """Rates, and beside them the counts of the window, which its edges cut."""
+
+    output: Ratio
+    total: Ratio
+    requests: Ratio
+    estimator: str
+    streamed: bool
+    output_tokens: int | None
+    input_tokens: int
+    completions: int
+    tokens_per_chunk: float | None
+    little: float | None
+    cycles: int | None
+    cycles_per_user: float | None
+
+    @property
+    def reason(self) -> str | None:
+        """Why a rate is missing that could be there."""
+        of_output = self.output.reason if self.streamed else None
+        return self.requests.reason or self.total.reason or of_output
 
 
 NOT_STREAMED = "the task is not streamed"
@@ -64,10 +80,11 @@ def point_rates(
         if cycles is None
         else _closed_rates(counts, frame, cycles, good)
     )
-    level, per_s = window.evidence.get("mean_in_flight"), found.requests.value
+    level, per_s = window.evidence.mean_in_flight, found.requests.value
     took = frame["end_ns"][frame["in_window"] if cycles is None else cycles.request].mean()
-    known = bool(level) and per_s is not None and not np.isnan(took)
-    return replace(found, little=per_s * took / NS / level) if known else found  # type: ignore[operator]
+    if not level or per_s is None or np.isnan(took):
+        return found
+    return replace(found, little=per_s * took / NS / level)
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,7 @@ class TokenCounts:
     prompt: Floats
     no_output: str | None
     no_total: str | None
+    streamed: bool
 
     @classmethod
     def of(cls, frame: pd.DataFrame, cycles: Cycles | None) -> "TokenCounts":
@@ -97,6 +115,7 @@ class TokenCounts:
             np.where(served, np.nan_to_num(prompt), 0.0),
             unknown_output if streamed else NOT_STREAMED,
             unknown_output or unknown_prompt,
+            streamed,
         )
 
 
@@ -114,6 +133,7 @@ def _closed_rates(
 
     return Rates(
         "whole cycles",
+        counts.streamed,
         _or_reason(counts.no_output, rate(counts.output)),
         _or_reason(counts.no_total, rate(counts.output + counts.prompt)),
         rate(ok),
@@ -160,13 +180,13 @@ def _open_rates(
 ) -> Rates:
     work = SpreadWork.of(counts, frame, good)
     span = window.start_unix_ns, window.end_unix_ns
-    residence_s = window.evidence.get("mean_residence_s", 0.0)
 
     def rate(*parts: Work) -> Ratio:
-        return spread_ratio(parts, None, span, residence_s)
+        return spread_ratio(parts, None, span, window.residence_s)
 
     return Rates(
         "spread work",
+        counts.streamed,
         _or_reason(counts.no_output, rate(work.output)),
         _or_reason(counts.no_total, rate(work.output, work.prompt)),
         rate(work.requests),
@@ -174,31 +194,21 @@ def _open_rates(
     )
 
 
-def throughput(measured: PointRequests, rates: Rates) -> dict[str, Any]:
-    """Rates with their standard errors, and beside them the counts of the window, which its edges cut."""
-    blind = bool(
-        (
-            measured.frame["first_token_ns"].notna()
-            & measured.frame["ok"]
-            & (measured.frame["chunks"] == 0)
-        ).any()
+def throughput(measured: PointRequests, rates: Rates) -> Throughput:
+    """The rates with the window's counts; no output tokens where some request came without its chunks."""
+    frame = measured.frame
+    blind = bool((frame["first_token_ns"].notna() & frame["ok"] & (frame["chunks"] == 0)).any())
+    return Throughput(
+        output=rates.output,
+        total=rates.total,
+        requests=rates.requests,
+        estimator=rates.estimator,
+        streamed=rates.streamed,
+        output_tokens=None if blind else measured.tokens.output,
+        input_tokens=measured.tokens.input,
+        completions=measured.tokens.completions,
+        tokens_per_chunk=measured.tokens_per_chunk,
+        little=rates.little,
+        cycles=rates.cycles,
+        cycles_per_user=rates.cycles_per_user,
     )
-    reasons = [found.reason for found in (rates.requests, rates.total, rates.output)]
-    known = [reason for reason in reasons if reason not in (None, NOT_STREAMED)]
-    return {
-        "output_tokens": None if blind else measured.tokens.output,
-        "input_tokens": measured.tokens.input,
-        "completions": measured.tokens.completions,
-        "output_tokens_per_s": rates.output.value,
-        "output_tokens_per_s_se": rates.output.standard_error,
-        "total_tokens_per_s": rates.total.value,
-        "total_tokens_per_s_se": rates.total.standard_error,
-        "requests_per_s": rates.requests.value,
-        "requests_per_s_se": rates.requests.standard_error,
-        "tokens_per_chunk": measured.tokens_per_chunk,
-        "estimator": rates.estimator,
-        "cycles": rates.cycles,
-        "cycles_per_user": rates.cycles_per_user,
-        "little_ratio": rates.little,
-        "reason": known[0] if known else None,
-    }

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.runs.identity import Candidate, Fields, identity
+from analysis.runs.identity import Candidate, Fields
 from analysis.runs.run import Run
 from greenbench.contract.run_dir import read_jsonl
 
@@ -64,7 +64,7 @@ def answered(runs: Sequence[Run]) -> dict[Question, dict[Candidate, Answered]]:
     groups: dict[Question, dict[Candidate, list[Run]]] = {}
     for run in runs:
         if len(run.outputs):
-            known = identity(run)
+            known = run.identity
             question = Question(
                 known.candidate.model,
                 known.workload.task,

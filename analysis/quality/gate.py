@@ -194,7 +194,7 @@ def _answer_words(verdict: Verdict, could_lose: bool, n: int, high: float) -> st
     if verdict != "undecided":
         return verdict
     if not could_lose:
-        return f"undecided, the model answers too little right for a loss of {MARGIN:.0%} to show"
+        return f"undecided, the model answers too few prompts correctly for a loss of {MARGIN:.0%} to show"
     if n < FEWEST_PAIRS:
         return f"undecided, {n} prompts are too few ({FEWEST_PAIRS} are needed at least)"
     return f"undecided, up to {high:.0%} of prompts may be lost"
@@ -203,7 +203,7 @@ def _answer_words(verdict: Verdict, could_lose: bool, n: int, high: float) -> st
 def _stand_in(basis: Basis) -> str:
     if basis == "most exact":
         return ""
-    return "; no candidate is known to be exact, so the best answering one is the reference"
+    return "; no candidate is known to be exact, so the one with the most correct answers is the reference"
 
 
 def _example(theirs: PromptAnswer, ours: PromptAnswer) -> Example:

@@ -14,7 +14,7 @@ from analysis.point.point import Point
 from analysis.quality.answers import Answered, answered
 from analysis.quality.gate import LEAST_RIGHT, Gate
 from analysis.quality.reference import is_exact
-from analysis.runs.identity import Candidate, identity
+from analysis.runs.identity import Candidate
 from analysis.runs.run import Run
 from analysis.statistics.noninferiority import LEVEL, MARGIN
 
@@ -113,7 +113,7 @@ def standings(
     for run in runs:
         if str(run.path) in finished:
             place = run.point.model.name, run.point.context_tokens
-            groups.setdefault(place, {}).setdefault(identity(run).candidate, []).append(run)
+            groups.setdefault(place, {}).setdefault(run.identity.candidate, []).append(run)
     return {
         place: {
             who: _standing(place, who, own, found, checked, graded.get((place, who), []))
@@ -153,7 +153,7 @@ def _standing(
         return Standing("disqualified", why, evidence)
     kind, sentence, doubted = by_gates(own, [g for g in here if g.reference_candidate == who])
     if kind == "undecided" and not here and _alone_and_exact(graded):
-        kind, sentence = "reference", "exact by design; nobody else answered its prompts"
+        kind, sentence = "reference", "exact by design; no other candidate answered its prompts"
     if kind == "disqualified":
         return Standing(kind, sentence, evidence)
     if evidence.failed > FAILING * evidence.requests:
@@ -184,12 +184,10 @@ def by_gates(own: Sequence[Gate], held_to: Sequence[Gate]) -> tuple[StandingKind
         return "undecided", "; ".join(f"{g.task}: {g.sentence}" for g in doubts), True
     reference_of = [g for g in held_to if g.could_lose]
     if reference_of:
-        said = f"the {reference_of[0].basis} one here, to which others are held"
+        said = f"the reference here, as the {reference_of[0].basis} candidate"
         above = [g for g in reference_of if g.p_gained is not None and g.p_gained <= LEVEL]
         if above:
-            said += (
-                f"; {above[0].task}: {above[0].backend} answers more right ({above[0].sentence})"
-            )
+            said += f"; {above[0].task}: {above[0].backend} answers more correctly ({above[0].sentence})"
         return "reference", said, bool(above)
     passed = [g for g in own if g.verdict == "no worse"]
     asked = [g for g in own if g.kind == "answers" and g.could_lose]
@@ -199,7 +197,7 @@ def by_gates(own: Sequence[Gate], held_to: Sequence[Gate]) -> tuple[StandingKind
         return "proven", f"{said}{only}", False
     if own:
         return "undecided", "; ".join(f"{g.task}: {g.sentence}" for g in own), False
-    return "undecided", "its answers were not held to another's", False
+    return "undecided", "its answers were not compared with another's", False
 
 
 def _lost_some(gate: Gate) -> bool:

@@ -1,68 +1,61 @@
 """Which figures the report shows, and of which cells."""
 
-from typing import Any
+from dataclasses import dataclass
 
 from analysis.bottleneck.peaks import Ceiling, find_host_ceilings, run_ceilings
 from analysis.bottleneck.roofline import PhaseUse
 from analysis.compare.cells import Cell
-from analysis.objectives import BY_NAME
+from analysis.compare.crossovers import Crossing
+from analysis.objectives import E2E, SPEED, shown
 from analysis.quality.gate import Gate
 from analysis.report import plots
 from analysis.report.figures import Figures
-from analysis.report.sentences import gated_in
-from analysis.report.tables import tables
+from analysis.report.sentences import lengths_without_a_chance
+from analysis.report.tables import by_task
 from analysis.runs.identity import Place
 from analysis.study import Study
 
-CHARTS = ("goodput", "output", "total", "ttft", "tpot", "e2e", "energy")
+
+@dataclass(frozen=True)
+class ChartGroup:
+    """Charts of one task and load. ``figures``: element ids."""
+
+    model: str
+    task: str
+    load: str
+    figures: list[str]
 
 
-PARETO_AXES = ("e2e", "tpot", "energy_total")
-
-
-def charts(
-    cells: list[Cell], look: dict[str, dict[str, str]], figures: Figures
-) -> list[dict[str, Any]]:
+def charts(cells: list[Cell], look: plots.Look, figures: Figures) -> list[ChartGroup]:
     """Per task and load: every objective that has a chart against context length."""
     groups: dict[Place, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.place.family, []).append(cell)
-    found: list[dict[str, Any]] = []
+    found: list[ChartGroup] = []
     for rows in groups.values():
-        drawn = [
-            figure
-            for name in CHARTS
-            if (figure := plots.against_context(rows, BY_NAME[name], look)) is not None
-        ]
-        if drawn:
-            first, ids = rows[0], [figures.add(figure) for figure in drawn]
-            found.append(
-                {"model": first.model, "task": first.task, "load": first.load, "figures": ids}
-            )
+        drawn = [plots.against_context(rows, each, look) for each in shown("chart")]
+        ids = [figures.add(figure) for figure in drawn if figure is not None]
+        if ids:
+            found.append(ChartGroup(rows[0].model, rows[0].task, rows[0].load, ids))
     return found
 
 
-def paretos(
-    whole: Study, look: dict[str, dict[str, str]], figures: Figures
-) -> list[tuple[str, list[str]]]:
+def paretos(whole: Study, look: plots.Look, figures: Figures) -> list[tuple[str, list[str]]]:
     """Per model and task: latency and, where measured, energy against throughput."""
+    unable = {key for key, each in whole.eligible.items() if not each.may_win}
     found: list[tuple[str, list[str]]] = []
-    for table in tables(whole.cells):
-        usable = [cell for cell in table.rows if cell.starts]
-        out = {key for key, each in whole.eligible.items() if not each.may_win}
+    for (model, _, task), rows in by_task(whole.cells).items():
+        usable = [cell for cell in rows if cell.starts]
         drawn = [
-            plots.pareto_figure(usable, BY_NAME[name], BY_NAME["total"], look, out)
-            for name in PARETO_AXES
+            plots.pareto_figure(usable, each, SPEED, look, unable) for each in shown("tradeoff")
         ]
         ids = [figures.add(figure) for figure in drawn if figure is not None]
         if ids:
-            found.append((f"{table.task} on {table.model}", ids))
+            found.append((f"{task} on {model}", ids))
     return found
 
 
-def rooflines(
-    whole: Study, look: dict[str, dict[str, str]], figures: Figures
-) -> list[tuple[str, str]]:
+def rooflines(whole: Study, look: plots.Look, figures: Figures) -> list[tuple[str, str]]:
     """One figure a model and ceiling: (words, figure id). Empty where no ceiling or step log is known."""
     groups: dict[tuple[str, Ceiling], list[tuple[str, str, PhaseUse]]] = {}
     for point in whole.usable:
@@ -83,28 +76,44 @@ def rooflines(
     ]
 
 
-def crossing_rows(
-    whole: Study, look: dict[str, dict[str, str]], figures: Figures
-) -> list[dict[str, Any]]:
-    """Every answer, those that state something first; a figure where there is a fit to draw; who is
-    barred at some of the lengths."""
-    ranks = {"crossover": 0, "none": 1, "within noise": 2, "indicative": 3}
+@dataclass(frozen=True)
+class CrossingRow:
+    """``answered``: something is stated of it. ``may_not_win``: of the two, with the lengths where it may
+    not. ``output_tokens``: what the whole request of an E2E time includes.
+    """
+
+    crossing: Crossing
+    figure: str | None
+    may_not_win: dict[str, str]
+    answered: bool
+    output_tokens: int | None
+
+
+ANSWERS = ("crossover", "none", "within noise", "indicative")  # those that state most come first
+
+
+def crossing_rows(whole: Study, look: plots.Look, figures: Figures) -> list[CrossingRow]:
+    """Every answer, those that state something first; a figure where there is a fit to draw."""
+
+    def rank(crossing: Crossing) -> int:
+        verdict = crossing.found.verdict
+        return ANSWERS.index(verdict) if verdict in ANSWERS else len(ANSWERS)
+
     return [
-        {
-            "crossing": crossing,
-            "figure": figures.add(plots.crossover_figure(crossing, look))
+        CrossingRow(
+            crossing=crossing,
+            figure=figures.add(plots.crossover_figure(crossing, look))
             if crossing.found.bands
             else None,
-            "barred": gated_in(whole, crossing.places, (crossing.a, crossing.b)),
-            "answered": crossing.found.verdict in ranks,
-        }
-        for crossing in sorted(whole.crossings, key=lambda c: ranks.get(c.found.verdict, 9))
+            may_not_win=lengths_without_a_chance(whole, crossing.places, (crossing.a, crossing.b)),
+            answered=crossing.found.verdict in ANSWERS,
+            output_tokens=crossing.output_tokens if crossing.objective is E2E else None,
+        )
+        for crossing in sorted(whole.crossings, key=rank)
     ]
 
 
-def drift(
-    found: list[Gate], look: dict[str, dict[str, str]], figures: Figures
-) -> list[tuple[str, str]]:
+def drift(found: list[Gate], look: plots.Look, figures: Figures) -> list[tuple[str, str]]:
     """One figure a model: drift of each backend's log-probabilities by position."""
     models = dict.fromkeys(gate.model for gate in found if gate.drift)
     return [

@@ -1,6 +1,9 @@
 """Numbers as a person reads them: three significant digits, a unit, a dash for what is not there."""
 
+from collections.abc import Callable, Mapping
 from math import floor, log10
+
+from analysis.objectives import Unit
 
 DASH = "–"
 
@@ -50,6 +53,22 @@ def joules(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     return DASH if value is None else f"{significant(value * 100)} %"
+
+
+BARE: frozenset[Unit] = frozenset({"req/s", "tok/s"})  # whose figures stand without their unit
+BY_UNIT: Mapping[Unit, Callable[[float | None], str]] = {
+    "req/s": rate,
+    "tok/s": rate,
+    "s": seconds,
+    "J": joules,
+    "B": size,
+    "share": percent,
+}
+
+
+def measured(value: float | None, unit: Unit) -> str:
+    """A figure of an objective."""
+    return BY_UNIT[unit](value)
 
 
 def whole_percent(share: float) -> str:

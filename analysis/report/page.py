@@ -6,7 +6,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
-from analysis.objectives import BY_NAME
 from analysis.report import formats, plots
 from analysis.report.charts import charts, crossing_rows, drift, paretos, rooflines
 from analysis.report.energy_section import energy_section, span
@@ -39,12 +38,12 @@ def render(whole: Study) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
     )
     environment.filters |= {"code": code, "answer": formats.answer, "breakable": breakable}
-    environment.globals |= {"f": formats, "span": span, "objectives": BY_NAME}
+    environment.globals |= {"f": formats, "span": span}
     figures = Figures()
     named = [point.backend for point in whole.points] + [gate.backend for gate in whole.gates]
     look = plots.styles(named)
-    page = environment.get_template("report.html.j2")
-    return page.render(
+    energy = energy_section(whole.cells)
+    return environment.get_template("report.html.j2").render(
         title=f"Attention backends: {whole.root.name}",
         runs_name=whole.root.name,
         sentences=summary_sentences(whole),
@@ -54,7 +53,7 @@ def render(whole: Study) -> str:
         decisions=decision_rows(whole),
         objective=whole.objective,
         tested=any(d.tested for d in whole.decisions),
-        tables=tables(whole.cells),
+        tables=tables(whole.cells, joules=energy.gpu is None),
         charts=charts(whole.cells, look, figures),
         points=point_sections(whole, figures),
         paretos=paretos(whole, look, figures),
@@ -62,16 +61,16 @@ def render(whole: Study) -> str:
         beaten=whole.beaten,
         crossings=crossing_rows(whole, look, figures),
         gates=whole.gates,
-        gated=any(not each.may_win for each in whole.eligible.values()),
+        some_may_not_win=any(not each.may_win for each in whole.eligible.values()),
         eligible=whole.eligible,
         verifications=whole.verifications,
         heat_maps=heat_map_groups(whole.heat_maps),
         drift=drift(whole.gates, look, figures),
-        energy=energy_section(whole.cells),
+        energy=energy,
         memory=memory_rows(whole.points),
         bounds=bounds(whole),
         excluded=[p for p in whole.points if not p.usable and p.status != "superseded"],
-        left_out=whole.left_out,
+        unmeasured=whole.unmeasured,
         superseded=sum(p.status == "superseded" for p in whole.points),
         needs=PERCENTILE_NEEDS,
         figures=figures.json,

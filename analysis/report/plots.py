@@ -1,6 +1,7 @@
 """Figures of the report as plotly JSON. No statistics are worked out here, only laid out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
@@ -11,7 +12,7 @@ from analysis.compare.cells import Cell
 from analysis.compare.crossovers import Crossing
 from analysis.objectives import Objective
 from analysis.quality.gate import Gate
-from analysis.runs.identity import Candidate, Place
+from analysis.runs.identity import Candidate, DeviceKind, Place
 
 # read on light and on dark ground; markers differ too, so colour is never the only sign
 COLOURS = ("#3d85c6", "#e07b39", "#38a169", "#a56cc1", "#d64550", "#17a2b8", "#a3801f", "#7f8c8d")
@@ -20,10 +21,20 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 GIB = 1 << 30
 
 
-def styles(backends: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The same colour and marker for a backend in every figure."""
+@dataclass(frozen=True)
+class Style:
+    """How a backend is drawn, the same in every figure."""
+
+    colour: str
+    marker: str
+
+
+Look = Mapping[str, Style]  # by label
+
+
+def styles(backends: Sequence[str]) -> Look:
     return {
-        name: {"colour": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        name: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
         for i, name in enumerate(sorted(set(backends)))
     }
 
@@ -62,32 +73,37 @@ def context_axis(contexts: Sequence[int]) -> dict[str, Any]:
     return axis
 
 
-def against_context(
-    cells: Sequence[Cell],
-    objective: Objective,
-    look: dict[str, dict[str, str]],
-) -> go.Figure | None:
+@dataclass(frozen=True)
+class Spot:
+    """A cell's figure with its interval, and what stands behind it."""
+
+    value: float
+    low: float | None
+    high: float | None
+    behind: str
+
+
+def against_context(cells: Sequence[Cell], objective: Objective, look: Look) -> go.Figure | None:
     """One line a candidate: the pooled median for latencies, else the mean over starts."""
     unit = objective.unit
     figure = _figure(objective.title, "context, tokens", unit)
     contexts: list[int] = []
     for backend in sorted({cell.backend for cell in cells}):
-        own = [cell for cell in cells if cell.backend == backend]
-        rows = [(cell.context_tokens, *_value(cell, objective)) for cell in own]
-        rows = [row for row in rows if row[1] is not None]
+        own = [(cell, _spot(cell, objective)) for cell in cells if cell.backend == backend]
+        rows = [(cell.context_tokens, spot) for cell, spot in own if spot is not None]
         if not rows:
             continue
-        contexts += [row[0] for row in rows]
+        contexts += [context for context, _ in rows]
         figure.add_trace(
             go.Scatter(
-                x=[row[0] for row in rows],
-                y=[row[1] for row in rows],
+                x=[context for context, _ in rows],
+                y=[spot.value for _, spot in rows],
                 name=backend,
                 mode="lines+markers",
-                line={"color": look[backend]["colour"]},
-                marker={"symbol": look[backend]["marker"], "size": 9},
-                error_y=_error_bars(rows),
-                customdata=[row[4] for row in rows],
+                line={"color": look[backend].colour},
+                marker={"symbol": look[backend].marker, "size": 9},
+                error_y=_error_bars([spot for _, spot in rows]),
+                customdata=[spot.behind for _, spot in rows],
                 hovertemplate=f"%{{y:.4g}} {unit} (%{{customdata}})<extra>{backend}</extra>",
             )
         )
@@ -97,41 +113,40 @@ def against_context(
     return figure
 
 
-def _value(
-    cell: Cell, objective: Objective
-) -> tuple[float | None, float | None, float | None, str]:
-    """Value, low, high, and what stands behind it."""
-    if objective.sample is not None and cell.starts:
-        found = cell.latency[objective.sample]
-        return found["p50"], found["p50_low"], found["p50_high"], f"n {found['n']:,}"
-    values = cell.values(objective)
-    if not values:
-        return None, None, None, ""
+def _spot(cell: Cell, objective: Objective) -> Spot | None:
+    if objective.latency is not None and cell.starts:
+        found = cell.latency.of(objective.latency)
+        if found.p50 is None:
+            return None
+        return Spot(found.p50, found.p50_low, found.p50_high, f"n {found.n:,}")
+    mean, values = cell.mean(objective), cell.values(objective)
+    if mean is None:
+        return None
     starts = f"{len(values)} start{'s' if len(values) > 1 else ''}"
     low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
-    return cell.mean(objective), low, high, starts
+    return Spot(mean, low, high, starts)
 
 
-def _error_bars(rows: Sequence[tuple[Any, ...]]) -> dict[str, Any] | None:
-    if all(row[2] is None for row in rows):
+def _error_bars(spots: Sequence[Spot]) -> dict[str, Any] | None:
+    if all(spot.low is None for spot in spots):
         return None
     return {
         "type": "data",
         "symmetric": False,
-        "array": [(row[3] or row[1]) - row[1] for row in rows],
-        "arrayminus": [row[1] - (row[2] or row[1]) for row in rows],
+        "array": [(spot.high or spot.value) - spot.value for spot in spots],
+        "arrayminus": [spot.value - (spot.low or spot.value) for spot in spots],
         "thickness": 1,
     }
 
 
-def crossover_figure(crossing: Crossing, look: dict[str, dict[str, str]]) -> go.Figure:
+def crossover_figure(crossing: Crossing, look: Look) -> go.Figure:
     """Measured costs, fitted curves with their bands, and the break-even with its interval."""
     cost, found = crossing.objective, crossing.found
     figure = _figure(
         f"{cost.title}: {crossing.a} and {crossing.b}", "context, tokens", cost.unit, 340
     )
     for name in (crossing.a, crossing.b):
-        colour = look[name]["colour"]
+        colour = look[name].colour
         band = found.bands.get(name)
         if band is not None:
             figure.add_trace(
@@ -162,7 +177,7 @@ def crossover_figure(crossing: Crossing, look: dict[str, dict[str, str]]) -> go.
                 y=crossing.measured[name],
                 name=name,
                 mode="markers",
-                marker={"color": colour, "symbol": look[name]["marker"], "size": 9},
+                marker={"color": colour, "symbol": look[name].marker, "size": 9},
             )
         )
     if found.context is not None and found.low is not None and found.high is not None:
@@ -175,7 +190,7 @@ def crossover_figure(crossing: Crossing, look: dict[str, dict[str, str]]) -> go.
 
 
 def roofline_figure(
-    uses: Sequence[tuple[str, str, PhaseUse]], ceiling: Ceiling, look: dict[str, dict[str, str]]
+    uses: Sequence[tuple[str, str, PhaseUse]], ceiling: Ceiling, look: Look
 ) -> go.Figure:
     """FLOP/s against FLOPs a byte for each (backend, words, phase use), under one ceiling."""
     figure = _figure("Roofline", "FLOPs a byte", "FLOP/s", 420)
@@ -205,8 +220,8 @@ def roofline_figure(
                         mode="markers",
                         text=[words for words, _ in own],
                         marker={
-                            "color": look[backend]["colour"],
-                            "symbol": look[backend]["marker"] + filled,
+                            "color": look[backend].colour,
+                            "symbol": look[backend].marker + filled,
                             "size": 10,
                         },
                         hovertemplate="%{text}<br>%{y:.3g} FLOP/s at %{x:.3g} FLOP/B<extra></extra>",
@@ -218,75 +233,95 @@ def roofline_figure(
     return figure
 
 
+@dataclass(frozen=True)
+class ParetoSpot:
+    """A cell at (x, y). ``able``: it may win at its length."""
+
+    cell: Cell
+    x: float
+    y: float
+    able: bool
+
+    @property
+    def words(self) -> str:
+        note = "" if self.able else ", may not win"
+        return f"{self.cell.context_tokens:,} tokens, {self.cell.load}{note}"
+
+    @property
+    def ranking(self) -> tuple[int, str | None, DeviceKind]:
+        """Work at two lengths is not the same work, so spots of different lengths do not beat each other."""
+        place = self.cell.place
+        return place.context_tokens, place.execution, place.device
+
+
 def pareto_figure(
     cells: Sequence[Cell],
     x: Objective,
     y: Objective,
-    look: dict[str, dict[str, str]],
-    barred: set[tuple[Place, Candidate]],
+    look: Look,
+    unable: Set[tuple[Place, Candidate]],
 ) -> go.Figure | None:
-    """Points of (x lower is better, y higher is better), one front a context length and execution.
+    """Points of (x lower is better, y higher is better), one front a context length, execution and device.
 
-    Work at two lengths is not the same work, so points of different lengths do not beat each other. A
-    candidate that may not win is drawn hollow and stands on no front.
+    A candidate that may not win (``unable``) is drawn hollow and stands on no front.
     """
-    found = [(cell, _value(cell, x)[0], _value(cell, y)[0]) for cell in cells]
-    spots = [(cell, a, b) for cell, a, b in found if a is not None and b is not None]
+    spots = _pareto_spots(cells, x, y, unable)
     if len(spots) < 2:
         return None
     figure = _figure(
         f"{y.title} against {x.title}", f"{x.title}, {x.unit}", f"{y.title}, {y.unit}", 360
     )
-
-    def out(cell: Cell) -> bool:
-        return (cell.place, cell.candidate) in barred
-
-    for backend in sorted({cell.backend for cell, _, _ in spots}):
-        own = [(cell, a, b) for cell, a, b in spots if cell.backend == backend]
-        symbol = look[backend]["marker"]
-        words = [
-            f"{cell.context_tokens:,} tokens, {cell.load}" + (", may not win" if out(cell) else "")
-            for cell, _, _ in own
-        ]
-        figure.add_trace(
-            go.Scatter(
-                x=[a for _, a, _ in own],
-                y=[b for _, _, b in own],
-                name=backend,
-                mode="markers+text",
-                text=[f"{cell.context_tokens:,}" for cell, _, _ in own],
-                textposition="top center",
-                textfont={"size": 10, "color": look[backend]["colour"]},
-                customdata=words,
-                marker={
-                    "color": look[backend]["colour"],
-                    "symbol": [symbol + "-open" if out(cell) else symbol for cell, _, _ in own],
-                    "size": 10,
-                },
-                hovertemplate=f"%{{customdata}}<br>%{{x:.3g}}, %{{y:.4g}}<extra>{backend}</extra>",
-            )
-        )
-    ranks = {(cell.context_tokens, cell.place.execution, cell.place.device) for cell, _, _ in spots}
-    for rank in ranks:
-        here = [
-            (a, b)
-            for c, a, b in spots
-            if (c.context_tokens, c.place.execution, c.place.device) == rank and not out(c)
-        ]
-        front = pareto_front(here)
-        figure.add_trace(
-            go.Scatter(
-                x=[a for a, _ in front],
-                y=[b for _, b in front],
-                name="front at one length",
-                showlegend=False,  # the text above says what the dotted lines are
-                mode="lines",
-                line={"color": "#7f8c8d", "dash": "dot", "shape": "hv"},
-                hoverinfo="skip",
-            )
-        )
+    for backend in sorted({spot.cell.backend for spot in spots}):
+        own = [spot for spot in spots if spot.cell.backend == backend]
+        figure.add_trace(_pareto_trace(backend, own, look[backend]))
+    for ranking in dict.fromkeys(spot.ranking for spot in spots):
+        here = [spot for spot in spots if spot.ranking == ranking and spot.able]
+        figure.add_trace(_front_trace(pareto_front([(spot.x, spot.y) for spot in here])))
     figure.update_layout(hovermode="closest")
     return figure
+
+
+def _pareto_spots(
+    cells: Sequence[Cell], x: Objective, y: Objective, unable: Set[tuple[Place, Candidate]]
+) -> list[ParetoSpot]:
+    spots: list[ParetoSpot] = []
+    for cell in cells:
+        across, up = _spot(cell, x), _spot(cell, y)
+        if across is not None and up is not None:
+            able = (cell.place, cell.candidate) not in unable
+            spots.append(ParetoSpot(cell, across.value, up.value, able))
+    return spots
+
+
+def _pareto_trace(backend: str, spots: Sequence[ParetoSpot], style: Style) -> go.Scatter:
+    return go.Scatter(
+        x=[spot.x for spot in spots],
+        y=[spot.y for spot in spots],
+        name=backend,
+        mode="markers+text",
+        text=[f"{spot.cell.context_tokens:,}" for spot in spots],
+        textposition="top center",
+        textfont={"size": 10, "color": style.colour},
+        customdata=[spot.words for spot in spots],
+        marker={
+            "color": style.colour,
+            "symbol": [style.marker if spot.able else f"{style.marker}-open" for spot in spots],
+            "size": 10,
+        },
+        hovertemplate=f"%{{customdata}}<br>%{{x:.3g}}, %{{y:.4g}}<extra>{backend}</extra>",
+    )
+
+
+def _front_trace(front: Sequence[tuple[float, float]]) -> go.Scatter:
+    return go.Scatter(
+        x=[a for a, _ in front],
+        y=[b for _, b in front],
+        name="front at one length",
+        showlegend=False,  # the text above says what the dotted lines are
+        mode="lines",
+        line={"color": "#7f8c8d", "dash": "dot", "shape": "hv"},
+        hoverinfo="skip",
+    )
 
 
 def pareto_front(spots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -298,7 +333,7 @@ def pareto_front(spots: Sequence[tuple[float, float]]) -> list[tuple[float, floa
     return front
 
 
-def drift_figure(gates: Sequence[Gate], look: dict[str, dict[str, str]]) -> go.Figure:
+def drift_figure(gates: Sequence[Gate], look: Look) -> go.Figure:
     """Mean |Δ log p| by position, one line a backend."""
     figure = _figure(
         "Mean |Δ log p| against the reference", "position, tokens", "nats a token", 320
@@ -312,10 +347,10 @@ def drift_figure(gates: Sequence[Gate], look: dict[str, dict[str, str]]) -> go.F
                 name=f"{gate.backend}, {gate.context_tokens:,}",
                 mode="lines+markers",
                 line={
-                    "color": look[gate.backend]["colour"],
+                    "color": look[gate.backend].colour,
                     "dash": DASHES[contexts.index(gate.context_tokens) % len(DASHES)],
                 },
-                marker={"symbol": look[gate.backend]["marker"]},
+                marker={"symbol": look[gate.backend].marker},
             )
         )
     return figure

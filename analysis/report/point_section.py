@@ -1,37 +1,50 @@
 """One folded section a point: what it ran, in which window, every figure with its n, and its timeline."""
 
-from typing import Any
+from dataclasses import dataclass
 
 from analysis.point.point import Point
+from analysis.point.steady_window import Window
 from analysis.report import energy_section, formats
 from analysis.report.figures import Figures
 from analysis.report.timeline import timeline
+from analysis.statistics.samples import Statistic
 from analysis.study import Study
 
 
-def point_sections(whole: Study, figures: Figures) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class PointSection:
+    """``anchor`` is its element's id, ``figure`` that of its timeline; ``facts``: name and words."""
+
+    point: Point
+    anchor: str
+    figure: str | None
+    facts: list[tuple[str, str]]
+
+
+def point_sections(whole: Study, figures: Figures) -> list[PointSection]:
     """One folded section a point, with its timeline."""
     return [
-        {
-            "point": point,
-            "anchor": f"point-{number}",
-            "figure": figures.add(timeline(whole.run(point), point))
+        PointSection(
+            point=point,
+            anchor=f"point-{number}",
+            figure=figures.add(timeline(whole.run(point), point))
             if point.status not in ("superseded", "interrupted")
             else None,
-            "facts": _point_facts(point)
+            facts=_point_facts(point)
             + energy_section.point_facts(point)
             + _bound_facts(whole, point)
             + [("Note", note) for note in point.notes],
-        }
+        )
         for number, point in enumerate(whole.points)
     ]
 
 
 def _bound_facts(whole: Study, point: Point) -> list[tuple[str, str]]:
-    found = whole.bottlenecks.get(point.run_id)
-    if found is None:
+    bottleneck = whole.bottlenecks.get(point.run_id)
+    if bottleneck is None:
         return []
-    return [("Held back", found.sentence), *(("", phase.sentence) for phase in found.phases)]
+    phases = [("", phase.sentence) for phase in bottleneck.phases]
+    return [("Bottleneck", bottleneck.sentence), *phases]
 
 
 def _point_facts(point: Point) -> list[tuple[str, str]]:
@@ -39,29 +52,43 @@ def _point_facts(point: Point) -> list[tuple[str, str]]:
         ("Run", point.run_id),
         ("Server start", f"{point.server_id}, block {point.repeat}"),
         ("Attention class", f"{point.observed_backend or 'unknown'} ({point.proof})"),
-        ("Requests", f"{point.counts['ok']} good, {point.counts['failed']} failed"),
+        ("Requests", f"{point.counts.ok} good, {point.counts.failed} failed"),
     ]
-    if point.window:
-        evidence = ", ".join(
-            f"{key.replace('_', ' ')} {value}" for key, value in point.window["evidence"].items()
-        )
-        facts.append(
-            (
-                "Window",
-                f"{point.window['duration_s']:.1f} s, {point.window['definition']}; {evidence}",
-            )
-        )
-    for name, found in (point.latency or {}).items():
-        label = name.removesuffix("_s").upper()
-        refused = f"; refused: {', '.join(found['refused'])}" if found["refused"] else ""
-        facts.append(
-            (
-                label,
-                f"p50 {formats.seconds(found['p50'])}, p90 {formats.seconds(found['p90'])}, "
-                f"p99 {formats.seconds(found['p99'])}, mean {formats.seconds(found['mean'])}, "
-                f"max {formats.seconds(found['maximum'])}, n {found['n']:,}{refused}",
-            )
-        )
+    if point.window is not None:
+        facts.append(("Window", _window_words(point.window)))
+    if point.latency is not None:
+        facts += [
+            ("TTFT", _statistic_words(point.latency.ttft_s)),
+            ("TPOT", _statistic_words(point.latency.tpot_s)),
+            ("ITL", _statistic_words(point.latency.itl_s)),
+            ("E2E", _statistic_words(point.latency.e2e_s)),
+        ]
     if point.errors:
         facts.append(("Errors", ", ".join(f"{k} {v}" for k, v in point.errors.items())))
     return facts
+
+
+def _window_words(window: Window) -> str:
+    """``18.0 s, steady; on average 4.0 requests open, 1 s each; 72 completed``."""
+    known = window.evidence
+    words = [f"{window.duration_s:.1f} s, {window.definition}"]
+    if known.mean_in_flight is not None and known.mean_residence_s is not None:
+        each = formats.seconds(known.mean_residence_s)
+        words.append(f"on average {known.mean_in_flight:g} requests open, {each} each")
+    if known.completions is not None:
+        words.append(f"{known.completions:,} completed")
+    if known.pace is not None:
+        early, late = formats.seconds(known.pace.early_s), formats.seconds(known.pace.late_s)
+        words.append(f"a request took {early} in its first half, {late} in its second")
+    if known.left_out is not None:
+        words.append(f"left out {known.left_out}")
+    return "; ".join(words)
+
+
+def _statistic_words(found: Statistic) -> str:
+    refused = f"; refused: {', '.join(found.refused)}" if found.refused else ""
+    return (
+        f"p50 {formats.seconds(found.p50)}, p90 {formats.seconds(found.p90)}, "
+        f"p99 {formats.seconds(found.p99)}, mean {formats.seconds(found.mean)}, "
+        f"max {formats.seconds(found.maximum)}, n {found.n:,}{refused}"
+    )

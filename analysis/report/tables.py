@@ -1,16 +1,18 @@
 """The rows of the report's tables: decisions, cells, server starts, provenance, what bounds each point."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
+from analysis.bottleneck.classify import Bottleneck
 from analysis.compare.cells import Cell, load_order
 from analysis.compare.decisions import Decision
-from analysis.objectives import OBJECTIVES, Objective
+from analysis.objectives import ENERGY, MEMORY, TPOT, Objective, shown
+from analysis.point.point import Point
 from analysis.quality.depth_map import HeatMap
 from analysis.report import formats
 from analysis.runs.identity import Place
 from analysis.runs.run import Run
+from analysis.statistics.samples import PERCENTILE_NEEDS, Statistic
 from analysis.study import Study
 
 
@@ -46,24 +48,35 @@ def provenance(runs: Iterable[Run]) -> list[tuple[str, str]]:
     return [(name, "; ".join(values)) for name, values in facts.items()]
 
 
-def servers(whole: Study) -> list[dict[str, Any]]:
-    """One row a server start: what was asked for, what was observed, and the proof's verdict."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+@dataclass(frozen=True)
+class ServerRow:
+    """One server start: what was asked for, what was observed, and the proof's verdict."""
+
+    server_id: str
+    backend: str
+    observed: str | None
+    proof: str
+    ready_s: float | None
+    kv_tokens: int | None
+    weights_bytes: int | None
+
+
+def servers(whole: Study) -> list[ServerRow]:
+    """In order of their first runs."""
+    rows: dict[tuple[str, str], ServerRow] = {}
     for run in whole.runs:
         server = run.manifest.server
         rows.setdefault(
             (str(run.path.parent), server.server_id),
-            {
-                "server_id": server.server_id,
-                "backend": run.label,
-                "observed": server.observed_backend,
-                "proof": server.proof,
-                "ready_s": server.ready_s,
-                "kv_tokens": server.kv_cache_tokens,
-                "weights_bytes": server.weights_bytes,
-                "repeat": run.point.repeat,
-                "argv": " ".join(server.argv),
-            },
+            ServerRow(
+                server_id=server.server_id,
+                backend=run.label,
+                observed=server.observed_backend,
+                proof=server.proof,
+                ready_s=server.ready_s,
+                kv_tokens=server.kv_cache_tokens,
+                weights_bytes=server.weights_bytes,
+            ),
         )
     return list(rows.values())
 
@@ -76,32 +89,32 @@ class DecisionRow:
     load: str
     context_tokens: int
     entries: list[tuple[Objective, Decision | None]]
-    out: dict[str, str]  # candidates that may not win here -> why
+    may_not_win: dict[str, str]  # candidates -> why
 
 
 def decision_rows(whole: Study) -> list[DecisionRow]:
     """One row a place, one entry an objective that has a column and that anything is known of."""
     made = whole.decisions
-    columns = [o for o in OBJECTIVES if o.shown and any(d.objective == o.name for d in made)]
+    decided = {decision.objective for decision in made}
+    columns = [objective for objective in shown("decisions") if objective in decided]
     columns.sort(key=lambda o: o is not whole.objective)
     by_key = {(d.place, d.objective): d for d in made}
-    rows = [
+    return [
         DecisionRow(
             task=whole.labels.tasks[place],
             load=whole.labels.loads[place],
             context_tokens=place.context_tokens,
-            entries=[(o, by_key.get((place, o.name))) for o in columns],
-            out=_out(whole, place),
+            entries=[(o, by_key.get((place, o))) for o in columns],
+            may_not_win=_may_not_win(whole, place),
         )
         for place in sorted(
             dict.fromkeys(d.place for d in made),
             key=lambda p: (p.model, whole.labels.tasks[p], load_order(p), p.context_tokens),
         )
     ]
-    return rows
 
 
-def _out(whole: Study, place: Place) -> dict[str, str]:
+def _may_not_win(whole: Study, place: Place) -> dict[str, str]:
     return {
         whole.labels.candidates[candidate]: each.why_not or ""
         for (where, candidate), each in whole.eligible.items()
@@ -110,24 +123,141 @@ def _out(whole: Study, place: Place) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A figure of a cell with the small lines below it. ``main`` None: ``why`` says why, where anything does.
+
+    ``refused``: percentiles that are missing among the lines, and what they would need.
+    """
+
+    main: str | None
+    below: tuple[str, ...] = ()
+    why: str | None = None
+    refused: str = ""
+    link: str | None = None  # where the reason is told at length
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the numbers. ``unit``: of figures that stand there without theirs. ``streamed``: means
+    nothing of a task that is not streamed.
+    """
+
+    title: str
+    unit: str | None
+    entry: Callable[[Cell], Entry]
+    streamed: bool
+
+
+@dataclass(frozen=True)
 class Table:
-    """The cells of one model and task; ``streamed`` decides which columns make sense."""
+    """The cells of one model and task, with the columns that make sense of them."""
 
     model: str
     weights: str
     task: str
-    streamed: bool
+    columns: list[Column]
     rows: list[Cell]
 
+    @property
+    def failing(self) -> bool:
+        return any(cell.failed for cell in self.rows)
 
-def tables(cells: list[Cell]) -> list[Table]:
+
+def tables(cells: list[Cell], joules: bool) -> list[Table]:
+    """``joules``: some cell has energy of the GPU; without it the column would be empty."""
+    columns = number_columns(joules)
+    found: list[Table] = []
+    for (model, weights, task), rows in by_task(cells).items():
+        streamed = any(cell.latency.ttft_s.n for cell in rows)
+        fitting = [column for column in columns if streamed or not column.streamed]
+        found.append(Table(model, weights, task, fitting, rows))
+    return found
+
+
+def by_task(cells: Iterable[Cell]) -> dict[tuple[str, str, str], list[Cell]]:
+    """(model, weights, task) → cells."""
     groups: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.model, cell.weights, cell.task), []).append(cell)
-    return [
-        Table(model, weights, task, any(c.latency["ttft_s"]["n"] for c in rows), rows)
-        for (model, weights, task), rows in groups.items()
-    ]
+    return groups
+
+
+def number_columns(joules: bool) -> list[Column]:
+    """The objectives that have one, and beside TPOT the ITL, by which nothing is compared."""
+    columns: list[Column] = []
+    for objective in shown("numbers"):
+        if joules or objective is not ENERGY:
+            unit = objective.unit if objective.unit in formats.BARE else None
+            entry = _entry_of(objective)
+            columns.append(Column(_title(objective), unit, entry, objective.streamed))
+        if objective is TPOT:
+            columns.append(Column("ITL", None, lambda cell: _latency(cell.latency.itl_s), True))
+    return columns
+
+
+def _title(objective: Objective) -> str:
+    """A latency's column holds all its percentiles, so none stands in its title."""
+    return objective.title if objective.latency is None else objective.quantity
+
+
+def _entry_of(objective: Objective) -> Callable[[Cell], Entry]:
+    if objective is MEMORY:
+        return _memory
+    latency = objective.latency
+    if latency is not None:
+        return lambda cell: _latency(cell.latency.of(latency))
+    return lambda cell: _mean(cell, objective)
+
+
+def _latency(found: Statistic) -> Entry:
+    """Median, tails and n over the pooled requests."""
+    refused = "; ".join(found.refused)
+    if not found.n:
+        return Entry(None)
+    if found.p50 is None and found.n >= PERCENTILE_NEEDS[50]:
+        return Entry(None, why=refused)
+    tails = f"p90 {formats.seconds(found.p90)}", f"p99 {formats.seconds(found.p99)}"
+    n = f"n {formats.count(found.n)}"
+    return Entry(formats.seconds(found.p50), (*tails, n), refused=refused)
+
+
+def _mean(cell: Cell, objective: Objective) -> Entry:
+    """Over the starts, with their range and the error of the window's edges where it is seen."""
+    values = cell.values(objective)
+    if not values:
+        return _missing(cell, objective)
+    low, high = (formats.measured(each(values), objective.unit) for each in (min, max))
+    edge = cell.edge(objective)
+    lines = (
+        f"{low}–{high}" if len(values) > 1 else "",
+        f"{len(values)} start{'s' if len(values) > 1 else ''}",
+        f"edges ± {formats.percent(edge)}" if edge >= LEAST_EDGE_SHOWN else "",
+    )
+    main = formats.measured(cell.mean(objective), objective.unit)
+    return Entry(main, tuple(line for line in lines if line))
+
+
+LEAST_EDGE_SHOWN = 0.01
+
+
+def _missing(cell: Cell, objective: Objective) -> Entry:
+    """Why there is no figure; of joules in a word, for the energy section tells it at length."""
+    if objective is ENERGY:
+        energy = cell.starts[0].energy
+        status = "unavailable" if energy is None else energy.result.status
+        return Entry(None, why=STATUS_WORDS.get(status, status), link="#energy")
+    reasons = (objective.measure(point).reason for point in cell.starts)
+    return Entry(None, why=next((reason for reason in reasons if reason), None))
+
+
+STATUS_WORDS = {"invalid": "refused"}
+
+
+def _memory(cell: Cell) -> Entry:
+    memory = cell.starts[0].memory
+    if memory is None:
+        return Entry(None, why="not recorded")
+    return Entry(formats.size(memory.peak_bytes), (memory.peak_source or "not read",))
 
 
 def heat_map_groups(found: list[HeatMap]) -> list[tuple[str, list[HeatMap]]]:
@@ -145,10 +275,16 @@ def heat_map_groups(found: list[HeatMap]) -> list[tuple[str, list[HeatMap]]]:
     ]
 
 
-def bounds(whole: Study) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class BoundRow:
+    point: Point
+    bottleneck: Bottleneck
+
+
+def bounds(whole: Study) -> list[BoundRow]:
     """One row a point that is usable, or invalid because its client was late: what held it back."""
     return [
-        {"point": point, "bottleneck": whole.bottlenecks[point.run_id]}
+        BoundRow(point, whole.bottlenecks[point.run_id])
         for point in sorted(
             whole.points, key=lambda p: (p.model, p.task, p.load, p.context_tokens, p.backend)
         )

@@ -44,8 +44,8 @@ def timeline(run: Run, point: Point) -> go.Figure:
     figure.update_xaxes(title_text="seconds since the measured phase began", row=len(lanes), col=1)
     if point.window:
         figure.add_vrect(
-            x0=(point.window["start_unix_ns"] - zero) / 1e9,
-            x1=(point.window["end_unix_ns"] - zero) / 1e9,
+            x0=(point.window.start_unix_ns - zero) / 1e9,
+            x1=(point.window.end_unix_ns - zero) / 1e9,
             fillcolor="#38a169",
             opacity=0.1,
             line_width=0,

@@ -8,10 +8,10 @@ replicates. Labels are derived from the values (``analysis.runs.labels``) and ar
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from analysis.runs.run import Run
-from greenbench.contract.config import LoadConfig, PhaseConfig, ServerConfig, SloConfig
+from greenbench.contract.config import LivePoint, LoadConfig, PhaseConfig, ServerConfig, SloConfig
+from greenbench.contract.manifest import Manifest
 
 Scalar = int | float | str | bool | None
 Fields = tuple[tuple[str, Any], ...]  # name and value, sorted by name
@@ -21,6 +21,19 @@ NOT_SETTINGS = frozenset({"base_url", "served_model", "port", "boot_timeout_s"})
 # Told by the manifest as they were in the running server.
 AS_SERVED = frozenset({"dtype", "kv_cache_dtype", "execution", "tensor_parallel"})
 SEVERAL_MODELS = "several models"
+
+
+class Recorded(Protocol):
+    """As much of a run as tells what it is (``Run.identity`` keeps the answer)."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def manifest(self) -> Manifest: ...
+    @property
+    def live(self) -> LivePoint: ...
+    @property
+    def sources(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -157,12 +170,12 @@ class Identity:
         )
 
 
-def identity(run: Run) -> Identity:
+def identity_of(run: Recorded) -> Identity:
     return Identity(_workload(run), _candidate(run), _device(run), _replicate(run))
 
 
-def _workload(run: Run) -> Workload:
-    point = run.point
+def _workload(run: Recorded) -> Workload:
+    point = run.live.point
     imported = "imported_from" in run.manifest.server.proof_detail
     return Workload(
         task=point.task.name,
@@ -177,8 +190,8 @@ def _workload(run: Run) -> Workload:
     )
 
 
-def _candidate(run: Run) -> Candidate:
-    point, server = run.point, run.manifest.server
+def _candidate(run: Recorded) -> Candidate:
+    point, server = run.live.point, run.manifest.server
     asked: ServerConfig = point.server
     settings = {
         name: value
@@ -201,7 +214,7 @@ def _candidate(run: Run) -> Candidate:
     )
 
 
-def _device(run: Run) -> Device:
+def _device(run: Recorded) -> Device:
     host = run.manifest.host
     used = _used_uuids(run)
     cards = [card for card in host.gpus if not used or card.uuid in used]
@@ -209,7 +222,7 @@ def _device(run: Run) -> Device:
     return Device(kind, run.manifest.clock.host, tuple(sorted(card.uuid for card in cards)))
 
 
-def _used_uuids(run: Run) -> set[str]:
+def _used_uuids(run: Recorded) -> set[str]:
     """Cards that the recorder saw the server's processes on, else those visible to it; empty: not known."""
     facts = run.sources.get("facts")
     cards = facts.get("gpus", []) if isinstance(facts, dict) else []
@@ -218,8 +231,8 @@ def _used_uuids(run: Run) -> set[str]:
     return own or {card["uuid"] for card in known if card.get("visible", True)}
 
 
-def _replicate(run: Run) -> Replicate:
-    return Replicate(str(run.path.parent), run.point.repeat, run.point.arm)
+def _replicate(run: Recorded) -> Replicate:
+    return Replicate(str(run.path.parent), run.live.point.repeat, run.live.point.arm)
 
 
 def _fields(values: Mapping[str, Any]) -> Fields:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from analysis.runs.engine_steps import read_steps
 from analysis.runs.gpu_rows import read_gpu_rows
+from analysis.runs.identity import Identity, identity_of
 from analysis.runs.parquet import (
     SOURCES,
     arrow_schema,
@@ -90,6 +91,10 @@ class Run:
     def label(self) -> str:
         """The backend as the report names it, with its options."""
         return self.point.backend.label
+
+    @cached_property
+    def identity(self) -> Identity:
+        return identity_of(self)
 
     @property
     def unreadable(self) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.runs.fault import Fault
-from analysis.runs.identity import Identity, identity
+from analysis.runs.identity import Identity
 from analysis.runs.invariants import broken
 from analysis.runs.parquet import row_count
 from analysis.runs.run import Run
@@ -184,7 +184,7 @@ def superseded(runs: list[Run]) -> dict[Path, str]:
     holds is a replicate. Of several complete runs of one point the latest stands. A copy of a run in another
     folder is no replicate: the first stands.
     """
-    keys = {run.path: (run.manifest.config_hash, identity(run)) for run in runs}
+    keys = {run.path: (run.manifest.config_hash, run.identity) for run in runs}
     standing: dict[tuple[str, Identity], Run] = {}
     for run in runs:  # oldest first
         if run.manifest.status == "complete":

@@ -1,4 +1,4 @@
-"""Judges a recording of `python -m telemetry selftest`: oracles G-1 to G-12, figure, bound and verdict.
+"""Checks a recording of `python -m telemetry selftest`: oracles G-1 to G-12, figure, bound and verdict.
 
     python -m analysis.selftest.judge DIR [--served RUNS] [--published-j-per-token J]
 
@@ -28,9 +28,9 @@ from analysis.selftest.served import (
     Judged,
     Missing,
     Served,
-    equal_arms,
     near_a_published_figure,
     real_over_random,
+    same_backend_twice,
 )
 from greenbench.contract.errors import UserError, exit_on_user_error
 from greenbench.contract.run_dir import read_jsonl, write_atomic
@@ -312,7 +312,7 @@ ORACLES: tuple[tuple[str, str, Callable[[Recording], Judged]], ...] = (
     ("G-5", "order of powers", order_of_powers),
     ("G-6", "power against the values computed on", data_dependence),
     ("G-7", "cost of the sampler", samplers_own_cost),
-    ("G-8", "A/A: one backend as both arms", of_a_sweep(equal_arms)),
+    ("G-8", "A/A: one backend listed twice", of_a_sweep(same_backend_twice)),
     ("G-9", "real against random weights", of_a_sweep(real_over_random)),
     ("G-10", "bytes copied against GPM's bandwidth", bandwidth),
     ("G-11", "twice the work", doubled_work),
@@ -354,8 +354,8 @@ def main(argv: list[str]) -> int:
     served = Served.read(options.served, options.published_j_per_token) if options.served else None
     recording = Recording.read(folder, served)
     verdicts = judge(recording)
-    found = {"setup": recording.setup, "oracles": [asdict(verdict) for verdict in verdicts]}
-    write_atomic(folder / "oracles.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    content = {"setup": recording.setup, "oracles": [asdict(verdict) for verdict in verdicts]}
+    write_atomic(folder / "oracles.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     gpu = recording.setup.get("gpu")
     print(f"{gpu['name']} {gpu['uuid']}, driver {gpu['driver']}" if gpu else "no GPU")
     print(table(verdicts))

@@ -13,18 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.objectives import BY_NAME
+from analysis.objectives import ENERGY
 from analysis.point.point import Point, analyse_all
 from analysis.runs.run import load_runs
 from analysis.statistics.ratios import Ratio, paired_ratio
 
 BLOCKS = 5  # G-8 asks for as many
 SAME_ORDER = 2.0  # G-12: a factor either way
-ENERGY = BY_NAME["energy"]
 
 
 class Missing(Exception):
-    """What an oracle needs was not captured; the text is the reason of its `not run`."""
+    """What an oracle needs was not recorded; the text is the reason for its `not run`."""
 
 
 Judged = tuple[str, str, bool | None]  # figure, bound, passed (None: published)
@@ -39,7 +38,7 @@ class Served:
 
     @classmethod
     def read(cls, root: Path, published_j: float | None = None) -> "Served":
-        points = [point for point, _ in analyse_all(load_runs(root))]
+        points = analyse_all(load_runs(root))
         return cls([point for point in points if ENERGY.value(point) is not None], published_j)
 
 
@@ -52,7 +51,7 @@ def _log_j(point: Point) -> float:
 def _block_ratio(
     first: Iterable[Point], second: Iterable[Point], place: Callable[[Point], tuple[object, ...]]
 ) -> Ratio | None:
-    """Second over first by J per output token: a value a block, the mean of its places that both have."""
+    """Second over first by J per output token: per start, the mean over the conditions that both have."""
     left = {(p.repeat, place(p)): _log_j(p) for p in first}
     right = {(p.repeat, place(p)): _log_j(p) for p in second}
     blocks: dict[int, list[float]] = {}
@@ -63,22 +62,23 @@ def _block_ratio(
     return paired_ratio([float(np.mean(blocks[block])) for block in sorted(blocks)])
 
 
-def _told(found: Ratio) -> str:
-    interval = "" if found.low is None else f" [{found.low:.4f}, {found.high:.4f}]"
-    return f"{found.ratio:.4f}{interval} over {found.blocks} starts each"
+def _told(ratio: Ratio) -> str:
+    interval = "" if ratio.low is None else f" [{ratio.low:.4f}, {ratio.high:.4f}]"
+    return f"{ratio.ratio:.4f}{interval} over {ratio.blocks} starts each"
 
 
-def equal_arms(served: Served) -> Judged:
+def same_backend_twice(served: Served) -> Judged:
     """G-8: the interval of one backend over itself holds 1; its half-width is the noise floor."""
-    arms: dict[tuple[str, str], dict[int, list[Point]]] = {}
+    replicates: dict[tuple[str, str], dict[int, list[Point]]] = {}
     for point in served.points:
-        arms.setdefault((point.model, point.backend), {}).setdefault(point.arm, []).append(point)
-    twice = {key: found for key, found in arms.items() if len(found) == 2}
+        of_backend = replicates.setdefault((point.model, point.backend), {})
+        of_backend.setdefault(point.arm, []).append(point)
+    twice = {key: pair for key, pair in replicates.items() if len(pair) == 2}
     if not twice:
-        raise Missing("no backend stands twice in the sweep with measured joules")
+        raise Missing("no backend is listed twice in the sweep with measured joules")
     parts, passed = [], True
-    for (_, backend), found in twice.items():
-        first, second = (found[arm] for arm in sorted(found))
+    for (_, backend), pair in twice.items():
+        first, second = (pair[number] for number in sorted(pair))
         ratio = _block_ratio(first, second, lambda p: (p.place,))
         if ratio is None or ratio.low is None or ratio.high is None or ratio.blocks < BLOCKS:
             blocks = ratio.blocks if ratio else 0

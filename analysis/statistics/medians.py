@@ -1,6 +1,7 @@
 """What a median of requests hides: two kinds of requests, and how far it hangs on where the window ends."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,39 +54,52 @@ def modes(values: Floats) -> Modes | None:
     return Modes(*middles, share) if clear and LEAST_SHARE <= share <= 1 - LEAST_SHARE else None
 
 
-def median_edge(values: Floats, usable: Flags, cycles: Cycles) -> float | None:
-    """Relative edge error of the median of a closed loop's requests: root mean square of what leaving out
+SampleStatistic = Callable[[Floats], float]
+
+
+def median(values: Floats) -> float:
+    return float(np.median(values))
+
+
+def cycles_edge(
+    values: Floats, usable: Flags, cycles: Cycles, statistic: SampleStatistic = median
+) -> float | None:
+    """Relative edge error of a statistic of a closed loop's requests: root mean square of what leaving out
     one round of cycles changes, and half of a trend. ``values`` and ``usable`` by request row.
     """
     kept = usable[cycles.request] & ~np.isnan(values[cycles.request])
     some, round_of = values[cycles.request][kept], cycles.number[kept]
-    if len(some) == 0 or np.median(some) <= 0:
+    if len(some) == 0 or statistic(some) <= 0:
         return None
-    middle = float(np.median(some))
+    whole = statistic(some)
     last = int(round_of.max())
     if last < 1:
         return None
     rounds = np.unique(np.linspace(0, last, min(last + 1, ROUNDS)).round().astype(int))
-    changes = [_change(some[round_of != number], middle) for number in rounds]
+    changes = [_change(some[round_of != number], whole, statistic) for number in rounds]
     edge = math.sqrt(float(np.mean(np.square(changes))))
     found = ratio(cycles.only(kept), some, np.ones(len(some)))
     return edge if found.trend is None else math.hypot(edge, found.trend.log_change / 2)
 
 
-def median_edge_open(
-    values: Floats, base_ns: Ints, span_ns: tuple[int, int], reach_ns: float
+def open_edge(
+    values: Floats,
+    base_ns: Ints,
+    span_ns: tuple[int, int],
+    reach_ns: float,
+    statistic: SampleStatistic = median,
 ) -> float | None:
     """The same in open loop: what moving either edge inwards by up to ``reach_ns`` changes."""
-    if len(values) == 0 or np.median(values) <= 0:
+    if len(values) == 0 or statistic(values) <= 0:
         return None
-    middle = float(np.median(values))
+    whole = statistic(values)
     moves = reach_ns * np.arange(1, ROUNDS + 1) / ROUNDS
     kept = [base_ns >= span_ns[0] + by for by in moves] + [
         base_ns < span_ns[1] - by for by in moves
     ]
-    changes = [_change(values[which], middle) for which in kept]
+    changes = [_change(values[which], whole, statistic) for which in kept]
     return math.sqrt(float(np.mean(np.square(changes))))
 
 
-def _change(values: Floats, middle: float) -> float:
-    return math.log(float(np.median(values)) / middle) if len(values) else 0.0
+def _change(values: Floats, whole: float, statistic: SampleStatistic) -> float:
+    return math.log(statistic(values) / whole) if len(values) else 0.0

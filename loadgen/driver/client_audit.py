@@ -1,4 +1,4 @@
-"""What the client says of itself: how far its own lateness could have moved the numbers.
+"""Load-generator self-check: how far the client's own lateness could have changed the figures.
 
 Figures go into client_audit/<client>.json with the budget they are held to. A run over budget is
 invalid (`client_bound`): its load generator, not its server, was measured.
@@ -11,7 +11,7 @@ from bisect import bisect_left
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from loadgen.wire.response import Exchange, Outgoing
+from loadgen.wire.response import Request, Response
 
 HISTOGRAM_BASE: Final = 1.05  # neighbouring buckets differ by 5 %
 WAITING: Final = 4096  # values counted at once: 0.1 µs each
@@ -19,7 +19,7 @@ WAITING: Final = 4096  # values counted at once: 0.1 µs each
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Upper bounds: shares of what is measured, so that a fast server asks more of the client.
+    """Upper bounds, as shares of what is measured: a fast server needs a more punctual client.
 
     The absolute floors (ms) keep a bound from falling below what a busy host does to any program.
     """
@@ -32,18 +32,18 @@ class Budget:
     server_gap_floor_ms: float = 50.0  # client's TTFT over the server's own, median …
     server_gap_of_ttft: float = 0.50  # … not ours: the kernel stamps the times
     user_time_gap_of_ttft: float = 0.20  # … maybe ours, where the program does
-    shared_time_of_ttft: float = 0.10  # p90 over all chunks of the doubt that shared reads leave
+    shared_time_of_ttft: float = 0.10  # p90 over all chunks of the uncertainty from shared reads
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Beyond these the run stands, with a warning: something kept the client waiting. ms, shares."""
+    """Beyond these the run is valid with a warning: something delayed the client. ms, shares."""
 
     loop_lag_p99_ms: float = 50.0
     schedule_lag_p99_ms: float = 5.0
     shared_read_share: float = 0.10
     server_gap_of_ttft: float = 0.20  # beyond it the server's front end, or the network, is slow
-    shared_time_of_gap: float = 0.20  # p99 of that doubt over all chunks; beyond it ITL is in doubt
+    shared_time_of_gap: float = 0.20  # p99 of that uncertainty; beyond it ITL is in doubt
     cpu_share: float = 0.70
 
 
@@ -119,7 +119,7 @@ Bound = tuple[str, float | None, float, str]  # (what, found, most, unit)
 
 
 class Audit:
-    """Gathers figures of one client process while it drives."""
+    """Collects the self-check figures of one client process while it sends."""
 
     def __init__(self, budget: Budget | None = None) -> None:
         self.budget = budget or Budget()
@@ -130,7 +130,7 @@ class Audit:
         self.server_gap = Histogram()
         self.ttft = Histogram()
         self.gap = Histogram()  # mean gap between chunks, one value a request
-        self.shared_time = Histogram()  # doubt of the chunks that share a read
+        self.shared_time = Histogram()  # uncertainty of the chunks that share a read
         self.requests = 0
         self.not_sent = 0
         self.chunks = 0
@@ -152,30 +152,30 @@ class Audit:
         if wall > 0:
             self._cpu_share = (time.process_time() - self._cpu_start_s) / wall
 
-    def add(self, outgoing: Outgoing, exchange: Exchange) -> None:
-        facts = exchange.facts
+    def add(self, request: Request, response: Response) -> None:
+        facts = response.facts
         self.requests += 1
         self.not_sent += facts.error_type == "not_sent"
         self.length_mismatches += facts.error_type == "length_mismatch"
-        self.clock_steps += exchange.clock_stepped
-        self.send_waits += exchange.send_waits
-        if outgoing.scheduled_mono_ns is not None and exchange.sent_mono_ns is not None:
-            self.schedule_lag.add(exchange.sent_mono_ns - outgoing.scheduled_mono_ns)
-        if exchange.chunk_ns:
-            self._add_chunks(exchange, exchange.chunk_ns)
-        elif facts.error_type is None and exchange.headers_ns is not None:
-            self.ttft.add(exchange.headers_ns)  # not streamed: the answer is what one waits for
+        self.clock_steps += response.clock_stepped
+        self.send_waits += response.send_waits
+        if request.scheduled_mono_ns is not None and response.sent is not None:
+            self.schedule_lag.add(response.sent.mono_ns - request.scheduled_mono_ns)
+        if response.chunk_ns:
+            self._add_chunks(response, response.chunk_ns)
+        elif facts.error_type is None and response.headers_ns is not None:
+            self.ttft.add(response.headers_ns)  # not streamed: the answer is what one waits for
 
-    def _add_chunks(self, exchange: Exchange, chunk_ns: list[int]) -> None:
+    def _add_chunks(self, response: Response, chunk_ns: list[int]) -> None:
         self.chunks += len(chunk_ns)
-        self.tokens += exchange.facts.output_tokens or 0
-        self.user_timed += not exchange.kernel_times
+        self.tokens += response.facts.output_tokens or 0
+        self.user_timed += not response.kernel_times
         self.ttft.add(chunk_ns[0])
         if len(chunk_ns) > 1:
             self.gap.add((chunk_ns[-1] - chunk_ns[0]) // (len(chunk_ns) - 1))
-        self.shared_time.extend(exchange.shared_bounds_ns)
-        self.kernel_delay.extend(exchange.delays_ns)
-        server_ms = _server_ttft_ms(exchange.facts.server_metrics or {})
+        self.shared_time.extend(response.shared_bounds_ns)
+        self.kernel_delay.extend(response.delays_ns)
+        server_ms = _server_ttft_ms(response.facts.server_metrics or {})
         if server_ms is not None:
             self.server_gap.add(chunk_ns[0] - round(server_ms * 1e6))
 
@@ -187,8 +187,8 @@ class Audit:
             "reasons": over,
             "warnings": _exceeded(self._expectations()),
             "clock_stepped": self.clock_steps > 0,
-            "itl_tail_in_doubt": bool(_exceeded([self._doubt_of_itl(0.99)])),
-            "itl_in_doubt": bool(_exceeded([self._doubt_of_itl(0.90)])),
+            "itl_tail_in_doubt": bool(_exceeded([self._itl_uncertainty(0.99)])),
+            "itl_in_doubt": bool(_exceeded([self._itl_uncertainty(0.90)])),
             "budget": asdict(self.budget),
             "figures": {
                 "requests": self.requests,
@@ -238,22 +238,24 @@ class Audit:
         ]
         if self.user_timed:
             most = budget.user_time_lag_of_ttft * ttft_ms
-            found = self.loop_lag.quantile_ms(0.99)
-            bounds.append(("event-loop lag p99, with times of the program", found, most, "ms"))
+            value = self.loop_lag.quantile_ms(0.99)
+            bounds.append(("event-loop lag p99, with times of the program", value, most, "ms"))
         if ttft_ms:
             most = budget.shared_time_of_ttft * ttft_ms
-            bounds.append(("doubt of chunk times p90", self._shared_time_ms(0.90), most, "ms"))
+            bounds.append(
+                ("uncertainty of chunk times p90", self._shared_time_ms(0.90), most, "ms")
+            )
         return bounds
 
     def _gap_over_server(self, share: float) -> Bound:
         most = max(self.budget.server_gap_floor_ms, share * (self.ttft.quantile_ms(0.5) or 0.0))
         return ("TTFT over the server's own p50", self.server_gap.quantile_ms(0.5), most, "ms")
 
-    def _doubt_of_itl(self, quantile: float) -> Bound:
+    def _itl_uncertainty(self, quantile: float) -> Bound:
         """Two chunks that share a read make one gap too long and one too short; sums stay right."""
         most = self.expected.shared_time_of_gap * (self.gap.quantile_ms(0.5) or math.inf)
         return (
-            f"doubt of chunk times p{quantile:.0%}"[:-1],
+            f"uncertainty of chunk times p{quantile:.0%}"[:-1],
             self._shared_time_ms(quantile),
             most,
             "ms",
@@ -272,7 +274,7 @@ class Audit:
             ),
             ("chunks sharing a read", self._shared_share(), expected.shared_read_share, ""),
             self._gap_over_server(expected.server_gap_of_ttft),
-            self._doubt_of_itl(0.99),
+            self._itl_uncertainty(0.99),
         ]
 
     def _not_sent_share(self) -> float:
@@ -288,9 +290,9 @@ def _server_ttft_ms(metrics: dict[str, float]) -> float | None:
 def _exceeded(bounds: list[Bound]) -> list[str]:
     """One sentence for each figure above its bound."""
     return [
-        f"{what} is {found:.3g} {unit}".rstrip()
+        f"{what} is {value:.3g} {unit}".rstrip()
         + f", at most {most:.3g} {unit}".rstrip()
         + " was allowed"
-        for what, found, most, unit in bounds
-        if found is not None and found > most
+        for what, value, most, unit in bounds
+        if value is not None and value > most
     ]

@@ -13,21 +13,21 @@ from greenbench.contract.schema import RequestRecord
 from loadgen.driver.retry import pause_after
 from loadgen.driver.session import Session
 from loadgen.wire.connection import Connection
-from loadgen.wire.response import Outgoing, Reply
+from loadgen.wire.response import RawReply, Request
 
 
 @dataclass(slots=True)
-class Over:
+class Finished:
     """A request whose reply is over; ``record`` once it has been parsed and written."""
 
-    outgoing: Outgoing
-    reply: Reply
+    request: Request
+    reply: RawReply
     in_flight: int
     record: RequestRecord | None = None
 
 
 class Later(Protocol):
-    """An event loop that can put off."""
+    """An event loop that can run a callback later."""
 
     def later(self, callback: Callable[[], object]) -> None:
         """Call after the reads that are ready."""
@@ -45,36 +45,36 @@ class Driver(Protocol):
     @property
     def loop(self) -> Later: ...
 
-    def settle(self, over: Over) -> RequestRecord:
+    def settle(self, over: Finished) -> RequestRecord:
         """Parse and record a reply that is over, once."""
         ...
 
-    def set_aside(self, over: Over) -> None:
+    def set_aside(self, over: Finished) -> None:
         """Settle it when there is time."""
         ...
 
 
 class ClosedLoop:
-    """One user on one connection. A reply is parsed aside, at the latest when the next is over."""
+    """One user on one connection. A reply is parsed in spare time, at the latest when the next is over."""
 
     def __init__(self, drive: Driver, connection: Connection) -> None:
         self._drive = drive
         self._session = drive.session
         self._connection = connection
         self._load = drive.session.live.point.load
-        self._talk = drive.session.talk()
+        self._conversation = drive.session.conversation()
         self._in_flight = 0  # other open requests when the last was sent
-        self._last: Over | None = None
+        self._last: Finished | None = None
         self._stopped = False
 
     def send(self) -> None:
         """Send the next request; nothing when sending has ended."""
         if self._stopped:
             return
-        outgoing = self._session.next(time.monotonic_ns(), self._talk)
-        if outgoing is not None:
+        request = self._session.next(time.monotonic_ns(), self._conversation)
+        if request is not None:
             self._in_flight = self._session.depart()
-            self._connection.start(outgoing, self._session.timeout_s, self._over)
+            self._connection.start(request, self._session.timeout_s, self._over)
 
     def stop(self) -> None:
         """The user is stopped: what is open is cut, and what is over gets its row now."""
@@ -83,13 +83,13 @@ class ClosedLoop:
         if self._last is not None:
             self._drive.settle(self._last)
 
-    def _over(self, reply: Reply) -> None:
-        """Called from the read that ended the reply: the other reads come first."""
+    def _over(self, reply: RawReply) -> None:
+        """Called from the read that ended the reply; other ready reads come before the next send."""
         self._session.arrived()
-        before, self._last = self._last, Over(reply.outgoing, reply, self._in_flight)
+        before, self._last = self._last, Finished(reply.request, reply, self._in_flight)
         self._drive.loop.later(partial(self._go_on, before))
 
-    def _go_on(self, before: Over | None) -> None:
+    def _go_on(self, before: Finished | None) -> None:
         if before is not None:
             self._drive.settle(before)
         over = self._last
@@ -99,7 +99,7 @@ class ClosedLoop:
             pause_s = pause_after(self._drive.settle(over))
         else:
             self._drive.set_aside(over)
-            pause_s = self._load.turn_pause_s if self._talk.turn else 0.0
+            pause_s = self._load.turn_pause_s if self._conversation.turn else 0.0
         if pause_s:
             self._drive.loop.after(pause_s, self.send)
         else:

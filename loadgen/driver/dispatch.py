@@ -8,7 +8,7 @@ from greenbench.contract.config import PointConfig
 from loadgen.driver.arrivals import Arrival, arrivals
 from loadgen.driver.session import Session
 from loadgen.driver.traces import read_trace
-from loadgen.wire.response import Outgoing
+from loadgen.wire.response import Request
 
 OPEN_AHEAD_S: Final = 0.25  # idle connections cover this many seconds of arrivals …
 OPEN_AHEAD_MAX: Final = 64  # … but no more than this
@@ -31,7 +31,7 @@ def open_ahead(point: PointConfig) -> int:
 class Sender(Protocol):
     """How a dispatcher sends: now, without waiting for the answer."""
 
-    def send(self, outgoing: Outgoing) -> None: ...
+    def send(self, request: Request) -> None: ...
 
 
 class Dispatcher:
@@ -63,16 +63,16 @@ class Dispatcher:
     def send_due(self) -> int | None:
         """Send all that is due by now; the next moment, or None when the schedule has ended."""
         while not self._over and self._due_ns <= (now := time.monotonic_ns()):
-            outgoing = self._session.scheduled(self._arrival, self._due_ns)
-            if outgoing is None:
+            request = self._session.scheduled(self._arrival, self._due_ns)
+            if request is None:
                 self._over = True
             elif now - self._due_ns > LATE_NS:
                 late_s = (now - self._due_ns) / 1e9
                 self._session.not_sent(
-                    outgoing, f"the client was {late_s:.1f} s behind its schedule"
+                    request, f"the client was {late_s:.1f} s behind its schedule"
                 )
             else:
-                self._sender.send(outgoing)
+                self._sender.send(request)
             self._advance()
         return self.due_ns
 

@@ -13,11 +13,9 @@ from loadgen.wire.asyncio_loop import Alarm, AsyncioLoop, Checking
 from loadgen.wire.connection import outcome
 from loadgen.wire.httpx_client import AsyncHttpxClient
 from loadgen.wire.pool import Pool
-from loadgen.wire.response import Exchange, Outgoing, Reply
+from loadgen.wire.response import RawReply, Request, Response
 
 SETTLE_NS: Final = 2_000_000  # parse for so long at a time …
-
-
 GUARD_NS: Final = 300_000  # … and not in the last moments before a send
 
 
@@ -28,42 +26,42 @@ class FastSender:
         self._session = session
         self._pool = pool
         self._ahead = ahead
-        self.finished: list[tuple[Outgoing, Reply, int]] = []
+        self.finished: list[tuple[Request, RawReply, int]] = []
 
-    def send(self, outgoing: Outgoing) -> None:
+    def send(self, request: Request) -> None:
         in_flight = self._session.depart()
 
-        def over(reply: Reply) -> None:
+        def over(reply: RawReply) -> None:
             self._session.arrived()
-            self.finished.append((outgoing, reply, in_flight))
+            self.finished.append((request, reply, in_flight))
 
-        self._pool.start(outgoing, over)
+        self._pool.start(request, over)
 
     def settle(self, until_ns: int | None = None) -> None:
         """Parse and record what is over, as far as the time before ``until_ns`` allows."""
         self._pool.open_ahead(self._ahead)
         while self.finished and (until_ns is None or time.monotonic_ns() < until_ns):
-            outgoing, reply, in_flight = self.finished.pop(0)
-            self._session.finish(outgoing, outcome(reply), in_flight)
+            request, reply, in_flight = self.finished.pop(0)
+            self._session.finish(request, outcome(reply), in_flight)
 
 
 class HttpxSender:
-    """The portable client: a task a request."""
+    """The portable client: one asyncio task per request."""
 
     def __init__(self, session: Session, base_url: str) -> None:
         self._session = session
         self._client = AsyncHttpxClient(base_url)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def send(self, outgoing: Outgoing) -> None:
-        task = asyncio.get_running_loop().create_task(self._one(outgoing, self._session.depart()))
+    def send(self, request: Request) -> None:
+        task = asyncio.get_running_loop().create_task(self._one(request, self._session.depart()))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _one(self, outgoing: Outgoing, in_flight: int) -> None:
-        exchange: Exchange = await self._client.exchange(outgoing, self._session.timeout_s)
+    async def _one(self, request: Request, in_flight: int) -> None:
+        response: Response = await self._client.send(request, self._session.timeout_s)
         self._session.arrived()
-        self._session.finish(outgoing, exchange, in_flight)
+        self._session.finish(request, response, in_flight)
 
     async def close(self) -> None:
         for task in list(self._tasks):

@@ -1,4 +1,4 @@
-"""What a load process asks of the operating system: open files, and a turn on the processor."""
+"""What a load process asks of the operating system: open files and scheduling priority."""
 
 import contextlib
 import os
@@ -6,8 +6,6 @@ import resource
 from typing import Final
 
 REALTIME_PRIORITY: Final = 1
-
-
 NICENESS: Final = -10
 
 
@@ -18,7 +16,7 @@ def raise_file_limit() -> None:
 
 
 def take_priority() -> None:
-    """Ask for the core ahead of others, where the system allows it: a late look is a late time.
+    """Ask for a higher scheduling priority, where the system allows it: a late read is a late time.
 
     Beside a busy server on few cores a client that needs 2 % of one otherwise waits tens of
     milliseconds for it. Real-time first: niceness counts only among the processes of one session

@@ -11,7 +11,8 @@ when it was recorded) is left out.
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,21 +31,56 @@ def _azure_seconds(text: str) -> float:
     return datetime.fromisoformat(head).timestamp() + float(f"0.{fraction or 0}")
 
 
-READERS: dict[str, Read] = {
-    "mooncake": lambda row: (
-        float(row["timestamp"]) / 1000,
-        int(row["input_length"]),
-        int(row["output_length"]),
+def _objects(path: Path, lines: Iterable[str]) -> Iterator[Row]:
+    """One JSON object a line; empty lines are left out."""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}: line {number} is not JSON ({error})") from error
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: line {number} is not a JSON object")
+        yield value
+
+
+def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[Row]:
+    return csv.DictReader(lines)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a publisher's file is split into rows, and how a row is read."""
+
+    rows: Callable[[Path, Iterable[str]], Iterator[Row]]
+    read: Read
+
+
+FORMATS: dict[str, Format] = {
+    "mooncake": Format(
+        _objects,
+        lambda row: (
+            float(row["timestamp"]) / 1000,
+            int(row["input_length"]),
+            int(row["output_length"]),
+        ),
     ),
-    "burstgpt": lambda row: (
-        float(row["Timestamp"]),
-        int(row["Request tokens"]),
-        int(row["Response tokens"]),
+    "burstgpt": Format(
+        _csv_rows,
+        lambda row: (
+            float(row["Timestamp"]),
+            int(row["Request tokens"]),
+            int(row["Response tokens"]),
+        ),
     ),
-    "azure": lambda row: (
-        _azure_seconds(row["TIMESTAMP"]),
-        int(row["ContextTokens"]),
-        int(row["GeneratedTokens"]),
+    "azure": Format(
+        _csv_rows,
+        lambda row: (
+            _azure_seconds(row["TIMESTAMP"]),
+            int(row["ContextTokens"]),
+            int(row["GeneratedTokens"]),
+        ),
     ),
 }
 
@@ -55,19 +91,15 @@ def read_trace(load: LoadConfig, context_tokens: int) -> list[Arrival]:
     Prompts longer than ``context_tokens`` are refused, or cut to it with ``trace_clip``.
     """
     assert load.trace is not None
-    path, read = Path(load.trace), READERS[load.trace_format]
-    rows: list[tuple[float, int, int]] = []
-    for number, row in enumerate(_rows(path, load.trace_format), start=1):
-        try:
-            rows.append(read(row))
-        except (KeyError, ValueError, TypeError) as error:
-            raise UserError(
-                f"{path}: row {number} is not of the {load.trace_format} format ({error!r}); "
-                f"give trace_format one of {', '.join(READERS)}"
-            ) from error
+    path = Path(load.trace)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = _lengths(path, load.trace_format, file)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a trace file") from error
     rows = sorted(row for row in rows if row[1] > 0 and row[2] > 0)
     if not rows:
-        raise UserError(f"{path}: holds no request with input and output; give another trace")
+        raise UserError(f"{path}: has no request with input and output; give another trace")
     longest = max(tokens for _, tokens, _ in rows)
     if longest > context_tokens and not load.trace_clip:
         raise UserError(
@@ -81,24 +113,16 @@ def read_trace(load: LoadConfig, context_tokens: int) -> list[Arrival]:
     ]
 
 
-def _rows(path: Path, kind: str) -> Iterator[Row]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            if kind == "mooncake":
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield _object(path, number, line)
-            else:
-                yield from csv.DictReader(file)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a trace file") from error
-
-
-def _object(path: Path, number: int, line: str) -> Row:
-    try:
-        found = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{path}: line {number} is no JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: line {number} is no JSON object")
-    return found
+def _lengths(path: Path, name: str, lines: Iterable[str]) -> list[tuple[float, int, int]]:
+    """(seconds, input tokens, output tokens) of each row."""
+    trace_format = FORMATS[name]
+    lengths: list[tuple[float, int, int]] = []
+    for number, row in enumerate(trace_format.rows(path, lines), start=1):
+        try:
+            lengths.append(trace_format.read(row))
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{path}: row {number} is not of the {name} format ({error!r}); "
+                f"give trace_format one of {', '.join(FORMATS)}"
+            ) from error
+    return lengths

@@ -1,11 +1,10 @@
-"""One run by several processes: who sends which part, and whether all of them came to the end.
+"""One run by several processes: which part each sends, and whether all of them finished.
 
-The parts go by reference: a worker gets the run directory and reads config and prompts there; the
+A worker gets the path of the run directory and reads config and prompts there; the
 prompt file's hash must be the planned one. Each worker writes its own files, so nothing is merged.
 """
 
 import json
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -42,11 +41,11 @@ class Part:
 
 
 def parts(run_path: Path, count: int) -> list[Part]:
-    start = time.time_ns() + round(START_IN_S * 1e9)
+    start = Anchor.now().unix_ns + round(START_IN_S * 1e9)
     return [Part(str(run_path.resolve()), place, count, start) for place in range(count)]
 
 
-class Roll:
+class WorkerReports:
     """The master's list: which workers have a part, which have reported, which are lost."""
 
     def __init__(self, run_path: Path, worker_ids: list[str]) -> None:

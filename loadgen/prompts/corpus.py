@@ -72,7 +72,7 @@ class GeneratedText:
 
 
 class FileText:
-    """A person's own text, read from a random sentence on and, when it is short, round again."""
+    """The user's own text, read from a random sentence on; a short text starts over at its end."""
 
     def __init__(self, pieces: list[str]) -> None:
         self._pieces = pieces

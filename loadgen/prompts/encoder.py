@@ -36,10 +36,10 @@ class Encoder:
         return self.encode([question.plain])[0]
 
     def token_id(self, token: str) -> int:
-        found = self._tokenizer.token_to_id(token)
-        if found is None:
+        token_id = self._tokenizer.token_to_id(token)
+        if token_id is None:
             raise ValueError(f"no token {token!r}")
-        return found
+        return token_id
 
     def decode(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids)

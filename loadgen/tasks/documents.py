@@ -56,14 +56,14 @@ def grade(prompt: Prompt, text: str | None, body: dict[str, Any] | None) -> Grad
     ``from_document`` tells a mixed-up document (its number) from an invented code (None).
     """
     stated = CODE.findall((text or "").split(STOP, 1)[0])
-    found = stated[0] if stated else None
+    stated_answer = stated[0] if stated else None
     given: list[str] = prompt.answer["given"]
-    correct = found == prompt.answer["expected"]
+    correct = stated_answer == prompt.answer["expected"]
     detail = {
         "expected": prompt.answer["expected"],
-        "found": found,
+        "found": stated_answer,
         "document": prompt.answer["document"],
-        "from_document": given.index(found) + 1 if found in given else None,
+        "from_document": given.index(stated_answer) + 1 if stated_answer in given else None,
     }
     return Grade(correct, float(correct), detail)
 

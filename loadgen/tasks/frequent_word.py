@@ -46,10 +46,10 @@ def make(recipe: Recipe) -> Draft:
 def grade(prompt: Prompt, text: str | None, body: dict[str, Any] | None) -> Grade:
     """Right when the first thing named on the first line is the one counted most often."""
     named = named_subjects((text or "").split(STOP, 1)[0])
-    found = named[0] if named else None
+    stated_answer = named[0] if named else None
     expected = prompt.answer["expected"]
-    correct = found == expected
-    return Grade(correct, float(correct), {"expected": expected, "found": found})
+    correct = stated_answer == expected
+    return Grade(correct, float(correct), {"expected": expected, "found": stated_answer})
 
 
 TASK = Task(

@@ -18,14 +18,14 @@ def grade_listed(
     ``stop``: decoding is made to run on past the reply's own end.
     """
     stated = find(text.split(stop, 1)[0])[: len(expected)]
-    found = [one for one in expected if one in stated]
-    in_order = [one for one in stated if one in expected] == found
+    named = [one for one in expected if one in stated]
+    in_order = [one for one in stated if one in expected] == named
     whole = stated == expected if ordered else sorted(stated) == sorted(expected)
     detail = {
         "expected": expected,
         "stated": stated,
-        "found": found,
+        "found": named,
         "invented": [one for one in stated if one not in expected],
         "in_order": in_order,
     }
-    return Grade(correct=whole, score=len(found) / len(expected), detail=detail)
+    return Grade(correct=whole, score=len(named) / len(expected), detail=detail)

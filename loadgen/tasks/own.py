@@ -63,9 +63,9 @@ def grade(prompt: Prompt, text: str | None, body: dict[str, Any] | None) -> Grad
     """Score: share of the answers that stand in the reply, case and white space aside. Right: all."""
     reply = _plain(text or "")
     expected: list[str] = prompt.answer["expected"]
-    found = [answer for answer in expected if _plain(answer) in reply]
-    detail = {"expected": expected, "found": found}
-    return Grade(len(found) == len(expected), len(found) / len(expected), detail)
+    named = [answer for answer in expected if _plain(answer) in reply]
+    detail = {"expected": expected, "found": named}
+    return Grade(len(named) == len(expected), len(named) / len(expected), detail)
 
 
 def _plain(text: str) -> str:

@@ -64,8 +64,8 @@ def token_logprobs(
     choices = (body or {}).get("choices") or [{}]
     entries = choices[0].get("prompt_logprobs")
     if not isinstance(entries, list) or len(entries) != len(token_ids):
-        found = len(entries) if isinstance(entries, list) else "none"
-        return None, f"prompt_logprobs for {len(token_ids)} tokens expected, found {found}"
+        count = len(entries) if isinstance(entries, list) else "none"
+        return None, f"prompt_logprobs for {len(token_ids)} tokens expected, found {count}"
     try:
         return [
             float(entry[str(token)]["logprob"])

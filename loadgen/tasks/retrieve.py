@@ -43,10 +43,10 @@ def grade(prompt: Prompt, text: str | None, body: dict[str, Any] | None) -> Grad
     """Right when the first number (or 'none') of the reply's first line is exactly the expected one."""
     first_line = (text or "").split(STOP, 1)[0]
     match = ANSWER.search(first_line)
-    found = match.group().lower() if match else None
+    stated_answer = match.group().lower() if match else None
     expected = prompt.answer["expected"]
-    correct = found == expected
-    detail = {"expected": expected, "found": found, "depth": prompt.answer["depth"]}
+    correct = stated_answer == expected
+    detail = {"expected": expected, "found": stated_answer, "depth": prompt.answer["depth"]}
     return Grade(correct=correct, score=float(correct), detail=detail)
 
 

@@ -55,7 +55,7 @@ class Task:
     streaming: bool = True
 
     def body(self, model: str, prompt: Prompt) -> dict[str, Any]:
-        """JSON body of POST /v1/completions. ``ignore_eos``: every arm decodes the same number of tokens."""
+        """JSON body of POST /v1/completions. ``ignore_eos``: every candidate decodes as many tokens."""
         common = {"model": model, "prompt": prompt.token_ids, "temperature": 0}
         if not self.streaming:
             return common | {"max_tokens": 1, "stream": False, "prompt_logprobs": 0}

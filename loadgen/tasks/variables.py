@@ -14,7 +14,6 @@ from loadgen.tasks.task import Draft, Grade, Recipe, Task
 
 STOP = "\n"
 KNOWN = frozenset(SUBJECTS)
-MOST_SUBJECTS = 400
 
 
 def handed_on(new: str, old: str) -> str:

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
+from greenbench.contract.clock import Anchor
 from greenbench.contract.errors import UserError
-from loadgen.wire.response import Exchange, Outgoing, Reply, failed
+from loadgen.wire.response import RawReply, Request, Response, failed
 
 SO_TIMESTAMPNS: Final = 35  # asm-generic/socket.h; Python's socket module does not name it
 READ_BYTES: Final = 4 * 1024  # a token is 300 bytes; every read allocates this much first
@@ -27,20 +28,7 @@ READ_BYTES_MAX: Final = 1024 * 1024
 ANCILLARY_BYTES: Final = 64
 SEND_BUFFER_BYTES: Final = 2 * 1024 * 1024  # a 128k-token prompt fits without waiting
 
-APART_NS: Final = 5_000  # three clock reads take well under a microsecond
-
 monotonic_ns = time.monotonic_ns
-time_ns = time.time_ns
-
-
-def both_clocks() -> tuple[int, int]:
-    """(unix ns, monotonic ns) of one moment: read anew when the host took the core away between."""
-    before, unix_ns, after = monotonic_ns(), time_ns(), monotonic_ns()
-    for _ in range(4):
-        if after - before < APART_NS:
-            break
-        before, unix_ns, after = monotonic_ns(), time_ns(), monotonic_ns()
-    return unix_ns, (before + after) // 2
 
 
 class Watch(Protocol):
@@ -76,10 +64,10 @@ class Target:
             raise UserError(f"base URL '{base_url}': give http://host:port or https://host:port")
         port = parts.port or (443 if parts.scheme == "https" else 80)
         try:
-            found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+            addresses = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise UserError(f"base URL '{base_url}': no such host ({error})") from error
-        family, _, _, _, address = found[0]
+        family, _, _, _, address = addresses[0]
         context = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
         return cls(
             family=int(family),
@@ -103,13 +91,13 @@ def whole_head(head: bytes, request_id: str) -> bytes:
     return b"%b%b\r\n\r\n" % (head, request_id.encode("ascii"))
 
 
-Done = Callable[[Reply], object]
+Done = Callable[[RawReply], object]
 
 
 class Connection:
     """One connection, kept open from request to request and opened again when the server closed it.
 
-    ``start`` never raises for what the network does: every outcome reaches ``done`` as a `Reply`,
+    ``start`` never raises for what the network does: every outcome reaches ``done`` as a `RawReply`,
     from a callback of the loop or from within ``start`` itself.
     """
 
@@ -127,7 +115,7 @@ class Connection:
         self._incoming: ssl.MemoryBIO | None = None
         self._outgoing: ssl.MemoryBIO | None = None
         self._unsent = memoryview(b"")
-        self._reply: Reply | None = None
+        self._reply: RawReply | None = None
         self._done: Done | None = None
         self._connect_ns: int | None = None  # not yet charged to a request
         self._recvmsg: Callable[[int, int], tuple[bytes, list[tuple[int, int, bytes]], int, object]]
@@ -143,7 +131,7 @@ class Connection:
         return self._socket is not None
 
     @property
-    def busy(self) -> Reply | None:
+    def busy(self) -> RawReply | None:
         """The reply in the making, or None."""
         return self._reply
 
@@ -155,11 +143,11 @@ class Connection:
             except OSError:
                 self.close()
 
-    def start(self, outgoing: Outgoing, timeout_s: float, done: Done) -> None:
+    def start(self, request: Request, timeout_s: float, done: Done) -> None:
         """Write the request now, or as soon as the connection stands."""
         assert self._reply is None, "one request at a time on a connection"
         now = monotonic_ns()
-        reply = Reply(outgoing, now + round(timeout_s * 1e9))
+        reply = RawReply(request, now + round(timeout_s * 1e9))
         self._reply, self._done = reply, done
         if self._ready:
             self._transmit(reply)
@@ -250,31 +238,31 @@ class Connection:
 
     # --- writing ------------------------------------------------------------------------------
 
-    def _transmit(self, reply: Reply) -> None:
+    def _transmit(self, reply: RawReply) -> None:
         """Stamp the start and write. The connect time goes to the request that first uses it."""
         reply.connect_ns, self._connect_ns = self._connect_ns, None
-        outgoing = reply.outgoing
+        request = reply.request
         sock = self._socket
         assert sock is not None
         if self._tls is None:
-            reply.sent_unix_ns, reply.sent_mono_ns = both_clocks()
+            reply.sent = Anchor.now()
             try:
-                sent = sock.sendmsg([outgoing.head, outgoing.body])
+                sent = sock.sendmsg([request.head, request.body])
             except BlockingIOError:
                 sent = 0
             except OSError as error:
                 self._broken(error)
                 return
-            rest = len(outgoing.head) + len(outgoing.body) - sent
+            rest = len(request.head) + len(request.body) - sent
             if rest:
-                self._hold((outgoing.head + outgoing.body)[-rest:])
+                self._hold((request.head + request.body)[-rest:])
             else:
-                reply.send_ns = monotonic_ns() - reply.sent_mono_ns
+                reply.send_ns = monotonic_ns() - reply.sent.mono_ns
         else:
             assert self._outgoing is not None
-            self._tls.write(outgoing.head + outgoing.body)
+            self._tls.write(request.head + request.body)
             encrypted = self._outgoing.read()
-            reply.sent_unix_ns, reply.sent_mono_ns = both_clocks()
+            reply.sent = Anchor.now()
             self._write(encrypted)
 
     def _write(self, data: bytes) -> None:
@@ -323,8 +311,8 @@ class Connection:
 
     def _all_sent(self) -> None:
         reply = self._reply
-        if reply is not None and reply.sent_mono_ns is not None and reply.send_ns is None:
-            reply.send_ns = monotonic_ns() - reply.sent_mono_ns
+        if reply is not None and reply.sent is not None and reply.send_ns is None:
+            reply.send_ns = monotonic_ns() - reply.sent.mono_ns
 
     def _stop_writing(self) -> None:
         if self._write_watch is not None:
@@ -351,7 +339,7 @@ class Connection:
         reply = self._reply
         if not data:
             self._closed_by_peer()
-        elif reply is None or reply.sent_mono_ns is None:
+        elif reply is None or reply.sent is None:
             self.close()  # bytes that nobody asked for
         elif reply.add(data, now, ancillary[0][2] if ancillary else None):
             self._end(reply.error)
@@ -428,13 +416,12 @@ class Connection:
             done(reply)
 
 
-def outcome(reply: Reply) -> Exchange:
+def outcome(reply: RawReply) -> Response:
     """Parse a finished reply. May take a while for a long stream: call it after the next send."""
-    if reply.sent_mono_ns is None:
+    if reply.sent is None:
         error_type, message = reply.error or ("connect", "never sent")
         return failed(error_type, message, reply.connect_ns)
-    unix_ns, mono_ns = both_clocks()
-    return reply.result(mono_ns, unix_ns)
+    return reply.result(Anchor.now())
 
 
 def _words(error: OSError) -> str:

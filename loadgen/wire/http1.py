@@ -7,6 +7,7 @@ allow raises `Http1Error`; it never guesses where a message ends.
 
 import functools
 import re
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -59,7 +60,7 @@ class ResponseParser:
 
     @property
     def at_chunk(self) -> bool:
-        """The next byte begins a chunk, so that `whole_chunk` may look at it."""
+        """The next byte begins a chunk, so that a read may be taken as one whole chunk."""
         return self._state == CHUNK_SIZE and not self._rest
 
     def take(self) -> list[bytes]:
@@ -81,35 +82,24 @@ class ResponseParser:
         """Parse as far as ``buffer`` goes; the number of bytes used up."""
         at, end = 0, len(buffer)
         while at < end:
-            state = self._state
-            if state == CHUNK_SIZE and (used := self._consume_whole_chunk(buffer, at)) > at:
-                at = used
-            elif state in (CHUNK_DATA, LENGTH):
-                at = self._consume_counted(buffer, at)
-            elif state == UNTIL_CLOSE:
-                self.segments.append(buffer[at:])
-                at = end
-            elif state == DONE:  # bytes after the reply belong to no request: never reuse
-                self.reusable = False
-                at = end
-            else:
-                used = self._consume_line(buffer, at, state)
-                if used == at:
-                    break
-                at = used
+            used = _CONSUME[self._state](self, buffer, at)
+            if used == at:  # what comes next is cut
+                break
+            at = used
         return at
 
-    def _consume_whole_chunk(self, buffer: bytes, at: int) -> int:
-        """Use up a chunk that lies whole in ``buffer``, its size written as servers do; or nothing."""
+    def _consume_chunk_start(self, buffer: bytes, at: int) -> int:
+        """Use up a chunk that lies whole in ``buffer``, its size written as servers do; or its size line."""
         line_end = buffer.find(b"\r\n", at, at + 8)
         size = CHUNK_SIZES.get(buffer[at:line_end]) if line_end > 0 else None
-        if size is None and buffer.startswith(LAST_CHUNK, at):
-            self._finish(self.reusable)
-            return at + len(LAST_CHUNK)
-        if size is None or buffer[line_end + 2 + size : line_end + 4 + size] != b"\r\n":
-            return at
-        self.segments.append(buffer[line_end + 2 : line_end + 2 + size])
-        return line_end + 4 + size
+        if size is None:
+            if buffer.startswith(LAST_CHUNK, at):
+                self._finish(self.reusable)
+                return at + len(LAST_CHUNK)
+        elif buffer[line_end + 2 + size : line_end + 4 + size] == b"\r\n":
+            self.segments.append(buffer[line_end + 2 : line_end + 2 + size])
+            return line_end + 4 + size
+        return self._consume_line(buffer, at)
 
     def _consume_counted(self, buffer: bytes, at: int) -> int:
         piece = buffer[at : at + self._wanted] if at else buffer[: self._wanted]
@@ -122,15 +112,22 @@ class ResponseParser:
                 self._state = CHUNK_END
         return at + len(piece)
 
+    def _consume_until_close(self, buffer: bytes, at: int) -> int:
+        self.segments.append(buffer[at:])
+        return len(buffer)
+
+    def _consume_surplus(self, buffer: bytes, at: int) -> int:
+        """Bytes after the reply belong to no request: never reuse the connection."""
+        self.reusable = False
+        return len(buffer)
+
     def _finish(self, reusable: bool) -> None:
         self._state = DONE
         self.complete = True
         self.reusable = reusable
 
-    def _consume_line(self, buffer: bytes, at: int, state: int) -> int:
-        """Use up one head, chunk-size line, chunk end or trailer line; ``at`` when it is cut."""
-        if state == HEAD:
-            return self._consume_head(buffer, at)
+    def _consume_line(self, buffer: bytes, at: int) -> int:
+        """Use up one chunk-size line, chunk end or trailer line; ``at`` when it is cut."""
         line_end = buffer.find(b"\n", at)
         if line_end < 0:
             if len(buffer) - at > MAX_LINE_BYTES:
@@ -139,18 +136,20 @@ class ResponseParser:
         line = buffer[at:line_end]
         if not line.endswith(b"\r"):
             raise Http1Error(f"a chunk line that ends without CR: {line[:40]!r}")
-        line = line[:-1]
-        if state == CHUNK_SIZE:
-            self._chunk_size(line)
-        elif state == CHUNK_END:
-            if line:
-                raise Http1Error(f"a chunk longer than its size: {line[:40]!r}")
-            self._state = CHUNK_SIZE
-        elif not line:  # TRAILERS: the empty line ends the message
+        _LINES[self._state](self, line[:-1])
+        return line_end + 1
+
+    def _chunk_end(self, line: bytes) -> None:
+        if line:
+            raise Http1Error(f"a chunk longer than its size: {line[:40]!r}")
+        self._state = CHUNK_SIZE
+
+    def _trailer(self, line: bytes) -> None:
+        """The empty line ends the message."""
+        if not line:
             self._finish(self.reusable)
         elif not _HEADER.fullmatch(line):
             raise Http1Error(f"a malformed trailer: {line[:40]!r}")
-        return line_end + 1
 
     def _chunk_size(self, line: bytes) -> None:
         match = _CHUNK_LINE.fullmatch(line)
@@ -176,6 +175,24 @@ class ResponseParser:
             self._wanted = head.length
             self.complete = head.state == DONE
         return end
+
+
+# How each state takes bytes: where they end that were used up, or ``at`` when they are cut.
+_CONSUME: Final[dict[int, Callable[[ResponseParser, bytes, int], int]]] = {
+    HEAD: ResponseParser._consume_head,
+    CHUNK_SIZE: ResponseParser._consume_chunk_start,
+    CHUNK_DATA: ResponseParser._consume_counted,
+    CHUNK_END: ResponseParser._consume_line,
+    TRAILERS: ResponseParser._consume_line,
+    LENGTH: ResponseParser._consume_counted,
+    UNTIL_CLOSE: ResponseParser._consume_until_close,
+    DONE: ResponseParser._consume_surplus,
+}
+_LINES: Final[dict[int, Callable[[ResponseParser, bytes], None]]] = {
+    CHUNK_SIZE: ResponseParser._chunk_size,
+    CHUNK_END: ResponseParser._chunk_end,
+    TRAILERS: ResponseParser._trailer,
+}
 
 
 def _head_ends(buffer: bytes, at: int) -> tuple[int, int]:

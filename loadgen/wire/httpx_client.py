@@ -13,9 +13,9 @@ from typing import Final
 
 import httpx
 
-from loadgen.wire.connection import both_clocks
+from greenbench.contract.clock import Anchor
 from loadgen.wire.http1 import ResponseParser
-from loadgen.wire.response import Exchange, Outgoing, Reply, failed
+from loadgen.wire.response import RawReply, Request, Response, failed
 
 NO_LIMITS: Final = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
@@ -27,7 +27,7 @@ def _tls() -> ssl.SSLContext:
 
 
 class DecodedResponse(ResponseParser):
-    """httpx has undone the framing already: what is fed is body, and its end is told."""
+    """httpx has decoded the framing already: what is fed is the body, and `whole` says where it ends."""
 
     def begin(self, response: httpx.Response) -> None:
         self.status = response.status_code
@@ -56,20 +56,20 @@ def _split_head(head: bytes) -> list[tuple[bytes, bytes]]:
     ]
 
 
-class _Request:
+class _Attempt:
     """One request through httpx: its reply, and the faults httpx raises, in our words."""
 
-    def __init__(self, outgoing: Outgoing, timeout_s: float) -> None:
+    def __init__(self, request: Request, timeout_s: float) -> None:
         self.timeout_s = timeout_s
         self.deadline_ns = time.monotonic_ns() + round(timeout_s * 1e9)
-        self.reply = Reply(outgoing, self.deadline_ns)
-        self.response = DecodedResponse()
-        self.reply.parser = self.response
-        self.reply.sent_unix_ns, self.reply.sent_mono_ns = both_clocks()
+        self.reply = RawReply(request, self.deadline_ns)
+        self.decoded = DecodedResponse()
+        self.reply.parser = self.decoded
+        self.reply.sent = Anchor.now()
 
     def on_head(self, response: httpx.Response) -> None:
         self.reply.stamp_head(time.monotonic_ns())
-        self.response.begin(response)
+        self.decoded.begin(response)
 
     def on_body(self, data: bytes) -> bool:
         """True when the reading may stop."""
@@ -80,7 +80,7 @@ class _Request:
 
     def on_fault(self, error: Exception) -> None:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            self.reply.sent_mono_ns = None
+            self.reply.sent = None
             self.reply.error = ("connect", str(error))
         elif isinstance(error, httpx.TimeoutException | TimeoutError):
             self.reply.error = ("timeout", f"no complete reply within {self.timeout_s:g} s")
@@ -89,12 +89,11 @@ class _Request:
         else:
             self.reply.error = ("cut_in_stream", str(error) or type(error).__name__)
 
-    def outcome(self) -> Exchange:
+    def outcome(self) -> Response:
         self.reply.ended_mono_ns = time.monotonic_ns()
-        if self.reply.sent_mono_ns is None:
+        if self.reply.sent is None:
             return failed(*(self.reply.error or ("connect", "never sent")))
-        unix_ns, mono_ns = both_clocks()
-        return self.reply.result(mono_ns, unix_ns)
+        return self.reply.result(Anchor.now())
 
 
 class HttpxClient:
@@ -106,29 +105,29 @@ class HttpxClient:
             limits=NO_LIMITS, trust_env=False, follow_redirects=False, verify=_tls()
         )
 
-    def exchange(self, outgoing: Outgoing, timeout_s: float) -> Exchange:
-        request = _Request(outgoing, timeout_s)
+    def send(self, request: Request, timeout_s: float) -> Response:
+        attempt = _Attempt(request, timeout_s)
         try:
             with self._client.stream(
                 "POST",
                 self._url,
-                content=outgoing.body,
-                headers=_split_head(outgoing.head),
+                content=request.body,
+                headers=_split_head(request.head),
                 timeout=_timeout(timeout_s),
             ) as response:
-                request.on_head(response)
+                attempt.on_head(response)
                 for data in response.iter_raw():
-                    if request.on_body(data):
+                    if attempt.on_body(data):
                         break
                 else:
-                    request.response.whole()
+                    attempt.decoded.whole()
         except (httpx.HTTPError, httpx.StreamError) as error:
-            request.on_fault(error)
+            attempt.on_fault(error)
         except Exception:
             raise
         except BaseException:  # the greenlet is stopped in mid-reply: a row all the same
-            request.reply.error = ("cut_at_drain", "still open when the drain ended")
-        return request.outcome()
+            attempt.reply.error = ("cut_at_drain", "still open when the drain ended")
+        return attempt.outcome()
 
     def close(self) -> None:
         self._client.close()
@@ -143,30 +142,30 @@ class AsyncHttpxClient:
             limits=NO_LIMITS, trust_env=False, follow_redirects=False, verify=_tls()
         )
 
-    async def exchange(self, outgoing: Outgoing, timeout_s: float) -> Exchange:
-        request = _Request(outgoing, timeout_s)
+    async def send(self, request: Request, timeout_s: float) -> Response:
+        attempt = _Attempt(request, timeout_s)
         try:
             async with (
                 asyncio.timeout(timeout_s),
                 self._client.stream(
                     "POST",
                     self._url,
-                    content=outgoing.body,
-                    headers=_split_head(outgoing.head),
+                    content=request.body,
+                    headers=_split_head(request.head),
                     timeout=_timeout(timeout_s),
                 ) as response,
             ):
-                request.on_head(response)
+                attempt.on_head(response)
                 async for data in response.aiter_raw():
-                    if request.on_body(data):
+                    if attempt.on_body(data):
                         break
                 else:
-                    request.response.whole()
+                    attempt.decoded.whole()
         except (httpx.HTTPError, httpx.StreamError, TimeoutError) as error:
-            request.on_fault(error)
+            attempt.on_fault(error)
         except asyncio.CancelledError:
-            request.reply.error = ("cut_at_drain", "still open when the drain ended")
-        return request.outcome()
+            attempt.reply.error = ("cut_at_drain", "still open when the drain ended")
+        return attempt.outcome()
 
     async def close(self) -> None:
         await self._client.aclose()

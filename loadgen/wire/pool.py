@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from loadgen.wire.connection import Connection, Loop, Target
-from loadgen.wire.response import Outgoing, Reply
+from loadgen.wire.response import RawReply, Request
 
 
 class Pool:
@@ -35,18 +35,18 @@ class Pool:
                 return
             self._idle.insert(0, connection)
 
-    def start(self, outgoing: Outgoing, done: Callable[[Reply], object]) -> None:
+    def start(self, request: Request, done: Callable[[RawReply], object]) -> None:
         """Send on the most recently used idle connection; open one when there is none."""
         connection = self._take() or self.connection()
 
-        def over(reply: Reply) -> None:
+        def over(reply: RawReply) -> None:
             if connection.idle:
                 self._idle.append(connection)
             else:
                 self._all.discard(connection)
             done(reply)
 
-        connection.start(outgoing, self._timeout_s, over)
+        connection.start(request, self._timeout_s, over)
 
     def _take(self) -> Connection | None:
         while self._idle:
@@ -62,7 +62,7 @@ class Pool:
         for connection in [c for c in self._all if c.busy and now > c.busy.deadline_ns]:
             reply = connection.busy
             assert reply is not None
-            if reply.sent_mono_ns is not None and reply.send_ns is None:
+            if reply.sent is not None and reply.send_ns is None:
                 fault = ("stalled", f"the server did not take the request in {self._timeout_s:g} s")
             else:
                 fault = ("timeout", f"no complete reply within {self._timeout_s:g} s")

@@ -1,14 +1,15 @@
 """One request and what came of it, the same for every client.
 
-`Outgoing` is a request ready to be written. `Reply` gathers what each read brought and when; it keeps
-parsing for later, so that the callback of a read stays short. `Exchange` is the outcome: offsets from
-the moment of sending, counts, or the error. No sockets here; times are handed in.
+`Request` is ready to be written. `RawReply` collects what each read brought and when, and is parsed later,
+so that the callback of a read stays short. `Response` is the parsed outcome: offsets from the moment of
+sending, counts, or the error. No sockets here; the caller passes the times.
 """
 
 from typing import Final
 
 import msgspec
 
+from greenbench.contract.clock import Anchor
 from greenbench.contract.schema import Phase
 from loadgen.wire.http1 import CHUNK_SIZES, Http1Error, ResponseParser
 from loadgen.wire.sse import MAX_BODY_BYTES, Facts, SseError, StreamReader, error_text, read_whole
@@ -26,7 +27,7 @@ TIMESPEC_BYTES: Final = 16  # two native 64-bit numbers: seconds, nanoseconds
 Stamp = tuple[int, bytes | None]  # of a read: the program's monotonic ns, the kernel's timespec
 
 
-class Outgoing(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True):
     """A request ready to be written: ``head`` (ends with the empty line) and ``body``, encoded once."""
 
     request_id: str
@@ -48,11 +49,10 @@ class Outgoing(msgspec.Struct, frozen=True):
         return 4 * self.output_tokens + 1024
 
 
-class Exchange(msgspec.Struct):
-    """The outcome of one request. Offsets ``*_ns`` count from ``sent_mono_ns``. None: not known."""
+class Response(msgspec.Struct):
+    """The outcome of one request. Offsets ``*_ns`` count from ``sent``. None: not known."""
 
-    sent_unix_ns: int | None = None
-    sent_mono_ns: int | None = None
+    sent: Anchor | None = None
     connect_ns: int | None = None
     send_ns: int | None = None
     headers_ns: int | None = None
@@ -73,15 +73,15 @@ class Exchange(msgspec.Struct):
         return "".join(self.facts.texts) if self.facts.texts else None
 
 
-def failed(error_type: str, message: str, connect_ns: int | None = None) -> Exchange:
-    """An exchange that never got as far as a reply."""
-    exchange = Exchange(connect_ns=connect_ns)
-    exchange.facts.fail(error_type, message)
-    return exchange
+def failed(error_type: str, message: str, connect_ns: int | None = None) -> Response:
+    """A response for a request that got no reply."""
+    response = Response(connect_ns=connect_ns)
+    response.facts.fail(error_type, message)
+    return response
 
 
-class Reply:
-    """A reply in the making. `add` is the hot path; `result` parses and is called once, at the end.
+class RawReply:
+    """A reply as it comes in, unparsed. `add` is the hot path; `result` parses, once, at the end.
 
     The segments and the two times of each are kept in three lists of plain values: of tuples, a
     hundred thousand a second, the garbage collector would make pauses.
@@ -102,21 +102,19 @@ class Reply:
         "deadline_ns",
         "ended_mono_ns",
         "error",
-        "outgoing",
         "parser",
+        "request",
         "send_ns",
         "send_waits",
-        "sent_mono_ns",
-        "sent_unix_ns",
+        "sent",
     )
 
-    def __init__(self, outgoing: Outgoing, deadline_ns: int, connect_ns: int | None = None) -> None:
-        self.outgoing = outgoing
+    def __init__(self, request: Request, deadline_ns: int, connect_ns: int | None = None) -> None:
+        self.request = request
         self.deadline_ns = deadline_ns
         self.connect_ns = connect_ns
         self.parser = ResponseParser()
-        self.sent_unix_ns: int | None = None
-        self.sent_mono_ns: int | None = None
+        self.sent: Anchor | None = None
         self.send_ns: int | None = None
         self.send_waits = 0
         self.ended_mono_ns: int | None = None
@@ -168,7 +166,7 @@ class Reply:
         return parser.complete or self.error is not None
 
     def stamp_head(self, mono_ns: int) -> None:
-        """For a client that is handed the head decoded."""
+        """For a client that gets the head already decoded."""
         self._headers_stamp = (mono_ns, None)
 
     def closed_by_peer(self, reason: str = "the server closed the connection") -> None:
@@ -183,7 +181,7 @@ class Reply:
         if self._streams is None and self.parser.status is not None:
             kind = self.parser.headers.get(b"content-type", b"").lower()
             events = kind.startswith(b"text/event-stream")
-            self._streams = events and self.parser.status == 200 and self.outgoing.streaming
+            self._streams = events and self.parser.status == 200 and self.request.streaming
         return bool(self._streams)
 
     def _bounded(self) -> bool:
@@ -191,7 +189,7 @@ class Reply:
         try:
             if self._is_stream:
                 self._streamed_bytes += sum(map(len, self._segments))
-                if self._streamed_bytes > MAX_STREAM_BYTES + 16384 * self.outgoing.output_tokens:
+                if self._streamed_bytes > MAX_STREAM_BYTES + 16384 * self.request.output_tokens:
                     raise SseError(f"a stream of over {self._streamed_bytes} bytes")
                 self._held_bytes = 0
                 self._drain()
@@ -206,7 +204,7 @@ class Reply:
     def _drain(self) -> None:
         """Parse what has come of a stream."""
         if self._reader is None:
-            self._reader = StreamReader(self.outgoing.event_limit)
+            self._reader = StreamReader(self.request.event_limit)
         self._reader.feed_all(*self._take_held())
 
     def _take_held(self) -> tuple[list[bytes], list[Stamp]]:
@@ -215,12 +213,11 @@ class Reply:
         self._segments, self._mono_ns, self._kernel = [], [], []
         return held
 
-    def result(self, now_mono_ns: int, now_unix_ns: int) -> Exchange:
-        """Parse what is left and work out the outcome. The two clocks are read by the caller, now."""
+    def result(self, now: Anchor) -> Response:
+        """Parse what is left and work out the outcome."""
         facts, body = self._facts()
-        exchange = Exchange(
-            sent_unix_ns=self.sent_unix_ns,
-            sent_mono_ns=self.sent_mono_ns,
+        response = Response(
+            sent=self.sent,
             connect_ns=self.connect_ns,
             send_ns=self.send_ns,
             http_status=self.parser.status,
@@ -228,9 +225,9 @@ class Reply:
             body=body,
             send_waits=self.send_waits,
         )
-        if self.sent_mono_ns is not None and self.sent_unix_ns is not None:
-            self._times(exchange, now_mono_ns, now_unix_ns)
-        return exchange
+        if self.sent is not None:
+            self._times(response, self.sent, now)
+        return response
 
     def _facts(self) -> tuple[Facts, bytes | None]:
         parser = self.parser
@@ -255,51 +252,49 @@ class Reply:
         elif not facts.done:
             facts.fail("cut_in_stream", "the stream ended without [DONE]")
         if facts.error_type is None:
-            _check_counts(facts, self.outgoing)
+            _check_counts(facts, self.request)
         return facts, body
 
     def _whole(self, body: bytes) -> tuple[Facts, bytes | None]:
         kind = self.parser.headers.get(b"content-type", b"none")
-        wanted = b"text/event-stream" if self.outgoing.streaming else b"application/json"
+        wanted = b"text/event-stream" if self.request.streaming else b"application/json"
         if not kind.lower().startswith(wanted):
             facts = Facts()
-            fault = "bad_sse" if self.outgoing.streaming else "bad_http"
+            fault = "bad_sse" if self.request.streaming else "bad_http"
             facts.fail(fault, f"content type {kind[:60]!r}, {wanted.decode()} was asked for")
             return facts, None
         return read_whole(body), body
 
-    def _times(self, exchange: Exchange, now_mono_ns: int, now_unix_ns: int) -> None:
+    def _times(self, response: Response, sent: Anchor, now: Anchor) -> None:
         """Offsets from the sending: the kernel's where it stamped every read that matters."""
-        assert self.sent_mono_ns is not None and self.sent_unix_ns is not None
-        sent = self.sent_mono_ns
-        mono_span, unix_span = now_mono_ns - sent, now_unix_ns - self.sent_unix_ns
+        mono_span, unix_span = now.mono_ns - sent.mono_ns, now.unix_ns - sent.unix_ns
         drift = unix_span - mono_span
-        exchange.clock_stepped = abs(drift) > STEP_NS + STEP_SHARE * mono_span
-        chunks: list[Stamp] = exchange.facts.chunk_stamps
+        response.clock_stepped = abs(drift) > STEP_NS + STEP_SHARE * mono_span
+        chunks: list[Stamp] = response.facts.chunk_stamps
         count = len(chunks)
         edges = [stamp for stamp in (self._headers_stamp, self._last_stamp) if stamp is not None]
         stamps = [*chunks, *edges]
         offsets = None
-        if not exchange.clock_stepped:
-            offsets = _kernel_offsets(stamps, self.sent_unix_ns)
-        exchange.kernel_times = offsets is not None
+        if not response.clock_stepped:
+            offsets = _kernel_offsets(stamps, sent.unix_ns)
+        response.kernel_times = offsets is not None
         if offsets is None:
-            offsets = [stamp[0] - sent for stamp in stamps]
+            offsets = [stamp[0] - sent.mono_ns for stamp in stamps]
         elif abs(drift) > 1000 and unix_span > 0:  # the wall clock was slewed meanwhile
             offsets = [round(offset * mono_span / unix_span) for offset in offsets]
         if self._headers_stamp is not None:
-            exchange.headers_ns = offsets[count]
+            response.headers_ns = offsets[count]
         if self.parser.complete and self._last_stamp is not None:
-            exchange.end_ns = offsets[-1]
+            response.end_ns = offsets[-1]
         elif self.ended_mono_ns is not None:  # cut or given up: no byte marks the end
-            exchange.end_ns = self.ended_mono_ns - sent
+            response.end_ns = self.ended_mono_ns - sent.mono_ns
         if chunks:
-            exchange.chunk_ns = offsets[:count]
+            response.chunk_ns = offsets[:count]
             if len({stamp[0] for stamp in chunks}) < count:  # no two reads are at one moment
-                exchange.shared_bounds_ns = _shared_bounds(chunks, sent, offsets)
-            if exchange.kernel_times:
+                response.shared_bounds_ns = _shared_bounds(chunks, sent.mono_ns, offsets)
+            if response.kernel_times:
                 sample = range(0, count, DELAY_STRIDE)
-                exchange.delays_ns = [chunks[i][0] - sent - offsets[i] for i in sample]
+                response.delays_ns = [chunks[i][0] - sent.mono_ns - offsets[i] for i in sample]
 
 
 def _shared_bounds(chunks: list[Stamp], sent_mono_ns: int, offsets: list[int]) -> list[int]:
@@ -343,17 +338,17 @@ def _status_fault(parser: ResponseParser, body: bytes) -> tuple[str, str]:
     return kind, "; ".join([f"HTTP {status}", *hints, error_text(body)])
 
 
-def _check_counts(facts: Facts, outgoing: Outgoing) -> None:
+def _check_counts(facts: Facts, request: Request) -> None:
     """A reply that came whole is still bad when its lengths are unknown or not those asked for."""
     if facts.prompt_tokens is None or facts.output_tokens is None:
         facts.fail("no_usage", "the server reported no token usage")
-    elif facts.prompt_tokens != outgoing.context_tokens:
+    elif facts.prompt_tokens != request.context_tokens:
         facts.fail(
             "length_mismatch",
-            f"prompt of {facts.prompt_tokens} tokens, {outgoing.context_tokens} were sent",
+            f"prompt of {facts.prompt_tokens} tokens, {request.context_tokens} were sent",
         )
-    elif facts.output_tokens != outgoing.output_tokens:
+    elif facts.output_tokens != request.output_tokens:
         facts.fail(
             "length_mismatch",
-            f"{facts.output_tokens} output tokens, {outgoing.output_tokens} were asked for",
+            f"{facts.output_tokens} output tokens, {request.output_tokens} were asked for",
         )

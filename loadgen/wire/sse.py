@@ -324,13 +324,13 @@ def read_whole(body: bytes) -> Facts:
 def error_text(body: bytes) -> str:
     """The server's own words for an error, in one line, without the prompt that it may repeat."""
     try:
-        found: object = msgspec.json.decode(body)
+        said: object = msgspec.json.decode(body)
     except msgspec.DecodeError:
-        found = body[:MESSAGE_CHARS].decode("utf-8", "replace")
+        said = body[:MESSAGE_CHARS].decode("utf-8", "replace")
     for key in ("error", "message", "detail"):
-        if isinstance(found, dict) and key in found:
-            found = found[key]
-    return " ".join(_ECHOED_INPUT.sub("…", str(found)).split())[:MESSAGE_CHARS]
+        if isinstance(said, dict) and key in said:
+            said = said[key]
+    return " ".join(_ECHOED_INPUT.sub("…", str(said)).split())[:MESSAGE_CHARS]
 
 
 def _numbers(metrics: dict[str, float | None]) -> dict[str, float]:

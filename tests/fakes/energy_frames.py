@@ -3,8 +3,12 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from analysis.energy.cards import Joules
+from analysis.energy.window import EnergyInputs
+from analysis.statistics.rates import Ratio
 from greenbench.contract.schema import GpuSample
 from tests.fakes.nvml import SECOND, FakeGpu, record
 
@@ -43,3 +47,32 @@ def sources(cards: list[FakeGpu], **facts: Any) -> dict[str, Any]:
 
 def ns(seconds: float) -> int:
     return round(seconds * SECOND)
+
+
+def inputs(
+    gpu: pd.DataFrame,
+    told: dict[str, Any],
+    start_s: float,
+    end_s: float,
+    work: Work | None = None,
+    **given: Any,
+) -> EnergyInputs:
+    """A window of a recording in which the server did ``work``, wherever its edges come to lie.
+
+    Joules per work are divisions here, so that expected values are.
+    """
+    done = work or Work()
+
+    def per(own: Joules, idle_w: float, edges: tuple[int, int]) -> dict[str, Ratio]:
+        start_ns, end_ns = (np.array([edge]) for edge in edges)
+        joules = float(own.between(start_ns, end_ns)[0]) - idle_w * (edges[1] - edges[0]) / SECOND
+        return {
+            "j_per_output_token": Ratio(joules / done.output),
+            "j_per_total_token": Ratio(joules / (done.output + done.input)),
+            "j_per_request": Ratio(joules / done.completions),
+        }
+
+    values = {"host": NO_HOST, "count": lambda start_ns, end_ns: done, "per": per} | given
+    return EnergyInputs(
+        gpu=gpu, sources=told, start_mono_ns=ns(start_s), end_mono_ns=ns(end_s), **values
+    )

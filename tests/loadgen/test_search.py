@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binomtest
 
 from greenbench.contract.config import SloConfig
-from loadgen.search import Probe, Search, meets, run_search, wilson
+from loadgen.driver.slo_search import Probe, Search, meets, run_search, wilson
 from tests.fakes.loadruns import make_run
 from tests.fakes.openai_server import GoldenServer, Script, Seen, well_behaved
 from tests.fakes.waiting import HUNG_S

@@ -1,4 +1,4 @@
-"""Where the evidence of a bottleneck comes from: the engine's steps, and what the client says of itself."""
+"""Where the evidence of a bottleneck comes from: the engine's steps, and the load generator's self-check."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from analysis.bottleneck.classify import classify_client, step_figures
 from analysis.point.point import analyse
-from analysis.point.steady_window import Window
+from analysis.point.steady_window import Window, WindowEvidence
 from analysis.runs.engine_steps import parse_steps
 from analysis.runs.run import load_run
 from tests.fakes.rundirs import FakeRun, write_run
@@ -28,8 +28,9 @@ def test_users_without_a_request_and_a_late_client_are_the_client(
     audit = {"locust": {"over_budget": False, "reasons": [], "warnings": warnings}}
     written.write_manifest(written.manifest().model_copy(update={"client_audit": audit}))
     run = load_run(written.path)
-    good, _ = analyse(run)
-    window = {"evidence": {"mean_in_flight": open_requests}}
+    good = analyse(run)
+    evidence = WindowEvidence(mean_in_flight=open_requests)
+    window = Window("steady", 0, 1, evidence=evidence)
     found = classify_client(run, replace(good, status="invalid", window=window))
     assert classify_client(run, good) is None
     assert (found is not None) == held

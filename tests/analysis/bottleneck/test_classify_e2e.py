@@ -134,7 +134,7 @@ def test_a_pool_for_not_quite_three_sequences_is_kv_capacity(
 def test_one_sequence_at_a_time_is_the_schedulers_limit(bounds: dict[str, tuple[str, str]]) -> None:
     bound, sentence = bounds["seqs closed"]
     assert bound == "scheduler-limit", sentence
-    assert "max_num_seqs held it back: running 1 of 1, waiting" in sentence
+    assert "limited by max_num_seqs: running 1 of 1, waiting" in sentence
     waiting = float(sentence.split("waiting ")[1].split(",")[0])
     assert waiting == pytest.approx(3, abs=0.5)  # four users, one served
 

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from analysis.compare.crossover_fit import (
+    COURSES,
+    Course,
     Curve,
     Fit,
-    _outcomes,
+    along,
     break_evens,
     crossover,
     fit,
@@ -93,14 +95,15 @@ def test_many_fits_at_once_equal_single_ones() -> None:
             assert row == pytest.approx(np.array(fit(CONTEXTS, each.tolist(), form).coefficients))
 
 
-def test_outcomes_agree_with_the_roots_of_each_pair() -> None:
+def test_courses_agree_with_the_roots_of_each_pair() -> None:
     # second method: np.roots, one pair at a time
     refits = np.random.default_rng(8).uniform(0, 1, (300, 2, 3)) * np.array([1.0, 1e-3, 1e-6])
-    kinds, lengths = _outcomes(refits, 100, 2000)
-    assert {"a throughout", "a then b", "a but for a middle"} <= set(kinds)
-    for (a, b), kind, length in zip(refits, kinds, lengths, strict=True):
+    numbers, lengths = along(refits, 100, 2000)
+    courses = [COURSES[number] for number in numbers]
+    assert {Course.A_THROUGHOUT, Course.A_THEN_B, Course.A_AT_BOTH_ENDS} <= set(courses)
+    for (a, b), course, length in zip(refits, courses, lengths, strict=True):
         roots = break_evens(Fit(tuple(a)), Fit(tuple(b)), 100, 2000)
-        assert len(roots) == {"throughout": 0, "middle": 2}.get(kind.split()[-1], 1)
+        assert len(roots) == (0 if course.throughout else 2 if course.twice else 1)
         if len(roots) == 1:
             assert length == pytest.approx(roots[0])
 

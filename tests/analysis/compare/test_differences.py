@@ -8,8 +8,8 @@ import pytest
 
 from analysis.compare.claim_rates import simulate, t_power
 from analysis.compare.decisions import Decision, Eligible, decisions
-from analysis.compare.differences import Difference, differences, noise_floor
-from analysis.objectives import BY_NAME
+from analysis.compare.differences import Difference, differences, headlines, noise_floor
+from analysis.objectives import BY_NAME, GOODPUT
 from analysis.point.point import Point, analyse_all
 from analysis.runs.run import load_runs
 from analysis.study import placed
@@ -44,13 +44,15 @@ def points_of(
 
 
 def read(root: Path) -> list[Point]:
-    return placed([point for point, _ in analyse_all(load_runs(root))], False)[0]
+    return placed(analyse_all(load_runs(root)), False)[0]
+
+
+def compared(points: list[Point]) -> list[Difference]:
+    return differences(points, headlines(points, GOODPUT, asked=False))
 
 
 def by_pair(points: list[Point], objective: str) -> dict[tuple[str, str], Difference]:
-    return {
-        (d.a, d.b): d for d in differences(points, BY_NAME["goodput"]) if d.objective == objective
-    }
+    return {(d.a, d.b): d for d in compared(points) if d.objective.name == objective}
 
 
 def decided(points: list[Point], objective: str, **unable: str) -> Decision:
@@ -60,9 +62,7 @@ def decided(points: list[Point], objective: str, **unable: str) -> Decision:
         if point.backend in unable
     }
     (made,) = [
-        d
-        for d in decisions(points, differences(points, BY_NAME["goodput"]), able)
-        if d.objective == objective
+        d for d in decisions(points, compared(points), able) if d.objective.name == objective
     ]
     return made
 
@@ -122,11 +122,13 @@ def test_an_effect_within_the_noise_of_equal_arms_is_not_claimed(tmp_path: Path)
 
 def test_one_start_each_claims_nothing(tmp_path: Path) -> None:
     points = points_of(tmp_path, {"a": [1.0], "b": [3.0]})
-    found = differences(points, BY_NAME["goodput"])
+    found = compared(points)
     assert found and all(d.verdict == "indicative" and not d.tested for d in found)
     made = decisions(points, found, {})
     assert made and all(d.winner is None and not d.tested for d in made)
-    assert {(d.outcome, d.front) for d in made if d.objective == "e2e"} == {("indicative", ("a",))}
+    assert {(d.outcome, d.front) for d in made if d.objective.name == "e2e"} == {
+        ("indicative", ("a",))
+    }
 
 
 def test_who_may_not_win_does_not(tmp_path: Path) -> None:
@@ -207,6 +209,6 @@ def test_known_effects_are_found_at_the_promised_rate() -> None:
 
 def test_both_ways_round_say_the_same(tmp_path: Path) -> None:
     points = points_of(tmp_path, {"a": [1.0, 1.01, 0.99], "b": [2.0, 2.0, 2.01]})
-    for each in differences(points, BY_NAME["goodput"]):
+    for each in compared(points):
         assert replace(each.turned.turned, ratio=each.ratio) == each
         assert (each.gain is None) or each.gain * (each.turned.gain or 0) == pytest.approx(1)

@@ -38,7 +38,7 @@ def ttft_pairs(whole: Study) -> dict[tuple[str, str, str], float | None]:
     return {
         (whole.labels.loads[d.place], d.a, d.b): d.ratio.ratio
         for d in whole.differences
-        if d.objective == "ttft"
+        if d.objective.name == "ttft"
     }
 
 
@@ -52,7 +52,7 @@ def test_each_execution_has_its_own_ranking(root: Path) -> None:
     text = words(render(whole))
     assert "4 users · eager" in text and "4 users · full" in text
     (said,) = [s for s in summary_sentences(whole) if "xecution" in s]
-    assert "eager, full" in said and "ranked by itself" in said
+    assert "eager, full" in said and "ranked separately" in said
 
 
 def test_told_to_they_stand_in_one_ranking_which_is_said(root: Path) -> None:
@@ -64,7 +64,7 @@ def test_told_to_they_stand_in_one_ranking_which_is_said(root: Path) -> None:
         ("4 users", "cpu_attn · eager", "cpu_attn · full"),
     }
     assert found["4 users", "cpu_attn · eager", "cpu_attn · full"] == pytest.approx(2, rel=1e-6)
-    assert "within one ranking, as was asked for" in words(render(whole))
+    assert "within one ranking, as requested" in words(render(whole))
 
 
 def test_a_disqualified_backend_is_so_under_every_execution(root: Path) -> None:

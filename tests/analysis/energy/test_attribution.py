@@ -15,8 +15,8 @@ from analysis.energy.attribution import (
     phase_energy,
     step_work,
 )
-from analysis.energy.attribution_check import Sensor, Served, coverage, simulate
-from analysis.energy.window import EnergyResult
+from analysis.energy.attribution_coverage import Sensor, Served, coverage, simulate
+from analysis.energy.result import EnergyResult
 from analysis.runs.clocks import WallClock
 from tests.fakes.energy_frames import ns, sources
 from tests.fakes.nvml import SECOND, FakeGpu, constant

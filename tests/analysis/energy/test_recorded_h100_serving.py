@@ -18,6 +18,7 @@ from analysis.report.energy_section import energy_section
 from analysis.runs.run import Run, load_run
 from analysis.study import Study, study
 from greenbench.contract.config import ROOT
+from tests.fakes.points import value
 from tests.fakes.recorded import RESULTS, unpack
 
 
@@ -38,7 +39,7 @@ def run(folder: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def point(run: Run) -> Point:
-    return analyse(run)[0]
+    return analyse(run)
 
 
 def raw(run: Run, pattern: str) -> list[dict[str, Any]]:
@@ -61,14 +62,15 @@ def ends_by_user(run: Run, start: int, end: int) -> list[list[int]]:
 def test_joules_a_token_are_those_of_the_raw_counter_and_the_raw_chunks(
     run: Run, point: Point
 ) -> None:
-    energy = point.energy
-    assert energy is not None and energy["status"] == "measured"
-    [card] = energy["per_gpu"]
+    assert point.energy is not None
+    energy = point.energy.result
+    assert energy.status == "measured" and energy.gross is not None
+    [card] = energy.per_gpu
     inside = [
         row
         for row in raw(run, "telemetry/gpu.jsonl")
-        if row["gpu_uuid"] == card["uuid"]
-        and energy["start_mono_ns"] <= row["mono_ns"] <= energy["end_mono_ns"]
+        if row["gpu_uuid"] == card.uuid
+        and (energy.start_mono_ns or 0) <= row["mono_ns"] <= (energy.end_mono_ns or 0)
     ]
     joules = (inside[-1]["energy_mj"] - inside[0]["energy_mj"]) / 1e3
     seconds = (inside[-1]["mono_ns"] - inside[0]["mono_ns"]) / 1e9
@@ -82,38 +84,36 @@ def test_joules_a_token_are_those_of_the_raw_counter_and_the_raw_chunks(
             if inside[0]["mono_ns"] <= ns <= inside[-1]["mono_ns"]
         )
     # what the window's edges cut is under 1 % here; by whole cycles it is P / rate
-    assert energy["gross"]["j_per_output_token"] == pytest.approx(joules / tokens, rel=1e-2)
+    assert energy.gross.j_per_output_token == pytest.approx(joules / tokens, rel=1e-2)
     assert point.throughput is not None
     power_w = joules / seconds
-    assert energy["gross"]["j_per_output_token"] == pytest.approx(
-        power_w / point.throughput["output_tokens_per_s"], rel=2e-3
+    assert energy.gross.j_per_output_token == pytest.approx(
+        power_w / value(point, "output"), rel=2e-3
     )
     by_average_w = sum(row["power_avg_w"] for row in inside) / len(inside)
     assert by_average_w == pytest.approx(joules / seconds, rel=0.005)
-    assert energy["counter_over_integral"] == pytest.approx(1, abs=0.002)  # the gate allows 0.02
-    assert "warming" in energy["flags"] and 5 < card["temperature_c_per_min"] < 15
+    assert energy.counter_over_integral == pytest.approx(1, abs=0.002)  # the gate allows 0.02
+    assert "warming" in energy.flags and 5 < (card.temperature_c_per_min or 0) < 15
 
 
 def test_throughput_is_that_of_whole_cycles_and_littles_law_agrees(run: Run, point: Point) -> None:
     assert point.window is not None and point.throughput is not None
-    start, end = point.window["start_unix_ns"], point.window["end_unix_ns"]
+    start, end = point.window.start_unix_ns, point.window.end_unix_ns
     users = ends_by_user(run, start, end)
     stop = min(ends[-1] for ends in users)
     served = 0.0
     for ends in users:
         last = next(number for number, at in enumerate(ends) if at >= stop)
         served += last / ((ends[last] - ends[0]) / 1e9)
-    assert point.throughput["requests_per_s"] == pytest.approx(served, rel=1e-4)
-    assert point.throughput["output_tokens_per_s"] == pytest.approx(128 * served, rel=1e-4)
+    assert point.throughput.requests.value == pytest.approx(served, rel=1e-4)
+    assert point.throughput.output.value == pytest.approx(128 * served, rel=1e-4)
     # by Little's law: 16 users over the mean time of a request
     rows = raw(run, "requests/*.jsonl")
     took = [r["end_ns"] / 1e9 for r in rows if start <= r["sent_unix_ns"] + r["end_ns"] < end]
-    assert point.throughput["requests_per_s"] == pytest.approx(
-        16 / statistics.fmean(took), rel=0.005
-    )
+    assert point.throughput.requests.value == pytest.approx(16 / statistics.fmean(took), rel=0.005)
     # which the count of what ended in the window misses by half a per cent: its edges cut a round
     counted = len(took) / ((end - start) / 1e9)
-    assert counted / point.throughput["requests_per_s"] == pytest.approx(1.0058, abs=5e-4)
+    assert counted / value(point, "requests") == pytest.approx(1.0058, abs=5e-4)
 
 
 def test_steps_fill_the_window_and_stay_below_what_an_h100_can_do(
@@ -124,7 +124,7 @@ def test_steps_fill_the_window_and_stay_below_what_an_h100_can_do(
     lines = (run.path / "logs/server.log").read_text().splitlines()
     stamps = [float(line.split()[0]) for line in lines if re.search(r"Iteration\(\d+\)", line)]
     assert point.window is not None
-    start, end = (point.window[f"{edge}_unix_ns"] / 1e9 for edge in ("start", "end"))
+    start, end = (at / 1e9 for at in (point.window.start_unix_ns, point.window.end_unix_ns))
     inside = [at for at in stamps if start <= at <= end]
     assert sum(use.seconds for use in uses.values()) == pytest.approx(
         inside[-1] - inside[0], rel=2e-3
@@ -133,7 +133,7 @@ def test_steps_fill_the_window_and_stay_below_what_an_h100_can_do(
     assert 0.4 < uses["prefill"].flops_per_s / spec.flops_per_s < 0.8
     assert 0.4 < uses["decode"].bytes_per_s / spec.bytes_per_s < 0.8
     bound = whole.bottlenecks[point.run_id]
-    assert bound.bound == "engine" and "full (8192 tokens) and bound by compute" in bound.sentence
+    assert bound.bound == "engine" and "full (8192 tokens) and compute-bound" in bound.sentence
     assert [phase.bound for phase in bound.phases] == ["compute", "bandwidth"]
     assert bound.evidence.engine_share == pytest.approx(0.93, abs=0.01)  # NVML: a kernel ran
 

@@ -8,22 +8,17 @@ import pandas as pd
 import pytest
 
 from analysis.energy.cpu import WATTS_PER_THREAD, cpu_energy
+from analysis.energy.idle import IdlePower, idle_power
 from analysis.energy.quantities import Estimated, Measured, total
-from analysis.energy.window import (
-    REASONS,
-    THERMAL_OR_HW_SLOWDOWN,
-    EnergyResult,
-    IdlePower,
-    Rules,
-    idle_power,
-    point_energy,
-)
+from analysis.energy.result import EnergyResult
+from analysis.energy.trust import REASONS, THERMAL_OR_HW_SLOWDOWN, Rules
+from analysis.energy.window import point_energy
 from analysis.point.steady_window import steady_window
 from analysis.runs.activity import activity
 from analysis.runs.clocks import wall_clock
 from greenbench.contract.schema import HostSample
 from telemetry.sensors.nvml import CLOCK_EVENTS
-from tests.fakes.energy_frames import NO_HOST, Work, frame, ns, recorded, sources
+from tests.fakes.energy_frames import Work, frame, inputs, ns, recorded, sources
 from tests.fakes.nvml import SECOND, FakeGpu, constant, record
 
 START_S, END_S = 5.0, 70.0
@@ -31,9 +26,7 @@ START_S, END_S = 5.0, 70.0
 
 def judged(card: FakeGpu, work: Work | None = None, **facts: Any) -> EnergyResult:
     gpu = recorded([card], END_S + 10)
-    return point_energy(
-        gpu, NO_HOST, sources([card], **facts), ns(START_S), ns(END_S), work or Work()
-    )
+    return point_energy(inputs(gpu, sources([card], **facts), START_S, END_S, work))
 
 
 # C-8
@@ -46,21 +39,14 @@ def stepped(mono_ns: int) -> int:
 
 
 def test_c8_wrong_wall_clocks_do_not_move_a_joule() -> None:
-    card = FakeGpu(
-        constant(
-            100,
-        ),
-        sm_clock_mhz=lambda t: 1980,
-    )
-    card = replace(
-        card, truth=replace(constant(0), power_w=lambda t: 3 * t * t, energy_j=lambda t: t**3)
-    )
+    cubic = replace(constant(0), power_w=lambda t: 3 * t * t, energy_j=lambda t: t**3)
+    card = FakeGpu(cubic, sm_clock_mhz=lambda t: 1980)
     told_right = recorded([card], END_S + 10)
     told_wrong = frame(record([card], 0, END_S + 10, unix_ns=stepped))
     assert (told_right["unix_ns"] != told_wrong["unix_ns"]).all()
-    window = (ns(START_S), ns(END_S), Work())
     right, wrong = (
-        point_energy(gpu, NO_HOST, sources([card]), *window) for gpu in (told_right, told_wrong)
+        point_energy(inputs(gpu, sources([card]), START_S, END_S))
+        for gpu in (told_right, told_wrong)
     )
     assert right.energy_j is not None and right.start_mono_ns and right.end_mono_ns
     assert wrong.energy_j == right.energy_j
@@ -123,28 +109,29 @@ def test_c9_load_that_never_stands_gives_no_window_rather_than_the_whole_run() -
 
 
 def test_c15_units_are_named_where_numbers_become_energies() -> None:
-    """The same 9 kJ out of NVML's mJ, RAPL's µJ and a model."""
-    nvml = Measured.from_millijoules(9_000_000, "gpu", "nvml_counter")
+    """The same 9 kJ by NVML and out of RAPL's µJ."""
+    nvml = Measured(9_000.0, "gpu", "nvml_counter")
     rapl = Measured.from_microjoules(9_000_000_000, "cpu_package", "rapl")
     assert nvml.joules == rapl.joules == 9_000.0
     with pytest.raises(TypeError, match="do not add up"):
         nvml + rapl
     for wrong in (nvml, "9", True, None):
         with pytest.raises(TypeError, match="a number is wanted"):
-            Measured.from_millijoules(wrong, "gpu", "nvml_counter")  # type: ignore[arg-type]
+            Measured.from_microjoules(wrong, "cpu_package", "rapl")  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         nvml + 5.0  # type: ignore[operator]
 
 
 def test_r24_an_estimate_never_enters_a_measured_sum() -> None:
-    nvml = Measured.from_millijoules(9_000_000, "gpu", "nvml_counter")
+    nvml = Measured(9_000.0, "gpu", "nvml_counter")
     modelled = Estimated(100, 400, "package power by thread count and load")
-    for add in (lambda: nvml + modelled, lambda: modelled + nvml, lambda: nvml - modelled):
-        with pytest.raises(TypeError, match=r"estimate|measured"):
-            add()
+    with pytest.raises(TypeError, match="only measured energy adds to measured energy"):
+        nvml + modelled  # type: ignore[operator]
     with pytest.raises(TypeError):
-        total([nvml, modelled])  # type: ignore[list-item]
-    assert (modelled + modelled).high_j == 800
+        modelled + nvml  # type: ignore[operator]
+    for mixed in ([nvml, modelled], [modelled, nvml]):
+        with pytest.raises(TypeError):
+            total(mixed)  # type: ignore[arg-type]
 
 
 # Rules
@@ -155,9 +142,8 @@ def test_a_clean_window_has_every_figure() -> None:
     before, after = IdlePower(100.0, 30.0), IdlePower(102.0, 30.0)
     gpu = recorded([card], END_S + 10)
     work = Work(output=10_000, input=90_000, completions=100)
-    result = point_energy(
-        gpu, NO_HOST, sources([card]), ns(START_S), ns(END_S), work, before, after
-    )
+    idle = {"idle_before": before, "idle_after": after}
+    result = point_energy(inputs(gpu, sources([card]), START_S, END_S, work, **idle))
     assert result.status == "measured" and result.flags == []
     joules = 300 * 65.0
     assert result.gross is not None and result.above_idle is not None
@@ -182,7 +168,7 @@ def test_work_is_counted_over_exactly_the_aligned_interval() -> None:
 
     card = FakeGpu(constant(300), phase_s=0.03)
     gpu = recorded([card], END_S + 10)
-    result = point_energy(gpu, NO_HOST, sources([card]), ns(5.04), ns(70.04), count)
+    result = point_energy(inputs(gpu, sources([card]), 5.04, 70.04, count=count))
     assert asked == [(result.start_mono_ns, result.end_mono_ns)]
     assert asked == [(ns(5.1), ns(70.0))]  # the first and the last sample that saw a change
 
@@ -239,10 +225,8 @@ def test_r9_windows_just_below_each_limit_are_too_short(
 ) -> None:
     card = FakeGpu(constant(300))
     gpu = recorded([card], END_S + 10)
-    window = (ns(START_S), ns(END_S), work)
-    result = point_energy(
-        gpu, NO_HOST, sources([card]), *window, mean_residence_s=residence_s, rules=rules
-    )
+    window = inputs(gpu, sources([card]), START_S, END_S, work, mean_residence_s=residence_s)
+    result = point_energy(window, rules)
     assert (result.reasons == ["window_too_short"]) is refused
 
 
@@ -250,13 +234,13 @@ def test_no_counter_is_unavailable_with_the_reason_of_the_probe() -> None:
     card = FakeGpu(constant(300), lacks=("counter",))
     told = {"counter": {"status": "unavailable", "reason": "NotSupported"}}
     gpu = recorded([card], 80)
-    result = point_energy(gpu, NO_HOST, told, ns(START_S), ns(END_S), Work())
+    result = point_energy(inputs(gpu, told, START_S, END_S))
     assert (result.status, result.explain) == (
         "unavailable",
         ["no GPU energy counter: NotSupported"],
     )
     assert result.energy_j is None
-    nothing = point_energy(gpu.iloc[:0], NO_HOST, {}, ns(START_S), ns(END_S), Work())
+    nothing = point_energy(inputs(gpu.iloc[:0], {}, START_S, END_S))
     assert nothing.explain == ["no GPU energy was recorded"]
 
 
@@ -266,7 +250,7 @@ def test_cards_that_the_server_does_not_use_are_apart() -> None:
     told = sources(cards)
     told["facts"]["gpus"][0]["own_pids"] = [17]
     gpu = recorded(cards, 80)
-    result = point_energy(gpu, NO_HOST, told, ns(START_S), ns(END_S), Work())
+    result = point_energy(inputs(gpu, told, START_S, END_S))
     assert result.energy_j == pytest.approx(300 * 65)
     assert result.idle_gpus_j == pytest.approx(80 * 65)
     assert result.gpus_wanted == 1
@@ -276,11 +260,12 @@ def test_cards_that_nobody_can_tell_apart_are_not_all_charged() -> None:
     """A server on one card of two, and no process list to say on which."""
     cards = [FakeGpu(constant(300), n, f"GPU-{n}") for n in range(2)]
     gpu = recorded(cards, 80)
-    window = (ns(START_S), ns(END_S), Work())
-    assert point_energy(gpu, NO_HOST, sources(cards), *window, server_gpus=1).reasons == [
-        "gpu_count_mismatch"
-    ]
-    assert point_energy(gpu, NO_HOST, sources(cards), *window, server_gpus=2).status == "measured"
+
+    def of_server(server_gpus: int) -> EnergyResult:
+        return point_energy(inputs(gpu, sources(cards), START_S, END_S, server_gpus=server_gpus))
+
+    assert of_server(1).reasons == ["gpu_count_mismatch"]
+    assert of_server(2).status == "measured"
 
 
 def test_idle_power_and_its_drift() -> None:
@@ -291,12 +276,10 @@ def test_idle_power_and_its_drift() -> None:
     assert (short.power_w, short.reasons) == (None, ["window_too_short"])
     work = FakeGpu(constant(300))
     gpu = recorded([work], 80)
-    window = (ns(START_S), ns(END_S), Work())
-    drifted = point_energy(
-        gpu, NO_HOST, sources([work]), *window, IdlePower(100, 30), IdlePower(104, 30)
-    )
+    idles = {"idle_before": IdlePower(100, 30), "idle_after": IdlePower(104, 30)}
+    drifted = point_energy(inputs(gpu, sources([work]), START_S, END_S, **idles))
     assert drifted.flags == ["idle_drift"] and drifted.idle_drift == pytest.approx(0.04)
-    none = point_energy(gpu, NO_HOST, sources([work]), *window)
+    none = point_energy(inputs(gpu, sources([work]), START_S, END_S))
     assert none.flags == ["idle_not_measured"] and none.above_idle is None
     assert none.gross is not None
 
@@ -363,7 +346,7 @@ def test_a_cpu_host_is_unavailable_with_its_estimate_beside_it() -> None:
         "rapl": {"status": "unavailable", "reason": "hidden"},
         "facts": {"cpu": {"threads": 2}, "gpus": []},
     }
-    result = point_energy(pd.DataFrame(), host(80, 1.0), told, ns(START_S), ns(END_S), Work())
+    result = point_energy(inputs(pd.DataFrame(), told, START_S, END_S, host=host(80, 1.0)))
     assert result.status == "unavailable" and result.energy_j is None and result.gross is None
     assert result.cpu is not None and result.cpu.estimate is not None
     assert 0 < result.cpu.estimate.low_j < result.cpu.estimate.high_j

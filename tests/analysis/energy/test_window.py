@@ -11,16 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.energy.cpu import unwrap_uj
+from analysis.energy.result import EnergyResult
 from analysis.energy.series import (
     AVERAGE_BOXCAR_S,
     clean,
     energy_curve,
     integrate_average,
     integrate_hold,
-    integrate_trapezoid,
 )
-from analysis.energy.window import EnergyResult, Rules, point_energy
-from tests.fakes.energy_frames import NO_HOST, Work, frame, ns, recorded, sources
+from analysis.energy.trust import Rules
+from analysis.energy.window import point_energy
+from tests.fakes.energy_frames import frame, inputs, ns, recorded, sources
 from tests.fakes.nvml import (
     FakeGpu,
     Truth,
@@ -44,7 +45,7 @@ def judged(
     cards: list[FakeGpu], start_s: float, end_s: float, gpu: pd.DataFrame | None = None
 ) -> EnergyResult:
     data = recorded(cards, end_s + 10) if gpu is None else gpu
-    return point_energy(data, NO_HOST, sources(cards), ns(start_s), ns(end_s), Work())
+    return point_energy(inputs(data, sources(cards), start_s, end_s))
 
 
 # C-1
@@ -74,11 +75,15 @@ def test_c1b_a_burst_between_quiet_stretches() -> None:
     assert found.joules == pytest.approx(4_000, abs=1e-6)
 
 
-def test_c1c_a_ramp_is_exact_by_trapezoid_and_a_step_by_hold() -> None:
-    slope = clean(*instant(ramp(100, 20), 30))
-    assert integrate_trapezoid(slope, ns(3.33), ns(28.71)) == pytest.approx(
-        ramp(100, 20).between(3.33, 28.71), rel=1e-9
-    )
+def test_c1c_a_ramp_is_off_by_half_a_period_and_a_step_is_exact_when_readings_are_held() -> None:
+    """A held reading of a ramp of 20 W/s is on average half a period old: 1 W by trapezoids."""
+    stamps, watts = instant(ramp(100, 20), 30)
+    first, last = 33, 287  # 3.3 s to 28.7 s
+    ramped = integrate_hold(clean(stamps, watts), stamps[first], stamps[last])
+    assert ramped is not None
+    by_trapezoid = np.trapezoid(watts[first : last + 1], np.array(stamps[first : last + 1]) / 1e9)
+    assert by_trapezoid == pytest.approx(ramp(100, 20).between(3.3, 28.7), rel=1e-9)
+    assert by_trapezoid - ramped.joules == pytest.approx(20 * 0.1 / 2 * 25.4, rel=1e-6)
     jump = integrate_hold(clean(*instant(step(100, 700, 12.3), 30)), ns(1), ns(29))
     assert jump is not None
     assert jump.joules == pytest.approx(11.3 * 100 + 16.7 * 700, rel=1e-9)
@@ -297,9 +302,7 @@ def test_r12_counter_and_integral_must_agree(gain: float, length_s: float, refus
     cards = [FakeGpu(constant(300), average_gain=gain)]
     gpu = recorded(cards, 90)
     rules = Rules(shortest_s=30)
-    result = point_energy(
-        gpu, NO_HOST, sources(cards), ns(5), ns(5 + length_s), Work(), rules=rules
-    )
+    result = point_energy(inputs(gpu, sources(cards), 5, 5 + length_s), rules)
     assert ("counter_vs_integral" in result.reasons) is refused
     assert result.counter_j is not None and result.integral_j is not None  # both are reported
 

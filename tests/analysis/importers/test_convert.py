@@ -18,7 +18,7 @@ import yaml
 from analysis.importers.convert import read_result, write_imported
 from analysis.point.point import analyse
 from analysis.point.requests import PointRequests, point_requests, run_cycles
-from analysis.point.steady_window import Window
+from analysis.point.steady_window import Window, WindowEvidence
 from analysis.point.throughput import point_rates, throughput
 from analysis.runs.run import Run, load_run
 from analysis.runs.validity import faults
@@ -170,11 +170,11 @@ def test_gaps_count_only_where_each_chunk_is_one_token(name: str, tmp_path: Path
 def test_without_chunk_times_tokens_per_second_are_those_of_whole_cycles(tmp_path: Path) -> None:
     run = imported(BY_NAME["guidellm/concurrent"], tmp_path)
     found = whole(run)
-    window = Window("steady", *run.manifest.phases["measure"], evidence={"mean_in_flight": 1})
+    window = Window("steady", *run.manifest.phases["measure"], evidence=WindowEvidence(1))
     cycles = run_cycles(run, window)
     assert cycles is not None
     rates = throughput(found, point_rates(found.frame, cycles, window, None))
-    assert len(found.itl_s) == 0 and rates["output_tokens"] is None
+    assert len(found.itl_s) == 0 and rates.output_tokens is None
     # second method: of each user the tokens after its first end, over the time to its last
     load = run.point.load
     ends = (found.frame["sent_unix_ns"] + found.frame["end_ns"]).to_numpy(dtype=float) / 1e9
@@ -186,7 +186,7 @@ def test_without_chunk_times_tokens_per_second_are_those_of_whole_cycles(tmp_pat
         for user in set(cycles.user)
     )
     assert load.users is not None and gained > 0
-    assert rates["output_tokens_per_s"] == pytest.approx(load.users * gained / spent, rel=1e-6)
+    assert rates.output.value == pytest.approx(load.users * gained / spent, rel=1e-6)
     assert "no ITL" in str(run.manifest.server.proof_detail)
 
 
@@ -230,7 +230,7 @@ def test_vllm_bench_agrees_with_its_own_summary(tmp_path: Path) -> None:
 
 def test_what_it_cannot_tell_is_said(tmp_path: Path) -> None:
     (read,) = read_result(VLLM)
-    point, _ = analyse(load_run(write_imported(read, "flash_attn", tmp_path)))
+    point = analyse(load_run(write_imported(read, "flash_attn", tmp_path)))
     assert point.proof == "unproven" and point.weights == "unknown"
     assert "imported from vllm bench serve" in point.notes
     assert any("the client's own count" in note for note in point.notes)

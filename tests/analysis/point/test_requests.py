@@ -17,7 +17,8 @@ from analysis.point.throughput import point_rates, throughput
 from analysis.runs.run import ChunkBatch, load_run
 from analysis.statistics.samples import statistic, wilson
 from greenbench.contract.config import SloConfig
-from loadgen.search import meets
+from loadgen.driver.slo_search import meets
+from tests.fakes.points import edge, value
 from tests.fakes.rundirs import FakeRun, write_run
 
 MS = 1_000_000
@@ -134,16 +135,16 @@ def test_closed_loop_point_is_arithmetic(
     measured = point_requests(run, window, cycles)
     found = latency(measured)
     rates = throughput(measured, point_rates(measured.frame, cycles, window, None))
-    assert found["ttft_s"]["n"] > 50
-    assert found["ttft_s"]["p50"] == pytest.approx(ttft_s)
-    assert found["itl_s"]["p50"] == pytest.approx(itl_s, rel=1e-6)
-    assert found["e2e_s"]["p50"] == pytest.approx(e2e_s)
+    assert found.ttft_s.n > 50
+    assert found.ttft_s.p50 == pytest.approx(ttft_s)
+    assert found.itl_s.p50 == pytest.approx(itl_s, rel=1e-6)
+    assert found.e2e_s.p50 == pytest.approx(e2e_s)
     # whole cycles: no edge cuts a token, so the figures are exact and equal cycles leave no error
-    assert rates["output_tokens_per_s"] == pytest.approx(users * 11 / e2e_s, rel=1e-9)
-    assert rates["total_tokens_per_s"] == pytest.approx(users * (11 + 1024) / e2e_s, rel=1e-9)
-    assert rates["requests_per_s"] == pytest.approx(users / e2e_s, rel=1e-9)
-    assert rates["output_tokens_per_s_se"] == pytest.approx(0, abs=1e-9)
-    assert rates["little_ratio"] == pytest.approx(1, abs=1e-3)
+    assert rates.output.value == pytest.approx(users * 11 / e2e_s, rel=1e-9)
+    assert rates.total.value == pytest.approx(users * (11 + 1024) / e2e_s, rel=1e-9)
+    assert rates.requests.value == pytest.approx(users / e2e_s, rel=1e-9)
+    assert rates.output.standard_error == pytest.approx(0, abs=1e-9)
+    assert rates.little == pytest.approx(1, abs=1e-3)
 
 
 def test_counts_of_the_window_are_of_what_arrived_in_it(tmp_path: Path) -> None:
@@ -211,15 +212,15 @@ def test_answers_are_counted_per_prompt(tmp_path: Path) -> None:
 
 def test_perplexity_is_exp_of_the_mean_nll(tmp_path: Path) -> None:
     fake = FakeRun(task="perplexity", streaming=False, output_tokens=1, nll_per_token=2.0)
-    point, _ = analyse(load_run(write_run(tmp_path, fake).path))
+    point = analyse(load_run(write_run(tmp_path, fake).path))
     assert point.answers is not None
-    assert point.answers["perplexity"] == pytest.approx(7.389056, rel=1e-6)
-    assert point.latency is not None and point.latency["ttft_s"]["n"] == 0
-    assert point.throughput is not None and point.throughput["output_tokens_per_s"] is None
+    assert point.answers.perplexity == pytest.approx(7.389056, rel=1e-6)
+    assert point.latency is not None and point.latency.ttft_s.n == 0
+    assert point.throughput is not None and point.throughput.output.value is None
 
 
 def test_zero_good_requests_is_failed_and_never_zero_tokens(tmp_path: Path) -> None:
-    point, _ = analyse(load_run(write_run(tmp_path, FakeRun(failed_every=1)).path))
+    point = analyse(load_run(write_run(tmp_path, FakeRun(failed_every=1)).path))
     assert point.status == "failed"
     assert point.throughput is None and point.latency is None
     assert "none of the" in point.reasons[0]
@@ -241,29 +242,29 @@ def with_audit(root: Path, **audit: object) -> Point:
     figures = {"shared_time_p90_ms": 13.8, "shared_time_p99_ms": 22.5}
     raw["client_audit"] = {"locust": {"figures": figures, **audit}}
     run.manifest_path.write_text(json.dumps(raw))
-    return analyse(load_run(run.path))[0]
+    return analyse(load_run(run.path))
 
 
 def test_gaps_in_doubt_are_null_with_the_clients_reason(tmp_path: Path) -> None:
     sure = with_audit(tmp_path / "a")
     assert sure.latency is not None and sure.goodput is not None
-    assert None not in (sure.latency["itl_s"]["p99"], sure.latency["tpot_s"]["p50"])
-    assert sure.goodput["per_s"] is not None
+    assert None not in (sure.latency.itl_s.p99, sure.latency.tpot_s.p50)
+    assert sure.goodput.per_s is not None
     tail = with_audit(tmp_path / "b", itl_tail_in_doubt=True)
     assert tail.latency is not None and tail.goodput is not None
-    found = tail.latency["itl_s"]
-    assert (found["p50"], found["p90"], found["p99"]) == (ANY, None, None)
-    assert found["p50"] == sure.latency["itl_s"]["p50"]
-    assert "22.5 ms of doubt" in found["refused"][0]
-    assert tail.latency["tpot_s"] == sure.latency["tpot_s"]
+    found = tail.latency.itl_s
+    assert (found.p50, found.p90, found.p99) == (ANY, None, None)
+    assert found.p50 == sure.latency.itl_s.p50
+    assert "22.5 ms of doubt" in found.refused[0]
+    assert tail.latency.tpot_s == sure.latency.tpot_s
     whole = with_audit(tmp_path / "c", itl_tail_in_doubt=True, itl_in_doubt=True)
     assert whole.latency is not None and whole.goodput is not None
-    for name in ("itl_s", "tpot_s"):
-        assert whole.latency[name]["p50"] is None and whole.latency[name]["mean"] is None
-        assert "13.8 ms of doubt" in whole.latency[name]["refused"][0]
-    assert whole.goodput["per_s"] is None and "13.8 ms" in whole.goodput["reason"]
+    for doubted in (whole.latency.itl_s, whole.latency.tpot_s):
+        assert doubted.p50 is None and doubted.mean is None
+        assert "13.8 ms of doubt" in doubted.refused[0]
+    assert whole.goodput.per_s is None and "13.8 ms" in str(whole.goodput.reason)
     # what does not rest on gaps stands
-    assert whole.latency["ttft_s"] == sure.latency["ttft_s"]
+    assert whole.latency.ttft_s == sure.latency.ttft_s
     assert whole.throughput == sure.throughput
 
 
@@ -274,10 +275,10 @@ def test_users_in_step_have_the_rate_of_whole_rounds_wherever_the_window_ends(
     # rounds of 3 s bring 44 tokens in their last second; 20 s hold 6 rounds and 4 tokens of another, which
     # counted by the window would be 13.4 tokens/s
     fake = FakeRun(ttft_s=2.0, itl_s=0.1, warmup_s=3.0, measure_s=measure_s)
-    point, _ = analyse(load_run(write_run(tmp_path, fake).path))
+    point = analyse(load_run(write_run(tmp_path, fake).path))
     assert point.throughput is not None
-    assert point.throughput["output_tokens_per_s"] == pytest.approx(44 / 3, rel=1e-9)
-    assert point.edge_errors["output"] == pytest.approx(0, abs=1e-9)
+    assert point.throughput.output.value == pytest.approx(44 / 3, rel=1e-9)
+    assert edge(point, "output") == pytest.approx(0, abs=1e-9)
 
 
 def test_an_open_loops_edge_error_covers_what_its_arrivals_leave_at_the_edges(
@@ -285,18 +286,18 @@ def test_an_open_loops_edge_error_covers_what_its_arrivals_leave_at_the_edges(
 ) -> None:
     fake = FakeRun(users=None, rate_per_s=5.0, started_s=1, measure_s=80)
     run = load_run(write_run(tmp_path, fake).path)
-    point, _ = analyse(run)
+    point = analyse(run)
     assert point.throughput is not None and point.window is not None
-    start, end = point.window["start_unix_ns"], point.window["end_unix_ns"]
+    start, end = point.window.start_unix_ns, point.window.end_unix_ns
     # second method: requests that were sent in the window
     sent = run.requests["sent_unix_ns"].between(start, end).sum() / ((end - start) / 1e9)
     found = point.throughput
-    assert found["requests_per_s"] == pytest.approx(sent, rel=0.02)
-    assert found["output_tokens_per_s"] == pytest.approx(11 * sent, rel=0.02)
-    assert 0.001 < point.edge_errors["requests"] < 0.03
-    assert found["little_ratio"] == pytest.approx(1, abs=0.02)
+    assert found.requests.value == pytest.approx(sent, rel=0.02)
+    assert found.output.value == pytest.approx(11 * sent, rel=0.02)
+    assert 0.001 < edge(point, "requests") < 0.03
+    assert found.little == pytest.approx(1, abs=0.02)
     # Poisson: 5 a second for 80 s, ±√400
-    assert found["requests_per_s_se"] == pytest.approx(20 / 80, rel=0.5)
+    assert found.requests.standard_error == pytest.approx(20 / 80, rel=0.5)
 
 
 @pytest.mark.parametrize("rate_per_s", [None, 2.0])
@@ -313,22 +314,19 @@ def test_joules_a_request_are_the_power_over_the_rate(
         measure_s=80.0,
         gpu_power_w=450.0,
     )
-    point, _ = analyse(load_run(write_run(tmp_path, fake).path))
-    assert point.energy is not None and point.energy["status"] == "measured", point.energy
+    point = analyse(load_run(write_run(tmp_path, fake).path))
+    assert point.energy is not None and point.energy.result.status == "measured", point.energy
     assert point.throughput is not None
-    gross, rates = point.energy["gross"], point.throughput
-    per_s = rates["requests_per_s"]
+    gross = point.energy.result.gross
+    assert gross is not None
+    per_s = value(point, "requests")
     # in open loop joules and work are those between two changes of the counter, half a second less
     near = 1e-3 if rate_per_s is None else 5e-3
     if rate_per_s is None:
-        assert gross["j_per_request"] == pytest.approx(450 * 3 / 4, rel=1e-4)
-    assert gross["j_per_request"] == pytest.approx(450 / per_s, rel=near)
-    assert gross["j_per_output_token"] == pytest.approx(
-        450 / rates["output_tokens_per_s"], rel=near
-    )
-    assert gross["j_per_total_token"] == pytest.approx(450 / rates["total_tokens_per_s"], rel=near)
+        assert gross.j_per_request == pytest.approx(450 * 3 / 4, rel=1e-4)
+    assert gross.j_per_request == pytest.approx(450 / per_s, rel=near)
+    assert gross.j_per_output_token == pytest.approx(450 / value(point, "output"), rel=near)
+    assert gross.j_per_total_token == pytest.approx(450 / value(point, "total"), rel=near)
     # at constant power a joule's edge error is that of the rate
     for joules, rate in (("energy", "output"), ("energy_request", "requests")):
-        assert point.edge_errors[joules] == pytest.approx(
-            point.edge_errors[rate], rel=0.2, abs=1e-4
-        )
+        assert edge(point, joules) == pytest.approx(edge(point, rate), rel=0.2, abs=1e-4)

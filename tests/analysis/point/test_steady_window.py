@@ -79,7 +79,7 @@ def test_a_user_between_two_turns_is_present_for_as_long_as_planned() -> None:
     frame, users = talking(0.0)
     window = steady_window(activity(frame, users, 1.0), phase(1, 59), users=2)
     assert window.valid, window.reasons
-    assert window.evidence["mean_in_flight"] == pytest.approx(2 * 4 / 5, rel=0.02)
+    assert window.evidence.mean_in_flight == pytest.approx(2 * 4 / 5, rel=0.02)
     assert not steady_window(activity(frame), phase(1, 59), users=2).valid
     # a client that is 4 s late is not a user who thinks
     late, users = talking(4.0)
@@ -93,17 +93,19 @@ def test_what_the_search_cuts_is_said_and_pace_is_never_cut() -> None:
     before, after = closed(4, 1.0, 0, 20), closed(4, 1.0, 0, 60)
     start = np.concatenate([before.start_ns, after.start_ns + 35 * S])
     window = steady_window(Activity(start, start + S), phase(0, 95), users=4)
-    assert window.valid and "fewer than 4 requests were open" in window.evidence["left_out"]
+    assert window.valid and "fewer than 4 requests were open" in str(window.evidence.left_out)
     # 30 % slower from the middle on: 40 requests of 1 s a user, then 31 of 1.3 s
     times = np.concatenate([np.full(40, 1.0), np.full(31, 1.3)])
     ends = np.cumsum(times)
     start = np.repeat(T0 + np.round((ends - times) * S).astype(np.int64), 4)
     load = Activity(start, start + np.repeat(np.round(times * S).astype(np.int64), 4))
     window = steady_window(load, phase(0, 80), users=4)
-    assert window.valid and "left_out" not in window.evidence
+    assert window.valid and window.evidence.left_out is None
     assert window.duration_s == pytest.approx(80)
-    assert window.evidence["pace"]["early_s"] == pytest.approx(1.0)
-    assert window.evidence["pace"]["late_s"] == pytest.approx(1.3, rel=0.01)
+    pace = window.evidence.pace
+    assert pace is not None
+    assert pace.early_s == pytest.approx(1.0)
+    assert pace.late_s == pytest.approx(1.3, rel=0.01)
 
 
 def test_a_stall_inside_is_cut_away_or_refused() -> None:

@@ -1,4 +1,4 @@
-"""What a reader of a barred backend sees of the prompt: the needle's surroundings and the question."""
+"""What a reader of a disqualified backend sees of the prompt: the needle's surroundings and the question."""
 
 import json
 from pathlib import Path

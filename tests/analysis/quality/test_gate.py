@@ -1,4 +1,4 @@
-"""A fast backend with wrong answers must not win; an equal one must not be barred."""
+"""A fast backend with wrong answers must not win; an equal one must not be disqualified."""
 
 import json
 from dataclasses import replace
@@ -44,7 +44,7 @@ def write_pair(root: Path, **odd: object) -> None:
         )
 
 
-def test_fast_and_wrong_is_barred_and_shown(tmp_path: Path) -> None:
+def test_fast_and_wrong_is_disqualified_and_shown(tmp_path: Path) -> None:
     write_pair(tmp_path, correct_share=0.4)
     whole = study(tmp_path)
     (gate,) = whole.gates
@@ -62,7 +62,7 @@ def test_fast_and_right_wins(tmp_path: Path) -> None:
     whole = study(tmp_path)
     assert [gate.verdict for gate in whole.gates] == ["no worse"]
     assert disqualified(whole) == {}
-    output = next(d for d in whole.decisions if d.objective == "output")
+    output = next(d for d in whole.decisions if d.objective.name == "output")
     assert output.winner == "sink_window"
 
 
@@ -127,7 +127,7 @@ def write_window(root: Path, task: str = "retrieve", **changes: object) -> None:
             write_run(root, replace(fake, **(changes if backend == "sink_window" else {})))  # type: ignore[arg-type]
 
 
-def test_a_window_is_no_worse_inside_and_barred_beyond(tmp_path: Path) -> None:
+def test_a_window_is_no_worse_inside_and_disqualified_beyond(tmp_path: Path) -> None:
     write_window(tmp_path)
     whole = study(tmp_path)
     found = {gate.context_tokens: gate for gate in whole.gates}
@@ -141,7 +141,9 @@ def test_a_window_is_no_worse_inside_and_barred_beyond(tmp_path: Path) -> None:
     assert (found[2048].backend_right, found[6144].backend_right) == (15, 5)
     for gate in (found[2048], found[6144]):
         assert all((e.depth or 0) < 1 - 1024 / gate.context_tokens for e in gate.examples)
-    fronts = {d.place.context_tokens: d.front for d in whole.decisions if d.objective == "output"}
+    fronts = {
+        d.place.context_tokens: d.front for d in whole.decisions if d.objective.name == "output"
+    }
     assert fronts == {512: ("sink_window",), 2048: ("cpu_attn",), 6144: ("cpu_attn",)}
     text = " ".join(summary_sentences(whole))
     assert "`sink_window` is disqualified at 2,048, 6,144 tokens" in text
@@ -212,4 +214,4 @@ def test_answers_of_a_point_without_a_steady_state_stand(tmp_path: Path) -> None
     (point,) = study(tmp_path).points
     assert point.status == "invalid" and "no steady state" in point.reasons[0]
     assert point.answers_stand and point.answers is not None
-    assert (point.answers["correct_share"], point.latency) == (0.5, None)
+    assert (point.answers.correct_share, point.latency) == (0.5, None)

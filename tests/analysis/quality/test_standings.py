@@ -23,7 +23,7 @@ def judged(
     for number, fake in enumerate(fakes):
         write_run(root, replace(fake, started_s=float(number)))
     runs = load_runs(root)
-    points = [point for point, _ in analyse_all(runs)]
+    points = analyse_all(runs)
     told = {point.path for point in points if point.answers_stand}
     found = gates([run for run in runs if str(run.path) in told])
     (place,) = standings(found, checked, runs, points).values()
@@ -59,7 +59,7 @@ def test_the_most_exact_is_the_reference_and_not_the_best_answering(tmp_path: Pa
         tmp_path, fake("zeta", 37 / 40, 50), fake("alpha", 1.0, 40), fake("beta", 1.0, 0)
     )
     assert kinds(found) == {"zeta": "reference", "alpha": "proven", "beta": "proven"}
-    assert found["zeta"].sentence.startswith("the most exact one here")
+    assert found["zeta"].sentence.startswith("the reference here, as the most exact")
     assert not found["zeta"].doubted
 
 
@@ -113,7 +113,7 @@ def test_an_approximate_one_that_answers_better_does_not_unseat_an_exact_one(
     found = judged(tmp_path, fake("flash_attn", 0.6, 70), fake("sink_window", 1.0, 0))
     assert kinds(found) == {"flash_attn": "reference", "sink_window": "proven"}
     assert found["flash_attn"].doubted
-    assert "sink_window answers more right" in found["flash_attn"].sentence
+    assert "sink_window answers more correctly" in found["flash_attn"].sentence
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_model_that_answers_nothing_right_proves_nobody(tmp_path: Path) -> Non
     for share in (0.0, 0.1):
         found = judged(tmp_path / f"{share}", fake("exact", share, 90), fake("other", share, 20))
         assert kinds(found) == {"exact": "undecided", "other": "undecided"}
-        assert "answers too little right" in found["other"].sentence
+        assert "answers too few prompts correctly" in found["other"].sentence
         assert not found["other"].doubted
 
 

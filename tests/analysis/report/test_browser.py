@@ -212,8 +212,8 @@ def test_depth_maps_are_read_in_light_and_dark(page: Page) -> None:
         page.js("document.getElementById('theme').click()")
 
 
-def test_a_barred_backend_leads_to_the_prompts_it_lost(page: Page) -> None:
-    page.js("document.querySelector('#decisions a.barred').click()")
+def test_a_disqualified_backend_leads_to_the_prompts_it_lost(page: Page) -> None:
+    page.js("document.querySelector('#decisions a.disqualified').click()")
     page.until("location.hash === '#answers'")
     lost = "document.querySelector('#answers details.lost')"
     assert page.js(f"{lost}.open")  # the first is read without a click

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from analysis.energy.window import REASONS
+from analysis.energy.trust import REASONS
 from greenbench.contract.manifest import FileEntry
 from greenbench.contract.run_dir import JsonlWriter, RunDir, file_sha256, read_jsonl
 from tests.fakes.energy_frames import sources

@@ -177,7 +177,7 @@ def test_a_place_that_cannot_be_written_is_said_before_the_work(
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "file"}
 
 
-def test_barred_backends_stand_in_the_decision_table_and_maps_need_no_script(
+def test_disqualified_backends_stand_in_the_decision_table_and_maps_need_no_script(
     tmp_path: Path,
 ) -> None:
     for backend, sees in (("cpu_attn", None), ("sink_window", 1024)):
@@ -199,7 +199,7 @@ def test_barred_backends_stand_in_the_decision_table_and_maps_need_no_script(
     cells = [words(cell) for cell in re.findall(r"<td.*?</td>", maps[1], flags=re.S)]
     assert cells[:2] == ["100 % n 6", "0 % n 6"]
     lost = page[page.index('<details class="lost"') :]
-    assert "“wrong”" in lost and "“right”" in lost and "% into the report" in lost
+    assert "“wrong”" in lost and "“right”" in lost and "% into the text" in lost
     found = json.loads(json.dumps(summary(whole), allow_nan=False))
     assert [m["backend"] for m in found["heat_maps"]] == ["cpu_attn", "sink_window"]
     assert [(e["backend"], e["context_tokens"]) for e in found["eligible"] if not e["may_win"]] == [
@@ -260,7 +260,7 @@ def test_several_models_are_compared_as_arms(tmp_path: Path) -> None:
         of_model(tmp_path, "llama", backend="beta", started_s=1, **slow)
     whole = study(tmp_path)
     assert {p.backend for p in whole.points} == {"mamba", "llama · alpha", "llama · beta"}
-    ttft = {d.place.context_tokens: d for d in whole.decisions if d.objective == "ttft"}
+    ttft = {d.place.context_tokens: d for d in whole.decisions if d.objective.name == "ttft"}
     assert (ttft[4096].outcome, ttft[4096].front) == ("indicative", ("mamba",)), ttft
     assert {d.b for d in ttft[4096].against} == {"llama · alpha", "llama · beta"}
     assert any({c.a, c.b} == {"mamba", "llama · alpha"} for c in whole.crossings)
@@ -281,5 +281,5 @@ def test_points_measured_again_are_not_counted_as_excluded(tmp_path: Path) -> No
     write_run(tmp_path, FakeRun(status="failed", failure="it broke"))
     write_run(tmp_path, FakeRun(started_s=100))
     text = words(render(study(tmp_path)))
-    assert "Excluded (0)" in text and "Every point that was measured is used." in text
-    assert "1 more were measured again later" in text or "1 more was measured again later" in text
+    assert "Excluded (0)" in text and "Every measured point is used." in text
+    assert "1 more was measured again later" in text

@@ -5,10 +5,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from analysis.energy.result import EnergyResult
 from analysis.point.point import analyse
 from analysis.runs.engine_steps import parse_steps
 from analysis.runs.gpu_rows import read_gpu_rows
@@ -224,10 +224,10 @@ def test_where_no_run_can_be_read_the_report_says_why(tmp_path: Path) -> None:
     assert "schema version none" in found.stderr
 
 
-def energy_of(run: RunDir) -> dict[str, Any]:
-    point, _ = analyse(load_run(run.path))
+def energy_of(run: RunDir) -> EnergyResult:
+    point = analyse(load_run(run.path))
     assert point.energy is not None, point.reasons
-    return point.energy
+    return point.energy.result
 
 
 def test_a_broken_idle_recording_costs_the_energy_above_idle(tmp_path: Path) -> None:
@@ -240,18 +240,18 @@ def test_a_broken_idle_recording_costs_the_energy_above_idle(tmp_path: Path) -> 
     ]
     write_rows(idle / "gpu.jsonl", rows)
     sound = energy_of(run)
-    assert sound["idle_w"] == pytest.approx(100.0, rel=1e-6)
+    assert sound.idle_w == pytest.approx(100.0, rel=1e-6)
     with (idle / "gpu.jsonl").open("ab") as file:
         file.write(b'{"torn')
-    assert energy_of(run)["idle_w"] == sound["idle_w"]
+    assert energy_of(run).idle_w == sound.idle_w
     (idle / "gpu.jsonl").write_text('{"mono_ns": "x"}\n')
     read = load_run(run.path)
     assert faults(read) == []
     fault = read.idle("idle_before").fault
     assert fault is not None and "gpu.jsonl:1: " in fault
     found = energy_of(run)
-    assert found["status"] == "measured" and found["idle_w"] is None
-    assert found["gross"] == sound["gross"]
+    assert found.status == "measured" and found.idle_w is None
+    assert found.gross == sound.gross
 
 
 def test_gpu_rows_of_another_type_name_their_line(tmp_path: Path) -> None:

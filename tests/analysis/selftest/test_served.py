@@ -12,9 +12,9 @@ from analysis.selftest.judge import Recording, judge
 from analysis.selftest.served import (
     Missing,
     Served,
-    equal_arms,
     near_a_published_figure,
     real_over_random,
+    same_backend_twice,
 )
 from tests.fakes.rundirs import FakeRun, write_run
 
@@ -51,7 +51,7 @@ def test_g8_one_backend_as_both_arms(
     second = tuple(watts * factor for watts, factor in zip(FIRST, factors, strict=True))
     write_starts(tmp_path, FIRST, arm=0)
     write_starts(tmp_path, second, arm=1)
-    figure, bound, found = equal_arms(Served.read(tmp_path))
+    figure, bound, found = same_backend_twice(Served.read(tmp_path))
     reference = ttest_rel(np.log(second), np.log(FIRST)).confidence_interval(0.95)
     assert found is passed and bound == "the interval holds 1"
     assert numbers(figure) == (
@@ -65,11 +65,11 @@ def test_g8_one_backend_as_both_arms(
 
 def test_g8_wants_two_arms_and_five_starts_of_each(tmp_path: Path) -> None:
     write_starts(tmp_path, FIRST)
-    with pytest.raises(Missing, match="no backend stands twice"):
-        equal_arms(Served.read(tmp_path))
+    with pytest.raises(Missing, match="no backend is listed twice"):
+        same_backend_twice(Served.read(tmp_path))
     write_starts(tmp_path, FIRST[:3], arm=1)
     with pytest.raises(Missing, match="3 paired starts, 5 are wanted"):
-        equal_arms(Served.read(tmp_path))
+        same_backend_twice(Served.read(tmp_path))
 
 
 def test_g9_real_weights_over_random_ones(tmp_path: Path) -> None:
@@ -99,4 +99,4 @@ def test_a_sweep_without_joules_answers_nothing_and_the_table_says_so(tmp_path: 
     verdicts = judge(Recording(setup, {}, {}, None, Served.read(tmp_path)))
     found = {v.oracle: v for v in verdicts}
     assert {found[o].verdict for o in ("G-8", "G-9", "G-12")} == {"not run"}
-    assert "no backend stands twice" in found["G-8"].figure
+    assert "no backend is listed twice" in found["G-8"].figure

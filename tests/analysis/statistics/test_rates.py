@@ -11,7 +11,7 @@ from scipy.stats import t as student
 
 from analysis.point.point import Point, analyse
 from analysis.runs.run import load_run
-from analysis.statistics.medians import median_edge, modes
+from analysis.statistics.medians import cycles_edge, modes
 from analysis.statistics.rates import (
     NOBODY,
     Cycles,
@@ -23,6 +23,7 @@ from analysis.statistics.rates import (
     whole_cycles,
 )
 from tests.fakes.closed_loops import CASES, NS, T0_NS, Loop, pair, play
+from tests.fakes.points import edge
 from tests.fakes.rundirs import FakeRun, write_run
 
 
@@ -280,29 +281,29 @@ def test_equal_candidates_with_another_split_are_equal(name: str) -> None:
 
 def slowing(root: Path, **more: object) -> Point:
     fake = FakeRun(warmup_s=5, measure_s=90, jitter=0.02, **more)  # type: ignore[arg-type]
-    return analyse(load_run(write_run(root, fake).path))[0]
+    return analyse(load_run(write_run(root, fake).path))
 
 
 def test_a_server_that_slows_down_keeps_no_fast_half(tmp_path: Path) -> None:
     # 44 tokens/s until the middle of the phase at 50 s, then requests take 1.3 times as long: 33.8
     point = slowing(tmp_path, slower_from_s=50, slower=1.3)
     assert point.status == "ok" and point.throughput is not None and point.window is not None
-    assert point.window["duration_s"] == pytest.approx(90, rel=0.02)
+    assert point.window.duration_s == pytest.approx(90, rel=0.02)
     true = (44 + 44 / 1.3) / 2
-    assert point.throughput["output_tokens_per_s"] == pytest.approx(true, rel=0.02)
+    assert point.throughput.output.value == pytest.approx(true, rel=0.02)
     told = next(note for note in point.notes if "the pace changed" in note)
     early, late = (float(word) for word in told.split() if word[0].isdigit() and "." in word)
     assert early == pytest.approx(44, rel=0.02) and late == pytest.approx(44 / 1.3, rel=0.03)
     # either half lies within its error
-    assert point.edge_errors["output"] >= math.log(44 / true) * 0.95
-    assert point.edge_errors["e2e"] > 0.1
+    assert edge(point, "output") >= math.log(44 / true) * 0.95
+    assert edge(point, "e2e") > 0.1
 
 
 def test_a_steady_server_has_no_trend(tmp_path: Path) -> None:
     point = slowing(tmp_path)
     assert point.status == "ok"
     assert not any("pace changed" in note for note in point.notes)
-    assert point.edge_errors["output"] < 0.003
+    assert edge(point, "output") < 0.003
 
 
 def test_a_server_twice_as_slow_has_no_steady_state(tmp_path: Path) -> None:
@@ -346,19 +347,21 @@ def test_two_kinds_of_requests_are_found_and_one_is_not_cut_in_two() -> None:
 
 def test_a_point_says_that_its_median_hides_two_kinds(tmp_path: Path) -> None:
     fake = FakeRun(slow_every=2, slow_decode=4.0, users=1, measure_s=80, jitter=0.05)
-    point, _ = analyse(load_run(write_run(tmp_path, fake).path))
-    two = point.bimodal["tpot"]
+    point = analyse(load_run(write_run(tmp_path, fake).path))
+    assert point.medians is not None
+    two = point.medians.tpot_s.modes
+    assert two is not None
     assert (two.low, two.high) == (pytest.approx(0.05, rel=0.1), pytest.approx(0.2, rel=0.1))
     assert two.share_high == pytest.approx(0.5, abs=0.05)
-    assert "ttft" not in point.bimodal
+    assert point.medians.ttft_s.modes is None
     # the next request more or less turns the median over, and its error says so
-    assert point.edge_errors["tpot"] > 0.05 > point.edge_errors["ttft"]
+    assert edge(point, "tpot") > 0.05 > edge(point, "ttft")
 
 
 def test_a_medians_edge_error_is_what_one_round_changes() -> None:
     # one user's five cycles, 1 2 3 4 5: without 1 or 2 the median is 3.5, without 3 it is 3, else 2.5
     cycles = in_step([1.0] * 5, 1)
-    found = median_edge(np.arange(1.0, 6.0), np.ones(5, dtype=bool), cycles)
+    found = cycles_edge(np.arange(1.0, 6.0), np.ones(5, dtype=bool), cycles)
     up, down = math.log(3.5 / 3), math.log(2.5 / 3)
     assert found is not None
     # and the times rise: 1.5 early and 4 late, a trend beside the edge
@@ -366,7 +369,7 @@ def test_a_medians_edge_error_is_what_one_round_changes() -> None:
         math.hypot(math.sqrt((2 * up**2 + 2 * down**2) / 5), math.log(4 / 1.5) / 2)
     )
     mixed = np.array([3.0, 1.0, 5.0, 2.0, 4.0])
-    found = median_edge(mixed, np.ones(5, dtype=bool), cycles)
+    found = cycles_edge(mixed, np.ones(5, dtype=bool), cycles)
     assert found == pytest.approx(math.sqrt((2 * up**2 + 2 * down**2) / 5))
 
 

@@ -64,7 +64,7 @@ def test_shards_together_are_exactly_the_one_schedule(count: int, kind: str) -> 
 
 
 def test_workers_that_share_a_seed_fail_the_test_of_exponential_gaps() -> None:
-    """The check of the fleet's union (test_loadgen_fleet) can fail: a sharing by seed is caught."""
+    """The check of the workers' union (test_worker_split) can fail: a sharing by seed is caught."""
     right = itertools.islice(arrivals(load("poisson", 60), 7), 180)
     halves = [itertools.islice(arrivals(load("poisson", 30), 7), 90) for _ in range(2)]
     for found, passes in ((right, True), (itertools.chain(*halves), False)):

@@ -2,8 +2,9 @@
 
 import pytest
 
+from greenbench.contract.clock import Anchor
 from loadgen.driver.client_audit import Audit, Histogram
-from loadgen.wire.response import Exchange, Outgoing, failed
+from loadgen.wire.response import Request, Response, failed
 from loadgen.wire.sse import Facts
 
 MS = 1_000_000
@@ -16,25 +17,24 @@ def sent(
     kernel: bool = True,
     shared: int = 0,
     **more: object,
-) -> tuple[Outgoing, Exchange]:
+) -> tuple[Request, Response]:
     at = None if lag_ms is None else 1_000 * MS
-    outgoing = Outgoing("r", b"", b"", True, 9, len(chunk_ms), scheduled_mono_ns=at)
-    exchange = Exchange(
-        sent_unix_ns=5,
-        sent_mono_ns=(at or 0) + round((lag_ms or 0) * MS),
+    request = Request("r", b"", b"", True, 9, len(chunk_ms), scheduled_mono_ns=at)
+    response = Response(
+        sent=Anchor(5, (at or 0) + round((lag_ms or 0) * MS)),
         chunk_ns=[round(c * MS) for c in chunk_ms],
         kernel_times=kernel,
         facts=Facts(output_tokens=len(chunk_ms), **more),  # type: ignore[arg-type]
         delays_ns=[MS // 10],
         shared_bounds_ns=[2 * MS] * shared,
     )
-    return outgoing, exchange
+    return request, response
 
 
-def audit(*exchanges: tuple[Outgoing, Exchange]) -> Audit:
+def audit(*exchanges: tuple[Request, Response]) -> Audit:
     made = Audit()
-    for outgoing, exchange in exchanges:
-        made.add(outgoing, exchange)
+    for request, response in exchanges:
+        made.add(request, response)
     return made
 
 
@@ -64,8 +64,8 @@ def test_late_sends_are_over_budget_against_what_is_measured() -> None:
 
 
 def test_one_request_that_could_not_be_sent_is_over_budget() -> None:
-    outgoing, _ = sent([50])
-    report = audit(*[sent([50, 60])] * 500, (outgoing, failed("not_sent", "late"))).report()
+    request, _ = sent([50])
+    report = audit(*[sent([50, 60])] * 500, (request, failed("not_sent", "late"))).report()
     assert report["over_budget"] and "requests not sent" in report["reasons"][0]
 
 
@@ -85,7 +85,7 @@ def test_shared_reads_count_by_the_doubt_they_leave_over_all_chunks() -> None:
     assert not rare["itl_tail_in_doubt"]
     some = audit(*[sent(chunks)] * 9, sent(chunks, shared=9)).report()  # 9 %: only the tail of ITL
     assert (some["over_budget"], some["itl_tail_in_doubt"]) == (False, True)
-    assert "doubt of chunk times p99 is 2 ms, at most 1 ms was allowed" in some["warnings"]
+    assert "uncertainty of chunk times p99 is 2 ms, at most 1 ms was allowed" in some["warnings"]
     often = audit(*[sent(chunks)] * 4, sent(chunks, shared=9)).report()  # 18 %: all of ITL
     assert (often["over_budget"], often["itl_in_doubt"], some["itl_in_doubt"]) == (
         False,
@@ -94,7 +94,7 @@ def test_shared_reads_count_by_the_doubt_they_leave_over_all_chunks() -> None:
     )
     early = [15 + 5 * i for i in range(10)]  # 2 ms are 13 % of this TTFT
     spoilt = audit(*[sent(early)] * 4, sent(early, shared=9)).report()
-    assert "doubt of chunk times p90 is 2 ms, at most 1.5 ms was allowed" in spoilt["reasons"]
+    assert "uncertainty of chunk times p90 is 2 ms, at most 1.5 ms was allowed" in spoilt["reasons"]
     slow = audit(*[sent([50 + 50 * i for i in range(10)], shared=9)] * 9).report()  # 4 % of a gap
     assert not slow["over_budget"] and slow["warnings"]
 
@@ -125,7 +125,7 @@ def test_time_in_the_servers_queue_is_the_servers() -> None:
 
 
 def test_a_clock_step_marks_the_run() -> None:
-    outgoing, exchange = sent([50, 60])
-    exchange.clock_stepped = True
-    assert audit((outgoing, exchange)).report()["clock_stepped"]
+    request, response = sent([50, 60])
+    response.clock_stepped = True
+    assert audit((request, response)).report()["clock_stepped"]
     assert not audit(sent([50, 60])).report()["clock_stepped"]

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from greenbench.contract.clock import Anchor
 from greenbench.contract.config import load_live_point
-from loadgen.driver.closed_loop import ClosedLoop, Over
+from loadgen.driver.closed_loop import ClosedLoop, Finished
 from loadgen.driver.retry import FAILURE_PAUSE_S
 from loadgen.driver.session import Session
-from loadgen.wire.connection import Done, both_clocks, outcome
-from loadgen.wire.response import Outgoing, Reply
+from loadgen.wire.connection import Done, outcome
+from loadgen.wire.response import RawReply, Request
 from tests.fakes.loadruns import make_run
 
 HEAD = b"HTTP/1.1 %d OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n\r\n"
@@ -25,14 +26,14 @@ class Wire:
     """A connection whose replies the test hands over."""
 
     def __init__(self) -> None:
-        self.sent: list[Outgoing] = []
-        self._open: tuple[Reply, Done] | None = None
+        self.sent: list[Request] = []
+        self._open: tuple[RawReply, Done] | None = None
 
-    def start(self, outgoing: Outgoing, timeout_s: float, done: Done) -> None:
+    def start(self, request: Request, timeout_s: float, done: Done) -> None:
         assert self._open is None, "one request at a time"
-        reply = Reply(outgoing, 0)
-        reply.sent_unix_ns, reply.sent_mono_ns = both_clocks()
-        self.sent.append(outgoing)
+        reply = RawReply(request, 0)
+        reply.sent = Anchor.now()
+        self.sent.append(request)
         self._open = reply, done
 
     def answer(self, status: int = 200, body: bytes = EVENT) -> None:
@@ -60,7 +61,7 @@ class Drive:
         self.loop = self
         self.put_off: deque[Callable[[], object]] = deque()
         self.pauses: list[tuple[float, Callable[[], object]]] = []
-        self.aside: list[Over] = []
+        self.aside: list[Finished] = []
         self.user = ClosedLoop(self, self.wire)  # type: ignore[arg-type]
 
     def later(self, callback: Callable[[], object]) -> None:
@@ -73,12 +74,12 @@ class Drive:
         while self.put_off:
             self.put_off.popleft()()
 
-    def set_aside(self, over: Over) -> None:
+    def set_aside(self, over: Finished) -> None:
         self.aside.append(over)
 
-    def settle(self, over: Over) -> Any:
+    def settle(self, over: Finished) -> Any:
         if over.record is None:
-            over.record = self.session.finish(over.outgoing, outcome(over.reply), over.in_flight)
+            over.record = self.session.finish(over.request, outcome(over.reply), over.in_flight)
         return over.record
 
     @property
@@ -100,7 +101,7 @@ def test_the_next_send_waits_for_the_reads_and_the_row_for_leisure(tmp_path: Pat
     for over in drive.aside:
         drive.settle(over)
     assert drive.outcomes == (3, 2, 0)
-    assert [outgoing.prompt_at for outgoing in drive.wire.sent] == [0, 1, 2]
+    assert [request.prompt_at for request in drive.wire.sent] == [0, 1, 2]
 
 
 def test_a_failing_server_is_not_hammered(tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_rows_say_which_user_sent_them_numbered_over_all_processes(tmp_path: Pat
     )
     live = load_live_point(run)
     first, second = (Session(run, live, f"w{index}", (index, 2)) for index in (0, 1))
-    users = [session.talk().user for session in (first, first, first, second, second)]
+    users = [session.conversation().user for session in (first, first, first, second, second)]
     assert users == [0, 2, 4, 1, 3]
     drive = Drive(tmp_path / "one")
     drive.user.send()

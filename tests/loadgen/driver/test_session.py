@@ -14,7 +14,7 @@ from loadgen.driver.dispatch import Dispatcher, schedule
 from loadgen.driver.request_log import RowWriter
 from loadgen.driver.retry import pause_after
 from loadgen.driver.session import Session
-from loadgen.wire.response import Outgoing, failed
+from loadgen.wire.response import Request, failed
 from tests.fakes.loadruns import make_run
 
 SECOND = 10**9
@@ -32,10 +32,10 @@ def rows(made: Session) -> list[dict[str, Any]]:
 
 class Sender:
     def __init__(self) -> None:
-        self.sent: list[Outgoing] = []
+        self.sent: list[Request] = []
 
-    def send(self, outgoing: Outgoing) -> None:
-        self.sent.append(outgoing)
+    def send(self, request: Request) -> None:
+        self.sent.append(request)
 
 
 def test_what_is_due_too_late_is_a_row_and_the_rest_is_sent(tmp_path: Path) -> None:
@@ -108,18 +108,18 @@ def test_another_prompt_file_than_the_planned_one_is_refused(tmp_path: Path) -> 
 
 def test_rows_are_written_at_each_tick_in_whole_lines(tmp_path: Path) -> None:
     made = session(tmp_path)
-    outgoing = made.next(time.monotonic_ns())
-    assert outgoing is not None
+    request = made.next(time.monotonic_ns())
+    assert request is not None
     path = made.run.requests_dir / "c.jsonl"
     for _ in range(3):
         made.depart()
-        made.finish(outgoing, failed("connect", "refused"), 0)
+        made.finish(request, failed("connect", "refused"), 0)
     assert path.read_bytes() == b""
     made.tick(time.monotonic_ns())
     written = path.read_bytes()
     assert written.count(b"\n") == 3 and written.endswith(b"}\n")
     made.depart()
-    made.finish(outgoing, failed("connect", "refused"), 0)
+    made.finish(request, failed("connect", "refused"), 0)
     made.close()
     assert len(rows(made)) == 4
 

@@ -91,7 +91,7 @@ def test_a_worker_killed_in_mid_run_shows(tmp_path: Path) -> None:
         out, _ = master.communicate(timeout=HUNG_S)
         for worker in workers:
             worker.kill()
-            worker.wait()
+            worker.wait(HUNG_S)
     assert master.returncode == 1, out
     audit = json.loads((run / "client_audit" / "master.json").read_text())
     assert audit["over_budget"] and len(audit["lost_workers"]) == 1

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from loadgen.wire import response as exchange_module
-from loadgen.wire.response import Exchange
-from tests.fakes.clients import CLIENTS, PROMPT, fast, outgoing
+from loadgen.wire.response import Response
+from tests.fakes.clients import CLIENTS, PROMPT, fast, request
 from tests.fakes.openai_server import (
     END_CHUNK,
     OK_STREAM,
@@ -97,9 +97,7 @@ GOOD: dict[str, Callable[[], Script]] = {
 @pytest.mark.parametrize("name", GOOD)
 def test_a_good_reply_in_odd_clothes_is_counted_exactly(name: str, client: str) -> None:
     with GoldenServer(lambda seen: GOOD[name]()) as server:
-        first, second = CLIENTS[client](
-            server.url, [lambda t, n: outgoing(t, TOKENS, number=n)] * 2
-        )
+        first, second = CLIENTS[client](server.url, [lambda t, n: request(t, TOKENS, number=n)] * 2)
     for got in (first, second):
         facts = got.facts
         assert (facts.error_type, facts.error_message) == (None, None)
@@ -156,7 +154,7 @@ def test_a_bad_reply_is_one_row_with_its_error_and_what_it_had(name: str, client
     script, error_type, message, chunks = BAD[name]
     replies = iter([script(), stream_script(EVENTS)])
     with GoldenServer(lambda seen: next(replies)) as server:
-        bad, good = CLIENTS[client](server.url, [lambda t, n: outgoing(t, TOKENS, number=n)] * 2)
+        bad, good = CLIENTS[client](server.url, [lambda t, n: request(t, TOKENS, number=n)] * 2)
     assert bad.facts.error_type == error_type
     assert message in (bad.facts.error_message or "")
     assert len(bad.chunk_ns or []) == chunks
@@ -175,7 +173,7 @@ def test_a_stall_ends_as_a_timeout_at_the_limit(at: str, client: str) -> None:
     }[at]
     started = time.monotonic()
     with GoldenServer(lambda seen: Script(writes, "hang")) as server:
-        (got,) = CLIENTS[client](server.url, [lambda t, n: outgoing(t, TOKENS)], timeout_s=0.2)
+        (got,) = CLIENTS[client](server.url, [lambda t, n: request(t, TOKENS)], timeout_s=0.2)
     assert got.facts.error_type == "timeout"
     assert "within 0.2 s" in (got.facts.error_message or "")
     waited_ns = (time.monotonic() - started) * 1e9  # the script itself hangs for good
@@ -187,16 +185,16 @@ def test_a_stall_ends_as_a_timeout_at_the_limit(at: str, client: str) -> None:
 def test_a_closed_port_is_a_connect_error(client: str) -> None:
     with GoldenServer() as server:
         url = server.url
-    (got,) = CLIENTS[client](url, [lambda t, n: outgoing(t, TOKENS)])
+    (got,) = CLIENTS[client](url, [lambda t, n: request(t, TOKENS)])
     assert got.facts.error_type == "connect"
-    assert got.sent_mono_ns is None
+    assert got.sent is None
 
 
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_connection_closed_between_two_requests_costs_no_row(client: str) -> None:
     """uvicorn closes idle connections after 5 s: the next request opens a new one."""
     with GoldenServer(lambda seen: Script([*stream_script(EVENTS).writes], "fin")) as server:
-        got = CLIENTS[client](server.url, [lambda t, n: outgoing(t, TOKENS, number=n)] * 3)
+        got = CLIENTS[client](server.url, [lambda t, n: request(t, TOKENS, number=n)] * 3)
         assert [g.facts.error_type for g in got] == [None] * 3
         assert len({seen.connection for seen in server.seen}) == 3
 
@@ -204,13 +202,13 @@ def test_a_connection_closed_between_two_requests_costs_no_row(client: str) -> N
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_reset_after_the_body_costs_no_row(client: str) -> None:
     with GoldenServer(lambda seen: Script([*stream_script(EVENTS).writes], "rst")) as server:
-        got = CLIENTS[client](server.url, [lambda t, n: outgoing(t, TOKENS, number=n)] * 2)
+        got = CLIENTS[client](server.url, [lambda t, n: request(t, TOKENS, number=n)] * 2)
     assert [(g.facts.error_type, g.facts.output_tokens) for g in got] == [(None, 12)] * 2
 
 
 def test_a_kept_connection_is_reused_and_pays_for_connecting_once() -> None:
     with GoldenServer(lambda seen: stream_script(EVENTS)) as server:
-        got = fast(server.url, [lambda t, n: outgoing(t, TOKENS, number=n)] * 3)
+        got = fast(server.url, [lambda t, n: request(t, TOKENS, number=n)] * 3)
         assert {seen.connection for seen in server.seen} == {1}
     assert [g.connect_ns is not None for g in got] == [True, False, False]
 
@@ -220,7 +218,7 @@ def test_bytes_after_the_reply_are_refused_with_their_connection() -> None:
     with GoldenServer(
         lambda seen: Script([Write(0, OK_STREAM + chunked(BODY) + END_CHUNK + extra)])
     ) as s:
-        got = fast(s.url, [lambda t, n: outgoing(t, TOKENS, number=n)] * 2)
+        got = fast(s.url, [lambda t, n: request(t, TOKENS, number=n)] * 2)
         assert [seen.connection for seen in s.seen] == [1, 2]
     assert [(g.facts.error_type, g.facts.output_tokens) for g in got] == [(None, 12)] * 2
 
@@ -231,7 +229,7 @@ def test_an_endless_line_is_cut_with_bounded_memory() -> None:
     line = [Write(0, OK_STREAM + chunked(sse(EVENTS[0])))] + [Write(0, chunked(megabyte))] * 1024
     with GoldenServer(lambda seen: Script(line, "fin")) as server:
         before = _peak_bytes()
-        (got,) = fast(server.url, [lambda t, n: outgoing(t, TOKENS)], timeout_s=30)
+        (got,) = fast(server.url, [lambda t, n: request(t, TOKENS)], timeout_s=30)
         grown = _peak_bytes() - before
     assert (got.facts.error_type, len(got.chunk_ns or [])) == ("bad_sse", 1)
     assert "an event of over" in (got.facts.error_message or "")
@@ -251,7 +249,7 @@ def test_an_endless_stream_is_cut(what: str, monkeypatch: pytest.MonkeyPatch) ->
     with GoldenServer(
         lambda seen: Script([Write(0, OK_STREAM)] + [Write(0, chunked(piece))] * 500)
     ) as s:
-        (got,) = fast(s.url, [lambda t, n: outgoing(t, TOKENS)])
+        (got,) = fast(s.url, [lambda t, n: request(t, TOKENS)])
     expected = "over 1072 events" if what == "events" else "a stream of over"
     assert (got.facts.error_type, expected in (got.facts.error_message or "")) == ("bad_sse", True)
 
@@ -262,7 +260,7 @@ def test_an_endless_plain_body_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     with GoldenServer(
         lambda seen: Script([Write(0, head)] + [Write(0, b"x" * 2**16)] * 100, "fin")
     ) as s:
-        (got,) = fast(s.url, [lambda t, n: outgoing(t, 1, streaming=False)])
+        (got,) = fast(s.url, [lambda t, n: request(t, 1, streaming=False)])
     assert (got.facts.error_type, got.body) == ("bad_http", None)
 
 
@@ -273,7 +271,7 @@ def test_a_server_that_answers_before_it_has_read_the_request_is_heard() -> None
     big = list(range(2_000_000))
     with GoldenServer(lambda seen: script) as server:
         (got,) = fast(
-            server.url, [lambda t, n: outgoing(t, TOKENS, prompt=big, path="/before_body")], 3
+            server.url, [lambda t, n: request(t, TOKENS, prompt=big, path="/before_body")], 3
         )
     assert (got.facts.error_type, got.http_status) == ("http_4xx", 413)
 
@@ -282,7 +280,7 @@ def test_a_server_that_never_reads_is_a_stall_of_the_sending() -> None:
     script = Script([], "hang", before_body=True, hang_s=1)
     big = list(range(3_000_000))
     with GoldenServer(lambda seen: script) as server:
-        make = lambda t, n: outgoing(t, TOKENS, prompt=big, path="/before_body")  # noqa: E731
+        make = lambda t, n: request(t, TOKENS, prompt=big, path="/before_body")  # noqa: E731
         (got,) = fast(server.url, [make], 0.2)
     assert (got.facts.error_type, got.send_ns) == ("stalled", None)
     assert got.send_waits > 0
@@ -290,17 +288,17 @@ def test_a_server_that_never_reads_is_a_stall_of_the_sending() -> None:
 
 def test_a_scored_reply_is_read_whole() -> None:
     with GoldenServer() as server:
-        (got,) = fast(server.url, [lambda t, n: outgoing(t, 1, streaming=False)])
+        (got,) = fast(server.url, [lambda t, n: request(t, 1, streaming=False)])
     assert (got.facts.error_type, got.facts.prompt_tokens, got.facts.output_tokens) == (None, N, 1)
     assert got.body and b"prompt_logprobs" in got.body
     assert got.chunk_ns is None and got.end_ns
 
 
-def _kernel(got: Exchange) -> bool:
+def _kernel(got: Response) -> bool:
     return got.kernel_times
 
 
 def test_the_kernel_stamps_the_reads_here() -> None:
     with GoldenServer(lambda seen: stream_script(EVENTS, 0.01, 0.005)) as server:
-        (got,) = fast(server.url, [lambda t, n: outgoing(t, TOKENS)])
+        (got,) = fast(server.url, [lambda t, n: request(t, TOKENS)])
     assert _kernel(got) and got.delays_ns and min(got.delays_ns) >= 0

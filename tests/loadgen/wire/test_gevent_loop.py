@@ -3,12 +3,13 @@
 import socket
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import gevent
 import pytest
 
 from loadgen.wire import gevent_loop
-from loadgen.wire.gevent_loop import NAP_S, GeventLoop
+from loadgen.wire.gevent_loop import NAP_S, SLICE_NS, GeventLoop
 from tests.fakes.waiting import HUNG_S
 
 
@@ -27,29 +28,48 @@ def spin(true: Callable[[], object]) -> None:
         gevent.sleep(0.001)
 
 
+class Clock:
+    """The clocks that the loop reads; time goes on only when the test, or a nap, says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ns = 10**12
+        self.naps_ns: list[int] = []
+        read = SimpleNamespace(monotonic_ns=lambda: self.ns, perf_counter=lambda: self.ns / 1e9)
+        monkeypatch.setattr(gevent_loop, "time", read)
+        monkeypatch.setattr(gevent_loop, "_sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.naps_ns.append(round(seconds * 1e9))
+        self.ns += round(seconds * 1e9)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
 def test_what_may_wait_is_done_in_order_and_in_slices_between_reads(
-    loop: GeventLoop, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, loop: GeventLoop
 ) -> None:
     """256 replies that end together must not hold up a token for 20 ms, only for a slice."""
-    monkeypatch.setattr(gevent_loop, "SLICE_NS", 1_000_000)
     done: list[object] = []
     here, there = socket.socketpair()
 
-    def slow(number: int) -> None:
-        time.sleep(0.0006)  # blocks the hub, as work does
+    def work(number: int) -> None:
+        clock.ns += SLICE_NS * 6 // 10
         done.append(number)
         if number == 0:
             there.send(b"x")
 
     watch = loop.watch_read(here.fileno(), lambda: done.append(here.recv(1)))
     for number in range(8):
-        loop.later(lambda number=number: slow(number))
+        loop.later(lambda number=number: work(number))
     spin(lambda: len(done) == 9)
     watch.stop()
     here.close()
     there.close()
-    assert [one for one in done if one != b"x"] == list(range(8))
-    assert done.index(b"x") <= 3  # after the first slice, not after all eight
+    # two of them are more than a slice; then the socket, which became readable meanwhile, comes first
+    assert done == [0, 1, b"x", 2, 3, 4, 5, 6, 7]
 
 
 def test_more_may_be_asked_for_by_what_waited(loop: GeventLoop) -> None:
@@ -89,32 +109,60 @@ def test_what_waits_when_the_loop_is_closed_is_done_all_the_same() -> None:
     assert done == [1, 2]
 
 
-def seconds_of(looks: int, loop: GeventLoop) -> float:
-    """How long the hub takes to look at the sockets so often, while something goes on all the time."""
+def look(times: int, each_look: Callable[[], object] = lambda: None) -> None:
+    """Let the hub look at the sockets so often; something goes on all the time."""
     counted = 0
 
     def count() -> None:
         nonlocal counted
         counted += 1
+        each_look()
 
     counter = gevent.get_hub().loop.prepare(ref=False)
     counter.start(count)
-    started = time.perf_counter()
-    while counted < looks:
+    deadline = time.monotonic() + HUNG_S
+    while counted < times:
+        assert time.monotonic() < deadline
         gevent.sleep(1e-6)
     counter.stop()
     counter.close()
-    return time.perf_counter() - started
 
 
-def test_a_nap_leaves_so_much_time_between_two_looks(loop: GeventLoop) -> None:
-    looks = 20
-    awake_s = min(seconds_of(looks, loop) for _ in range(50))  # one of them meets no other program
+def test_a_nap_leaves_so_much_time_between_two_looks(clock: Clock) -> None:
+    def busy() -> None:
+        clock.ns += 400_000  # what a look's callbacks take
+
+    awake = GeventLoop()
+    look(20, busy)
+    awake.close()
+    assert clock.naps_ns == []
     sleepy = GeventLoop(lambda: True)
-    napping_s = min(seconds_of(looks, sleepy) for _ in range(5))
+    look(20, busy)
     sleepy.close()
-    assert napping_s >= (looks - 2) * NAP_S
-    assert awake_s < napping_s / 2
+    nap_ns = round(NAP_S * 1e9)
+    assert len(clock.naps_ns) >= 18
+    assert {nap_ns - 400_000} == set(clock.naps_ns[1:-1])
+
+
+def test_a_callback_that_takes_longer_than_a_nap_leaves_none(clock: Clock) -> None:
+    sleepy = GeventLoop(lambda: True)
+
+    def slow() -> None:
+        clock.ns += round(1.5 * NAP_S * 1e9)
+
+    look(20, slow)
+    sleepy.close()
+    assert len(clock.naps_ns) <= 2  # before the first of them, and after the last
+
+
+def test_a_nap_stops_the_thread_and_not_the_greenlet_alone() -> None:
+    """gevent's own sleep would let the hub look again meanwhile."""
+    looks = 20
+    sleepy = GeventLoop(lambda: True)
+    started = time.perf_counter()
+    look(looks)
+    sleepy.close()
+    assert time.perf_counter() - started >= (looks - 2) * NAP_S
 
 
 def test_no_nap_while_something_waits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The compiled golden server of the client's benchmark: its log is the truth that errors count from."""
 
+import select
 import shutil
 import signal
 import subprocess
@@ -9,7 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.fakes.clients import fast, outgoing
+from tests.fakes.clients import assert_in_order, fast, request
+from tests.fakes.waiting import HUNG_S
 
 SOURCE = Path(__file__).parents[2] / "fakes" / "golden.c"
 COMPILER = shutil.which("cc")
@@ -29,30 +31,32 @@ def server(program: Path, tmp_path: Path) -> Iterator[tuple[str, subprocess.Pope
     argv = [str(program), "--ttft-us", "20000", "--gap-us", "5000", "--log", str(log)]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], HUNG_S)
+    assert ready, "the server names no port"
     yield f"http://127.0.0.1:{process.stdout.readline().strip()}", process, log
     process.kill()
-    process.wait()
+    process.wait(HUNG_S)
 
 
 def test_client_and_server_agree_on_every_time_and_count(
     server: tuple[str, subprocess.Popen[str], Path],
 ) -> None:
     url, process, log = server
-    got = fast(url, [lambda t, n: outgoing(t, 6, number=n)] * 2)
+    got = fast(url, [lambda t, n: request(t, 6, number=n)] * 2)
     reply = httpx.post(
         f"{url}/v1/completions", json={"prompt": [1], "max_tokens": 1, "stream": True}
     )
     process.send_signal(signal.SIGTERM)
-    process.wait(5)
+    process.wait(HUNG_S)
     lines = [line.split() for line in log.read_text().splitlines()]
     assert [line[0] for line in lines] == ["r-0", "r-1", "-"]
     assert '"id":"cmpl-0000000000000002"' in reply.text  # the third line, for clients without ids
-    for exchange, (_, received, count, *sent) in zip(got, lines[:2], strict=True):
-        assert exchange.facts.error_type is None and exchange.sent_mono_ns and exchange.chunk_ns
-        assert (exchange.facts.prompt_tokens, int(count)) == (9, 6)
-        assert 0 <= int(received) - exchange.sent_mono_ns < 5_000_000
-        assert int(sent[0]) - int(received) >= 20_000_000
-        for i in range(6):
-            late = exchange.sent_mono_ns + exchange.chunk_ns[i] - int(sent[i])
-            assert -50_000 < late < 5_000_000
-            assert int(sent[i]) - int(sent[0]) >= i * 5_000_000 - 5_000_000
+    for response, (_, received, count, *sent) in zip(got, lines[:2], strict=True):
+        assert response.facts.error_type is None and response.sent and response.chunk_ns
+        assert (response.facts.prompt_tokens, int(count)) == (9, 6)
+        arrived = [response.sent.mono_ns + at for at in response.chunk_ns]
+        written = [int(moment) for moment in sent]
+        assert response.sent.mono_ns <= int(received) <= arrived[0]
+        assert_in_order(arrived, written)
+        for i in range(6):  # the script's times, none too early
+            assert written[i] - int(received) >= 20_000_000 + i * 5_000_000

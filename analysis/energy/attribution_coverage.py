@@ -1,6 +1,6 @@
 """How often the true price lies within two standard errors, by simulation:
 
-    python -m analysis.energy.attribution_check
+    python -m analysis.energy.attribution_coverage
 
 A server whose steps cost known prices, a card whose counter is read late, and the attribution of the product.
 docs/energy.md holds the table.
@@ -132,9 +132,9 @@ def coverage(served: Served, sensor: Sensor, runs: int) -> Coverage:
     sizes: list[float] = []
     attributed = 0
     for seed in range(runs):
-        found = simulate(served, sensor, seed)
-        attributed += found.status == "attributed"
-        for price in found.prices[1:]:
+        attribution = simulate(served, sensor, seed)
+        attributed += attribution.status == "attributed"
+        for price in attribution.prices[1:]:
             if price.standard_error is not None:
                 true = TRUE[price.work]
                 held.append(abs(price.j_per_unit - true) <= 2 * price.standard_error)
@@ -165,8 +165,8 @@ def table(runs: int = 200) -> str:
     """Markdown, a row a case."""
     lines = ["| case | prices | within ±2 SE | median SE |", "|---|---|---|---|"]
     for name, served, sensor in CASES:
-        found = coverage(served, sensor, runs)
-        lines.append(f"| {name} | {found.prices} | {found.inside:.1%} | {found.median_error:.1%} |")
+        case = coverage(served, sensor, runs)
+        lines.append(f"| {name} | {case.prices} | {case.inside:.1%} | {case.median_error:.1%} |")
     return "\n".join(lines)
 
 

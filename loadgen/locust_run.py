@@ -1,0 +1,209 @@
+"""One test run in one Locust process: session, connections, timers.
+
+The locustfile (`loadgen.longctx`) starts and ends it. gevent's hub sends and reads; greenlets only wait.
+"""
+
+import logging
+import time
+from functools import partial
+from typing import Final, NoReturn
+
+import gevent
+from gevent import GreenletExit
+from locust.env import Environment
+from locust.runners import WorkerRunner
+
+from greenbench.contract.schema import RequestRecord
+from loadgen.driver.arrivals import shard
+from loadgen.driver.closed_loop import ClosedLoop, Finished
+from loadgen.driver.dispatch import Dispatcher, open_ahead, schedule
+from loadgen.driver.retry import pause_after
+from loadgen.driver.session import TICK_S, Session
+from loadgen.driver.worker_split import DONE
+from loadgen.locust_tab import Live
+from loadgen.wire.asyncio_loop import Alarm, Checking
+from loadgen.wire.connection import outcome
+from loadgen.wire.gevent_loop import GeventLoop
+from loadgen.wire.httpx_client import HttpxClient
+from loadgen.wire.pool import Pool
+from loadgen.wire.response import RawReply, Request, Response
+
+logger = logging.getLogger(__name__)
+
+NAP_STREAMS: Final = 32  # with fewer, a nap could hold up the next send of a fast server's user
+NO_NAP_NS: Final = 1_000_000_000  # after tokens that shared a read, or had no kernel time
+ROWS_OF_CUT_S: Final = 1.0  # for users to write rows of what was cut; httpx's are cut by the stop
+
+
+class Drive:
+    """One test run of this process: session, connections, timers."""
+
+    def __init__(self, environment: Environment, session: Session) -> None:
+        self.environment = environment
+        self.session = session
+        self.options = environment.parsed_options
+        self._live: Live = environment.live  # type: ignore[attr-defined]
+        self._naps_at_ns: int | None = None  # no nap before this moment; None: not at all
+        self.loop = GeventLoop(self._nap_now)
+        opened = session.live.point.load.kind == "open"
+        reads = Checking(self.loop, self._send_overdue) if opened else self.loop
+        self.pool = Pool(session.target, reads, session.timeout_s)
+        self._alarm = self._open_loop() if opened else None
+        self._ticking = gevent.spawn(self._tick)
+
+    def _open_loop(self) -> Alarm:
+        """Of an open load the hub itself sends what is due; the users only stand by."""
+        point = self.session.live.point
+        self._ahead = open_ahead(point)
+        self._dispatcher = Dispatcher(
+            self.session, shard(schedule(point), *self.session.shard), self
+        )
+        alarm = Alarm(self.loop, self._ring)
+        self.pool.open_ahead(self._ahead)
+        start_ns = self.session.phases.warmup_start or time.monotonic_ns() + round(TICK_S * 1e9)
+        alarm.set(self._dispatcher.begin(start_ns))
+        return alarm
+
+    def _ring(self) -> None:
+        due_ns = self._dispatcher.send_due()
+        if due_ns is not None and self._alarm is not None:
+            self._alarm.set(due_ns)
+
+    def _send_overdue(self) -> None:
+        if self._alarm is not None and self._dispatcher.overdue():
+            self._ring()
+
+    def send(self, request: Request) -> None:
+        """Send now, on a pooled connection (called by the dispatcher, in the hub)."""
+        in_flight = self.session.depart()
+
+        def over(reply: RawReply) -> None:
+            self.session.arrived()
+            self.set_aside(Finished(request, reply, in_flight))
+
+        self.pool.start(request, over)
+
+    def _tick(self) -> None:
+        """Marks, time limits, and the end of a run that has phases."""
+        while not self.session.tick(time.monotonic_ns()):
+            self.pool.expire()
+            if self._alarm is not None:
+                self.pool.open_ahead(self._ahead)
+            gevent.sleep(TICK_S)
+        self.pool.cut("still open when the drain ended")
+        for _ in range(round(ROWS_OF_CUT_S / TICK_S)):
+            if not self.session.unfinished:
+                break
+            gevent.sleep(TICK_S)
+        gevent.spawn(self._end_run)
+
+    def _end_run(self) -> None:
+        """All is sent and answered: a worker tells its master, who ends the run for all."""
+        runner = self.environment.runner
+        assert runner is not None
+        if isinstance(runner, WorkerRunner):
+            self.close()
+            runner.send_message(DONE, self.session.report())
+        elif self._of_a_sweep:
+            runner.quit()
+        else:
+            runner.stop()
+
+    @property
+    def _of_a_sweep(self) -> bool:
+        return bool(self.options and self.options.run_dir)
+
+    def close(self) -> None:
+        """Cut what is open, write what is known, grade. Safe to call twice."""
+        self._ticking.kill()
+        if self._alarm is not None:
+            self._alarm.close()
+            self._alarm = None
+        self.session.phases.stop(time.monotonic_ns())
+        self.pool.close()
+        self.loop.close()
+        self.session.close()
+        logger.info("records in %s", self.session.run.path)
+
+    def _nap_now(self) -> bool:
+        """With many streams, while naps cost no time that is kept, and nothing is left to do."""
+        return (
+            self._naps_at_ns is not None
+            and self.session.in_flight >= NAP_STREAMS
+            and self._alarm is None
+            and time.monotonic_ns() > self._naps_at_ns
+        )
+
+    def _learn_of_naps(self, response: Response) -> None:
+        """Naps want the kernel's times, and an end when tokens share a read."""
+        if not response.kernel_times:
+            self._naps_at_ns = None
+        elif response.shared_bounds_ns:
+            self._naps_at_ns = time.monotonic_ns() + NO_NAP_NS
+        elif self._naps_at_ns is None:
+            self._naps_at_ns = 0
+
+    def set_aside(self, over: Finished) -> None:
+        """Parse it when there is time, between two looks at the sockets."""
+        self.loop.at_leisure(partial(self.settle, over))
+
+    def settle(self, over: Finished) -> RequestRecord:
+        """Parse and record a reply that is over, once."""
+        if over.record is None:
+            response = outcome(over.reply)
+            self._learn_of_naps(response)
+            over.record = self.record(over.request, response, over.in_flight)
+        return over.record
+
+    def record(self, request: Request, response: Response, in_flight: int) -> RequestRecord:
+        record = self.session.finish(request, response, in_flight)
+        self.show(record)
+        return record
+
+    def show(self, record: RequestRecord) -> None:
+        """Feed Locust's own table: TTFT and E2E as rows of their own, failures with their type."""
+        self._live.add(record)
+        if record.error_type == "cut_at_drain":
+            return  # a row, but no failure: the run was over
+        error = None
+        if record.error_type is not None:
+            error = f"{record.error_type}: {record.error_message}"
+        elif record.first_token_ns is not None:
+            # a row of its own and no request: it would count twice in the totals and in requests/s
+            ttft_ms = round(record.first_token_ns / 1e6)
+            self.environment.stats.get("TTFT", record.task).log(ttft_ms, 0)
+        self.environment.events.request.fire(
+            request_type=record.task,
+            name="E2E",
+            response_time=None if record.end_ns is None else record.end_ns / 1e6,
+            response_length=record.output_tokens or 0,
+            exception=error,
+            context={},
+        )
+
+
+def run_user(drive: Drive) -> NoReturn:
+    """The hub sends the user's requests; the user's greenlet only waits to be stopped."""
+    user = ClosedLoop(drive, drive.pool.connection())
+    try:
+        user.send()
+        while True:
+            gevent.sleep(3600)
+    finally:
+        user.stop()
+
+
+def run_httpx_user(drive: Drive) -> None:
+    session = drive.session
+    client = HttpxClient(session.live.base_url)
+    conversation = session.conversation()
+    while (request := session.next(time.monotonic_ns(), conversation)) is not None:
+        in_flight = session.depart()
+        response = client.send(request, session.timeout_s)
+        session.arrived()
+        record = drive.record(request, response, in_flight)
+        if record.error_type == "cut_at_drain":
+            raise GreenletExit
+        turn_pause_s = session.live.point.load.turn_pause_s if conversation.turn else 0.0
+        gevent.sleep(pause_after(record) or turn_pause_s)
+    client.close()
