@@ -38,13 +38,27 @@ def plan_sweep(sweep: SweepConfig, blocks: frozenset[int] | None = None) -> list
     starts = [s for s in expand(sweep, models) if blocks is None or s.repeat in blocks]
     tasks = call_json(python_module("loadgen", "tasks"))
     check_tasks(sweep, tasks)
-    check_window(sweep, models, {name: task["output_tokens"] for name, task in tasks.items()})
     requests = [start.request.model_dump(mode="json") for start in starts]
     launches = [
         parse(LaunchPlan, launch, "python -m servers plan")
         for launch in call_json(python_module("servers", "plan"), requests)
     ]
-    return [Plan(start, launch) for start, launch in zip(starts, launches, strict=True)]
+    plans = [Plan(start, launch) for start, launch in zip(starts, launches, strict=True)]
+    windows = {plan.start.request.model.name: plan.launch.max_model_len for plan in plans}
+    check_window(sweep, windows, {name: task["output_tokens"] for name, task in tasks.items()})
+    return plans
+
+
+def unknown_shapes(plans: list[Plan]) -> list[str]:
+    """A sentence for each model of which nothing could be found out before its server starts."""
+    return list(
+        dict.fromkeys(
+            f"{plan.start.request.model.name}: its window, head size and cache are not known, because "
+            f"{plan.launch.unknown}"
+            for plan in plans
+            if plan.launch.unknown is not None and not plan.launch.refusals
+        )
+    )
 
 
 def undecided_quality(sweep: SweepConfig) -> list[str]:
