@@ -246,8 +246,9 @@ class Launch:
         dtype = says.dtype or self.plan.dtype.name
         server = self.state.server
         fixed_pool = says.fixed_blocks or self.plan.request.server.num_gpu_blocks
-        told_bytes = says.kv_pool_bytes or kv_pool_bytes(self.plan)
-        pool_bytes = told_bytes or boot_log.kv_memory_bytes(log)
+        running = server.model_copy(update=says.settings(server))
+        told_bytes = says.kv_pool_bytes_a_card or kv_pool_bytes(self.plan)
+        pool_bytes = told_bytes * running.cards if told_bytes else boot_log.kv_memory_bytes(log)
         has_attention = proven.detail["attention_layers"] != {}
         return {
             "observed_backend": proven.observed_backend,

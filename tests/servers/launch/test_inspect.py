@@ -2,7 +2,7 @@
 
 import pytest
 
-from servers.launch.inspect import CACHE_INFO, cache_settings
+from servers.launch.inspect import CACHE_INFO, engine_caches
 
 PAGE = r"""
 # HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -16,14 +16,16 @@ vllm:cache_config_info{block_size="16",cache_dtype="auto",note="a \"b\", c\\d",n
 
 def test_the_settings_of_the_cache_are_the_labels_of_one_sample() -> None:
     """Commas and escaped quotes inside a label are part of its value."""
-    assert cache_settings(PAGE) == {
-        "block_size": "16",
-        "cache_dtype": "auto",
-        "note": 'a "b", c\\d',
-        "num_gpu_blocks": "512",
-    }
+    assert engine_caches(PAGE) == (
+        {
+            "block_size": "16",
+            "cache_dtype": "auto",
+            "note": 'a "b", c\\d',
+            "num_gpu_blocks": "512",
+        },
+    )
 
 
 @pytest.mark.parametrize("page", ["", "<html>no metrics</html>", PAGE.replace(CACHE_INFO, "x:y")])
 def test_a_page_without_them_has_none(page: str) -> None:
-    assert cache_settings(page) == {}
+    assert engine_caches(page) == ()
