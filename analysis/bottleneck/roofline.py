@@ -52,7 +52,11 @@ def model_of(run: Run) -> ModelWork | None:
     if source.config is None or kv_item is None:
         return None
     return model_work(
-        source.config, item, kv_item, _seen(point.backend.options), resolved=source.shape is not None
+        source.config,
+        item,
+        kv_item,
+        _seen(point.backend.options),
+        resolved=source.shape is not None,
     )
 
 

@@ -240,6 +240,8 @@ def _fields(values: Mapping[str, Any]) -> Fields:
 
 
 def _hashable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return tuple(f"{key}={each}" for key, each in sorted(value.items()))
     return tuple(_hashable(each) for each in value) if isinstance(value, list) else value
 
 

@@ -106,6 +106,7 @@ class Server(Part):
     pid_created_s: float | None = None  # psutil create_time: tells a reused pid from ours
     argv: list[str] = Field(default_factory=list[str])
     env: dict[str, str] = Field(default_factory=dict[str, str])  # allow-listed
+    env_left_out: list[str] = Field(default_factory=list[str])  # names that vLLM listens to
     vllm_version: str | None = None
     shape: ModelShape | None = None  # None: written before shapes were resolved
     async_scheduling: bool | None = None  # a step is planned while the one before still computes
