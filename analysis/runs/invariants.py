@@ -15,6 +15,7 @@ from analysis.runs.chunk_marks import ROUNDING_NS, ChunkMark
 from analysis.runs.clocks import LARGEST_STEP_NS
 from analysis.runs.fault import Fault
 from analysis.runs.run import Run
+from analysis.runs.scrapes import KV_USAGE
 from greenbench.contract.config import LoadConfig
 from greenbench.contract.schema import ERROR_TYPES
 
@@ -481,9 +482,10 @@ def counters(run: Run) -> Iterator[Fault]:
 
 def readings(run: Run) -> Iterator[Fault]:
     """Shares lie in 0..1; what cannot be negative is not."""
-    usage = run.server.loc[run.server["metric"] == "vllm:kv_cache_usage_perc", "value"]
-    if ((usage < 0) | (usage > 1 + 1e-6)).any():
-        yield Fault("impossible_reading", "vllm:kv_cache_usage_perc is not within 0 and 1")
+    for metric in KV_USAGE:
+        usage = run.server.loc[run.server["metric"] == metric, "value"]
+        if ((usage < 0) | (usage > 1 + 1e-6)).any():
+            yield Fault("impossible_reading", f"{metric} is not within 0 and 1")
     for name, columns in (
         ("gpu", ("power_w", "power_avg_w", "energy_mj", "mem_used_bytes", "read_ns")),
         ("host", ("server_rss_bytes", "mem_used_bytes", "read_ns")),

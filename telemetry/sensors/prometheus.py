@@ -13,6 +13,7 @@ GAUGES = (
     "vllm:num_requests_waiting",
     "vllm:num_requests_waiting_by_reason",
     "vllm:kv_cache_usage_perc",
+    "vllm:gpu_cache_usage_perc",  # the same before vLLM 0.10
 )
 COUNTERS = (
     "vllm:prompt_tokens",
