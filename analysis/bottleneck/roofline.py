@@ -51,13 +51,7 @@ def model_of(run: Run) -> ModelWork | None:
     kv_item = item if server.kv_cache_dtype == "auto" else WHOLE_BYTES.get(server.kv_cache_dtype)
     if source.config is None or kv_item is None:
         return None
-    return model_work(
-        source.config,
-        item,
-        kv_item,
-        _seen(point.backend.options),
-        resolved=source.shape is not None,
-    )
+    return model_work(source.config, item, kv_item, _seen(point.backend.options), source.shape)
 
 
 def _seen(options: dict[str, Any]) -> int | None:

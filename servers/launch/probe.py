@@ -63,7 +63,8 @@ def probe(request: ServerRequest, out: Path, place: Place) -> Server:
         shape=_shape(request.model, root, says, place),
         async_scheduling=says.async_scheduling,
     )
-    state = StateFile(out, server.model_copy(update=says.settings(server)))
+    server = server.model_copy(update=says.settings(server))
+    state = StateFile(out, server)
     state.create()
     says.save(out)
     state.write("ready")

@@ -22,7 +22,8 @@ from vllm.config import model as vllm_model
 from vllm.transformers_utils import config as vllm_config
 from vllm.transformers_utils import model_arch_config_convertor as convertors
 
-MARK = "greenbench-model-shapes "
+from servers.models.resolver_protocol import MARK
+
 # of a config, what says nothing of its shape
 LEFT_OUT = ("id2label", "label2id", "transformers_version", "name_or_path", "_name_or_path")
 # worked out by a class from other fields, where it lists its layers so
@@ -40,18 +41,24 @@ CANONICAL = (
 
 def answer(order: Mapping[str, Any]) -> dict[str, Any]:
     """The shape of one model; whatever its config or vLLM does with it, one answer."""
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = order.get("folder")
-            if folder is None:
-                folder = scratch
-                (Path(scratch) / "config.json").write_text(json.dumps(order["config"]))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = order.get("folder")
+        if folder is None:
+            folder = scratch
+            (Path(scratch) / "config.json").write_text(json.dumps(order["config"]))
+        try:
             return {"shape": shape(str(folder), order)}
-    except Exception as error:  # of any config class, also of a model's own code
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = lines[0].partition(". ")[0].rstrip(".") if lines else "no more was said"
-        plain_words = isinstance(error, ValueError | RuntimeError | OSError) and lines
-        return {"unknown": said[:300] if plain_words else f"{type(error).__name__}: {said[:300]}"}
+        except Exception as error:  # of any config class, also of a model's own code
+            said = sentence(error).replace(scratch, "the model's recipe")
+            return {"unknown": said}
+
+
+def sentence(error: Exception) -> str:
+    """The first line that it says, with the kind of error where the words may need it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[0].rstrip(".")[:300] if lines else "no more was said"
+    plain_words = isinstance(error, ValueError | RuntimeError | OSError) and lines
+    return said if plain_words else f"{type(error).__name__}: {said}"
 
 
 def shape(folder: str, order: Mapping[str, Any]) -> dict[str, Any]:

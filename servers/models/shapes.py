@@ -25,9 +25,9 @@ from greenbench.contract.model_shape import ModelShape
 from greenbench.contract.run_dir import write_atomic
 from servers.backends.host_facts import HostFacts, ModelFacts
 from servers.backends.own_flags import OwnFlags, own_flags
+from servers.models.resolver_protocol import MARK
 
 RESOLVER = Path(__file__).with_name("resolver.py")
-MARK = "greenbench-model-shapes "  # before the resolver's answer, on its last line
 TIME_LIMIT_S = 180.0
 # plugins and the network would make the answer another one, or late
 PINNED_ENV = {
