@@ -2,11 +2,16 @@
 
 Writes one generated run (requests of 100 chunks; GPU telemetry of 8 cards at 10 Hz) to a scratch folder
 and analyses it in a process of its own, from JSONL with no cache to the finished summary.
+
+    python -m scripts.bench_analysis --points 27  # CPU seconds of the report of a sweep like the demo's
 """
 
+import argparse
 import json
+import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -44,6 +49,7 @@ from greenbench.contract.new_run import (
     point_hash,
 )
 from greenbench.contract.schema import GpuSample, RequestRecord
+from scripts.generated_sweep import write_sweep
 
 NS = 1_000_000_000
 START_NS = 1_795_000_000 * NS
@@ -229,7 +235,7 @@ def _server() -> Server:
 
 def analyse_and_print(root: Path) -> None:
     """Runs in the child: check, analyse and summarise ``root``, then print a Timing's measured part."""
-    from analysis.runs.parquet import parquet_path
+    from analysis.runs.parquet import parquet_file
     from analysis.study import study
     from analysis.summary import write_summary
 
@@ -237,7 +243,7 @@ def analyse_and_print(root: Path) -> None:
     begin = last = time.perf_counter()
     for run in root.glob("*/manifest.json"):
         for table in ("requests", "gpu"):
-            parquet_path(run.parent, table)
+            parquet_file(run.parent, table)
             stages[f"{table}: JSONL to Parquet"] = time.perf_counter() - last
             last = time.perf_counter()
     whole = study(root)
@@ -260,9 +266,9 @@ def time_one(requests: int, telemetry_s: float) -> Timing:
             text=True,
             check=True,
         )
-        timings = json.loads(done.stdout.splitlines()[-1])
+        measured = json.loads(done.stdout.splitlines()[-1])
     samples = (round(telemetry_s / PERIOD_S) + 1) * GPUS
-    return Timing(requests, samples, size, **timings)
+    return Timing(requests, samples, size, **measured)
 
 
 def table(sizes: list[int], day_s: float = 86_400.0) -> str:
@@ -282,8 +288,71 @@ def table(sizes: list[int], day_s: float = 86_400.0) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    if len(sys.argv) == 2:  # one folder, in a process of its own
-        analyse_and_print(Path(sys.argv[1]))
+@dataclass(frozen=True)
+class Cost:
+    """Of one process. CPU seconds are of all its threads, user and system."""
+
+    cpu_s: float
+    wall_s: float
+    peak_bytes: int
+
+
+def report_table(points: int, times: int) -> str:
+    """Markdown: the report of a sweep of the demo's shape without its Parquet cache and with it.
+
+    CPU seconds are the least of ``times``: other programs only ever add to them.
+    """
+    lines = [
+        "| points | cache | CPU seconds | wall seconds | peak memory |",
+        "|---|---|---|---|---|",
+    ]
+    with tempfile.TemporaryDirectory(prefix="greenbench-") as scratch:
+        sweep = write_sweep(Path(scratch), points)
+        pairs = [(_report(sweep, cold=True), _report(sweep, cold=False)) for _ in range(times)]
+    for cache, costs in zip(("none", "Parquet"), zip(*pairs, strict=True), strict=True):
+        least = min(costs, key=lambda cost: cost.cpu_s)
+        lines.append(
+            f"| {points} | {cache} | {least.cpu_s:.1f} | {least.wall_s:.1f} "
+            f"| {least.peak_bytes / 2**30:.2f} GiB |"
+        )
+    return "\n".join(lines)
+
+
+def _report(sweep: Path, cold: bool) -> Cost:
+    if cold:
+        for derived in sweep.glob("*/derived"):
+            shutil.rmtree(derived)
+    command = [sys.executable, "-m", "analysis", "report", str(sweep)]
+    begin = time.perf_counter()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(child.pid, 0)
+    wall_s = time.perf_counter() - begin
+    child.returncode = os.waitstatus_to_exitcode(status)  # waited for here, not by subprocess
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command)
+    return Cost(used.ru_utime + used.ru_stime, wall_s, used.ru_maxrss * 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench_analysis")
+    parser.add_argument("folder", type=Path, nargs="?", help=argparse.SUPPRESS)  # the child's
+    parser.add_argument("--points", type=int, help="report a sweep of so many points instead")
+    parser.add_argument("--times", type=int, default=3, help="how often, with --points")
+    parser.add_argument(
+        "--requests",
+        type=int,
+        nargs="+",
+        default=[10_000, 100_000, 1_000_000],  # needs about 10 GB of scratch disk
+        help="sizes of the one run; the largest again with a day of telemetry",
+    )
+    args = parser.parse_args()
+    if args.folder is not None:
+        analyse_and_print(args.folder)
+    elif args.points is not None:
+        print(report_table(args.points, args.times))
     else:
-        print(table([10_000, 100_000, 1_000_000]))  # needs about 10 GB of scratch disk
+        print(table(args.requests))
+
+
+if __name__ == "__main__":
+    main()

@@ -89,16 +89,16 @@ def fit(contexts: Sequence[float], costs: Sequence[float], form: str) -> Fit:
 def fit_many(contexts: Sequence[float], costs: np.ndarray, form: str) -> np.ndarray:
     """``fit`` for many redrawn measurements: costs draws × contexts → coefficients draws × (degree + 1).
 
-    One batch of unconstrained solutions; only those with a negative part are solved again by ``fit``.
+    One batch of unconstrained solutions; only those with a negative part are solved again, as ``fit`` does.
     """
     x = np.asarray(contexts, dtype=float)
     scale = x.max()
     design = np.vander(x / scale, FORMS[form] + 1, increasing=True) / costs[:, :, None]
     found = np.linalg.pinv(design).sum(axis=2)  # times a vector of ones: relative targets
-    found /= scale ** np.arange(FORMS[form] + 1)
+    ones = np.ones(len(x))
     for row in np.flatnonzero((found < 0).any(axis=1)):
-        found[row] = fit(contexts, costs[row].tolist(), form).coefficients
-    return found
+        found[row], _ = nnls(design[row], ones)
+    return found / scale ** np.arange(FORMS[form] + 1)
 
 
 def break_evens(a: Fit, b: Fit, low: float, high: float) -> list[float]:

@@ -14,11 +14,11 @@ from itertools import combinations
 from typing import Literal
 
 import numpy as np
-from scipy.stats import t
 
 from analysis.objectives import FALLBACK, OBJECTIVES, Objective
 from analysis.point.point import Point
 from analysis.runs.identity import Block, Candidate, Place
+from analysis.statistics import student_t as t
 from analysis.statistics.ratios import (
     LEVEL,
     MIN_BLOCKS,

@@ -15,7 +15,7 @@ true price lies within two standard errors.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -23,13 +23,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import nnls
-from scipy.stats import t as student
 
 from analysis.energy.cards import cards_of
 from analysis.energy.result import EnergyResult
 from analysis.energy.series import clean
 from analysis.runs.clocks import WallClock
 from analysis.runs.gpus import used_gpus
+from analysis.statistics import student_t as student
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -78,9 +78,6 @@ class Attribution:
         None  # of the counter behind the engine's log, fitted, and its standard error
     )
     lag_error_s: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

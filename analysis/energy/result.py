@@ -1,7 +1,6 @@
 """What is known of a window's energy: plain values, as a point's file and the report hold them."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from analysis.energy.cpu import CpuEnergy
 from analysis.energy.quantities import Scope
@@ -75,6 +74,3 @@ class EnergyResult:
     idle_gpus_j: float | None = None  # cards of the host that the server does not use
     per_gpu: list[GpuEnergy] = field(default_factory=list[GpuEnergy])
     cpu: CpuEnergy | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)

@@ -22,7 +22,6 @@ from analysis.statistics.rates import Cycles, Flags, Floats, Ints
 from analysis.statistics.samples import Statistic, statistic
 
 Value = TypeVar("Value")
-Other = TypeVar("Other")
 RequestLatency = Literal["ttft_s", "tpot_s", "e2e_s"]  # those with one value a request
 
 
@@ -37,9 +36,6 @@ class PerLatency(Generic[Value]):
 
     def of(self, name: RequestLatency) -> Value:
         return getattr(self, name)
-
-    def map(self, change: Callable[[Value], Other]) -> "PerLatency[Other]":
-        return PerLatency(*map(change, (self.ttft_s, self.tpot_s, self.itl_s, self.e2e_s)))
 
 
 Latencies = PerLatency[Statistic]

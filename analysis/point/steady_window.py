@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from analysis.runs.activity import NS, Activity, Series, in_flight, mean_level, steps_within
+from analysis.runs.activity import Activity, Series, in_flight, mean_level, steps_within
+from greenbench.contract.clock import NS_PER_S as NS
 
 
 @dataclass(frozen=True)

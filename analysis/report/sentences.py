@@ -67,9 +67,14 @@ def summary_sentences(whole: Study) -> list[str]:
 def headline(whole: Study) -> list[str]:
     """By the objective that was chosen: the candidate to take, by length, and how surely."""
     everywhere = _headline_groups(whole)
-    if whole.asked and whole.usable and not everywhere:
-        return [f"{whole.objective.title}: no candidate has a value, so there is no headline."]
     groups = [group for group in everywhere if group.compared]
+    if whole.asked and whole.usable and not groups:
+        who = (
+            "no two candidates have a value to compare"
+            if everywhere
+            else "no candidate has a value"
+        )
+        return [f"{whole.objective.title}: {who}, so there is no headline."]
     choices: dict[str, list[Group]] = {}
     for group in groups:
         choices.setdefault(_choice(whole, group), []).append(group)

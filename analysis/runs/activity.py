@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-NS = 1e9
+from greenbench.contract.clock import NS_PER_S
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,11 @@ class Activity:
 
     @property
     def mean_residence_s(self) -> float:
-        return float(np.mean(self.end_ns - self.start_ns)) / NS if len(self.start_ns) else math.nan
+        return (
+            float(np.mean(self.end_ns - self.start_ns)) / NS_PER_S
+            if len(self.start_ns)
+            else math.nan
+        )
 
 
 def activity(
@@ -67,7 +71,7 @@ def _held(
     """Each request's end, or the sending of its user's next turn where that came within the pause."""
     order = np.lexsort((start, user))
     follows = (user[order][1:] == user[order][:-1]) & (turn[order][1:] > 0)
-    until = np.minimum(start[order][1:], end[order][:-1] + round(pause_s * NS))
+    until = np.minimum(start[order][1:], end[order][:-1] + round(pause_s * NS_PER_S))
     held = end.copy()
     held[order[:-1][follows]] = until[follows]
     return held

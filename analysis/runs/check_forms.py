@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from analysis.runs.parquet import row_files
 from greenbench import SCHEMA_VERSION
 from greenbench.contract.config import LivePoint, SweepConfig
 from greenbench.contract.errors import UserError, nearest
@@ -38,13 +39,13 @@ from greenbench.contract.run_dir import (
     config_hash,
     list_runs,
 )
-from greenbench.contract.segments import segments
 
 MOST = 20  # faults shown of one file; a wrong column is wrong in every row
 IN_RUN = (
     MANIFEST, CONFIG, EVENTS, "requests", "outputs", "telemetry", "client_audit", "logs", "derived",
 )  # fmt: skip
 MARKS = ("measure_start", "measure_end")
+Clause = tuple[str, str]  # a key of the manifest, and what is wrong with it
 
 
 @dataclass
@@ -97,10 +98,10 @@ def _run(run: RunDir, reading: Reading) -> None:
             )
     manifest = _json(Manifest, run.manifest_path, reading)
     config = _yaml(LivePoint, run.config_path, reading)
-    found = _rows(run.path, reading)
+    files = _rows(run.path, reading)
     _sources(run.path, reading)
     for pattern in (EVENTS, "requests/*.jsonl"):
-        if not found.get(pattern):
+        if not files.get(pattern):
             reading.say(run.path / pattern, None, "is missing, and a run needs it")
     if manifest is not None:
         _manifest_agrees(run, manifest, config, reading)
@@ -111,29 +112,39 @@ def _run(run: RunDir, reading: Reading) -> None:
 def _manifest_agrees(
     run: RunDir, manifest: dict[str, Any], config: dict[str, Any] | None, reading: Reading
 ) -> None:
-    path, text = run.manifest_path, run.manifest_path.read_bytes()
+    text = run.manifest_path.read_bytes()
+    clauses = [*_version(manifest), *_finished(run, manifest), *_of_config(manifest, config)]
+    for key, clause in clauses:
+        reading.say(run.manifest_path, _line(text, (key,)), f"{key}: {clause}")
 
-    def say(key: tuple[str, ...], clause: str) -> None:
-        reading.say(path, _line(text, key), f"{'.'.join(key)}: {clause}")
 
-    version = str(manifest["schema_version"]) if "schema_version" in manifest else "none"
+def _version(manifest: dict[str, Any]) -> Iterator[Clause]:
+    version = str(manifest.get("schema_version", "none"))
     if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-        say(("schema_version",), f"{version}, and this program reads {SCHEMA_VERSION}")
-    if manifest.get("status") in ("complete", "invalid"):
-        if "measure" not in manifest.get("phases", {}):
-            say(("phases",), "lacks 'measure'")
-        for file in sorted(run.requests_dir.glob("*.jsonl")):
-            name = str(file.relative_to(run.path))
-            if name not in manifest.get("files", {}):
-                say(("files",), f"lacks {name}")
+        yield "schema_version", f"{version}, and this program reads {SCHEMA_VERSION}"
+
+
+def _finished(run: RunDir, manifest: dict[str, Any]) -> Iterator[Clause]:
+    """What a finished point's manifest has."""
+    if manifest.get("status") not in ("complete", "invalid"):
+        return
+    if "measure" not in manifest.get("phases", {}):
+        yield "phases", "lacks 'measure'"
+    for file in sorted(run.requests_dir.glob("*.jsonl")):
+        name = str(file.relative_to(run.path))
+        if name not in manifest.get("files", {}):
+            yield "files", f"lacks {name}"
+
+
+def _of_config(manifest: dict[str, Any], config: dict[str, Any] | None) -> Iterator[Clause]:
     if config is None:
         return
     if config.get("run_id") != manifest.get("run_id"):
-        say(("run_id",), f"{manifest.get('run_id')}, and {CONFIG} has {config.get('run_id')}")
+        yield "run_id", f"{manifest.get('run_id')}, and {CONFIG} has {config.get('run_id')}"
     wanted = hash_of_point(config["point"])
     imported = "imported_from" in manifest.get("server", {}).get("proof_detail", {})
     if wanted != manifest.get("config_hash") and not imported:
-        say(("config_hash",), f"is not that of {CONFIG}'s point, {wanted}")
+        yield "config_hash", f"is not that of {CONFIG}'s point, {wanted}"
 
 
 def hash_of_point(point: dict[str, Any]) -> str:
@@ -151,17 +162,13 @@ def _marks(path: Path, reading: Reading) -> None:
 
 def _rows(folder: Path, reading: Reading) -> dict[str, int]:
     """Reads every row file; how many files there are of each pattern of ROWS."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for pattern, row in ROWS.items():
-        paths = (
-            segments(folder / pattern)
-            if pattern.startswith("telemetry/")
-            else sorted(folder.glob(pattern))
-        )
-        found[pattern] = len(paths)
+        paths = row_files(folder, pattern)
+        counts[pattern] = len(paths)
         for path in paths:
             _lines(row, path, reading)
-    return found
+    return counts
 
 
 def _lines(row: type, path: Path, reading: Reading) -> None:
@@ -222,7 +229,7 @@ def _document(
     except json.JSONDecodeError as error:
         reading.say(path, error.lineno, f"not JSON ({error.msg})")
         return None
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         reading.say(path, None, f"cannot be read ({error})")
         return None
     for fault in faults[:MOST]:
@@ -238,13 +245,10 @@ def _line(text: bytes, where: tuple[str | int, ...]) -> int | None:
         return None
     line = None if node is None else node.start_mark.line + 1
     for part in where:
-        found: tuple[int, yaml.Node] | None = None
-        for key, mark, value in _children(node):
-            if key == part:
-                found = mark, value
-        if found is None:
+        below = [(mark, value) for key, mark, value in _children(node) if key == part]
+        if not below:
             break
-        line, node = found
+        line, node = below[-1]  # of a key that stands twice, the one that counts
     return line
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from greenbench.contract.clock import Anchor
+
 LARGEST_STEP_NS = 50_000_000
 
 
@@ -20,12 +22,16 @@ class WallClock:
     moved_ns: int
 
     @property
+    def anchor(self) -> Anchor:
+        return Anchor(unix_ns=self.offset_ns, mono_ns=0)
+
+    @property
     def reason(self) -> str | None:
         """``clock_stepped`` when wall stamps of the run cannot be joined to each other."""
         return "clock_stepped" if self.moved_ns > LARGEST_STEP_NS else None
 
     def to_mono_ns(self, unix_ns: int) -> int | None:
-        return None if self.reason else unix_ns - self.offset_ns
+        return None if self.reason else self.anchor.to_mono_ns(unix_ns)
 
 
 def wall_clock(stamps: Iterable[tuple[int, int]]) -> WallClock:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.runs.activity import Activity, activity, in_flight
+from greenbench.contract.clock import NS_PER_S
 
 # 1795461709.47 (APIServer pid=1) INFO … Engine 000: Iteration(19): 0 context requests, 0 context tokens,
 # 1 generation requests, 1 generation tokens, iteration elapsed time: 4.89 ms, CPU KV cache usage: 0.0%
@@ -48,7 +49,7 @@ def parse_steps(lines: Iterable[str]) -> pd.DataFrame:
         rows.append(
             (
                 # in whole numbers: a float holds an epoch only to 0.2 µs
-                int(seconds) * 10**9 + int(fraction.ljust(9, "0")[:9]) if seconds else None,
+                int(seconds) * NS_PER_S + int(fraction.ljust(9, "0")[:9]) if seconds else None,
                 int(found["engine"]),
                 int(found["index"]),
                 float(found["elapsed_ms"]) / 1e3,
@@ -120,6 +121,6 @@ def open_seconds(load: Activity, unix_ns: np.ndarray) -> np.ndarray:
     times, levels = in_flight(load)
     if len(times) == 0:
         return np.zeros(len(unix_ns))
-    offsets_s = (times - times[0]) / 1e9
+    offsets_s = (times - times[0]) / NS_PER_S
     summed_s = np.concatenate([[0.0], np.cumsum(np.diff(offsets_s) * (levels[:-1] > 0))])
-    return np.interp((unix_ns - times[0]) / 1e9, offsets_s, summed_s)
+    return np.interp((unix_ns - times[0]) / NS_PER_S, offsets_s, summed_s)

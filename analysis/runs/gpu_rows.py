@@ -1,33 +1,28 @@
-"""telemetry/gpu.jsonl as a frame, all its parts, without the columns that energy does not need.
+"""telemetry/gpu.jsonl of any recording, also outside a run directory, as a frame of what energy needs.
 
 An hour of eight cards is 110 MB of JSON; naming the wanted columns halves the time to read it.
 """
 
-import io
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.json as pajson
 
-from greenbench.contract.errors import UserError
-from greenbench.contract.forms import line_faults
+from analysis.runs.parquet import arrow_schema, read_rows
 from greenbench.contract.schema import GpuSample
-from greenbench.contract.segments import read_bytes
+from greenbench.contract.segments import segments
 
-COLUMNS = pa.schema(
-    [
-        ("mono_ns", pa.int64()),
-        ("gpu_uuid", pa.string()),
-        ("power_w", pa.float64()),
-        ("power_avg_w", pa.float64()),
-        ("energy_mj", pa.int64()),
-        ("sm_clock_mhz", pa.int64()),
-        ("mem_clock_mhz", pa.int64()),
-        ("throttle_reasons", pa.int64()),
-    ]
+NAMES = (
+    "mono_ns",
+    "gpu_uuid",
+    "power_w",
+    "power_avg_w",
+    "energy_mj",
+    "sm_clock_mhz",
+    "mem_clock_mhz",
+    "throttle_reasons",
 )
-BLOCK_BYTES = 8 * 2**20
+COLUMNS = pa.schema([arrow_schema(GpuSample).field(name) for name in NAMES])
 
 
 def read_gpu_rows(run_dir: Path) -> pd.DataFrame:
@@ -35,20 +30,5 @@ def read_gpu_rows(run_dir: Path) -> pd.DataFrame:
 
     A torn last line is left out; another that cannot be read raises UserError.
     """
-    path = run_dir / "telemetry" / "gpu.jsonl"
-    text = read_bytes(path)
-    whole = text[: text.rfind(b"\n") + 1]
-    if not whole.strip():
-        return COLUMNS.empty_table().to_pandas()
-    try:
-        table = pajson.read_json(
-            io.BytesIO(whole),
-            pajson.ReadOptions(block_size=BLOCK_BYTES),
-            pajson.ParseOptions(explicit_schema=COLUMNS, unexpected_field_behavior="ignore"),
-        )
-    except pa.ArrowException as error:
-        lines = whole.splitlines(keepends=True)
-        first = next(line_faults(GpuSample, lines, unknown_keys=False), None)
-        said = f"{path}:{first[0]}: {first[1]}" if first else f"{path}: {error}"
-        raise UserError(said) from error
-    return table.to_pandas()
+    sources = segments(run_dir / "telemetry" / "gpu.jsonl")
+    return read_rows(GpuSample, sources, COLUMNS).to_pandas()

@@ -8,15 +8,17 @@ out; a line elsewhere that is broken, or lacks what may not be missing, is a Use
 import gzip
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, fields
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
@@ -34,11 +36,14 @@ from greenbench.contract.schema import (
 )
 from greenbench.contract.segments import segments
 
-CACHE_FORMAT = "4"  # raise when the way of reading changes, so that old caches are rebuilt
+CACHE_FORMAT = "5"  # raise when the way of reading changes, so that old caches are rebuilt
 SLICE_BYTES = 32 << 20
 HEAD_BYTES = 1 << 20  # dicts with open keys become structs of the keys found in so much of a file
 NEWLINE = 10
+STAMP = b"greenbench_sources"  # what a cache was built from, in its metadata
 MARKS = "chunk_marks"  # a column of our own beside the rows' (analysis.runs.chunk_marks)
+LABELS = "labels"  # of a scraped series: dozens of names, of which a series has two or three
+LABEL_SEPARATOR = "\x1f"  # ASCII's unit separator, which no label holds
 ARROW_TYPES: dict[type, pa.DataType] = {
     int: pa.int64(),
     float: pa.float64(),
@@ -74,6 +79,7 @@ SOURCES: dict[str, tuple[type[Row], str]] = {
 }
 
 
+@cache
 def arrow_schema(row: type[Row]) -> pa.Schema:
     """The columns of a row class whose types are known beforehand; open dicts are left to inference."""
     hints = get_type_hints(row)
@@ -100,17 +106,18 @@ def _arrow_type(hint: Any) -> pa.DataType | None:
     return pa.string()  # Literal of strings
 
 
-def parquet_path(run_path: Path, table: str) -> Path:
-    """The Parquet file of one table of a run, built from the JSONL when absent or out of date."""
+def parquet_file(run_path: Path, table: str) -> pq.ParquetFile:
+    """One table of a run as Parquet, open; built from the JSONL when absent or out of date."""
     row = SOURCES[table][0]
     sources = table_sources(run_path, table)
     stamp = _stamp(sources)
     target = run_path / "derived" / f"{table}.parquet"
-    if target.is_file() and _stored_stamp(target) == stamp:
-        return target
+    kept = _kept(target, stamp)
+    if kept is not None:
+        return kept
     target.parent.mkdir(exist_ok=True)
     _convert(row, sources, target, stamp)
-    return target
+    return pq.ParquetFile(target)
 
 
 def _stamp(sources: list[Path]) -> bytes:
@@ -118,68 +125,123 @@ def _stamp(sources: list[Path]) -> bytes:
     return json.dumps([CACHE_FORMAT, SCHEMA_VERSION, facts]).encode()
 
 
-def _stored_stamp(target: Path) -> bytes | None:
+def _kept(target: Path, stamp: bytes) -> pq.ParquetFile | None:
+    """The cache, when it was built from these very sources."""
     try:
-        metadata = pq.read_schema(target).metadata or {}
+        file = pq.ParquetFile(target)
     except (pa.ArrowInvalid, OSError):
-        return None  # a cache cut off while it was written
-    return metadata.get(b"greenbench_sources")
+        return None  # there is none, or one cut off while it was written
+    if (file.schema_arrow.metadata or {}).get(STAMP) == stamp:
+        return file
+    file.close()
+    return None
 
 
 def _convert(row: type[Row], sources: list[Path], target: Path, stamp: bytes) -> None:
-    """Stream the JSONL into Parquet, some slices at a time, so memory does not grow with the run.
-
-    The parser lets go of Python's lock, so slices are parsed side by side on all cores.
-    """
+    """Stream the JSONL into Parquet, some slices at a time, so memory does not grow with the run."""
     scratch = target.with_suffix(".tmp")
-    schema = _full_schema(row, sources).with_metadata({b"greenbench_sources": stamp})
-    plain = [field.name for field in schema if pa.types.is_string(field.type)]
-    workers = os.cpu_count() or 1
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        pq.ParquetWriter(
-            scratch,
-            schema,
-            compression="lz4",
-            use_dictionary=plain,  # type: ignore[arg-type]
-            write_statistics=False,
-        ) as writer,
-    ):
+    schema, whole = _full_schema(row, sources)
+    kept = _finished(row, schema.empty_table()).schema
+    plain = [field.name for field in kept if pa.types.is_string(field.type)]
+    with pq.ParquetWriter(
+        scratch,
+        kept.with_metadata({STAMP: stamp}),
+        compression="lz4",
+        use_dictionary=plain,  # type: ignore[arg-type]
+        write_statistics=False,
+    ) as writer:
         for path in sources:
-            slices = _slices(_whole_lines(_content(path)))
-            while group := list(islice(slices, workers)):
-                for table in pool.map(lambda part, p=path: _part(part, schema, row, p), group):
-                    writer.write_table(table.select(schema.names).cast(schema))
+            if path in whole:
+                read = [_finished(row, whole[path].select(schema.names))]
+            else:
+                read = _tables(path, partial(_part, schema, row))
+            for table in read:
+                writer.write_table(table.cast(kept))
     scratch.replace(target)
 
 
-def _part(part: pa.Buffer, schema: pa.Schema, row: type[Row], path: Path) -> pa.Table:
-    """Some lines as a table, with what is found of their lists beside them."""
-    if MARKS not in schema.names:
-        return _parse(part, schema, row, path)
-    table = _parse(part, schema.remove(schema.get_field_index(MARKS)), row, path)
-    return table.append_column(MARKS, pa.array(chunk_marks(table)))
+def _tables(path: Path, parse: Callable[[Path, pa.Buffer], pa.Table]) -> Iterator[pa.Table]:
+    """A file, slice by slice. The parser lets go of Python's lock, so slices are parsed on all cores."""
+    slices, workers = _slices(_whole_lines(_content(path)), SLICE_BYTES), os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        while group := list(islice(slices, workers)):
+            spread = pool.map if len(group) > 1 else map
+            yield from spread(partial(parse, path), group)
 
 
-def _full_schema(row: type[Row], sources: list[Path]) -> pa.Schema:
-    """Known columns, and open dicts (labels, zones, grades) as the structs their first block shows."""
+def _part(schema: pa.Schema, row: type[Row], path: Path, part: pa.Buffer) -> pa.Table:
+    return _finished(row, _parse(schema, row, path, part).select(schema.names))
+
+
+def _finished(row: type[Row], table: pa.Table) -> pa.Table:
+    """The table as it is kept: chunks with their marks, labels as one text."""
+    if row is RequestRecord:
+        return table.append_column(MARKS, pa.array(chunk_marks(table), pa.int64()))
+    if row is ServerMetric and LABELS in table.column_names:
+        place = table.column_names.index(LABELS)
+        return table.set_column(place, LABELS, _label_text(table.column(LABELS)))
+    return table
+
+
+def _label_text(labels: pa.ChunkedArray) -> pa.ChunkedArray:
+    """``name=value`` of each label that a row has, a separator before each."""
+    columns = pa.table({LABELS: labels}).flatten()
+    named = [
+        pc.binary_join_element_wise(name.partition(".")[2], values.cast(pa.string()), "=")  # type: ignore[attr-defined]
+        for name, values in zip(columns.column_names, columns.columns, strict=True)
+    ]
+    # "" first: of a row in which all is null the function makes no row at all
+    return pc.binary_join_element_wise("", *named, LABEL_SEPARATOR, null_handling="skip")  # type: ignore[attr-defined]
+
+
+def _full_schema(row: type[Row], sources: list[Path]) -> tuple[pa.Schema, dict[Path, pa.Table]]:
+    """Known columns, and open dicts (labels, zones) as the structs their first block shows.
+
+    With it the files whose first block was all of them, as read to see that.
+    """
     schema = arrow_schema(row)
-    open_names = [f.name for f in fields(row) if f.name not in schema.names]  # type: ignore[arg-type]
-    found: dict[str, pa.DataType] = {}
-    for path in sources:
-        head = next(_slices(_whole_lines(_content(path)), HEAD_BYTES), None)
-        if head is None or not open_names:
+    open_names = {f.name for f in fields(row)} - {*schema.names}  # type: ignore[arg-type]
+    kinds: dict[str, pa.DataType] = {}
+    whole: dict[Path, pa.Table] = {}
+    for path in sources if open_names else ():
+        body = _whole_lines(_content(path))
+        head = next(_slices(body, HEAD_BYTES), None)
+        if head is None:
             continue
-        shown = _parse(head, schema, row, path, infer=True).schema
-        for name in set(open_names) & set(shown.names) - set(found):
-            kind = shown.field(name).type
-            # Parquet has no struct without a field: a column of nothing but {} is left out
-            if not pa.types.is_null(kind) and not (pa.types.is_struct(kind) and not len(kind)):
-                found[name] = kind
-    more = {MARKS: pa.int64()} if row is RequestRecord else {}
-    return pa.schema(
-        [*schema, *(pa.field(name, kind) for name, kind in sorted((found | more).items()))]
-    )
+        shown = _parse(schema, row, path, head, infer=True)
+        kinds = _struct_kinds(shown.schema, open_names) | kinds
+        if head.size == body.size:
+            whole[path] = shown
+    full = pa.schema([*schema, *(pa.field(name, kinds[name]) for name in sorted(kinds))])
+    return full, {path: table for path, table in whole.items() if _holds(table.schema, full)}
+
+
+def _struct_kinds(shown: pa.Schema, names: set[str]) -> dict[str, pa.DataType]:
+    """Types of the open dicts; Parquet has no struct without a field, so one of {} alone is left out."""
+    kinds = {name: shown.field(name).type for name in names & {*shown.names}}
+    return {
+        name: kind
+        for name, kind in kinds.items()
+        if not pa.types.is_null(kind) and not (pa.types.is_struct(kind) and not len(kind))
+    }
+
+
+def _holds(shown: pa.Schema, wanted: pa.Schema) -> bool:
+    return all(c.name in shown.names and shown.field(c.name).type == c.type for c in wanted)
+
+
+@cache
+def empty_table(table: str) -> pa.Table:
+    """A table of which nothing was recorded, with its columns."""
+    row = SOURCES[table][0]
+    return _finished(row, arrow_schema(row).empty_table())
+
+
+def read_rows(row: type[Row], sources: list[Path], columns: pa.Schema) -> pa.Table:
+    """Some columns of some files of rows, past any cache: for recordings that lie in no run directory."""
+    parse = partial(_parse, columns, row)
+    parts = [table for path in sources for table in _tables(path, parse)]
+    return pa.concat_tables([columns.empty_table(), *parts])
 
 
 def _content(path: Path) -> pa.Buffer:
@@ -189,7 +251,7 @@ def _content(path: Path) -> pa.Buffer:
     return pa.memory_map(str(path)).read_buffer() if path.stat().st_size else pa.py_buffer(b"")
 
 
-def _slices(body: pa.Buffer, size: int = SLICE_BYTES) -> Iterator[pa.Buffer]:
+def _slices(body: pa.Buffer, size: int) -> Iterator[pa.Buffer]:
     """Parts of whole lines, each a little over ``size`` bytes."""
     view, start = memoryview(body), 0
     while start < len(view):
@@ -202,7 +264,7 @@ def _slices(body: pa.Buffer, size: int = SLICE_BYTES) -> Iterator[pa.Buffer]:
 
 
 def _parse(
-    part: pa.Buffer, schema: pa.Schema, row: type[Row], path: Path, infer: bool = False
+    schema: pa.Schema, row: type[Row], path: Path, part: pa.Buffer, infer: bool = False
 ) -> pa.Table:
     parse = pajson.ParseOptions(
         explicit_schema=schema, unexpected_field_behavior="infer" if infer else "ignore"
@@ -223,24 +285,29 @@ def first_fault(row: type[Row], sources: list[Path]) -> str | None:
     return None
 
 
-def required_columns(row: type[Row]) -> list[str]:
+@cache
+def required_columns(row: type[Row]) -> tuple[str, ...]:
     """Columns that may not be null, but for dicts, which are read key by key."""
     hints = get_type_hints(row)
-    return [
+    return tuple(
         column.name
         for column in fields(row)  # type: ignore[arg-type]
         if column.default is MISSING
         and column.default_factory is MISSING
         and _arrow_type(hints[column.name]) is not None
-    ]
+    )
 
 
 def table_sources(run_path: Path, table: str) -> list[Path]:
     """The files of one table, in the order they are read."""
-    pattern = SOURCES[table][1]
+    return row_files(run_path, SOURCES[table][1])
+
+
+def row_files(folder: Path, pattern: str) -> list[Path]:
+    """The files of one pattern of ``forms.ROWS``, in the order they are read; telemetry may have parts."""
     if pattern.startswith("telemetry/"):
-        return segments(run_path / pattern)
-    return sorted(run_path.glob(pattern))
+        return segments(folder / pattern)
+    return sorted(folder.glob(pattern))
 
 
 def _whole_lines(buffer: pa.Buffer) -> pa.Buffer:

@@ -17,16 +17,15 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from analysis.runs.engine_steps import read_steps
 from analysis.runs.gpu_rows import read_gpu_rows
 from analysis.runs.identity import Identity, identity_of
 from analysis.runs.parquet import (
     SOURCES,
-    arrow_schema,
+    empty_table,
     first_fault,
-    parquet_path,
+    parquet_file,
     required_columns,
     table_sources,
 )
@@ -39,6 +38,8 @@ from greenbench.contract.schema import Event
 
 CHUNK_COLUMNS = ("chunk_ns", "chunk_tokens")
 BATCH_ROWS = 32_768
+FEW_BYTES = 1 << 18  # of a run's request rows, chunks and all: a thousand such runs are 256 MB
+WITH_NULLS = {pa.int64(): pd.Int64Dtype()}
 Value = TypeVar("Value")
 
 
@@ -56,6 +57,14 @@ class Unreadable:
 
     path: Path
     why: str
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """Rows in an order of their own: row i lay ``order[i]``-th in its files."""
+
+    rows: pd.DataFrame
+    order: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -115,32 +124,29 @@ class Run:
     @property
     def requests(self) -> pd.DataFrame:
         """Every request row without its chunks, in order of sending."""
-        return self._requests.value
+        return self._requests.value.rows
 
-    @cached_property
+    @property
     def file_order(self) -> np.ndarray:
         """Row i of ``requests`` is the ``file_order[i]``-th row of the chunk batches."""
-        sent = _to_pandas(
-            pq.read_table(parquet_path(self.path, "requests"), columns=["sent_unix_ns"])
-        )
-        return sent.sort_values("sent_unix_ns", kind="stable").index.to_numpy()
+        return self._requests.value.order
 
     @property
     def outputs(self) -> pd.DataFrame:
-        return self._outputs.value
+        return self._outputs.value.rows
 
     @property
     def gpu(self) -> pd.DataFrame:
-        return self._gpu.value
+        return self._gpu.value.rows
 
     @property
     def host(self) -> pd.DataFrame:
-        return self._host.value
+        return self._host.value.rows
 
     @property
     def server(self) -> pd.DataFrame:
-        """Samples of /metrics; labels are columns ``labels.<name>``."""
-        return self._server.value
+        """Samples of /metrics; ``labels``: text that tells the series of one metric apart."""
+        return self._server.value.rows
 
     @cached_property
     def steps(self) -> pd.DataFrame:
@@ -151,60 +157,65 @@ class Run:
     def idle(self, name: str) -> Read[pd.DataFrame]:
         """GPU rows of the loaded server without requests: ``idle_before`` or ``idle_after``."""
         folder = self.path.parent / SERVERS_DIR / self.manifest.server.server_id / name
-        return self._read(lambda: read_gpu_rows(folder), pd.DataFrame())
+        return self._read(lambda: read_gpu_rows(folder), pd.DataFrame)
 
     @cached_property
     def _events(self) -> Read[list[Event]]:
-        return self._read(lambda: read_events(self.dir.events_path), [])
+        return self._read(lambda: read_events(self.dir.events_path), list[Event])
 
     @cached_property
     def _sources(self) -> Read[dict[str, Any]]:
-        return self._read(lambda: read_sources(self.dir.telemetry_dir / "sources.json"), {})
+        path = self.dir.telemetry_dir / "sources.json"
+        return self._read(lambda: read_sources(path), dict[str, Any])
 
     @cached_property
-    def _requests(self) -> Read[pd.DataFrame]:
+    def _requests(self) -> Read[Ordered]:
         return self._table("requests", "sent_unix_ns", CHUNK_COLUMNS)
 
     @cached_property
-    def _outputs(self) -> Read[pd.DataFrame]:
+    def _outputs(self) -> Read[Ordered]:
         return self._table("outputs", None)
 
     @cached_property
-    def _gpu(self) -> Read[pd.DataFrame]:
+    def _gpu(self) -> Read[Ordered]:
         return self._table("gpu", "mono_ns")
 
     @cached_property
-    def _host(self) -> Read[pd.DataFrame]:
+    def _host(self) -> Read[Ordered]:
         return self._table("host", "mono_ns")
 
     @cached_property
-    def _server(self) -> Read[pd.DataFrame]:
+    def _server(self) -> Read[Ordered]:
         return self._table("server", "mono_ns")
 
-    def _table(
-        self, name: str, order: str | None, without: tuple[str, ...] = ()
-    ) -> Read[pd.DataFrame]:
-        def rows() -> pd.DataFrame:
-            frame = _frame(self.path, name, without)
-            return (
-                frame
-                if order is None
-                else frame.sort_values(order, kind="stable", ignore_index=True)
-            )
+    def _table(self, name: str, by: str | None, without: tuple[str, ...] = ()) -> Read[Ordered]:
+        return self._read(
+            lambda: _ordered(_frame(self.path, name, without), by),
+            lambda: _ordered(_no_rows(name, without), by),
+        )
 
-        return self._read(rows, _no_rows(name, without))
-
-    def _read(self, read: Callable[[], Value], nothing: Value) -> Read[Value]:
+    def _read(self, read: Callable[[], Value], nothing: Callable[[], Value]) -> Read[Value]:
         try:
             return Read(read())
         except (UserError, OSError, ValueError, pa.ArrowException) as error:
-            return Read(nothing, str(error).replace(f"{self.path}/", ""))
+            return Read(nothing(), str(error).replace(f"{self.path}/", ""))
 
     def chunk_batches(self) -> Iterator[ChunkBatch]:
         """The requests with their chunks, some tens of thousands at a time."""
-        file = pq.ParquetFile(parquet_path(self.path, "requests"))
-        for batch in file.iter_batches(BATCH_ROWS):
+        if self._few_chunks is not None:
+            yield from self._few_chunks
+            return
+        for batch in parquet_file(self.path, "requests").iter_batches(BATCH_ROWS):
             yield _chunk_batch(batch)
+
+    @cached_property
+    def _few_chunks(self) -> list[ChunkBatch] | None:
+        """The batches of a run so small that they may stay in memory: they are asked for several times."""
+        file = parquet_file(self.path, "requests")
+        groups = range(file.metadata.num_row_groups)
+        if sum(file.metadata.row_group(group).total_byte_size for group in groups) > FEW_BYTES:
+            return None
+        return [_chunk_batch(batch) for batch in file.iter_batches(BATCH_ROWS)]
 
 
 def read_events(path: Path) -> list[Event]:
@@ -227,23 +238,35 @@ def read_sources(path: Path) -> dict[str, Any]:
     return json.loads(text)
 
 
+def _ordered(frame: pd.DataFrame, by: str | None) -> Ordered:
+    """Rows in the order of a column, equal ones as they lay; None: as they lay."""
+    if by is None or frame[by].is_monotonic_increasing:
+        return Ordered(frame, np.arange(len(frame)))
+    moved = frame.sort_values(by, kind="stable")
+    order = moved.index.to_numpy()
+    moved.index = pd.RangeIndex(len(moved))
+    return Ordered(moved, order)
+
+
 def _frame(path: Path, table: str, without: tuple[str, ...] = ()) -> pd.DataFrame:
-    row = SOURCES[table][0]
-    file = pq.ParquetFile(parquet_path(path, table))
+    row, pattern = SOURCES[table]
+    sources = table_sources(path, table)
+    if not sources:
+        return _no_rows(table, without)
+    file = parquet_file(path, table)
     names = [name for name in file.schema_arrow.names if name not in without]
-    frame = _complete(_to_pandas(file.read(columns=names)), table, without)
-    holes = [name for name in required_columns(row) if frame[name].isna().any()]
+    rows = file.read(columns=names)
+    holes = [name for name in required_columns(row) if rows.column(name).null_count]
     if holes:
-        sources = table_sources(path, table)
-        said = f"{path / SOURCES[table][1]}: {', '.join(holes)} may not be null"
+        said = f"{path / pattern}: {', '.join(holes)} may not be null"
         raise UserError(first_fault(row, sources) or said)
-    return frame
+    return _complete(_to_pandas(rows), table, without)
 
 
 def _no_rows(table: str, without: tuple[str, ...]) -> pd.DataFrame:
-    schema = arrow_schema(SOURCES[table][0])
-    kept = pa.schema([column for column in schema if column.name not in without])
-    return _complete(_to_pandas(kept.empty_table()), table, without)
+    empty = empty_table(table)
+    kept = empty.select([name for name in empty.column_names if name not in without])
+    return _complete(_to_pandas(kept), table, without)
 
 
 def _complete(frame: pd.DataFrame, table: str, without: tuple[str, ...]) -> pd.DataFrame:
@@ -261,12 +284,11 @@ def _to_pandas(table: pa.Table) -> pd.DataFrame:
     A float holds the nanoseconds of this century only to 256 ns, enough to make the end of one request
     seem later than the start of the next.
     """
-    frame = table.flatten().to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-    for name in frame.columns[frame.dtypes == pd.Int64Dtype()]:
-        if not frame[name].hasnans:
-            frame[name] = frame[name].astype("int64")
-        elif not name.endswith("unix_ns"):
-            frame[name] = frame[name].astype("float64")
+    flat = table.flatten()
+    frame = flat.to_pandas()
+    for name in flat.column_names:
+        if name.endswith("unix_ns") and flat.column(name).null_count:
+            frame[name] = flat.column(name).to_pandas(types_mapper=WITH_NULLS.get)
     return frame
 
 

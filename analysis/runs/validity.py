@@ -6,13 +6,12 @@ A fault makes a point invalid for the report. Nothing is mended and nothing is w
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pandas as pd
-
 from analysis.runs.fault import Fault
 from analysis.runs.identity import Identity
 from analysis.runs.invariants import broken
 from analysis.runs.parquet import row_count
 from analysis.runs.run import Run
+from analysis.runs.scrapes import counter_gain
 from greenbench.contract.manifest import INVALID_REASONS
 from greenbench.contract.run_dir import file_sha256
 
@@ -122,7 +121,7 @@ def _prefix_cache(run: Run) -> Iterator[Fault]:
             f"{hits} prompts were partly served from the prefix cache ({int(cached.sum())} tokens)",
         )
         return
-    gained = counter_gain(run.server, "vllm:prefix_cache_hits_total")
+    gained = counter_gain(run, "vllm:prefix_cache_hits_total")
     if gained:
         yield Fault("prefix_cache_hits", f"the server counted {gained:.0f} prefix cache hits")
 
@@ -149,24 +148,12 @@ def _token_totals(run: Run) -> Iterator[Fault]:
     ends = (rows["sent_mono_ns"] + rows["end_ns"]).max()
     if samples["mono_ns"].min() > rows["sent_mono_ns"].min() or samples["mono_ns"].max() < ends:
         return
-    counted, told = counter_gain(server, name), int(rows["output_tokens"].sum())
+    counted, told = counter_gain(run, name), int(rows["output_tokens"].sum())
     if counted != told:
         yield Fault(
             "token_totals_differ",
             f"the server counted {counted:.0f} generated tokens, the clients were told of {told}",
         )
-
-
-def counter_gain(server: pd.DataFrame, metric: str) -> float | None:
-    """Last minus first value of a counter, summed over its label sets; None when it was not scraped."""
-    samples = server[server["metric"] == metric]
-    if len(samples) == 0:
-        return None
-    labels = [name for name in samples.columns if name.startswith("labels.")]
-    groups = (
-        samples.groupby(labels, dropna=False)["value"] if labels else [(None, samples["value"])]
-    )
-    return float(sum(values.iloc[-1] - values.iloc[0] for _, values in groups))
 
 
 ASKED: tuple[Callable[[Run], Iterator[Fault]], ...] = (

@@ -10,8 +10,9 @@ from math import ceil, log, sqrt
 from typing import Literal
 
 import numpy as np
-from scipy.special import bdtr, gammaln, xlog1py, xlogy
-from scipy.stats import binom, t
+from scipy.special import bdtr, betainc, gammaln, xlog1py, xlogy
+
+from analysis.statistics import student_t
 
 MARGIN = 0.10  # share of prompts that may be lost
 LEVEL = 0.05  # of each one-sided test
@@ -23,8 +24,11 @@ Verdict = Literal["no worse", "worse", "undecided"]
 
 
 def loss_p(lost: int, gained: int) -> float:
-    """p of "no loss": McNemar's exact test, one-sided, P(Binomial(lost + gained, ½) ≥ lost)."""
-    return float(binom.sf(lost - 1, lost + gained, 0.5)) if lost else 1.0
+    """p of "no loss": McNemar's exact test, one-sided, P(Binomial(lost + gained, ½) ≥ lost).
+
+    That is the regularised incomplete beta function I½(lost, gained + 1).
+    """
+    return float(betainc(lost, gained + 1, 0.5)) if lost else 1.0
 
 
 def beyond_p(lost: int, gained: int, n: int, margin: float = MARGIN) -> float:
@@ -89,6 +93,8 @@ def _log_choices(n: int) -> np.ndarray:
 def most_lost(lost: int, gained: int, n: int) -> float:
     """95 % upper limit of the share lost, less that gained, not below 0: where ``beyond_p`` is 5 %."""
     low, high = max((lost - gained) / n, 0.0), 1.0
+    if low == high:  # every prompt is lost, and no share lies beyond all of them
+        return high
     if beyond_p(lost, gained, n, low + LIMIT_STEP) <= LEVEL:
         return 0.0
     while high - low > LIMIT_STEP:
@@ -112,6 +118,8 @@ def power(n: int, lost: float, gained: float) -> tuple[float, float]:
 
     Exact: the multinomial probabilities of all outcomes.
     """
+    from scipy.stats import binom  # slow to load, and no report needs it
+
     many_gained, many_lost = np.indices((n + 1, n + 1))
     with np.errstate(divide="ignore", invalid="ignore"):
         chance = binom.pmf(many_gained, n, gained) * binom.pmf(
@@ -141,5 +149,5 @@ def _most_that_pass(n: int) -> np.ndarray:
 def mean_limits(values: np.ndarray) -> tuple[float, float]:
     """95 % interval of the mean, mean ± t(n − 1)·sd/√n, of two values or more."""
     n = len(values)
-    half = float(t.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) / sqrt(n)
+    half = float(student_t.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) / sqrt(n)
     return float(np.mean(values)) - half, float(np.mean(values)) + half

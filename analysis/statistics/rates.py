@@ -23,13 +23,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.stats import t as student
+
+from analysis.statistics import student_t
+from greenbench.contract.clock import NS_PER_S
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
-NS = 1e9
 NOBODY = -1  # the user of a request that was never sent
 LEAST_CYCLES = 2.5  # whole cycles a user, on average: about three
 PRESENT = 0.95  # share of the users that must have a whole cycle
@@ -106,14 +107,14 @@ class Cycles:
 
     @cached_property
     def seconds(self) -> Floats:
-        return (self.end_ns - self.start_ns) / NS
+        return (self.end_ns - self.start_ns) / NS_PER_S
 
     @cached_property
     def changes(self) -> tuple[Ints, Floats]:
         """Starts (0 … n−1) and ends (n … 2n−1) in order of time; the seconds from each to the next."""
         times = np.concatenate((self.start_ns, self.end_ns))
         order = np.argsort(times, kind="stable")
-        return order, np.diff(times[order]) / NS
+        return order, np.diff(times[order]) / NS_PER_S
 
     @cached_property
     def per_user(self) -> float:
@@ -288,7 +289,7 @@ def _trend(cycles: Cycles, over: Floats, under: Floats, value: float) -> Trend |
     halves = [float(weighted[0][half].sum() / weighted[1][half].sum()) for half in (early, late)]
     if min(halves) <= 0 or abs(math.log(halves[1] / halves[0])) < TREND_EFFECT:
         return None
-    p = 2 * float(student.sf(abs(slope) / error, rounds - 2)) if error > 0 else 0.0
+    p = 2 * float(student_t.sf(abs(slope) / error, rounds - 2)) if error > 0 else 0.0
     return Trend(halves[0], halves[1], p) if p < TREND_P else None
 
 
@@ -327,7 +328,7 @@ def spread_ratio(
     def between(first_ns: float, last_ns: float) -> tuple[float, float]:
         gained = sum(work.done(first_ns, last_ns) for work in over)
         if under is None:
-            return gained, (last_ns - first_ns) / NS
+            return gained, (last_ns - first_ns) / NS_PER_S
         return gained, sum(work.done(first_ns, last_ns) for work in under)
 
     gained, spent = between(start_ns, end_ns)
@@ -336,9 +337,9 @@ def spread_ratio(
     value = gained / spent
     if gained == 0:
         return Ratio(0.0, 0.0, 0.0)
-    slices = min(SLICES, int((end_ns - start_ns) / NS / max(residence_s, 1e-9)))
+    slices = min(SLICES, int((end_ns - start_ns) / NS_PER_S / max(residence_s, 1e-9)))
     error = _slice_error(between, span_ns, value, slices) if slices > 1 else None
-    reach_ns = min(residence_s * NS, (end_ns - start_ns) / 4)
+    reach_ns = min(residence_s * NS_PER_S, (end_ns - start_ns) / 4)
     moves = reach_ns * np.arange(1, SHIFTS + 1) / SHIFTS
     moved = [between(start_ns + by, end_ns) for by in moves]
     moved += [between(start_ns, end_ns - by) for by in moves]

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap, t
+
+from analysis.statistics import student_t
 
 LEVEL = 0.95
 # From here BCa. Simulated equal arms (docs/method.md): at 8 blocks a 95 % BCa interval excludes 1 in 11 % of
@@ -84,11 +85,13 @@ def paired_ratio(
         statistic = 0.0 if mean == 0 else math.copysign(math.inf, mean)
         p = 1.0 if mean == 0 else 0.0
         return Ratio(same, n, same, same, p, "exact: all blocks agree", 0.0, edge, statistic)
-    p = float(2 * t.sf(abs(mean) / error, n - 1))
-    half = float(t.ppf((1 + level) / 2, n - 1)) * error
+    p = float(2 * student_t.sf(abs(mean) / error, n - 1))
+    half = float(student_t.ppf((1 + level) / 2, n - 1)) * error
     low, high, method = mean - half, mean + half, f"t, {n} blocks"
     if n >= MANY_BLOCKS:
-        found = bootstrap(
+        from scipy.stats import bootstrap  # slow to load, and few studies have so many starts
+
+        limits = bootstrap(
             (values,),
             np.mean,
             confidence_level=level,
@@ -98,7 +101,7 @@ def paired_ratio(
             rng=np.random.default_rng(seed),
         ).confidence_interval
         widen = error / spread if spread else 1.0
-        low, high = mean - (mean - found.low) * widen, mean + (found.high - mean) * widen
+        low, high = mean - (mean - limits.low) * widen, mean + (limits.high - mean) * widen
         method = f"BCa, {n} blocks"
     return Ratio(
         math.exp(mean), n, math.exp(low), math.exp(high), p, method, error, edge, mean / error
@@ -119,7 +122,7 @@ def paired_zero(a: Sequence[float], b: Sequence[float]) -> Ratio:
     return Ratio(
         None,
         n,
-        p=float(2 * t.sf(abs(mean) / error, n - 1)),
+        p=float(2 * student_t.sf(abs(mean) / error, n - 1)),
         method=f"t of the differences, {n} blocks",
         t=mean / error,
     )
@@ -139,8 +142,8 @@ def unpaired_ratio(
         error = NOTHING
     weight = va**2 / (len(a) - 1) + vb**2 / (len(b) - 1)
     freedom = (va + vb) ** 2 / weight if weight else min(len(a), len(b)) - 1
-    p = float(2 * t.sf(abs(mean) / error, freedom))
-    half = float(t.ppf((1 + level) / 2, freedom)) * error
+    p = float(2 * student_t.sf(abs(mean) / error, freedom))
+    half = float(student_t.ppf((1 + level) / 2, freedom)) * error
     return Ratio(
         math.exp(mean),
         min(len(a), len(b)),
@@ -178,7 +181,7 @@ def max_t_adjusted(
     observed = np.abs(np.asarray(statistics, dtype=float))
     n, count = deviations.shape
     if n < MIN_CORRELATED:
-        return holm_adjusted([float(p) for p in 2 * t.sf(observed, n - 1)])
+        return holm_adjusted([float(p) for p in 2 * student_t.sf(observed, n - 1)])
     told = deviations / np.maximum(np.abs(deviations).max(axis=0), NOTHING)
     told = np.round(told * np.where(told[0] < 0, -1, 1), 9)
     # one quantity told several ways is drawn once

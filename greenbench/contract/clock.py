@@ -8,6 +8,7 @@ reads the same clock on Linux. Wall time is read once per anchor and never subtr
 import time
 from dataclasses import dataclass
 
+NS_PER_S = 1_000_000_000
 APART_NS = 5_000  # three clock reads take well under a microsecond
 ATTEMPTS = 5
 

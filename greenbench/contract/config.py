@@ -25,6 +25,7 @@ from greenbench.contract.installation import CONFIGS as CONFIGS
 from greenbench.contract.installation import ROOT as ROOT
 from greenbench.contract.installation import config_file, config_names
 from greenbench.contract.model_folder import CONFIG, another_form, has_config, read_config
+from greenbench.contract.yaml_text import parse_yaml
 
 
 class StrictModel(BaseModel):
@@ -413,7 +414,7 @@ def _first_model(annotation: object) -> type[BaseModel] | None:
 
 def load_yaml(path: Path) -> object:
     try:
-        return yaml.safe_load(path.read_text())
+        return parse_yaml(path.read_text())
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give the path of a YAML file"

@@ -61,7 +61,7 @@ def judge(rows: list[dict[str, Any]], audit: dict[str, Any], faults: Faults) -> 
 
 
 def client_audit(run: RunDir) -> dict[str, Any]:
-    """What each client process says of itself, by client id (client_audit/<client>.json)."""
+    """Each client process's self-check, by client id (client_audit/<client>.json)."""
     audits: dict[str, Any] = {}
     for path in sorted((run.path / "client_audit").glob("*.json")):
         report = run_dir.read_json(path)

@@ -1,4 +1,4 @@
-"""What a running vLLM server says of itself over HTTP. Missing endpoints are None, never a guess."""
+"""What a running vLLM server reports over HTTP. Missing endpoints are None, never a guess."""
 
 import json
 from dataclasses import dataclass

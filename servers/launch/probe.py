@@ -1,4 +1,4 @@
-"""Describe a server that somebody else runs: what it says of itself, and whether that is a proof."""
+"""Describe a server that somebody else runs: what it reports, and whether that is a proof."""
 
 import json
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Oracle C-11: energies of a simulated server with known prices are found again, and add up."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -277,4 +279,4 @@ def test_a_point_of_one_phase_is_measured_and_a_mixed_one_is_not() -> None:
     assert rest is not None and (rest.phase, rest.j_per_token) == ("decode", 0.25)
     assert phase_energy(measured(24.0), pd.concat([prefill, decode])) is None
     assert phase_energy(EnergyResult("invalid", ["mig"], [], []), prefill) is None
-    assert Attribution("unavailable").as_dict()["prices"] == []
+    assert asdict(Attribution("unavailable"))["prices"] == []

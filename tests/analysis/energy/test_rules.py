@@ -350,4 +350,4 @@ def test_a_cpu_host_is_unavailable_with_its_estimate_beside_it() -> None:
     assert result.status == "unavailable" and result.energy_j is None and result.gross is None
     assert result.cpu is not None and result.cpu.estimate is not None
     assert 0 < result.cpu.estimate.low_j < result.cpu.estimate.high_j
-    assert result.as_dict()["cpu"]["estimate"]["model"]
+    assert asdict(result)["cpu"]["estimate"]["model"]

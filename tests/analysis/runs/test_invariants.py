@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from analysis.runs.fault import CODES
-from analysis.runs.invariants import FIXED_LENGTH_TASKS, most_open
+from analysis.runs.invariants import FIXED_LENGTH_TASKS
 from analysis.runs.run import load_run
+from analysis.runs.time_invariants import most_open
 from analysis.runs.validity import faults
 from greenbench.contract.manifest import INVALID_REASONS
 from greenbench.contract.run_dir import RunDir

@@ -43,6 +43,13 @@ def test_agreement_of_all_pairs_by_hand() -> None:
     assert most_lost(0, 0, 40) == pytest.approx(1 - LEVEL ** (1 / 40), abs=1e-3)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n", [1, 12, 40])
+def test_where_every_prompt_is_lost_the_limit_is_all_of_them(n: int) -> None:
+    assert most_lost(n, 0, n) == 1.0
+    assert (n - 1) / n <= most_lost(n - 1, 0, n) < 1.0 or n == 1
+
+
 def log_likelihood(q: float, lost: int, gained: int, n: int, margin: float) -> float:
     shares = np.array([q + margin, q, 1 - 2 * q - margin])
     counts = np.array([lost, gained, n - lost - gained])
