@@ -12,15 +12,10 @@ import pandas as pd
 from analysis.runs.chunk_marks import ROUNDING_NS, ChunkMark
 from analysis.runs.fault import Fault
 from analysis.runs.run import Run
-<<<<<<< HEAD
-from analysis.runs.scrapes import KV_USAGE
-from greenbench.contract.config import LoadConfig
-=======
-from analysis.runs.scrapes import label_sets
+from analysis.runs.scrapes import KV_USAGE, label_sets
 from analysis.runs.time_invariants import LATE_NS, PHASES, broken_times
 from analysis.runs.wrong_rows import Mask, fault, good, imported, some
 from greenbench.contract.clock import NS_PER_S
->>>>>>> house
 from greenbench.contract.schema import ERROR_TYPES
 
 FINISHED = ("length", "stop")

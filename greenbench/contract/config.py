@@ -315,8 +315,6 @@ class PointConfig(StrictModel):
         whole = self.model_dump(mode="json")
         whole["server"].pop("port")
         whole["server"].pop("boot_timeout_s")
-        if not self.server.env:
-            whole["server"].pop("env")  # so that runs from before there was the key stay the same
         return whole
 
     @property
