@@ -16,6 +16,7 @@ from analysis.model.layers import (
     is_mla,
     language_config,
     layer_kinds,
+    whole,
 )
 from greenbench.contract.model_shape import ModelShape
 
@@ -47,15 +48,21 @@ class CacheShape:
 
 
 def cache_shape(
-    config: Config, kv_dtype: str, dtype: str, shape: ModelShape | None = None
+    config: Config,
+    kv_dtype: str,
+    dtype: str,
+    shape: ModelShape | None = None,
+    tensor_parallel: int = 1,
 ) -> CacheShape:
     """Caches of one model; ``kv_dtype`` 'auto' means the model's ``dtype``, that the config's.
 
     ``shape``: what vLLM said of it, and then ``config`` is its resolved one; None: a bare config.json.
+    Bytes are those of all cards together: where ``tensor_parallel`` is more than the KV heads, cards keep
+    copies of them, and of latent attention every card keeps all.
     """
     config = language_config(config)
     try:
-        return _cache_shape(config, kv_dtype, _dtype(config, dtype), shape)
+        return _cache_shape(config, kv_dtype, _dtype(config, dtype), shape, tensor_parallel)
     except NotKnown as reason:
         why = str(reason)
     except (
@@ -64,24 +71,26 @@ def cache_shape(
         ValueError,
         AttributeError,
         IndexError,
-        ZeroDivisionError,
+        ArithmeticError,
     ) as error:
         why = f"the config has another form than is known here ({type(error).__name__}: {error})"
     return CacheShape(None, None, None, notes=(f"bytes a token are not known, because {why}",))
 
 
-def _cache_shape(config: Config, kv_dtype: str, dtype: str, shape: ModelShape | None) -> CacheShape:
+def _cache_shape(
+    config: Config, kv_dtype: str, dtype: str, shape: ModelShape | None, cards: int
+) -> CacheShape:
     kinds = layer_kinds(config, resolved=shape is not None)
     kv_dtype = dtype if kv_dtype == "auto" else kv_dtype
     kept = [
-        (kind, _kept(config, index, kind, kv_dtype, shape))
+        (kind, _kept(config, index, kind, kv_dtype, shape, cards))
         for index, kind in enumerate(kinds)
         if kind in WITH_CACHE
     ]
     windows: Counter[int] = Counter()
     for kind, layer in kept:
         if kind == "sliding":
-            windows[int(config["sliding_window"])] += _whole(layer.values)
+            windows[_window(config)] += _whole(layer.values)
     full = sum(_whole(layer.values) for kind, layer in kept if kind != "sliding")
     states = [_state_bytes(config, kind, ELEMENT_BYTES[dtype]) for kind in kinds if kind in STATES]
     state = None if None in states else sum(size or 0 for size in states)
@@ -95,13 +104,24 @@ def _cache_shape(config: Config, kv_dtype: str, dtype: str, shape: ModelShape | 
     )
 
 
-def _kept(config: Config, index: int, kind: str, kv_dtype: str, shape: ModelShape | None) -> Kept:
+def _kept(
+    config: Config, index: int, kind: str, kv_dtype: str, shape: ModelShape | None, cards: int
+) -> Kept:
     if not is_mla(config, shape):
         heads = heads_of(config, index, kind, shape)
-        return kept_by_heads(kv_dtype, heads.kv, heads.size)
+        return kept_by_heads(kv_dtype, max(1, heads.kv // cards) * cards, heads.size)
     if config.get("index_topk"):
         raise NotKnown("the index of its sparse attention is a second cache")
-    return kept_latent(kv_dtype, int(config["kv_lora_rank"]), int(config["qk_rope_head_dim"]))
+    latent, rope = (whole(config[name], name) for name in ("kv_lora_rank", "qk_rope_head_dim"))
+    kept = kept_latent(kv_dtype, latent, rope)
+    return Kept(kept.values * cards, kept.scales * cards)
+
+
+def _window(config: Config) -> int:
+    window = config.get("sliding_window")
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise NotKnown(f"layers slide, and 'sliding_window' is {str(window)[:40]}")
+    return window
 
 
 def _whole(size: float) -> int:

@@ -26,6 +26,7 @@ class Heads:
     size: int
 
 
+LARGEST = 100_000  # more layers, heads or elements of a head than any model has
 # How layers are called by lists in configs.
 KINDS = {
     "full_attention": "attention",
@@ -42,7 +43,7 @@ KINDS = {
 # Fields that give some layers other heads, or caches of a kind that is not worked out here.
 ODD_FIELDS = (
     "swa_num_key_value_heads", "swa_head_dim", "attention_other_setting", "hybrid_layer_pattern",
-    "per_layer_overrides", "compress_ratios", "cross_attention_layers", "linear_attn_config",
+    "compress_ratios", "cross_attention_layers", "linear_attn_config",
     "attn_type_list",
 )  # fmt: skip
 # model_type → its own names for the usual fields
@@ -118,15 +119,18 @@ def layer_kinds(config: Config, resolved: bool = False) -> list[str]:
 
 def _kinds(config: Config, resolved: bool) -> list[str]:
     model_type = str(config.get("model_type"))
-    count = int(config.get("num_hidden_layers") or 0)
+    count = config.get("num_hidden_layers")
     if blocks := config.get("block_configs"):
         return [_of_block(block) for block in blocks]
     if model_type == "falcon_h1" and count:
-        return ["hybrid"] * count  # attention and Mamba2 side by side in every layer
+        return ["hybrid"] * whole(
+            count, "num_hidden_layers"
+        )  # attention and Mamba2 side by side in every layer
     if listed := config.get("layers_block_type") or config.get("layer_types"):
         return [_named(str(kind)) for kind in listed]
     if not count:
         raise NotKnown("the config does not say how many layers it has")
+    count = whole(count, "num_hidden_layers")
     if "full_attn_idxs" in config:
         full = set(config["full_attn_idxs"])
         return ["attention" if layer in full else "conv" for layer in range(count)]
@@ -150,7 +154,7 @@ def _bare_kinds(config: Config, model_type: str, count: int) -> list[str]:
             return ["attention"] * count
         if not window or config.get("max_window_layers") is None:
             raise NotKnown("its file leaves out which layers have a sliding window")
-        full = int(config["max_window_layers"])
+        full = int(config["max_window_layers"])  # 0: all slide
         return ["attention" if layer < full else "sliding" for layer in range(count)]
     every = config.get("sliding_window_pattern")
     if every and window:
@@ -181,6 +185,15 @@ def _of_block(block: Any) -> str:
     return "none" if attention.get("no_op") or attention.get("replace_with_linear") else "attention"
 
 
+def whole(value: Any, name: str) -> int:
+    """A size or a number of things, from 1 to LARGEST. Raises NotKnown."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or int(value) != value:
+        raise NotKnown(f"'{name}' is {str(value)[:40]!r} and no whole number")
+    if not 1 <= value <= LARGEST:
+        raise NotKnown(f"'{name}' is {str(value)[:40]}, which no model has")
+    return int(value)
+
+
 def is_mla(config: Config, shape: ModelShape | None) -> bool:
     """Whether one compressed vector a token stands for K and V. Raises NotKnown."""
     if shape is not None and shape.mla is not None:
@@ -198,40 +211,52 @@ def heads_of(config: Config, index: int, kind: str, shape: ModelShape | None) ->
     """KV heads of one layer with attention. Raises NotKnown."""
     heads = config.get("num_attention_heads")
     if blocks := config.get("block_configs"):
-        if not heads or not config.get("hidden_size"):
-            raise NotKnown("the config does not say its heads")
-        group = blocks[index]["attention"]["n_heads_in_group"]
-        return Heads(heads // group, config.get("head_dim") or config["hidden_size"] // heads)
-    if shape is not None and shape.head_size and shape.kv_heads:
-        found = Heads(shape.kv_heads, shape.head_size)
-    else:
-        found = Heads(_bare_kv_heads(config), _bare_head_size(config))
+        heads = whole(heads, "num_attention_heads")
+        group = whole(blocks[index]["attention"]["n_heads_in_group"], "n_heads_in_group")
+        size = config.get("head_dim") or whole(config.get("hidden_size"), "hidden_size") // heads
+        return Heads(heads // group, whole(size, "head_dim"))
+    if shape is not None:
+        return _resolved_heads(config, index, shape)
+    found = Heads(_bare_kv_heads(config), _bare_head_size(config))
     if config.get("v_head_dim") not in (None, found.size):
         raise NotKnown("its values have another size than its keys")
     if kind == "attention" and config.get("global_head_dim"):  # gemma4: wider where nothing slides
         wide = config.get("num_global_key_value_heads") if config.get("attention_k_eq_v") else None
-        return Heads(int(wide or found.kv), int(config["global_head_dim"]))
+        kv = whole(wide or found.kv, "num_global_key_value_heads")
+        return Heads(kv, whole(config["global_head_dim"], "global_head_dim"))
     return found
+
+
+def _resolved_heads(config: Config, index: int, shape: ModelShape) -> Heads:
+    """Those of all layers, or where layers differ of this one."""
+    if not shape.head_size or not shape.kv_heads:
+        raise NotKnown("vLLM finds no heads of attention in its config")
+    varying = config.get("per_layer_overrides")
+    own = varying[index] if varying else {}
+    size = own.get("head_size", shape.head_size)
+    if not varying and config.get("v_head_dim") not in (None, size):
+        raise NotKnown("its values have another size than its keys")
+    return Heads(own.get("total_num_kv_heads", shape.kv_heads), size)
 
 
 def _bare_kv_heads(config: Config) -> int:
     model_type = str(config.get("model_type"))
     if model_type == "mpt" and (config.get("attn_config") or {}).get("kv_n_heads"):
-        return int(config["attn_config"]["kv_n_heads"])
+        return whole(config["attn_config"]["kv_n_heads"], "kv_n_heads")
     said = config.get("num_key_value_heads")
     if model_type == "chatglm" and not config.get("multi_query_attention"):
         said = config.get("num_attention_heads")
-    if said:
-        return int(said)
-    if model_type in MULTI_HEAD and config.get("num_attention_heads"):
-        return int(config["num_attention_heads"])
+    if said is not None:
+        return whole(said, "num_key_value_heads")
+    if model_type in MULTI_HEAD:
+        return whole(config.get("num_attention_heads"), "num_attention_heads")
     raise NotKnown("its file leaves out 'num_key_value_heads', and the class has a default")
 
 
 def _bare_head_size(config: Config) -> int:
     if size := config.get("attention_head_dim") or config.get("head_dim"):
-        return int(size)
-    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
-    if config.get("model_type") in QUOTIENT_HEAD and heads and hidden and hidden % heads == 0:
-        return hidden // heads
+        return whole(size, "head_dim")
+    if config.get("model_type") in QUOTIENT_HEAD:
+        heads = whole(config.get("num_attention_heads"), "num_attention_heads")
+        return whole(whole(config.get("hidden_size"), "hidden_size") / heads, "hidden_size / heads")
     raise NotKnown("its file leaves out 'head_dim', and the class has a default")

@@ -219,7 +219,7 @@ def model_work(
         kinds = layer_kinds(config, resolved=shape is not None)
         layers = tuple(_layer(config, kind, index, seen, shape) for index, kind in enumerate(kinds))
         hidden, vocab = int(config["hidden_size"]), int(config["vocab_size"])
-    except (NotKnown, KeyError, TypeError, ValueError, StopIteration):
+    except (NotKnown, LookupError, TypeError, ValueError, ArithmeticError, StopIteration):
         return None  # a config that leaves a size to its class's defaults, or has another form
     return ModelWork(
         layers=layers,

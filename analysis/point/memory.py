@@ -125,8 +125,14 @@ def _shape(run: MemoryRun, reasons: list[str]) -> CacheShape | None:
     if source.config is None:
         reasons.append(f"bytes a token are not known, because {source.why}")
         return None
-    shape = cache_shape(source.config, server.kv_cache_dtype, server.dtype, source.shape)
+    shape = cache_shape(
+        source.config, server.kv_cache_dtype, server.dtype, source.shape, server.tensor_parallel
+    )
     reasons.extend(shape.notes)
+    if shape.scale_bytes_per_token:
+        reasons.append(
+            f"{shape.scale_bytes_per_token} bytes a token of scales come on top where the pool holds them"
+        )
     return shape
 
 

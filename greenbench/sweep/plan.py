@@ -50,15 +50,24 @@ def plan_sweep(sweep: SweepConfig, blocks: frozenset[int] | None = None) -> list
 
 
 def unknown_shapes(plans: list[Plan]) -> list[str]:
-    """A sentence for each model of which nothing could be found out before its server starts."""
-    return list(
-        dict.fromkeys(
-            f"{plan.start.request.model.name}: its window, head size and cache are not known, because "
-            f"{plan.launch.unknown}"
-            for plan in plans
-            if plan.launch.unknown is not None and not plan.launch.refusals
-        )
+    """A sentence for each model of which too little could be found out before its server starts."""
+    said = (
+        _unknown(plan.launch, plan.start.request.model.name)
+        for plan in plans
+        if not plan.launch.refusals and plan.start.request.server.base_url is None
     )
+    return list(dict.fromkeys(sentence for sentence in said if sentence))
+
+
+def _unknown(launch: LaunchPlan, model: str) -> str | None:
+    if launch.unknown is not None:
+        return f"{model}: its window, head size and cache are not known, because {launch.unknown}"
+    if launch.max_model_len is None:
+        return (
+            f"{model}: its config gives no window, and vLLM then serves 2048 tokens: "
+            "set server.max_model_len"
+        )
+    return None
 
 
 def environment_notes(plans: list[Plan]) -> list[str]:

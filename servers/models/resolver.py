@@ -152,7 +152,10 @@ def plain(text: Any) -> dict[str, Any]:
     """The config of the language model as JSON, with defaults, under the usual names as well."""
     found = {key: value for key, value in text.to_dict().items() if key not in LEFT_OUT}
     for name in (*CANONICAL, *DERIVED):
-        value = getattr(text, name, None)
+        try:
+            value = getattr(text, name, None)
+        except Exception:  # of a config whose layers differ: it refuses to give one value for all
+            continue
         if value is not None:
             found[name] = value
     found["model_type"] = getattr(text, "model_type", None) or found.get("model_type")

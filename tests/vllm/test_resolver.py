@@ -115,6 +115,13 @@ CASES: dict[str, tuple[dict[str, Any], int | None, int | None, int, int]] = {
          "attn_config": {"alibi": True}},
         2048, 128, by_heads(32, 128, 32), by_heads(32, 128, 32),
     ),
+    "gemma4: wider heads where nothing slides": (
+        {"model_type": "gemma4_text", "hidden_size": 2048, "num_attention_heads": 8,
+         "num_key_value_heads": 4, "head_dim": 256, "global_head_dim": 512,
+         "num_hidden_layers": 10, "sliding_window": 512, "layer_types": SLIDING_FIRST * 2,
+         "max_position_embeddings": 65_536, "num_kv_shared_layers": 0},
+        65_536, 512, by_heads(4, 256, 8) + by_heads(4, 512, 2), by_heads(4, 512, 2),
+    ),
     "falcon: one KV head": (
         {"model_type": "falcon", "hidden_size": 4544, "num_attention_heads": 71,
          "num_hidden_layers": 32, "multi_query": True, "new_decoder_architecture": False},

@@ -213,6 +213,36 @@ def test_bad_input_starts_nothing(tmp_path: Path, context: server.LaunchContext)
     assert not out.exists()
 
 
+def test_an_override_of_the_config_lengthens_the_window(
+    tmp_path: Path, context: server.LaunchContext
+):
+    asked = request(tmp_path, max_model_len=9000)
+    (tmp_path / "model" / "config.json").write_text(
+        '{"head_dim": 64, "max_position_embeddings": 4096}'
+    )
+    longer = asked.server.model_copy(
+        update={"extra_args": ["--hf-overrides", '{"max_position_embeddings": 16384}']}
+    )
+    overridden = asked.model_copy(update={"server": longer})
+    shapes = server.shapes_of([asked, overridden], context)
+    assert [shape.window_tokens for shape in shapes] == [4096, 16_384]
+    refusals = [
+        server.planned(one, context, shape).refusals
+        for one, shape in zip((asked, overridden), shapes, strict=True)
+    ]
+    assert refusals[0][0].startswith("max_model_len 9000 is longer") and refusals[1] == []
+
+
+def test_what_a_server_runs_is_what_it_says(tmp_path: Path, context: server.LaunchContext):
+    """It was asked for 2048 tokens, one card and a KV cache as the weights; it says otherwise."""
+    launch = server.Launch(request(tmp_path, max_model_len=2048), tmp_path / "out", context, print)
+    with launch:
+        found = launch.boot()
+    assert (found.max_model_len, found.kv_cache_dtype) == (4096, "fp8_e4m3")
+    assert (found.tensor_parallel, found.pipeline_parallel, found.data_parallel) == (8, 2, 1)
+    assert found.shape is not None and found.shape.head_size == 64
+
+
 def test_an_unwritable_folder_is_said_before_a_start(tmp_path: Path, context: server.LaunchContext):
     blocked = tmp_path / "file"
     blocked.write_text("")
