@@ -90,6 +90,7 @@ class Recorder:
             self._sources_path = folder / "sources.json"
             self._tree = ProcessTree(self.request.pid) if self.request.pid else None
             self._found = find_server(self.request.pid, self.request.base_url, self.machine)
+            self._cards = Cards(frozenset(), why=self._found.elsewhere)
             loops = [
                 *self._gpu_loops(folder, stack),
                 self._host_loop(folder, stack),
@@ -219,6 +220,9 @@ def _process_capability(pid: int | None) -> Capability:
 
 def _metrics_status(loop: ScrapeLoop) -> dict[str, Any]:
     counts = {"scrapes_good": loop.good, "scrapes_failed": loop.failed, "cost": loop.cost.summary()}
+    if loop.good and not loop.vllm_seen:
+        reason = "the page has none of vLLM's metrics: a router's, or another server's"
+        return unavailable(reason, **counts).as_dict()
     if loop.good:
         return available(period_s=loop.period_s, last_error=loop.last_error, **counts).as_dict()
     return unavailable(loop.last_error or "not scraped", **counts).as_dict()

@@ -81,6 +81,11 @@ def parse(text: str, unix_ns: int, mono_ns: int) -> list[ServerMetric]:
     return rows
 
 
+def is_vllms(row: ServerMetric) -> bool:
+    """Whether it is vLLM that serves the page; a router or another server has names of its own."""
+    return row.metric.startswith("vllm:")
+
+
 def fetch(base_url: str, path: str = "/metrics", timeout_s: float = TIMEOUT_S) -> str:
     """GET one page on a fresh connection, past any proxy. Raises OSError or HTTPException."""
     parts = urlsplit(base_url)

@@ -90,7 +90,8 @@ class ThisMachine:
 
     def environ(self, pid: int) -> Mapping[str, str] | None:
         try:
-            return psutil.Process(pid).environ()
+            # empty where a process wrote its title over it, as vLLM's do
+            return psutil.Process(pid).environ() or None
         except (psutil.Error, OSError):
             return None
 
