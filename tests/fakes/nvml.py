@@ -266,6 +266,8 @@ class FakeNvml:
     compute_capability: tuple[int, int] = (9, 0)
     count: int = 1
     shut_down: bool = False
+    lost: dict[int, int] = field(default_factory=dict[int, int])  # index → the code it answers with
+    older: dict[str, int] = field(default_factory=dict[str, int])  # answers of calls by their name
 
     NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION = 83
     NVML_FI_DEV_POWER_AVERAGE = 185
@@ -282,6 +284,8 @@ class FakeNvml:
         """Any other call of NVML: not supported on this card."""
         if not name.startswith("nvml"):
             raise AttributeError(name)
+        if name in self.older:
+            return lambda *_: self.older[name]
 
         def refuse(*_: object) -> None:
             raise FakeNvmlError(NOT_SUPPORTED)
@@ -297,6 +301,8 @@ class FakeNvml:
         return self.count
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        if index in self.lost:
+            raise FakeNvmlError(self.lost[index])
         return index
 
     def nvmlDeviceGetUUID(self, handle: int) -> str:

@@ -112,7 +112,9 @@ def test_one_mig_device_is_shown_and_no_whole_card_beside_it() -> None:
     assert chosen([parted, second], None) is None
     empty = CudaCard("GPU-dd", "NVIDIA H200", mig=True, mig_uuids=())
     assert chosen([empty, whole], None) == ("GPU-bb",)
-    unlisted = CudaCard("GPU-ee", "NVIDIA H200", mig=True)  # nvidia-smi says that MIG is on, and no more
+    unlisted = CudaCard(
+        "GPU-ee", "NVIDIA H200", mig=True
+    )  # nvidia-smi says that MIG is on, and no more
     assert chosen([whole, unlisted], "MIG-99") == ("GPU-ee",)
 
 
@@ -124,4 +126,7 @@ def test_what_a_driver_does_not_say_follows_from_the_model() -> None:
     assert capability_of("NVIDIA H1000") is None and capability_of("") is None
     named = [CudaCard("GPU-1", "Tesla T4"), CudaCard("GPU-2", "NVIDIA H200")]
     assert chosen([*named], "0") == ("GPU-2",)
-    assert model_of("NVIDIA H200 NVL") == "H200 NVL" and model_of("Tesla V100-SXM2-16GB") == "V100-SXM2-16GB"
+    assert (
+        model_of("NVIDIA H200 NVL") == "H200 NVL"
+        and model_of("Tesla V100-SXM2-16GB") == "V100-SXM2-16GB"
+    )

@@ -10,12 +10,15 @@ T4 = "1, GPU-2, Tesla T4, 15360, [N/A], 7.5, [N/A], 580.1"
 
 def test_cells_in_base_units_and_missing_where_a_reason_stands() -> None:
     first, second = parse(f"{H200}\n{T4}\n").cards
-    assert first == SmiCard(0, "GPU-1", "NVIDIA H200", 143771 * 2**20, 700.0, (9, 0), False, "580.1")
+    assert first == SmiCard(
+        0, "GPU-1", "NVIDIA H200", 143771 * 2**20, 700.0, (9, 0), False, "580.1"
+    )
     assert (second.memory_bytes, second.power_limit_w, second.mig) == (15360 * 2**20, None, None)
 
 
 @pytest.mark.parametrize(
-    "reason", ["[N/A]", "N/A", "[Not Supported]", "[Unknown Error]", "[GPU requires reset]", "ERR!", ""]
+    "reason",
+    ["[N/A]", "N/A", "[Not Supported]", "[Unknown Error]", "[GPU requires reset]", "ERR!", ""],
 )
 def test_a_reason_in_any_column_costs_that_column(reason: str) -> None:
     """A GB10 has the host's memory and no limit; others lack other things."""
@@ -41,7 +44,9 @@ def test_a_lost_card_is_said_and_the_others_stand() -> None:
 
 
 def test_what_is_no_row_is_no_card() -> None:
-    said = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.1\n"
+    said = (
+        "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.1\n"
+    )
     found = parse(said)
     assert found.cards == () and len(found.faults) == 2
     assert parse("").cards == parse("No devices were found").cards == ()

@@ -25,7 +25,11 @@ def test_what_a_card_does_not_say_is_null_and_the_rest_stands(smi: Path) -> None
     host = provenance.host()
     [card] = host.gpus
     assert (card.memory_bytes, card.power_limit_w, card.mig) == (None, None, None)
-    assert (card.name, card.compute_capability, host.driver) == ("NVIDIA GB10", "12.1", "580.126.09")
+    assert (card.name, card.compute_capability, host.driver) == (
+        "NVIDIA GB10",
+        "12.1",
+        "580.126.09",
+    )
 
 
 def test_the_doctor_names_the_card_that_cannot_be_read(smi: Path, tmp_path: Path) -> None:
