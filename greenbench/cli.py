@@ -18,6 +18,7 @@ from greenbench.sweep.child_processes import StageError, passthrough, python_mod
 from greenbench.sweep.plan import (
     Plan,
     dtype_notes,
+    environment_notes,
     plan_sweep,
     undecided_quality,
     unknown_shapes,
@@ -167,7 +168,7 @@ def find_sweep(sweep: Path) -> Path:
 
 def print_plan(plans: list[Plan]) -> None:
     """What ``dtype: auto`` chose, then every server as one pasteable command with its points."""
-    for sentence in [*dtype_notes(plans), *unknown_shapes(plans)]:
+    for sentence in [*dtype_notes(plans), *unknown_shapes(plans), *environment_notes(plans)]:
         print(f"# {sentence}")
     for plan in plans:
         print(f"# {plan.start.label}")

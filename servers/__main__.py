@@ -34,6 +34,7 @@ from servers.backends.registry import (
 )
 from servers.backends.requirements import Case, refusals
 from servers.backends.table import as_json, as_table
+from servers.launch.command import left_out
 from servers.launch.probe import probe
 from servers.launch.process import ServerDied
 from servers.launch.server import (
@@ -170,6 +171,7 @@ def _launch_plan(request: ServerRequest, context: LaunchContext, shape: ModelSha
         model_path=path,
         dtype=plan.dtype,
         refusals=plan.refusals,
+        env_left_out=tuple(left_out(context.env, command.env, request.server.env)),
         max_model_len=plan.max_model_len,
         unknown=shape.unknown,
     )

@@ -70,6 +70,17 @@ def _unknown(launch: LaunchPlan, model: str) -> str | None:
     return None
 
 
+def environment_notes(plans: list[Plan]) -> list[str]:
+    """A sentence on the variables that are set here and do not reach the servers that are started."""
+    started = [plan for plan in plans if plan.start.request.server.base_url is None]
+    names = dict.fromkeys(name for plan in started for name in plan.launch.env_left_out)
+    if not names:
+        return []
+    return [
+        f"set here and not passed on to vLLM: {', '.join(names)}; `env:` under `server:` passes more"
+    ]
+
+
 def undecided_quality(sweep: SweepConfig) -> list[str]:
     """What the plan leaves open of the answers, a sentence each."""
     tasks = call_json(python_module("loadgen", "tasks"))

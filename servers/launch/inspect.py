@@ -22,7 +22,12 @@ class ServerSays:
     info: dict[str, Any] | None  # /server_info
     version: str | None
     served_models: list[dict[str, Any]]
-    cache: dict[str, str]  # labels of vllm:cache_config_info
+    engines: tuple[dict[str, str], ...]  # labels of vllm:cache_config_info, of each engine
+
+    @property
+    def cache(self) -> dict[str, str]:
+        """Of the first engine; all are set alike."""
+        return next(iter(self.engines), {})
 
     def window(self, served: str) -> int | None:
         """The longest sequence that the model of this name takes, tokens."""
@@ -41,7 +46,7 @@ class ServerSays:
         return self.cache.get("cache_dtype") or self._said("cache_config", "cache_dtype")
 
     @property
-    def kv_pool_bytes(self) -> int | None:
+    def kv_pool_bytes_a_card(self) -> int | None:
         """What the KV pool of a card was told to take; None where vLLM measured what is left."""
         return self._said("cache_config", "kv_cache_memory_bytes")
 
@@ -60,8 +65,9 @@ class ServerSays:
 
     @property
     def data_parallel(self) -> int | None:
-        """Engines."""
-        return self._said("parallel_config", "data_parallel_size")
+        """Engines: by the settings, or by the pools that /metrics lists."""
+        listed = len(self.engines) if len(self.engines) > 1 else None
+        return self._said("parallel_config", "data_parallel_size") or listed
 
     def _said(self, part: str, key: str) -> Any:
         """A setting of /server_info; None where the server does not give it."""
@@ -75,8 +81,11 @@ class ServerSays:
 
     @property
     def kv_cache_tokens(self) -> int | None:
-        tokens = self.cache.get("kv_cache_size_tokens", "")
-        return int(tokens) if tokens.isdigit() else None
+        """Of the pools of all engines; each line says its own engine's."""
+        sizes = [labels.get("kv_cache_size_tokens", "") for labels in self.engines]
+        if not sizes or not all(size.isdigit() for size in sizes):
+            return None
+        return sum(int(size) for size in sizes)
 
     @property
     def shape_args(self) -> list[str]:
@@ -117,27 +126,31 @@ def ask(base_url: str) -> ServerSays:
         info=info,
         version=(version or {}).get("version"),
         served_models=models,
-        cache=cache_settings(metrics.text) if metrics.is_success else {},
+        engines=engine_caches(metrics.text) if metrics.is_success else (),
     )
 
 
 def served_window(base_url: str, served: str, timeout_s: float) -> int | None:
     """The longest sequence that the server takes for the model of this name, tokens."""
     models = httpx.get(f"{base_url}/v1/models", timeout=timeout_s, trust_env=False)
-    says = ServerSays(None, None, None, models.raise_for_status().json()["data"], {})
+    says = ServerSays(None, None, None, models.raise_for_status().json()["data"], ())
     return says.window(served)
 
 
-def cache_settings(metrics: str) -> dict[str, str]:
-    """Labels of CACHE_INFO on a page of /metrics; empty where it has none, or is no such page."""
+def engine_caches(metrics: str) -> tuple[dict[str, str], ...]:
+    """Labels of CACHE_INFO of each engine (data parallel has several) on a page of /metrics.
+
+    Empty where it has none, or is no such page. Without a label ``engine`` there is one.
+    """
+    found: dict[str, dict[str, str]] = {}
     try:
         for family in text_string_to_metric_families(metrics):
             for sample in family.samples:
                 if sample.name == CACHE_INFO:
-                    return dict(sample.labels)
+                    found.setdefault(sample.labels.get("engine", ""), dict(sample.labels))
     except ValueError:
-        return {}
-    return {}
+        return ()
+    return tuple(found.values())
 
 
 def _json(

@@ -59,3 +59,20 @@ def test_a_long_step_weighs_as_long_as_it_took() -> None:
     assert found["engine_share"] == pytest.approx(0.9 / 2)
     assert found["step_tokens_p50"] == 2001
     assert step_figures(parse_steps([]), Window("steady", 0, 1)) == {}
+
+
+def test_engines_run_beside_each_other() -> None:
+    """Two engines: 4 and 6 requests in each step, in steps for 1.0 and 0.5 of 2 s."""
+    start = 1_700_000_000
+    line = (
+        "{:.3f} INFO Engine {:03d}: Iteration({}): 0 context requests, 0 context tokens, {} generation "
+        "requests, 4 generation tokens, iteration elapsed time: 100.00 ms, GPU KV cache usage: {}%"
+    )
+    steps = parse_steps(
+        [line.format(start + 0.1 * i, 0, i, 4, 60) for i in range(10)]
+        + [line.format(start + 0.1 * i, 1, i, 6, 60) for i in range(5)]
+    )
+    found = step_figures(steps, Window("steady", start * 10**9, (start + 2) * 10**9))
+    assert found["running"] == pytest.approx(4 + 6)
+    assert found["engine_share"] == pytest.approx((1.0 + 0.5) / 2 / 2)
+    assert found["kv_p90"] == pytest.approx(0.6)  # of the pool, never 1.2 of it
