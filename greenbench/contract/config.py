@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from greenbench.contract import hub
+from greenbench.contract.address import address_fault
+from greenbench.contract.connection import ConnectionConfig, measured_part
 from greenbench.contract.cpu import Dtype
 from greenbench.contract.errors import UserError, nearest
 from greenbench.contract.installation import CONFIGS as CONFIGS
@@ -72,7 +81,7 @@ class BackendChoice(StrictModel):
         return f"{name}({','.join(f'{k}={v}' for k, v in sorted(self.options.items()))})"
 
 
-class ServerConfig(StrictModel):
+class ServerConfig(ConnectionConfig, StrictModel):
     """Everything that could differ between backends is pinned here. ``base_url`` uses a running server."""
 
     base_url: str | None = None
@@ -94,6 +103,13 @@ class ServerConfig(StrictModel):
     boot_timeout_s: float = Field(default=600, gt=0)
     port: int | None = Field(default=None, ge=1, le=65535)  # None: a free one
     extra_args: list[str] = Field(default_factory=list[str])
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, url: str | None) -> str | None:
+        if url is not None and (fault := address_fault(url)):
+            raise ValueError(fault)
+        return url
 
 
 class LoadConfig(StrictModel):
@@ -254,6 +270,7 @@ class PointConfig(StrictModel):
         whole = self.model_dump(mode="json")
         whole["server"].pop("port")
         whole["server"].pop("boot_timeout_s")
+        whole["server"] = measured_part(whole["server"])
         return whole
 
     @property

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from greenbench.contract.access import access
 from greenbench.contract.config import LivePoint, PhaseConfig
 from greenbench.contract.errors import UserError, nearest
 from greenbench.contract.run_dir import RunDir, file_sha256, write_atomic
@@ -55,7 +56,8 @@ class Session:
         self.live = live
         self.client_id = client_id
         self.run = RunDir(run_path)
-        self.target = Target.from_url(live.base_url)
+        self.access = access(live.base_url, point.server.connection)
+        self.target = Target.of(self.access)
         self.timeout_s = point.phases.request_timeout_s
         self.phases = PhaseClock(_share(point.phases, shard))
         self.audit = Audit()

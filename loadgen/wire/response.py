@@ -75,6 +75,7 @@ class Response(msgspec.Struct):
     shared_bounds_ns: list[int] = []
     clock_stepped: bool = False
     send_waits: int = 0  # times the kernel's send buffer was full
+    sent_again: bool = False  # the connection had been closed: this counts from the second sending
 
     @property
     def text(self) -> str | None:
@@ -115,6 +116,7 @@ class RawReply:
         "send_ns",
         "send_waits",
         "sent",
+        "sent_again",
     )
 
     def __init__(self, request: Request, deadline_ns: int, connect_ns: int | None = None) -> None:
@@ -125,6 +127,7 @@ class RawReply:
         self.sent: Anchor | None = None
         self.send_ns: int | None = None
         self.send_waits = 0
+        self.sent_again = False
         self.ended_mono_ns: int | None = None
         self.error: tuple[str, str] | None = None
         self._segments: list[bytes] = []  # body bytes not yet parsed …
@@ -184,6 +187,11 @@ class RawReply:
             where = "in mid-reply" if self.parser.started else "before any byte of the reply"
             self.error = ("cut_in_stream", f"{reason} {where}")
 
+    def send_again(self) -> None:
+        """Forget the sending that met a closed connection."""
+        self.sent = self.send_ns = None
+        self.sent_again = True
+
     @property
     def _is_stream(self) -> bool:
         """By the content type; of a server that gives none, or another text's, by the first bytes."""
@@ -238,6 +246,7 @@ class RawReply:
             facts=facts,
             body=body,
             send_waits=self.send_waits,
+            sent_again=self.sent_again,
         )
         if self.sent is not None:
             self._times(response, self.sent, now)
