@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from greenbench.contract.access import Access
 from greenbench.contract.clock import Anchor
 from greenbench.contract.cpu import this_cpu
 from greenbench.contract.run_dir import EVENTS, JsonlWriter, write_atomic
@@ -47,7 +48,7 @@ class RecordRequest:
 
     run_dir: Path
     pid: int | None = None
-    base_url: str | None = None
+    server: Access | str | None = None
     period_s: float | None = None
     scrape_s: float = 0.5
 
@@ -142,12 +143,12 @@ class Recorder:
         return HostLoop(reader, writer.write, self.stop).run
 
     def _scrape_loops(self, folder: Path, stack: contextlib.ExitStack) -> list[Callable[[], None]]:
-        if self.request.base_url is None:
+        if self.request.server is None:
             self._sources["metrics"] = unavailable("no server address was given")
             return []
         writer = stack.enter_context(SegmentedJsonlWriter(folder / "server.jsonl"))
         self._scrape = ScrapeLoop(
-            self.request.base_url, self._anchor, self.request.scrape_s, writer.write, self.stop
+            self.request.server, self._anchor, self.request.scrape_s, writer.write, self.stop
         )
         self._scrape.scrape()
         return [self._scrape.run]

@@ -13,8 +13,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -244,6 +246,17 @@ class PromptRequest(StrictModel):
     count: int = Field(ge=1)
     seed: int
     text_file: str | None = None
+    endpoint: Literal["completions", "chat"] = "completions"  # chat: as messages of exact length
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is as it always was, so that prompt files from before the key are still good."""
+        whole = dump(self)
+        return (
+            whole
+            if self.endpoint == "chat"
+            else {k: v for k, v in whole.items() if k != "endpoint"}
+        )
 
 
 class PointConfig(StrictModel):

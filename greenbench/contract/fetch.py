@@ -39,8 +39,12 @@ class Reply:
     body: bytes
 
     @property
-    def ok(self) -> bool:
+    def is_success(self) -> bool:
         return 200 <= self.status < 300
+
+    @property
+    def text(self) -> str:
+        return self.body.decode("utf-8", "replace")
 
     def json(self) -> Any:
         """The body as JSON, or None where it is none."""

@@ -239,7 +239,20 @@ def _prompts(live: LivePoint) -> list[Prompt]:
             f"{path}: its sha256 is {sha256[:12]}…, and the point was planned with "
             f"{live.prompts_sha256[:12]}…; give every worker the same file"
         )
+    if live.point.server.endpoint == "chat":
+        _check_chat(live, path, prompts)
     return prompts
+
+
+def _check_chat(live: LivePoint, path: Path, prompts: list[Prompt]) -> None:
+    load = live.point.load
+    if load.turns > 1 or load.trace is not None:
+        raise UserError(
+            "turns and traces send prompts of other lengths than those made, and a chat's message has no "
+            "exact one when it is cut; use 'endpoint: completions'"
+        )
+    if any(prompt.message is None for prompt in prompts):
+        raise UserError(f"{path}: its prompts have no messages; make it anew for 'endpoint: chat'")
 
 
 def _share(phases: PhaseConfig, shard: tuple[int, int]) -> PhaseConfig:

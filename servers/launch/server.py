@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import httpx
-
 from greenbench.contract import hub
 from greenbench.contract.clock import Anchor
 from greenbench.contract.config import ServerRequest
@@ -264,7 +262,7 @@ def _smoke(plan: Plan, process: ServerProcess, base_url: str, deadline_s: float)
 def _ask(process: ServerProcess, base_url: str) -> ServerSays:
     try:
         return inspect.ask(base_url)
-    except httpx.HTTPError as error:
+    except OSError as error:
         _give_time_to_die(process)
         raise BootFailed(
             f"The server answers requests, but not what it is ({type(error).__name__}: {error})"
