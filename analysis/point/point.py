@@ -37,7 +37,7 @@ PointStatus = Literal["ok", "invalid", "failed", "interrupted", "superseded"]
 LITTLE = 0.05  # Little's law and the rate may differ by so much and no note says so
 BURSTS = 0.2  # median gap over the median time a token, below which tokens came in bursts
 # they spoil times or what was recorded beside them, not what the model said
-TIMING_FAULTS = {"client_bound", "clock_stepped", "recorder_failed"}
+TIMING_FAULTS = {"client_bound", "clock_stepped", "recorder_failed", "no_steady_state"}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,10 @@ INVALID_REASONS: dict[str, str] = {
     "interrupted": "stopped by the person before it was complete",
     "client_bound": "the load generator exceeded its own error budget",
     "clock_stepped": "the wall clock jumped during the run",
+    "disk_full": "the disk was full when the point ended",
+    "server_gone": "to the end of the measured phase nothing was answered any more",
+    "mostly_failed": "most requests of the measured phase failed",
+    "no_steady_state": "the measured phase has no steady stretch",
 }
 
 
@@ -138,7 +142,7 @@ class Manifest(Part):
     sweep: str
     status: Status = "running"
     invalid_reasons: list[str] = Field(default_factory=list[str])
-    failure: str | None = None  # one sentence, when status is failed
+    failure: str | None = None  # one sentence, when status is failed; what was found, when invalid
     config_hash: str
     seed: int
     created_unix_ns: int

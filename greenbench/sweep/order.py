@@ -19,7 +19,7 @@ from greenbench.contract.config import (
     points_of,
 )
 from greenbench.contract.errors import UserError
-from greenbench.contract.run_dir import config_hash, slug
+from greenbench.contract.run_dir import NAME_CHARS, config_hash, slug
 
 # Prompts that a point must answer for equal answers to pass the report's gate (docs/method.md, section 7):
 FEWEST_ANSWERS = 29  # graded
@@ -42,8 +42,8 @@ class ServerStart:
 
     @property
     def slug(self) -> str:
-        backend = slug(self.request.backend.label)
-        return f"{slug(self.request.model.name)}-{backend}-r{self.repeat}a{self.arm}"
+        backend = slug(self.request.backend.label)[:NAME_CHARS]
+        return f"{slug(self.request.model.name)[:NAME_CHARS]}-{backend}-r{self.repeat}a{self.arm}"
 
 
 def expand(sweep: SweepConfig, models: list[ModelConfig]) -> list[ServerStart]:
@@ -142,5 +142,5 @@ def prompt_request(point: PointConfig, model_path: str) -> PromptRequest:
 
 
 def prompt_file_name(point: PointConfig, request: PromptRequest) -> str:
-    name = f"{slug(point.model.name)}-{slug(point.task.name)}-{point.context_tokens}"
+    name = f"{slug(point.model.name)[:NAME_CHARS]}-{slug(point.task.name)}-{point.context_tokens}"
     return f"{name}-{config_hash(request.model_dump(mode='json'))[:8]}.jsonl"

@@ -5,12 +5,14 @@ from typing import Any
 
 from greenbench.contract.config import (
     SweepConfig,
+    check_files,
     load_model,
     parse,
 )
 from greenbench.contract.errors import UserError, nearest
 from greenbench.contract.launch import LaunchPlan
 from greenbench.sweep.child_processes import (
+    call,
     call_json,
     python_module,
 )
@@ -33,11 +35,14 @@ class Plan:
 
 def plan_sweep(sweep: SweepConfig, blocks: frozenset[int] | None = None) -> list[Plan]:
     """Expand the sweep, or some repeats, and have the other stages check every name. Raises UserError."""
+    check_files(sweep)
     models = [load_model(name) for name in sweep.models]
     check_names(sweep, models)
     starts = [s for s in expand(sweep, models) if blocks is None or s.repeat in blocks]
     tasks = call_json(python_module("loadgen", "tasks"))
     check_tasks(sweep, tasks)
+    if traces := traces_of(sweep):
+        call(python_module("loadgen", "traces"), traces)
     requests = [start.request.model_dump(mode="json") for start in starts]
     launches = [
         parse(LaunchPlan, launch, "python -m servers plan")
@@ -78,6 +83,16 @@ def environment_notes(plans: list[Plan]) -> list[str]:
         return []
     return [
         f"set here and not passed on to vLLM: {', '.join(names)}; `env:` under `server:` passes more"
+    ]
+
+
+def traces_of(sweep: SweepConfig) -> list[dict[str, Any]]:
+    """What ``python -m loadgen traces`` is to read: each recorded load at each context that clips it."""
+    return [
+        {"load": load.model_dump(mode="json"), "context_tokens": context}
+        for load in sweep.loads
+        for context in sweep.contexts
+        if load.trace is not None
     ]
 
 

@@ -80,6 +80,11 @@ class ServerSays:
         return self._said("scheduler_config", "async_scheduling")
 
     @property
+    def prefix_caching(self) -> bool | None:
+        word = self.cache.get("enable_prefix_caching")
+        return None if word is None else word == "True"
+
+    @property
     def kv_cache_tokens(self) -> int | None:
         """Of the pools of all engines; each line says its own engine's."""
         sizes = [labels.get("kv_cache_size_tokens", "") for labels in self.engines]

@@ -48,7 +48,7 @@ def probe(request: ServerRequest, out: Path, place: Place) -> Server:
         exactness=backend.exactness,
         observed_backend=proven.observed_backend,
         proof=proven.verdict,
-        proof_detail=proven.detail,
+        proof_detail={**proven.detail, "prefix_caching": says.prefix_caching},
         model=request.model.name,
         model_path=root or request.model.path or "",
         weights=request.model.weights,
