@@ -7,7 +7,6 @@ python -m analysis report runs/demo --out report.html
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -101,11 +100,9 @@ def make_folder(folder: Path) -> None:
     """Before the work, so that none is lost to a place that cannot be written. UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); choose another --out"
+            f"{folder}: cannot be made ({error.strerror}); choose another --out"
         ) from error
 
 

@@ -139,9 +139,10 @@ def command_probe(args: argparse.Namespace) -> int:
     except ServerDied as error:
         say(f"failed: {error}")
         return BOOT_FAILED
-    say(
-        f"{server.base_url} serves {server.served_model}; {server.proof}: {server.proof_detail['says']}"
-    )
+    detail = server.proof_detail
+    say(f"{server.base_url} serves {server.served_model}; {server.proof}: {detail['says']}")
+    for sentence in detail["lacks"]:
+        say(sentence)
     return 0
 
 

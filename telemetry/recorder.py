@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from greenbench.contract.access import Access
 from greenbench.contract.clock import Anchor
 from greenbench.contract.cpu import this_cpu
 from greenbench.contract.run_dir import EVENTS, JsonlWriter, write_atomic
@@ -55,9 +56,14 @@ class RecordRequest:
 
     run_dir: Path
     pid: int | None = None
-    base_url: str | None = None
+    server: Access | str | None = None
     period_s: float | None = None
     scrape_s: float = 0.5
+
+    @property
+    def address(self) -> str | None:
+        """URL of the server, however it is reached."""
+        return self.server.base_url if isinstance(self.server, Access) else self.server
 
 
 @dataclass
@@ -89,7 +95,7 @@ class Recorder:
             self._anchor = Anchor.now()
             self._sources_path = folder / "sources.json"
             self._tree = ProcessTree(self.request.pid) if self.request.pid else None
-            self._found = find_server(self.request.pid, self.request.base_url, self.machine)
+            self._found = find_server(self.request.pid, self.request.address, self.machine)
             self._cards = Cards(frozenset(), why=self._found.elsewhere)
             loops = [
                 *self._gpu_loops(folder, stack),
@@ -130,7 +136,7 @@ class Recorder:
         refreshes = watch_refresh(reader, self.watch_s)
         self._gpu_facts = [asdict(gpu) for gpu in identities]
         self._unread = [f"GPU {index}: {code}" for index, code in reader.unread().items()]
-        attached = self.request.pid is None and self.request.base_url is not None
+        attached = self.request.pid is None and self.request.server is not None
         self._cards = server_cards(reader, self._found, attached)
         self._sources = merge_capabilities(reader, refreshes, self._cards.uuids)
         writer = stack.enter_context(SegmentedJsonlWriter(folder / "gpu.jsonl"))
@@ -157,12 +163,12 @@ class Recorder:
         return HostLoop(reader, writer.write, self.stop).run
 
     def _scrape_loops(self, folder: Path, stack: contextlib.ExitStack) -> list[Callable[[], None]]:
-        if self.request.base_url is None:
+        if self.request.server is None:
             self._sources["metrics"] = unavailable("no server address was given")
             return []
         writer = stack.enter_context(SegmentedJsonlWriter(folder / "server.jsonl"))
         self._scrape = ScrapeLoop(
-            self.request.base_url, self._anchor, self.request.scrape_s, writer.write, self.stop
+            self.request.server, self._anchor, self.request.scrape_s, writer.write, self.stop
         )
         self._scrape.scrape()
         return [self._scrape.run]

@@ -2,15 +2,12 @@
 
 Column types come from the dataclasses in ``greenbench.contract.schema``. A torn last line (kill -9) is left
 out; a line elsewhere that is broken, or lacks what may not be missing, is a UserError that names it.
-``derived/`` may be deleted at any time. Of a run that cannot be written (an archive, another's folder) the
-tables lie in the cache (``greenbench.contract.installation``).
+``derived/`` may be deleted at any time.
 """
 
 import gzip
-import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, fields
@@ -29,7 +26,6 @@ from analysis.runs.chunk_marks import chunk_marks
 from greenbench import SCHEMA_VERSION
 from greenbench.contract.errors import UserError
 from greenbench.contract.forms import line_faults
-from greenbench.contract.installation import cache as cache_folder
 from greenbench.contract.schema import (
     GpuSample,
     HostSample,
@@ -115,39 +111,13 @@ def parquet_file(run_path: Path, table: str) -> pq.ParquetFile:
     row = SOURCES[table][0]
     sources = table_sources(run_path, table)
     stamp = _stamp(sources)
-    folders = (run_path / "derived", *folders_beside(run_path))
-    for folder in folders:
-        kept = None if folder.is_symlink() else _kept(folder / f"{table}.parquet", stamp)
-        if kept is not None:
-            return kept
-    for folder in folders:
-        if _can_hold(folder):
-            target = folder / f"{table}.parquet"
-            _convert(row, sources, target, stamp)
-            return pq.ParquetFile(target)
-    raise UserError(
-        f"{run_path}: neither derived/ nor {folders[1]} can be written; set GREENBENCH_CACHE to a folder "
-        "that can"
-    )
-
-
-def folders_beside(run_path: Path) -> tuple[Path, Path]:
-    """Where the tables of a run go whose own folder cannot be written: the cache, else the system's."""
-    name = hashlib.sha256(str(run_path.resolve()).encode()).hexdigest()[:16]
-    own = f"greenbench-{os.getuid()}"
-    return cache_folder() / "derived" / name, Path(tempfile.gettempdir()) / own / "derived" / name
-
-
-def _can_hold(folder: Path) -> bool:
-    """Whether files can be made there. A link is not followed: it would lead out of the run."""
-    try:
-        if folder.is_symlink():
-            return False
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
+    target = run_path / "derived" / f"{table}.parquet"
+    kept = _kept(target, stamp)
+    if kept is not None:
+        return kept
+    target.parent.mkdir(exist_ok=True)
+    _convert(row, sources, target, stamp)
+    return pq.ParquetFile(target)
 
 
 def _stamp(sources: list[Path]) -> bytes:
@@ -169,28 +139,25 @@ def _kept(target: Path, stamp: bytes) -> pq.ParquetFile | None:
 
 def _convert(row: type[Row], sources: list[Path], target: Path, stamp: bytes) -> None:
     """Stream the JSONL into Parquet, some slices at a time, so memory does not grow with the run."""
-    scratch = target.with_suffix(f".{os.getpid()}.tmp")
+    scratch = target.with_suffix(".tmp")
     schema, whole = _full_schema(row, sources)
     kept = _finished(row, schema.empty_table()).schema
     plain = [field.name for field in kept if pa.types.is_string(field.type)]
-    try:
-        with pq.ParquetWriter(
-            scratch,
-            kept.with_metadata({STAMP: stamp}),
-            compression="lz4",
-            use_dictionary=plain,  # type: ignore[arg-type]
-            write_statistics=False,
-        ) as writer:
-            for path in sources:
-                if path in whole:
-                    read = [_finished(row, whole[path].select(schema.names))]
-                else:
-                    read = _tables(path, partial(_part, schema, row))
-                for table in read:
-                    writer.write_table(table.cast(kept))
-        scratch.replace(target)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with pq.ParquetWriter(
+        scratch,
+        kept.with_metadata({STAMP: stamp}),
+        compression="lz4",
+        use_dictionary=plain,  # type: ignore[arg-type]
+        write_statistics=False,
+    ) as writer:
+        for path in sources:
+            if path in whole:
+                read = [_finished(row, whole[path].select(schema.names))]
+            else:
+                read = _tables(path, partial(_part, schema, row))
+            for table in read:
+                writer.write_table(table.cast(kept))
+    scratch.replace(target)
 
 
 def _tables(path: Path, parse: Callable[[Path, pa.Buffer], pa.Table]) -> Iterator[pa.Table]:

@@ -15,12 +15,15 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
 from greenbench.contract import hub
 from greenbench.contract.address import address_fault
+from greenbench.contract.connection import ConnectionConfig, measured_part
 from greenbench.contract.cpu import Dtype
 from greenbench.contract.errors import UserError, nearest
 from greenbench.contract.explain import parse as parse
@@ -100,7 +103,7 @@ class BackendChoice(StrictModel):
         return f"{name}({','.join(f'{k}={v}' for k, v in sorted(self.options.items()))})"
 
 
-class ServerConfig(StrictModel):
+class ServerConfig(ConnectionConfig, StrictModel):
     """Everything that could differ between backends is pinned here. ``base_url`` uses a running server."""
 
     base_url: str | None = None
@@ -366,6 +369,17 @@ class PromptRequest(StrictModel):
     count: int = Field(ge=1)
     seed: int
     text_file: str | None = None
+    endpoint: Literal["completions", "chat"] = "completions"  # chat: as messages of exact length
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is as it always was, so that prompt files from before the key are still good."""
+        whole = dump(self)
+        return (
+            whole
+            if self.endpoint == "chat"
+            else {k: v for k, v in whole.items() if k != "endpoint"}
+        )
 
 
 class PointConfig(StrictModel):
@@ -392,6 +406,7 @@ class PointConfig(StrictModel):
         whole = self.model_dump(mode="json")
         whole["server"].pop("port")
         whole["server"].pop("boot_timeout_s")
+        whole["server"] = measured_part(whole["server"])
         return whole
 
     @property

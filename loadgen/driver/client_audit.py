@@ -136,6 +136,7 @@ class Audit:
         self.chunks = 0
         self.tokens = 0
         self.send_waits = 0
+        self.sent_again = 0
         self.length_mismatches = 0
         self.user_timed = 0
         self.clock_steps = 0
@@ -159,6 +160,7 @@ class Audit:
         self.length_mismatches += facts.error_type == "length_mismatch"
         self.clock_steps += response.clock_stepped
         self.send_waits += response.send_waits
+        self.sent_again += response.sent_again
         if request.scheduled_mono_ns is not None and response.sent is not None:
             self.schedule_lag.add(response.sent.mono_ns - request.scheduled_mono_ns)
         if response.chunk_ns:
@@ -202,6 +204,7 @@ class Audit:
                 "user_timed_requests": self.user_timed,
                 "length_mismatches": self.length_mismatches,
                 "send_buffer_waits": self.send_waits,
+                "sent_again": self.sent_again,  # a standing connection had been closed meanwhile
                 "clock_steps": self.clock_steps,
                 "cpu_share": self._cpu_share,
                 "priority": priority(),

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from greenbench.contract.access import Access, access
+from greenbench.contract.fetch import FetchError, Limits, Reply, fetch
 from greenbench.contract.manifest import Server
+from greenbench.contract.served import served_models
 
-RPC_TIMEOUT_S = 60.0
+PAGE_LIMITS = Limits(60.0, 64 * 2**20)  # of a model inspection, which large models make long
 MODEL_INSPECTION = "model_inspection.txt"
 SERVER_INFO = "server_info.json"
 CACHE_INFO = "vllm:cache_config_info"  # a sample of /metrics whose labels are the settings
@@ -118,16 +120,21 @@ class ServerSays:
             (folder / SERVER_INFO).write_text(json.dumps(self.info, indent=1) + "\n")
 
 
-def ask(base_url: str) -> ServerSays:
-    """Ask everything once. A server that does not answer /v1/models raises httpx.HTTPError."""
-    with httpx.Client(base_url=base_url, timeout=RPC_TIMEOUT_S, trust_env=False) as client:
-        models = client.get("/v1/models").raise_for_status().json()["data"]
-        inspection = _json(client, "POST", "/collective_rpc", {"method": "get_model_inspection"})
-        info = _json(client, "GET", "/server_info?config_format=json")
-        version = _json(client, "GET", "/version")
-        metrics = client.get("/metrics")
+def ask(server: str | Access) -> ServerSays:
+    """Ask everything once. Raises OSError where /v1/models is not answered, UserError where a key is wanted.
+
+    ``server``: our own's address, all of whose answers count; or how another's is reached, of which what
+    cannot be had is left out.
+    """
+    own = isinstance(server, str)
+    reached = access(server) if own else server
+    models = served_models(reached)
+    inspection = _json(reached, "/collective_rpc", own, {"method": "get_model_inspection"})
+    info = _json(reached, "/server_info?config_format=json", own)
+    version = _json(reached, "/version", own)
+    metrics = _page(reached, "/metrics", own)
     return ServerSays(
-        trees=[str(tree) for tree in inspection["results"]] if inspection else None,
+        trees=_trees(inspection),
         info=info,
         version=(version or {}).get("version"),
         served_models=models,
@@ -135,11 +142,9 @@ def ask(base_url: str) -> ServerSays:
     )
 
 
-def served_window(base_url: str, served: str, timeout_s: float) -> int | None:
+def served_window(base_url: str, served: str) -> int | None:
     """The longest sequence that the server takes for the model of this name, tokens."""
-    models = httpx.get(f"{base_url}/v1/models", timeout=timeout_s, trust_env=False)
-    says = ServerSays(None, None, None, models.raise_for_status().json()["data"], ())
-    return says.window(served)
+    return ServerSays(None, None, None, served_models(access(base_url)), ()).window(served)
 
 
 def engine_caches(metrics: str) -> tuple[dict[str, str], ...]:
@@ -158,15 +163,24 @@ def engine_caches(metrics: str) -> tuple[dict[str, str], ...]:
     return tuple(found.values())
 
 
-def _json(
-    client: httpx.Client, method: str, path: str, body: dict[str, str] | None = None
-) -> dict[str, Any] | None:
-    """None where the endpoint is not there or fails; connection errors propagate."""
-    response = client.request(method, path, json=body)
-    if not response.is_success:
-        return None
+def _trees(inspection: dict[str, Any] | None) -> list[str] | None:
+    trees = (inspection or {}).get("results")
+    return [str(tree) for tree in trees] if isinstance(trees, list) else None
+
+
+def _page(server: Access, path: str, own: bool, body: object = None) -> Reply:
     try:
-        body = response.json()
-    except json.JSONDecodeError:
-        return None
-    return body if isinstance(body, dict) else None
+        return fetch(server, path, PAGE_LIMITS, body)
+    except FetchError:
+        if own:
+            raise
+        return Reply(0, {}, b"")
+
+
+def _json(
+    server: Access, path: str, own: bool, body: dict[str, str] | None = None
+) -> dict[str, Any] | None:
+    """None where the endpoint is not there or gives no object."""
+    reply = _page(server, path, own, body)
+    found = reply.json() if reply.is_success else None
+    return found if isinstance(found, dict) else None

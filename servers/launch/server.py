@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import httpx
-
 from greenbench.contract import hub
 from greenbench.contract.clock import Anchor
 from greenbench.contract.config import ModelConfig, ServerRequest
@@ -285,10 +283,10 @@ def _smoke(plan: Plan, process: ServerProcess, base_url: str, deadline_s: float)
     left_s = max(1.0, deadline_s - time.monotonic())
     step_tokens = plan.request.server.max_num_batched_tokens
     try:
-        window = inspect.served_window(base_url, plan.request.model.name, left_s)
+        window = inspect.served_window(base_url, plan.request.model.name)
         lengths = smoke.prompt_lengths(window or plan.max_model_len, step_tokens, plan.device)
         smoke.run(base_url, plan.request.model.name, lengths, left_s)
-    except smoke.SmokeFailure as failure:
+    except (smoke.SmokeFailure, OSError) as failure:
         _give_time_to_die(process)
         cause = boot_log.last_error(process.log())
         raise BootFailed(f"The server is up, but {failure}; its log: {cause}") from failure
@@ -297,7 +295,7 @@ def _smoke(plan: Plan, process: ServerProcess, base_url: str, deadline_s: float)
 def _ask(process: ServerProcess, base_url: str) -> ServerSays:
     try:
         return inspect.ask(base_url)
-    except httpx.HTTPError as error:
+    except OSError as error:
         _give_time_to_die(process)
         raise BootFailed(
             f"The server answers requests, but not what it is ({type(error).__name__}: {error})"

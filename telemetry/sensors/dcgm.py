@@ -1,6 +1,5 @@
 """GPU readings from a running dcgm-exporter. Its interval is the refresh here: 30 s unless set shorter."""
 
-import http.client
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -59,7 +58,7 @@ class DcgmReader:
         self._read_ns, self._error, self._readings = now_ns, None, {}
         try:
             self._parse(self.fetch(self.base_url))
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, ValueError) as error:
             self._error = type(error).__name__
 
     def _parse(self, text: str) -> None:

@@ -173,7 +173,7 @@ def test_a_place_that_cannot_be_written_is_said_before_the_work(
     (tmp_path / "file").touch()
     argv = [Path(sys.executable).with_name("greenbench"), *command, "--out", "file/deep/out"]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
-    said = "error: file/deep: cannot be written (Not a directory); choose another --out"
+    said = "error: file/deep: cannot be made (Not a directory); choose another --out"
     assert (done.returncode, done.stderr.strip()) == (2, said)
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "file"}
 
