@@ -111,10 +111,11 @@ def prepare(host: str | None, options: argparse.Namespace) -> Path:
 
 def write_point(run_path: Path, host: str | None, options: Options) -> None:
     """Write prompts and config.yaml for a server that runs. What is wrong raises UserError."""
-    server = parse(ServerConfig, {"base_url": host or DEFAULT_URL, **options.connection}, "server")
-    reached = access(host or DEFAULT_URL, server.connection)
+    reached = access(host or DEFAULT_URL, options.connection)
+    keys = {"base_url": reached.base_url, **options.connection}
+    server = parse(ServerConfig, keys, "command line")
     served, root, window, endpoint = served_model(reached, server.endpoint)
-    server = server.model_copy(update={"base_url": reached.base_url, "endpoint": endpoint})
+    server = server.model_copy(update={"endpoint": endpoint})
     task = TaskConfig(name=options.task)
     request = PromptRequest(
         model_path=options.model_path or root,

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from greenbench.contract.access import header_fault, variable_fault
+from greenbench.contract.address import address_fault
 from greenbench.contract.errors import UserError
 
 Endpoint = Literal["auto", "completions", "chat"]
@@ -53,6 +54,9 @@ class ConnectionConfig(BaseModel):
                 "server.api_key would be stored in each run; put the key into an environment variable and "
                 "name it: api_key_env: OPENAI_API_KEY"
             )
+        url = keys.get("base_url")
+        if isinstance(url, str) and "@" in url and (fault := address_fault(url)):
+            raise UserError(f"server.base_url: {fault}")
         headers, variables = keys.get("headers"), keys.get("headers_env")
         if isinstance(headers, dict):
             for name, value in cast("dict[object, object]", headers).items():

@@ -16,7 +16,7 @@ from loadgen.prompts.encoder import ChatEncoder
 from loadgen.prompts.haystack import Question
 
 SLACKS: Final = (16, 64, 256)  # tokens that a draft may be short of its length
-WORDS: Final = ("the ", "a ", "of ", "and ", ". ", "1 ")  # one that adds one token is taken
+WORDS: Final = ("the ", "a ", "of ", "1 ", "x", ".")  # one that adds one token is taken
 ATTEMPTS: Final = 6
 
 
