@@ -19,6 +19,7 @@ from greenbench.sweep.forewarnings import forewarnings, of_running_server
 from greenbench.sweep.plan import (
     Plan,
     dtype_notes,
+    environment_notes,
     plan_sweep,
     undecided_quality,
     unknown_shapes,
@@ -178,7 +179,7 @@ def find_sweep(sweep: Path) -> Path:
 
 def print_plan(plans: list[Plan]) -> None:
     """What ``dtype: auto`` chose, then every server as one pasteable command with its points."""
-    for sentence in [*dtype_notes(plans), *unknown_shapes(plans)]:
+    for sentence in [*dtype_notes(plans), *unknown_shapes(plans), *environment_notes(plans)]:
         print(f"# {sentence}")
     for plan in plans:
         print(f"# {plan.start.label}")

@@ -6,12 +6,11 @@ manifest: it proves nothing about the server, and no report is made of it.
 
 import argparse
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import httpx
-
+from greenbench.contract.access import Access, access
 from greenbench.contract.config import (
     BackendChoice,
     LivePoint,
@@ -23,10 +22,13 @@ from greenbench.contract.config import (
     SweepConfig,
     TaskConfig,
     dump_yaml,
+    parse,
     points_of,
 )
+from greenbench.contract.connection import Endpoint
 from greenbench.contract.errors import UserError
 from greenbench.contract.run_dir import file_sha256, write_atomic
+from greenbench.contract.served import Served, find_endpoint, served_models
 from loadgen.make_prompts import make_files
 
 DEFAULT_URL = "http://127.0.0.1:8000"  # where `make serve` listens
@@ -43,6 +45,7 @@ class Options:
     seed: int
     model_path: str  # of the tokenizer; empty: where the server says its model is
     users: int = 1
+    connection: dict[str, Any] = field(default_factory=dict[str, Any])  # keys of a sweep's `server`
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "Options":
@@ -53,7 +56,49 @@ class Options:
             seed=options.seed,
             model_path=options.model_path,
             users=getattr(options, "num_users", None) or 1,
+            connection=_connection(options),
         )
+
+
+def add_connection_arguments(parser: Any) -> None:
+    """The flags of how the server is reached, the same for each tool: the keys of a sweep's `server`."""
+    parser.add_argument(
+        "--api-key-env", metavar="NAME", help="environment variable that holds the server's key"
+    )
+    parser.add_argument(
+        "--header", action="append", default=[], metavar="NAME=VALUE", help="a further header"
+    )
+    parser.add_argument(
+        "--header-env",
+        action="append",
+        default=[],
+        metavar="NAME=VARIABLE",
+        help="a further header whose value is in an environment variable",
+    )
+    parser.add_argument("--ca-file", metavar="FILE", help="certificates to trust (PEM)")
+    parser.add_argument("--insecure", action="store_true", help="trust any certificate")
+    parser.add_argument("--endpoint", choices=get_args(Endpoint), default="auto")
+
+
+def _connection(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "endpoint": options.endpoint,
+        "api_key_env": options.api_key_env,
+        "headers": _pairs(options.header, "--header"),
+        "headers_env": _pairs(options.header_env, "--header-env"),
+        "ca_file": str(Path(options.ca_file).expanduser().resolve()) if options.ca_file else None,
+        "insecure": options.insecure,
+    }
+
+
+def _pairs(given: list[str], flag: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise UserError(f"{flag}: NAME=VALUE is wanted, e.g. {flag} X-Route=blue")
+        found[name.strip()] = value.strip()
+    return found
 
 
 def prepare(host: str | None, options: argparse.Namespace) -> Path:
@@ -66,8 +111,11 @@ def prepare(host: str | None, options: argparse.Namespace) -> Path:
 
 def write_point(run_path: Path, host: str | None, options: Options) -> None:
     """Write prompts and config.yaml for a server that runs. What is wrong raises UserError."""
-    base_url = (host or DEFAULT_URL).rstrip("/")
-    served, root, window = served_model(base_url)
+    reached = access(host or DEFAULT_URL, options.connection)
+    keys = {"base_url": reached.base_url, **options.connection}
+    server = parse(ServerConfig, keys, "command line")
+    served, root, window, endpoint = served_model(reached, server.endpoint)
+    server = server.model_copy(update={"endpoint": endpoint})
     task = TaskConfig(name=options.task)
     request = PromptRequest(
         model_path=options.model_path or root,
@@ -75,6 +123,7 @@ def write_point(run_path: Path, host: str | None, options: Options) -> None:
         context_tokens=options.context_tokens,
         count=options.prompts,
         seed=options.seed,
+        endpoint=endpoint,
     )
     prompts_path = run_path / "prompts.jsonl"
     make_files([(request, prompts_path)])
@@ -86,7 +135,7 @@ def write_point(run_path: Path, host: str | None, options: Options) -> None:
         contexts=[options.context_tokens],
         tasks=[task],
         loads=[LoadConfig(kind="closed", users=options.users)],
-        server=ServerConfig(base_url=base_url),
+        server=server,
         phases=PhaseConfig(warmup_s=0, measure_s=DAY_S),
         prompts_per_point=options.prompts,
     )
@@ -95,7 +144,7 @@ def write_point(run_path: Path, host: str | None, options: Options) -> None:
     live = LivePoint(
         point=point,
         run_id=run_path.name,
-        base_url=base_url,
+        base_url=reached.base_url,
         served_model=served,
         prompts_path=str(prompts_path.resolve()),
         prompts_sha256=file_sha256(prompts_path),
@@ -103,15 +152,19 @@ def write_point(run_path: Path, host: str | None, options: Options) -> None:
     write_atomic(run_path / "config.yaml", dump_yaml(live))
 
 
-def served_model(base_url: str) -> tuple[str, str, int]:
-    """(name to ask for, path of its files, window in tokens) of the first model that is served."""
+def served_model(reached: Access, endpoint: str) -> tuple[str, str, int, Served]:
+    """Of the first model that is served: name, path of its files, window in tokens, where it completes."""
     try:
-        reply = httpx.get(f"{base_url}/v1/models", timeout=10, trust_env=False)
-        reply.raise_for_status()
-        first: dict[str, Any] = reply.json()["data"][0]
-    except (httpx.HTTPError, ValueError, LookupError) as error:
+        models = served_models(reached)
+        if not models:
+            raise UserError(f"{reached.base_url} serves no model; start it with one")
+        first = models[0]
+        found = find_endpoint(reached, first["id"], endpoint)
+    except OSError as error:
         raise UserError(
-            f"no model server answers at {base_url} ({error}); start one with `make serve`, "
-            "or give its address with -H http://host:port"
+            f"no model server answers at {reached.base_url} ({error}); start one with `make serve`, "
+            "or give its address: http://host:port"
         ) from error
-    return first["id"], first.get("root") or first["id"], first.get("max_model_len") or 1 << 20
+    said = first.get("max_model_len")
+    window = said if isinstance(said, int) and said > 0 else 1 << 20
+    return first["id"], str(first.get("root") or first["id"]), window, found

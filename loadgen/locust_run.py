@@ -195,7 +195,7 @@ def run_user(drive: Drive) -> NoReturn:
 
 def run_httpx_user(drive: Drive) -> None:
     session = drive.session
-    client = HttpxClient(session.live.base_url)
+    client = HttpxClient(session.access)
     conversation = session.conversation()
     while (request := session.next(time.monotonic_ns(), conversation)) is not None:
         in_flight = session.depart()

@@ -40,6 +40,7 @@ def add_arguments(parser: LocustArgumentParser) -> None:
     group = parser.add_argument_group("greenbench")
     group.add_argument("--run-dir", type=str, default="", help="a point's run directory (headless)")
     group.add_argument("--client", choices=("fast", "httpx"), default="fast")
+    direct_run.add_connection_arguments(group)
     group.add_argument("--task", choices=sorted(TASKS), default="retrieve")
     group.add_argument("--context-tokens", type=int, default=1024)
     group.add_argument("--prompts", type=int, default=32, help="different prompts to make")

@@ -77,6 +77,7 @@ def _stamp(path: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadgen.search", description=__doc__)
     parser.add_argument("--base-url", help="a running server")
+    direct_run.add_connection_arguments(parser)
     parser.add_argument(
         "--run-dir", type=Path, help="take server, task and prompts from this point"
     )

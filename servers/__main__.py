@@ -34,6 +34,7 @@ from servers.backends.registry import (
 )
 from servers.backends.requirements import Case, refusals
 from servers.backends.table import as_json, as_table
+from servers.launch.command import left_out
 from servers.launch.probe import probe
 from servers.launch.process import ServerDied
 from servers.launch.server import (
@@ -138,9 +139,10 @@ def command_probe(args: argparse.Namespace) -> int:
     except ServerDied as error:
         say(f"failed: {error}")
         return BOOT_FAILED
-    say(
-        f"{server.base_url} serves {server.served_model}; {server.proof}: {server.proof_detail['says']}"
-    )
+    detail = server.proof_detail
+    say(f"{server.base_url} serves {server.served_model}; {server.proof}: {detail['says']}")
+    for sentence in detail["lacks"]:
+        say(sentence)
     return 0
 
 
@@ -170,6 +172,7 @@ def _launch_plan(request: ServerRequest, context: LaunchContext, shape: ModelSha
         model_path=path,
         dtype=plan.dtype,
         refusals=plan.refusals,
+        env_left_out=tuple(left_out(context.env, command.env, request.server.env)),
         max_model_len=plan.max_model_len,
         unknown=shape.unknown,
     )

@@ -1,6 +1,7 @@
 """`python -m telemetry record --run-dir RUN` and `python -m telemetry serve`: see docs/contract.md."""
 
 import argparse
+import json
 import logging
 import math
 import signal
@@ -10,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from greenbench.contract.access import access
 from greenbench.contract.errors import UserError, exit_on_user_error
 from greenbench.contract.installation import results
 from telemetry.exporter.exporter import Exporter
@@ -23,6 +25,7 @@ from telemetry.sensors.nvidia_smi import import_smi
 from telemetry.sensors.nvml import NvmlReader
 from telemetry.sensors.zeus import ZeusReader
 
+SHOWN_LINES = 10  # of those that an import leaves out
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -160,8 +163,13 @@ def _selftest(args: argparse.Namespace) -> int:
 
 
 def _import_smi(args: argparse.Namespace) -> int:
-    rows = import_smi(args.file, args.run_dir, UTC if args.utc else None)
+    left_out: list[str] = []
+    rows = import_smi(args.file, args.run_dir, UTC if args.utc else None, left_out.append)
     print(f"{rows} samples written to {args.run_dir / 'telemetry'}")
+    for said in left_out[:SHOWN_LINES]:
+        print(f"left out: {said}")
+    if len(left_out) > SHOWN_LINES:
+        print(f"left out: {len(left_out) - SHOWN_LINES} more, listed in sources.json")
     return 0
 
 
@@ -191,6 +199,7 @@ def record_request(args: argparse.Namespace) -> RecordRequest:
                 f"{flag} {value}: seconds above 0 are wanted; leave it out for the default"
             )
     pid, base_url = args.pid, args.base_url
+    keys = _connection_keys(args.run_dir.parent / "request.json")
     period_s, scrape_s = args.period_s, args.scrape_s
     if (args.run_dir / "config.yaml").is_file():
         # imported here: the exporter and the recorder of idle power do without pydantic's 20 MB
@@ -199,9 +208,19 @@ def record_request(args: argparse.Namespace) -> RecordRequest:
         live = load_live_point(args.run_dir)
         pid = pid if pid is not None else live.server_pid
         base_url = base_url or live.base_url
+        keys = live.point.server.connection
         period_s = period_s or live.point.telemetry.period_s
         scrape_s = scrape_s or live.point.telemetry.scrape_s
-    return RecordRequest(args.run_dir, pid, base_url, period_s, scrape_s or 0.5)
+    server = access(base_url, keys) if base_url else None
+    return RecordRequest(args.run_dir, pid, server, period_s, scrape_s or 0.5)
+
+
+def _connection_keys(request: Path) -> dict[str, Any]:
+    """How the server is reached that a recording of idle power lies beside; nothing said is all defaults."""
+    try:
+        return json.loads(request.read_bytes())["server"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
 
 
 if __name__ == "__main__":

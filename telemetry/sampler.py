@@ -4,7 +4,6 @@ Each loop keeps its own absolute deadlines, so a slow /metrics page never moves 
 know nothing of files: they hand rows to a sink, which writes them (recorder) or keeps the last (exporter).
 """
 
-import http.client
 import logging
 import socket
 import threading
@@ -12,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from greenbench.contract.access import Access
 from greenbench.contract.clock import Anchor
 from greenbench.contract.schema import GpuSample, HostSample, ServerMetric
 from telemetry.sensors import prometheus
@@ -156,7 +156,7 @@ class HostLoop:
 class ScrapeLoop:
     """Scrapes one server. A failed scrape is a row ``up`` 0; the reason of the last one is kept."""
 
-    base_url: str
+    server: Access | str
     anchor: Anchor
     period_s: float
     sink: Callable[[ServerMetric], None]
@@ -164,6 +164,7 @@ class ScrapeLoop:
     good: int = 0
     failed: int = 0
     last_error: str | None = None
+    vllm_seen: bool = False  # whether any page had a metric of vLLM's
     cost: Tally = field(default_factory=Tally)
     _info_seen: bool = False
 
@@ -177,10 +178,11 @@ class ScrapeLoop:
         unix_ns = self.anchor.to_unix_ns(mono_ns)
         rows: list[ServerMetric] = []
         try:
-            rows = prometheus.parse(prometheus.fetch(self.base_url), unix_ns, mono_ns)
+            rows = prometheus.parse(prometheus.fetch(self.server), unix_ns, mono_ns)
             self.good += 1
+            self.vllm_seen = self.vllm_seen or any(map(prometheus.is_vllms, rows))
             up = 1.0
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, ValueError) as error:
             self.failed += 1
             self.last_error = f"{type(error).__name__}: {error}"
             up = 0.0

@@ -4,7 +4,6 @@ Beside that peak stand the weights, the activation peak, the pool in bytes and t
 sequence keep in it, and how many sequences of each length it holds.
 """
 
-import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -12,10 +11,12 @@ import pandas as pd
 
 from analysis.model.cache import CacheShape, cache_shape
 from analysis.model.source import model_source
-from analysis.runs.gpus import used_gpus
+from analysis.runs.gpus import certain_gpus
+from analysis.runs.scrapes import kv_usage
 from greenbench.contract.config import LivePoint
 from greenbench.contract.manifest import Manifest
 from greenbench.contract.run_dir import SERVERS_DIR, RunDir
+from greenbench.contract.vllm_log import total_bytes
 
 GIB = 2**30
 CONTEXTS = (2048, 8192, 32_768, 131_072)
@@ -69,9 +70,7 @@ def point_memory(run: MemoryRun, start_mono_ns: int, end_mono_ns: int) -> Memory
     shape = _shape(run, reasons)
     log = _server_log(run)
     pool_bytes, pool_tokens = server.kv_cache_bytes, server.kv_cache_tokens
-    usage = _peak(
-        _within(run.server, start_mono_ns, end_mono_ns, "vllm:kv_cache_usage_perc"), "value"
-    )
+    usage = _peak(_within(kv_usage(run.server), start_mono_ns, end_mono_ns), "value")
     if usage is None:
         reasons.append("KV usage was not scraped in the window")
     peak_bytes, peak_source = _device_or_process(run, start_mono_ns, end_mono_ns)
@@ -84,7 +83,7 @@ def point_memory(run: MemoryRun, start_mono_ns: int, end_mono_ns: int) -> Memory
         peak_bytes=peak_bytes,
         peak_source=peak_source,
         weights_bytes=server.weights_bytes,
-        activation_peak_bytes=_gib(r"([\d.]+) GiB for peak activation", log),
+        activation_peak_bytes=total_bytes(log, r"([\d.]+) GiB for peak activation"),
         graph_bytes=graph_bytes(log),
         kv_pool_bytes=pool_bytes,
         kv_pool_tokens=pool_tokens,
@@ -144,24 +143,14 @@ def _server_log(run: MemoryRun) -> str:
 
 def graph_bytes(log: str) -> int | None:
     """Of CUDA graphs: vLLM sums them up only where it sized the KV pool itself, and says each capture's."""
-    summed = _gib(r"([\d.]+)\s+GiB for CUDAGraph memory", log)
-    return (
-        _gib(r"Graph capturing finished in .* took ([\d.]+) GiB", log) if summed is None else summed
-    )
+    summed = total_bytes(log, r"([\d.]+)\s+GiB for CUDAGraph memory")
+    if summed is not None:
+        return summed
+    return total_bytes(log, r"Graph capturing finished in .* took ([\d.]+) GiB")
 
 
-def _gib(pattern: str, log: str) -> int | None:
-    found = re.search(pattern, log)
-    return round(float(found[1]) * GIB) if found else None
-
-
-def _within(
-    frame: pd.DataFrame, start_ns: int, end_ns: int, metric: str | None = None
-) -> pd.DataFrame:
-    if frame.empty:
-        return frame
-    inside = frame[frame["mono_ns"].between(start_ns, end_ns)]
-    return inside if metric is None else inside[inside["metric"] == metric]
+def _within(frame: pd.DataFrame, start_ns: int, end_ns: int) -> pd.DataFrame:
+    return frame if frame.empty else frame[frame["mono_ns"].between(start_ns, end_ns)]
 
 
 def _peak(frame: pd.DataFrame, column: str) -> float | None:
@@ -174,7 +163,8 @@ def _device_or_process(
 ) -> tuple[int | None, Literal["device", "process RSS"] | None]:
     gpu = _within(run.gpu, start_ns, end_ns)
     if not gpu.empty:
-        used = gpu[gpu["gpu_uuid"].isin(used_gpus(gpu, run.sources))]
+        certain = certain_gpus(gpu, run.sources, run.manifest.server.cards)
+        used = gpu[gpu["gpu_uuid"].isin(certain or [])]
         # the cards' peaks need not fall together; a server's cards fill alike, so their sum is taken
         peaks = [_peak(rows, "mem_used_bytes") for _, rows in used.groupby("gpu_uuid")]
         if peaks and all(peak is not None for peak in peaks):

@@ -28,7 +28,7 @@ from analysis.runs.activity import activity
 from analysis.runs.identity import Block, Candidate, Identity, Place
 from analysis.runs.labels import labels
 from analysis.runs.run import Run
-from analysis.runs.scrapes import metric_series
+from analysis.runs.scrapes import kv_usage_series
 from analysis.runs.validity import faults, superseded
 from analysis.statistics.rates import Cycles, users_of
 from greenbench.contract.manifest import Counts
@@ -153,7 +153,7 @@ def choose_window(run: Run) -> Window | None:
         activity(run.requests, users, pausing),
         phase,
         load.users,
-        metric_series(run, "vllm:kv_cache_usage_perc"),
+        kv_usage_series(run),
     )
 
 

@@ -10,14 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from analysis.runs.gpus import own_gpus, possible_gpus
 from greenbench.contract.config import LivePoint, LoadConfig, PhaseConfig, ServerConfig, SloConfig
+from greenbench.contract.connection import NO_MEASUREMENT
 from greenbench.contract.manifest import Manifest
 
 Scalar = int | float | str | bool | None
 Fields = tuple[tuple[str, Any], ...]  # name and value, sorted by name
 
 # Where a server is found and how long one waits for it say nothing of what it does.
-NOT_SETTINGS = frozenset({"base_url", "served_model", "port", "boot_timeout_s"})
+NOT_SETTINGS = NO_MEASUREMENT | {"base_url", "served_model", "port", "boot_timeout_s"}
 # Told by the manifest as they were in the running server.
 AS_SERVED = frozenset({"dtype", "kv_cache_dtype", "execution", "tensor_parallel"})
 SEVERAL_MODELS = "several models"
@@ -216,19 +218,11 @@ def _candidate(run: Recorded) -> Candidate:
 
 def _device(run: Recorded) -> Device:
     host = run.manifest.host
-    used = _used_uuids(run)
-    cards = [card for card in host.gpus if not used or card.uuid in used]
+    # cards that the recorder saw the server's processes on, else those it could use; all where it saw none
+    used = own_gpus(run.sources) or possible_gpus(run.sources)
+    cards = [card for card in host.gpus if used is None or card.uuid in used]
     kind = DeviceKind(host.cpu.strip(), host.cores, tuple(card.name for card in cards), host.driver)
     return Device(kind, run.manifest.clock.host, tuple(sorted(card.uuid for card in cards)))
-
-
-def _used_uuids(run: Recorded) -> set[str]:
-    """Cards that the recorder saw the server's processes on, else those visible to it; empty: not known."""
-    facts = run.sources.get("facts")
-    cards = facts.get("gpus", []) if isinstance(facts, dict) else []
-    known = [card for card in cards if isinstance(card, dict) and "uuid" in card]
-    own = {card["uuid"] for card in known if card.get("own_pids")}
-    return own or {card["uuid"] for card in known if card.get("visible", True)}
 
 
 def _replicate(run: Recorded) -> Replicate:
@@ -240,6 +234,8 @@ def _fields(values: Mapping[str, Any]) -> Fields:
 
 
 def _hashable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return tuple(f"{key}={each}" for key, each in sorted(value.items()))
     return tuple(_hashable(each) for each in value) if isinstance(value, list) else value
 
 

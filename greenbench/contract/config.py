@@ -6,20 +6,24 @@ Names of backends and tasks are checked by the stages that own those tables, not
 
 import json
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
 from greenbench.contract import hub
 from greenbench.contract.address import address_fault
+from greenbench.contract.connection import ConnectionConfig, measured_part
 from greenbench.contract.cpu import Dtype
 from greenbench.contract.errors import UserError, nearest
 from greenbench.contract.explain import parse as parse
@@ -99,7 +103,7 @@ class BackendChoice(StrictModel):
         return f"{name}({','.join(f'{k}={v}' for k, v in sorted(self.options.items()))})"
 
 
-class ServerConfig(StrictModel):
+class ServerConfig(ConnectionConfig, StrictModel):
     """Everything that could differ between backends is pinned here. ``base_url`` uses a running server."""
 
     base_url: str | None = None
@@ -121,6 +125,7 @@ class ServerConfig(StrictModel):
     boot_timeout_s: float = Field(default=600, gt=0)
     port: int | None = Field(default=None, ge=1, le=65535)  # None: a free one
     extra_args: list[str] = Field(default_factory=list[str])
+    env: dict[str, str | None] = Field(default_factory=dict[str, str | None])  # None: our own value
 
     @field_validator("base_url")
     @classmethod
@@ -128,6 +133,58 @@ class ServerConfig(StrictModel):
         if url is not None and (fault := address_fault(url)):
             raise ValueError(fault)
         return url
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _names_alone(cls, given: object) -> object:
+        """A list of names passes on their values; a number of a mapping is its text."""
+        if isinstance(given, list):
+            names = cast("list[object]", given)
+            return dict.fromkeys(map(str, names))
+        if not isinstance(given, dict):
+            return given
+        pairs = cast("dict[object, object]", given)
+        return {
+            name: str(value) if type(value) in (int, float) else value
+            for name, value in pairs.items()
+        }
+
+    @model_validator(mode="after")
+    def _env_can_be_given(self) -> Self:
+        if self.env and self.base_url is not None:
+            raise ValueError(
+                "'env' is for a server that is started here, and 'base_url' runs already"
+            )
+        for name, value in self.env.items():
+            if value is not None and SECRET.search(name):
+                # no ValueError: its sentence would show the value
+                raise UserError(
+                    f"server.env: {name}: its value would be stored in each run; give the name alone "
+                    "(env: [NAME]), and set it where you start greenbench"
+                )
+            if fault := _env_fault(name, value):
+                raise ValueError(f"env: {name}: {fault}")
+        return self
+
+
+# What greenbench sets of a server's environment: these decide what is proven and logged.
+LAUNCHERS_OWN = frozenset((
+    "VLLM_PLUGINS", "VLLM_SERVER_DEV_MODE", "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_PREFIX",
+    "VLLM_LOGGING_COLOR", "VLLM_USE_FLASHINFER_SAMPLER", "HF_HUB_OFFLINE", "PYTHONUNBUFFERED",
+))  # fmt: skip
+CARDS_ENV = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+
+
+def _env_fault(name: str, value: str | None) -> str | None:
+    """Why a sweep may not set that variable of its servers; None where it may."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        return "no name of a variable"
+    if name in LAUNCHERS_OWN or name.startswith("GREENBENCH_"):
+        return "greenbench sets it itself; take it out"
+    if name in CARDS_ENV and value is not None:
+        return "set it where you start greenbench, which goes by it too"
+    return None
 
 
 class LoadConfig(StrictModel):
@@ -312,6 +369,17 @@ class PromptRequest(StrictModel):
     count: int = Field(ge=1)
     seed: int
     text_file: str | None = None
+    endpoint: Literal["completions", "chat"] = "completions"  # chat: as messages of exact length
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is as it always was, so that prompt files from before the key are still good."""
+        whole = dump(self)
+        return (
+            whole
+            if self.endpoint == "chat"
+            else {k: v for k, v in whole.items() if k != "endpoint"}
+        )
 
 
 class PointConfig(StrictModel):
@@ -338,6 +406,7 @@ class PointConfig(StrictModel):
         whole = self.model_dump(mode="json")
         whole["server"].pop("port")
         whole["server"].pop("boot_timeout_s")
+        whole["server"] = measured_part(whole["server"])
         return whole
 
     @property

@@ -55,7 +55,9 @@ class Gpu(Part):
     index: int
     uuid: str
     name: str
-    memory_bytes: int
+    memory_bytes: int | None = (
+        None  # None: not said; a card with the host's memory has none of its own
+    )
     power_limit_w: float | None = None
     compute_capability: str | None = None
     mig: bool | None = None
@@ -99,20 +101,26 @@ class Server(Part):
     pipeline_parallel: int | None = None  # None: the server does not say
     data_parallel: int | None = None  # engines; None: the server does not say
     max_model_len: int | None = None
-    kv_cache_tokens: int | None = None  # size of the KV pool, tokens
-    kv_cache_bytes: int | None = None
-    weights_bytes: int | None = None
+    kv_cache_tokens: int | None = None  # size of the KV pool, tokens; of all engines
+    kv_cache_bytes: int | None = None  # on all cards
+    weights_bytes: int | None = None  # on all cards, each engine's copy counted
     base_url: str
     served_model: str  # the name to send in requests
     pid: int | None = None  # leader of the server's process group
     pid_created_s: float | None = None  # psutil create_time: tells a reused pid from ours
     argv: list[str] = Field(default_factory=list[str])
     env: dict[str, str] = Field(default_factory=dict[str, str])  # allow-listed
+    env_left_out: list[str] = Field(default_factory=list[str])  # names that vLLM listens to
     vllm_version: str | None = None
     shape: ModelShape | None = None  # None: written before shapes were resolved
     async_scheduling: bool | None = None  # a step is planned while the one before still computes
     ready_s: float | None = None
     boot_stages_s: dict[str, float] = Field(default_factory=dict[str, float])
+
+    @property
+    def cards(self) -> int:
+        """Cards of all its engines; what is not known counts as 1."""
+        return self.tensor_parallel * (self.pipeline_parallel or 1) * (self.data_parallel or 1)
 
 
 class Counts(Part):

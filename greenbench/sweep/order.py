@@ -138,6 +138,7 @@ def prompt_request(point: PointConfig, model_path: str) -> PromptRequest:
         count=point.prompts_per_point,
         seed=point.seed,
         text_file=point.text_file,
+        endpoint="chat" if point.server.endpoint == "chat" else "completions",
     )
 
 

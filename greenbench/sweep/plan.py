@@ -1,16 +1,22 @@
 """What a sweep will run: server starts and their points, checked before the first server boots."""
 
+import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from greenbench.contract.access import access
 from greenbench.contract.config import (
+    ServerConfig,
     SweepConfig,
     check_files,
     load_model,
     parse,
 )
+from greenbench.contract.connection import NO_MEASUREMENT
 from greenbench.contract.errors import UserError, nearest
 from greenbench.contract.launch import LaunchPlan
+from greenbench.contract.served import find_endpoint, served_models
 from greenbench.sweep.child_processes import (
     call,
     call_json,
@@ -36,6 +42,7 @@ class Plan:
 def plan_sweep(sweep: SweepConfig, blocks: frozenset[int] | None = None) -> list[Plan]:
     """Expand the sweep, or some repeats, and have the other stages check every name. Raises UserError."""
     check_files(sweep)
+    sweep = sweep.model_copy(update={"server": attached(sweep.server)})
     models = [load_model(name) for name in sweep.models]
     check_names(sweep, models)
     starts = [s for s in expand(sweep, models) if blocks is None or s.repeat in blocks]
@@ -75,6 +82,17 @@ def _unknown(launch: LaunchPlan, model: str) -> str | None:
     return None
 
 
+def environment_notes(plans: list[Plan]) -> list[str]:
+    """A sentence on the variables that are set here and do not reach the servers that are started."""
+    started = [plan for plan in plans if plan.start.request.server.base_url is None]
+    names = dict.fromkeys(name for plan in started for name in plan.launch.env_left_out)
+    if not names:
+        return []
+    return [
+        f"set here and not passed on to vLLM: {', '.join(names)}; `env:` under `server:` passes more"
+    ]
+
+
 def traces_of(sweep: SweepConfig) -> list[dict[str, Any]]:
     """What ``python -m loadgen traces`` is to read: each recorded load at each context that clips it."""
     return [
@@ -83,6 +101,30 @@ def traces_of(sweep: SweepConfig) -> list[dict[str, Any]]:
         for context in sweep.contexts
         if load.trace is not None
     ]
+
+
+def attached(server: ServerConfig) -> ServerConfig:
+    """Of a running server: where it completes, and the CA file from any folder. UserError where it cannot be.
+
+    One that does not answer yet is left as it was written: the probe says why.
+    """
+    if server.base_url is None:
+        if idle := sorted(key for key in NO_MEASUREMENT if getattr(server, key)):
+            raise UserError(
+                f"server.{idle[0]}: it says how a running server is reached; give that one's 'base_url' "
+                "too, or take it out"
+            )
+        return server
+    update: dict[str, Any] = {}
+    if server.ca_file is not None:
+        update["ca_file"] = str(Path(server.ca_file).expanduser().resolve())
+    reached = access(server.base_url, {**server.connection, **update})
+    if server.endpoint == "auto":
+        with contextlib.suppress(OSError, IndexError):
+            served = server.served_model or served_models(reached)[0]["id"]
+            if find_endpoint(reached, served, "auto") == "chat":
+                update["endpoint"] = "chat"
+    return server.model_copy(update=update)
 
 
 def undecided_quality(sweep: SweepConfig) -> list[str]:

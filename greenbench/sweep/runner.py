@@ -37,7 +37,14 @@ from greenbench.sweep.directory import prepare_directory, shortage
 from greenbench.sweep.forewarnings import against
 from greenbench.sweep.order import ServerStart, prompt_file_name, prompt_request
 from greenbench.sweep.orphans import RUNNER_FILE, stop_orphans
-from greenbench.sweep.plan import Plan, dtype_notes, plan_sweep, split_refused, unknown_shapes
+from greenbench.sweep.plan import (
+    Plan,
+    dtype_notes,
+    environment_notes,
+    plan_sweep,
+    split_refused,
+    unknown_shapes,
+)
 from greenbench.sweep.point_run import Origin, run_point
 from greenbench.sweep.report_rules import usable_hashes
 
@@ -82,7 +89,12 @@ def run_sweep(
         write_atomic(out / "refused.json", json.dumps(refused, indent=1) + "\n")
         for label, reasons in refused.items():
             view.note(f"skipped {label}: {'; '.join(reasons)}")
-        for sentence in [*dtype_notes(plans), *unknown_shapes(plans), *stop_orphans(out)]:
+        for sentence in [
+            *dtype_notes(plans),
+            *unknown_shapes(plans),
+            *environment_notes(plans),
+            *stop_orphans(out),
+        ]:
             view.note(sentence)
         write_atomic(out / "sweep.yaml", dump_yaml(sweep))
         return _measure_pending(plans, claim, view)

@@ -136,6 +136,7 @@ class Audit:
         self.chunks = 0
         self.tokens = 0
         self.send_waits = 0
+        self.sent_again = 0
         self.length_mismatches = 0
         self.user_timed = 0
         self.clock_steps = 0
@@ -159,6 +160,7 @@ class Audit:
         self.length_mismatches += facts.error_type == "length_mismatch"
         self.clock_steps += response.clock_stepped
         self.send_waits += response.send_waits
+        self.sent_again += response.sent_again
         if request.scheduled_mono_ns is not None and response.sent is not None:
             self.schedule_lag.add(response.sent.mono_ns - request.scheduled_mono_ns)
         if response.chunk_ns:
@@ -186,6 +188,7 @@ class Audit:
             "over_budget": bool(over),
             "reasons": over,
             "warnings": _exceeded(self._expectations()),
+            "event_loop_late": _exceeded([self._loop_lag()]),
             "clock_stepped": self.clock_steps > 0,
             "itl_tail_in_doubt": bool(_exceeded([self._itl_uncertainty(0.99)])),
             "itl_in_doubt": bool(_exceeded([self._itl_uncertainty(0.90)])),
@@ -201,6 +204,7 @@ class Audit:
                 "user_timed_requests": self.user_timed,
                 "length_mismatches": self.length_mismatches,
                 "send_buffer_waits": self.send_waits,
+                "sent_again": self.sent_again,  # a standing connection had been closed meanwhile
                 "clock_steps": self.clock_steps,
                 "cpu_share": self._cpu_share,
                 "priority": priority(),
@@ -265,7 +269,7 @@ class Audit:
         expected = self.expected
         return [
             ("CPU of one core", self._cpu_share, expected.cpu_share, ""),
-            ("event-loop lag p99", self.loop_lag.quantile_ms(0.99), expected.loop_lag_p99_ms, "ms"),
+            self._loop_lag(),
             (
                 "schedule lag p99",
                 self.schedule_lag.quantile_ms(0.99),
@@ -276,6 +280,10 @@ class Audit:
             self._gap_over_server(expected.server_gap_of_ttft),
             self._itl_uncertainty(0.99),
         ]
+
+    def _loop_lag(self) -> Bound:
+        most = self.expected.loop_lag_p99_ms
+        return ("event-loop lag p99", self.loop_lag.quantile_ms(0.99), most, "ms")
 
     def _not_sent_share(self) -> float:
         return self.not_sent / self.requests if self.requests else 0.0

@@ -55,7 +55,11 @@ class Driver(Protocol):
 
 
 class ClosedLoop:
-    """One user on one connection. A reply is parsed in spare time, at the latest when the next is over."""
+    """One user on one connection. A reply is parsed in spare time, at the latest when the next is over.
+
+    After a failure replies are parsed at once, so that a user whose requests fail is paced, also where
+    only the body says so.
+    """
 
     def __init__(self, drive: Driver, connection: Connection) -> None:
         self._drive = drive
@@ -65,6 +69,7 @@ class ClosedLoop:
         self._conversation = drive.session.conversation()
         self._in_flight = 0  # other open requests when the last was sent
         self._last: Finished | None = None
+        self._failing = False  # the last reply that was parsed was a failure
         self._stopped = False
 
     def send(self) -> None:
@@ -91,12 +96,14 @@ class ClosedLoop:
 
     def _go_on(self, before: Finished | None) -> None:
         if before is not None:
-            self._drive.settle(before)
+            self._failing = self._drive.settle(before).error_type is not None
         over = self._last
         if self._stopped or over is None:
             return
-        if over.reply.error is not None or over.reply.parser.status != 200:
-            pause_s = pause_after(self._drive.settle(over))
+        if self._failing or over.reply.error is not None or over.reply.parser.status != 200:
+            record = self._drive.settle(over)
+            self._failing = record.error_type is not None
+            pause_s = pause_after(record)
         else:
             self._drive.set_aside(over)
             pause_s = self._load.turn_pause_s if self._conversation.turn else 0.0

@@ -48,9 +48,9 @@ class FastSender:
 class HttpxSender:
     """The portable client: one asyncio task per request."""
 
-    def __init__(self, session: Session, base_url: str) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
-        self._client = AsyncHttpxClient(base_url)
+        self._client = AsyncHttpxClient(session.access)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def send(self, request: Request) -> None:
@@ -119,7 +119,7 @@ async def _drive_fast(session: Session, schedule: Iterator[Arrival], stop: async
 
 
 async def _drive_httpx(session: Session, schedule: Iterator[Arrival], stop: asyncio.Event) -> None:
-    sender = HttpxSender(session, session.live.base_url)
+    sender = HttpxSender(session)
     dispatcher = Dispatcher(session, schedule, sender)
     watcher = AsyncioLoop(asyncio.get_running_loop())
 

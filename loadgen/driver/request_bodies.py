@@ -33,7 +33,10 @@ class Bodies:
         self._ids = [_encode(prompt.token_ids) for prompt in prompts]
         self._around: dict[int, tuple[bytes, bytes]] = {}  # by output tokens
         self._whole = [
-            self.cut(at, p.context_tokens, p.output_tokens) for at, p in enumerate(prompts)
+            self.cut(at, p.context_tokens, p.output_tokens)
+            if p.message is None
+            else json.dumps(task.body(model, p), separators=(",", ":")).encode()
+            for at, p in enumerate(prompts)
         ]
 
     def whole(self, prompt_at: int) -> bytes:
@@ -41,7 +44,7 @@ class Bodies:
         return self._whole[prompt_at]
 
     def cut(self, prompt_at: int, context_tokens: int, output_tokens: int) -> bytes:
-        """The body of a prompt's first ``context_tokens`` tokens."""
+        """The body of a prompt's first ``context_tokens`` tokens; a chat's message cannot be cut."""
         ids = self._ids[prompt_at]
         before, after = self._frame(output_tokens)
         return b"".join((before, memoryview(ids.text)[: ids.ends[context_tokens - 1]], after))

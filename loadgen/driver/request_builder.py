@@ -5,17 +5,16 @@ Knows the prompts and the server's address; knows no clock and no connection.
 
 import os
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from greenbench.contract.config import LivePoint
 from greenbench.contract.schema import Phase
+from greenbench.contract.served import PATHS
 from loadgen.driver.request_bodies import Bodies
 from loadgen.prompts.prompt_file import Prompt
 from loadgen.tasks.task import Task
 from loadgen.wire.connection import Target, whole_head
 from loadgen.wire.response import Request
-
-COMPLETIONS_PATH: Final = "/v1/completions"
 
 
 @dataclass(slots=True)
@@ -54,6 +53,8 @@ class RequestBuilder:
         self._prompts = prompts
         self._bodies = Bodies(task, live.served_model, prompts)
         self._accept = "text/event-stream" if task.streaming else "application/json"
+        chat = live.point.server.endpoint == "chat"
+        self._path = PATHS["chat" if chat else "completions"]
         self._heads: dict[int, bytes] = {}
         self._token = os.urandom(4).hex()  # keeps request ids of two runs apart in one server's log
 
@@ -103,6 +104,6 @@ class RequestBuilder:
     def _head(self, body_bytes: int) -> bytes:
         head = self._heads.get(body_bytes)
         if head is None:
-            head = self._target.head(COMPLETIONS_PATH, body_bytes, self._accept)
+            head = self._target.head(self._path, body_bytes, self._accept)
             self._heads[body_bytes] = head
         return head

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from greenbench.contract.access import access
 from greenbench.contract.config import LivePoint, PhaseConfig
 from greenbench.contract.errors import UserError, nearest
 from greenbench.contract.run_dir import RunDir, file_sha256, write_atomic
@@ -55,7 +56,8 @@ class Session:
         self.live = live
         self.client_id = client_id
         self.run = RunDir(run_path)
-        self.target = Target.from_url(live.base_url)
+        self.access = access(live.base_url, point.server.connection)
+        self.target = Target.of(self.access)
         self.timeout_s = point.phases.request_timeout_s
         self.phases = PhaseClock(_share(point.phases, shard))
         self.audit = Audit()
@@ -237,7 +239,20 @@ def _prompts(live: LivePoint) -> list[Prompt]:
             f"{path}: its sha256 is {sha256[:12]}…, and the point was planned with "
             f"{live.prompts_sha256[:12]}…; give every worker the same file"
         )
+    if live.point.server.endpoint == "chat":
+        _check_chat(live, path, prompts)
     return prompts
+
+
+def _check_chat(live: LivePoint, path: Path, prompts: list[Prompt]) -> None:
+    load = live.point.load
+    if load.turns > 1 or load.trace is not None:
+        raise UserError(
+            "turns and traces send prompts of other lengths than those made, and a chat's message has no "
+            "exact one when it is cut; use 'endpoint: completions'"
+        )
+    if any(prompt.message is None for prompt in prompts):
+        raise UserError(f"{path}: its prompts have no messages; make it anew for 'endpoint: chat'")
 
 
 def _share(phases: PhaseConfig, shard: tuple[int, int]) -> PhaseConfig:

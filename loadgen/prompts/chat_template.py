@@ -1,17 +1,21 @@
 """A model's own chat template, rendered around the user's words."""
 
 import json
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 from huggingface_hub import hf_hub_download
 from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from greenbench.contract.errors import UserError
 from loadgen.prompts.encoder import ChatEncoder, load_tokenizer
 
 PLACE = "<<the user's words>>"  # cut out again after rendering
+WITHOUT = "set the task parameter chat to false, or use 'endpoint: completions'"
 TEMPLATE_FILE, SETTINGS_FILE = "chat_template.jinja", "tokenizer_config.json"
 
 
@@ -24,34 +28,46 @@ def load_chat_encoder(model_path: str) -> ChatEncoder:
 
 def around_user_turn(model_path: str) -> tuple[str, str]:
     """Text that the template puts before and after a lone user message, assistant's turn opened."""
-    settings = json.loads(_read(model_path, SETTINGS_FILE) or "{}")
-    template = _read(model_path, TEMPLATE_FILE) or _default_template(settings.get("chat_template"))
-    if not template:
-        raise UserError(
-            f"{model_path}: the tokenizer has no chat template; set the task parameter chat to false"
-        )
-    rendered = render(template, settings)
-    before, place, after = rendered.partition(PLACE)
-    if not place:
-        raise UserError(f"{model_path}: the chat template does not contain the user's message")
+    before, _, after = user_turn(model_path, enable_thinking=False)(PLACE).partition(PLACE)
     return before, after
 
 
-def render(template: str, settings: dict[str, Any]) -> str:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+def user_turn(model_path: str, **options: bool) -> Callable[[str], str]:
+    """The template around a lone user message, as a server renders it where no ``options`` are given."""
+    settings = json.loads(_read(model_path, SETTINGS_FILE) or "{}")
+    template = _read(model_path, TEMPLATE_FILE) or _default_template(settings.get("chat_template"))
+    if not template:
+        raise UserError(f"{model_path}: the tokenizer has no chat template; {WITHOUT}")
+
+    def rendered(content: str) -> str:
+        return render(template, settings, content, **options)
+
+    if PLACE not in rendered(PLACE):
+        raise UserError(f"{model_path}: the chat template does not contain the user's message")
+    return rendered
+
+
+def render(template: str, settings: dict[str, Any], content: str = PLACE, **options: bool) -> str:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
     environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _strftime_now
     tokens = {name: _token(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
     try:
         return environment.from_string(template).render(
-            messages=[{"role": "user", "content": PLACE}],
+            messages=[{"role": "user", "content": content}],
             add_generation_prompt=True,
-            enable_thinking=False,
+            **options,
             **tokens,
         )
     except TemplateError as error:
-        raise UserError(
-            f"the chat template fails ({error}); set the task parameter chat to false"
-        ) from error
+        raise UserError(f"the chat template fails ({error}); {WITHOUT}") from error
+
+
+def _strftime_now(format: str) -> str:
+    """Templates write today's date into the system's turn."""
+    return datetime.now().strftime(format)
 
 
 def _refuse(message: str) -> NoReturn:

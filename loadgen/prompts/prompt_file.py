@@ -25,6 +25,7 @@ class Prompt:
     sha256: str  # of the JSON of token_ids without spaces
     output_tokens: int
     answer: dict[str, Any]
+    message: str | None = None  # of a chat: the words that a server makes these ids of
 
 
 def token_sha256(token_ids: list[int]) -> str:
@@ -36,7 +37,7 @@ def write_prompts(path: Path, request: PromptRequest, prompts: list[Prompt]) -> 
 
     The first line also keeps the sha256 of each file the prompts were made from.
     """
-    lines = "".join(json.dumps(asdict(p), separators=(",", ":")) + "\n" for p in prompts)
+    lines = "".join(json.dumps(_line(p), separators=(",", ":")) + "\n" for p in prompts)
     digest = hashlib.sha256(lines.encode()).hexdigest()
     head = {
         "request": request.model_dump(mode="json"),
@@ -46,6 +47,11 @@ def write_prompts(path: Path, request: PromptRequest, prompts: list[Prompt]) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(head, separators=(",", ":")) + "\n" + lines)
     return digest
+
+
+def _line(prompt: Prompt) -> dict[str, Any]:
+    """``message`` stands in a chat's prompts alone."""
+    return {key: value for key, value in asdict(prompt).items() if value is not None}
 
 
 def holds_request(path: Path, request: PromptRequest) -> bool:

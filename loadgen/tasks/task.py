@@ -55,8 +55,14 @@ class Task:
     streaming: bool = True
 
     def body(self, model: str, prompt: Prompt) -> dict[str, Any]:
-        """JSON body of POST /v1/completions. ``ignore_eos``: every candidate decodes as many tokens."""
-        common = {"model": model, "prompt": prompt.token_ids, "temperature": 0}
+        """JSON body of POST /v1/completions, or of a chat's for a prompt with a message.
+
+        ``ignore_eos``: every candidate decodes as many tokens.
+        """
+        said: dict[str, Any] = {"prompt": prompt.token_ids}
+        if prompt.message is not None:
+            said = {"messages": [{"role": "user", "content": prompt.message}]}
+        common = {"model": model, **said, "temperature": 0}
         if not self.streaming:
             return common | {"max_tokens": 1, "stream": False, "prompt_logprobs": 0}
         return common | {

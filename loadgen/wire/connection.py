@@ -14,10 +14,11 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
-from urllib.parse import urlsplit
 
+from greenbench.contract.access import Access
+from greenbench.contract.access import access as reached_by
 from greenbench.contract.clock import Anchor
 from greenbench.contract.errors import UserError
 from loadgen.wire.response import RawReply, Request, Response, failed
@@ -26,6 +27,7 @@ SO_TIMESTAMPNS: Final = 35  # asm-generic/socket.h; Python's socket module does 
 READ_BYTES: Final = 4 * 1024  # a token is 300 bytes; every read allocates this much first
 READ_BYTES_MAX: Final = 1024 * 1024
 ANCILLARY_BYTES: Final = 64
+LOOK_S: Final = 1.0  # for an address of several to take a connection
 SEND_BUFFER_BYTES: Final = 2 * 1024 * 1024  # a 128k-token prompt fits without waiting
 
 monotonic_ns = time.monotonic_ns
@@ -47,44 +49,67 @@ class Loop(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server: its address, looked up once, and what goes into a request's head."""
+    """A server: its addresses, looked up once, and what goes into a request's head."""
 
-    family: int
-    address: tuple[str, int] | tuple[str, int, int, int]
-    host: str  # value of the Host header
+    addresses: tuple["Address", ...]  # of its name, the one that answers first
+    lines: str = field(
+        repr=False
+    )  # of every head: Host and headers of one's own, which may be secret
     path: str  # prefix of every path, without a slash at its end
     tls: ssl.SSLContext | None
     server_name: str
 
     @classmethod
-    def from_url(cls, base_url: str, tls: ssl.SSLContext | None = None) -> "Target":
-        """``http://host:port/prefix``. Another scheme or an unknown host raises UserError."""
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"base URL '{base_url}': give http://host:port or https://host:port")
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        try:
-            addresses = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise UserError(f"base URL '{base_url}': no such host ({error})") from error
-        family, _, _, _, address = addresses[0]
-        context = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
+    def of(cls, access: Access) -> "Target":
+        """Look the name up. An unknown host, or a CA file that cannot be read, raises UserError."""
         return cls(
-            family=int(family),
-            address=address,  # type: ignore[arg-type]
-            host=parts.netloc.rpartition("@")[2],
-            path=parts.path.rstrip("/"),
-            tls=context,
-            server_name=parts.hostname,
+            addresses=_addresses(access),
+            lines="".join(f"{name}: {value}\r\n" for name, value in access.head_lines()),
+            path=access.prefix,
+            tls=access.tls,
+            server_name=access.host,
         )
+
+    @classmethod
+    def from_url(cls, base_url: str, tls: ssl.SSLContext | None = None) -> "Target":
+        """Of ``http://host:port/prefix``; another scheme or an unknown host raises UserError."""
+        target = cls.of(reached_by(base_url))
+        return replace(target, tls=tls) if tls is not None else target
 
     def head(self, path: str, body_bytes: int, accept: str) -> bytes:
         """The head of a POST up to the request's id, which `whole_head` adds."""
         return (
-            f"POST {self.path}{path} HTTP/1.1\r\nHost: {self.host}\r\n"
+            f"POST {self.path}{path} HTTP/1.1\r\n{self.lines}"
             f"Content-Type: application/json\r\nContent-Length: {body_bytes}\r\n"
             f"Accept: {accept}\r\nAccept-Encoding: identity\r\nX-Request-Id: "
-        ).encode("ascii")
+        ).encode("latin-1")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One address of a name, as the socket calls take it."""
+
+    family: int
+    place: tuple[str, int] | tuple[str, int, int, int]
+
+    @property
+    def answers(self) -> bool:
+        """Whether something takes connections there now."""
+        with socket.socket(self.family, socket.SOCK_STREAM) as trying:
+            trying.settimeout(LOOK_S)
+            return trying.connect_ex(self.place) == 0
+
+
+def _addresses(access: Access) -> tuple[Address, ...]:
+    """All of a name, those in front that answer: ``localhost`` is ::1 first, and servers listen elsewhere."""
+    try:
+        found = socket.getaddrinfo(access.host, access.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"base URL '{access.base_url}': no such host ({error})") from error
+    addresses = tuple(dict.fromkeys(Address(int(row[0]), row[4]) for row in found))  # type: ignore[arg-type]
+    if len(addresses) == 1:
+        return addresses
+    return tuple(sorted(addresses, key=lambda address: not address.answers))
 
 
 def whole_head(head: bytes, request_id: str) -> bytes:
@@ -98,7 +123,8 @@ class Connection:
     """One connection, kept open from request to request and opened again when the server closed it.
 
     ``start`` never raises for what the network does: every outcome reaches ``done`` as a `RawReply`,
-    from a callback of the loop or from within ``start`` itself.
+    from a callback of the loop or from within ``start`` itself. A request that met a connection which the
+    server had just closed is sent once more on a new one, as long as no byte of a reply has come.
     """
 
     def __init__(self, target: Target, loop: Loop) -> None:
@@ -110,6 +136,9 @@ class Connection:
         self._read_bytes = READ_BYTES
         self._ready = False  # connected, and TLS agreed
         self._connect_started_ns = 0
+        self._at = 0  # place of the address in use …
+        self._refused = 0  # … and how many have refused in a row
+        self._may_be_stale = False  # it stood before the request in hand came
         self._tls: ssl.SSLObject | None = None
         self._goodbye = False
         self._incoming: ssl.MemoryBIO | None = None
@@ -149,6 +178,7 @@ class Connection:
         now = monotonic_ns()
         reply = RawReply(request, now + round(timeout_s * 1e9))
         self._reply, self._done = reply, done
+        self._may_be_stale = self._ready
         if self._ready:
             self._transmit(reply)
         elif self._socket is None:
@@ -181,8 +211,28 @@ class Connection:
     # --- connecting ---------------------------------------------------------------------------
 
     def _connect(self) -> None:
+        """Begin with the address that was good last. Raises OSError when every one refuses at once."""
         self._connect_started_ns = monotonic_ns()
-        sock = _socket.socket(self._target.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._refused = 0
+        while True:
+            try:
+                self._connect_to(self._target.addresses[self._at])
+            except OSError as error:
+                if not self._take_next_address():
+                    raise error
+            else:
+                return
+
+    def _take_next_address(self) -> bool:
+        """Give up the present one; False when all of the name have been tried."""
+        addresses = self._target.addresses
+        self._refused += 1
+        self._at = (self._at + 1) % len(addresses)
+        self.close()
+        return self._refused < len(addresses)
+
+    def _connect_to(self, address: Address) -> None:
+        sock = _socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._socket = sock
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
@@ -191,7 +241,7 @@ class Connection:
         ):  # reads then carry no kernel time, and the record says so
             sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         try:
-            sock.connect(self._target.address)
+            sock.connect(address.place)
         except BlockingIOError:
             self._write_watch = self._loop.watch_write(sock.fileno(), self._on_connected)
             return
@@ -203,7 +253,7 @@ class Connection:
         self._stop_writing()
         fault = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if fault:
-            self._broken(OSError(fault, os.strerror(fault)))
+            self._refuse(OSError(fault, os.strerror(fault)))
             return
         self._recvmsg = sock.recvmsg
         self._read_watch = self._loop.watch_read(sock.fileno(), self._on_readable)
@@ -215,6 +265,17 @@ class Connection:
                 self._incoming, self._outgoing, server_hostname=self._target.server_name
             )
             self._handshake()
+
+    def _refuse(self, error: OSError) -> None:
+        """The address does not take the connection: try the name's next one."""
+        while self._take_next_address():
+            try:
+                self._connect_to(self._target.addresses[self._at])
+            except OSError as another:
+                error = another
+            else:
+                return
+        self._broken(error)
 
     def _handshake(self) -> None:
         assert self._tls is not None and self._outgoing is not None
@@ -299,9 +360,10 @@ class Connection:
             return
         except OSError as error:
             # the server may have answered (413, 400) and closed: read that before giving up
+            sock = self._socket
             self._stop_writing()
             self._on_readable()
-            if self._reply is not None and self._socket is not None:
+            if self._reply is not None and self._socket is sock:
                 self._broken(error)
             return
         self._unsent = self._unsent[sent:]
@@ -381,7 +443,7 @@ class Connection:
         reply = self._reply
         if reply is None or not self._ready:
             self._broken(OSError(0, "the server closed the connection"))
-        else:
+        elif not self._sends_again(reply):
             reply.closed_by_peer()
             self._end(reply.error)
 
@@ -392,9 +454,22 @@ class Connection:
             self.close()
         elif not self._ready:
             self._end(("connect", _words(error)))
-        else:
+        elif not self._sends_again(reply):
             reply.closed_by_peer(_words(error))
             self._end(reply.error)
+
+    def _sends_again(self, reply: RawReply) -> bool:
+        """Open anew and send once more, if the server closed a standing connection and answered nothing."""
+        if not self._may_be_stale or reply.parser.started:
+            return False
+        self._may_be_stale = False
+        self.close()
+        reply.send_again()
+        try:
+            self._connect()
+        except OSError as error:
+            self._end(("connect", _words(error)))
+        return True
 
     def _end(self, fault: tuple[str, str] | None) -> None:
         """The request is over: keep or close the connection, then hand the reply over."""

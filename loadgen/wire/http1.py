@@ -63,6 +63,11 @@ class ResponseParser:
         """The next byte begins a chunk, so that a read may be taken as one whole chunk."""
         return self._state == CHUNK_SIZE and not self._rest
 
+    @property
+    def framed(self) -> bool:
+        """The body has an end of its own, so that a cut shows: it does not end by closing."""
+        return b"transfer-encoding" in self.headers or b"content-length" in self.headers
+
     def take(self) -> list[bytes]:
         """Hand over the segments gathered so far and forget them."""
         taken, self.segments = self.segments, []

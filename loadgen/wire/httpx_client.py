@@ -6,13 +6,14 @@ Connection limits are lifted: httpx's default pool holds 100 and queues the rest
 """
 
 import asyncio
-import functools
 import ssl
 import time
-from typing import Final
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpx
 
+from greenbench.contract.access import Access
 from greenbench.contract.clock import Anchor
 from loadgen.wire.http1 import ResponseParser
 from loadgen.wire.response import RawReply, Request, Response, failed
@@ -20,10 +21,13 @@ from loadgen.wire.response import RawReply, Request, Response, failed
 NO_LIMITS: Final = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 
 
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    """One context for all clients: loading the certificates takes 20 ms and more."""
-    return ssl.create_default_context()
+def _verify(access: Access) -> ssl.SSLContext | bool:
+    return access.tls or False  # of http nothing is verified
+
+
+def _origin(access: Access) -> str:
+    parts = urlsplit(access.base_url)
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 class DecodedResponse(ResponseParser):
@@ -48,12 +52,13 @@ def _timeout(timeout_s: float) -> httpx.Timeout:
     return httpx.Timeout(timeout_s, pool=None)
 
 
-def _split_head(head: bytes) -> list[tuple[bytes, bytes]]:
-    lines = head.decode("ascii").split("\r\n")[1:-2]
-    return [
-        (name.encode(), value.encode())
-        for name, _, value in (line.partition(": ") for line in lines)
-    ]
+def _path(head: bytes) -> str:
+    return head.split(b" ", 2)[1].decode("latin-1")
+
+
+def _headers(head: bytes) -> list[tuple[bytes, bytes]]:
+    lines = head.split(b"\r\n")[1:-2]
+    return [(name, value) for name, _, value in (line.partition(b": ") for line in lines)]
 
 
 class _Attempt:
@@ -66,6 +71,19 @@ class _Attempt:
         self.decoded = DecodedResponse()
         self.reply.parser = self.decoded
         self.reply.sent = Anchor.now()
+        self.opened = False  # a connection of its own
+
+    def trace(self, event: str, _: Any) -> None:
+        self.opened = self.opened or event == "connection.connect_tcp.started"
+
+    async def trace_async(self, event: str, info: Any) -> None:
+        self.trace(event, info)
+
+    @property
+    def met_a_closed_connection(self) -> bool:
+        """It was sent on a connection that stood, and that ended before any byte of a reply."""
+        cut = self.reply.error is not None and self.reply.error[0] == "cut_in_stream"
+        return cut and not self.opened and not self.decoded.started
 
     def on_head(self, response: httpx.Response) -> None:
         self.reply.stamp_head(time.monotonic_ns())
@@ -81,7 +99,7 @@ class _Attempt:
     def on_fault(self, error: Exception) -> None:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             self.reply.sent = None
-            self.reply.error = ("connect", str(error))
+            self.reply.error = ("connect", str(error) or type(error).__name__)
         elif isinstance(error, httpx.TimeoutException | TimeoutError):
             self.reply.error = ("timeout", f"no complete reply within {self.timeout_s:g} s")
         elif isinstance(error, httpx.RemoteProtocolError) and "illegal" in str(error).lower():
@@ -99,21 +117,29 @@ class _Attempt:
 class HttpxClient:
     """For greenlets and threads. One object a user keeps one connection open."""
 
-    def __init__(self, base_url: str) -> None:
-        self._url = base_url.rstrip("/") + "/v1/completions"
+    def __init__(self, access: Access) -> None:
+        self._origin = _origin(access)
         self._client = httpx.Client(
-            limits=NO_LIMITS, trust_env=False, follow_redirects=False, verify=_tls()
+            limits=NO_LIMITS, trust_env=False, follow_redirects=False, verify=_verify(access)
         )
 
     def send(self, request: Request, timeout_s: float) -> Response:
+        attempt = self._try(request, timeout_s)
+        if attempt.met_a_closed_connection:
+            attempt = self._try(request, timeout_s)
+            attempt.reply.sent_again = True
+        return attempt.outcome()
+
+    def _try(self, request: Request, timeout_s: float) -> _Attempt:
         attempt = _Attempt(request, timeout_s)
         try:
             with self._client.stream(
                 "POST",
-                self._url,
+                self._origin + _path(request.head),
                 content=request.body,
-                headers=_split_head(request.head),
+                headers=_headers(request.head),
                 timeout=_timeout(timeout_s),
+                extensions={"trace": attempt.trace},
             ) as response:
                 attempt.on_head(response)
                 for data in response.iter_raw():
@@ -127,7 +153,7 @@ class HttpxClient:
             raise
         except BaseException:  # the greenlet is stopped in mid-reply: a row all the same
             attempt.reply.error = ("cut_at_drain", "still open when the drain ended")
-        return attempt.outcome()
+        return attempt
 
     def close(self) -> None:
         self._client.close()
@@ -136,23 +162,31 @@ class HttpxClient:
 class AsyncHttpxClient:
     """For asyncio. One object serves every request; its pool has no limit."""
 
-    def __init__(self, base_url: str) -> None:
-        self._url = base_url.rstrip("/") + "/v1/completions"
+    def __init__(self, access: Access) -> None:
+        self._origin = _origin(access)
         self._client = httpx.AsyncClient(
-            limits=NO_LIMITS, trust_env=False, follow_redirects=False, verify=_tls()
+            limits=NO_LIMITS, trust_env=False, follow_redirects=False, verify=_verify(access)
         )
 
     async def send(self, request: Request, timeout_s: float) -> Response:
+        attempt = await self._try(request, timeout_s)
+        if attempt.met_a_closed_connection:
+            attempt = await self._try(request, timeout_s)
+            attempt.reply.sent_again = True
+        return attempt.outcome()
+
+    async def _try(self, request: Request, timeout_s: float) -> _Attempt:
         attempt = _Attempt(request, timeout_s)
         try:
             async with (
                 asyncio.timeout(timeout_s),
                 self._client.stream(
                     "POST",
-                    self._url,
+                    self._origin + _path(request.head),
                     content=request.body,
-                    headers=_split_head(request.head),
+                    headers=_headers(request.head),
                     timeout=_timeout(timeout_s),
+                    extensions={"trace": attempt.trace_async},
                 ) as response,
             ):
                 attempt.on_head(response)
@@ -165,7 +199,7 @@ class AsyncHttpxClient:
             attempt.on_fault(error)
         except asyncio.CancelledError:
             attempt.reply.error = ("cut_at_drain", "still open when the drain ended")
-        return attempt.outcome()
+        return attempt
 
     async def close(self) -> None:
         await self._client.aclose()

@@ -12,8 +12,14 @@ import msgspec
 from greenbench.contract.clock import Anchor
 from greenbench.contract.schema import Phase
 from loadgen.wire.http1 import CHUNK_SIZES, Http1Error, ResponseParser
+from loadgen.wire.retry_after import retry_hint
 from loadgen.wire.sse import MAX_BODY_BYTES, Facts, SseError, StreamReader, error_text, read_whole
 
+SSE_TYPE: Final = b"text/event-stream"
+VAGUE_TYPES: Final = (b"text/plain", b"text/html", b"application/octet-stream")
+BLANK: Final = b"\r\n\xef\xbb\xbf"
+SSE_STARTS: Final = (b"data:", b"event:", b": ", b"id:", b"retry:")
+SSE_START_BYTES: Final = max(map(len, SSE_STARTS))
 DRAIN_BYTES: Final = 256 * 1024  # parse ahead of the end from here on, so that memory stays bounded
 DRAIN_READS: Final = 1024
 MAX_STREAM_BYTES: Final = 64 * 2**20  # of one streamed reply, beside 16 KiB a token
@@ -22,6 +28,8 @@ STEP_NS: Final = 1_000_000
 STEP_SHARE: Final = 0.001
 # Every eighth chunk is enough for percentiles of the delay from kernel to program.
 DELAY_STRIDE: Final = 8
+
+ENDED_EARLY: Final = " (finish_reason stop: the server does not heed ignore_eos)"
 
 TIMESPEC_BYTES: Final = 16  # two native 64-bit numbers: seconds, nanoseconds
 Stamp = tuple[int, bytes | None]  # of a read: the program's monotonic ns, the kernel's timespec
@@ -67,10 +75,11 @@ class Response(msgspec.Struct):
     shared_bounds_ns: list[int] = []
     clock_stepped: bool = False
     send_waits: int = 0  # times the kernel's send buffer was full
+    sent_again: bool = False  # the connection had been closed: this counts from the second sending
 
     @property
     def text(self) -> str | None:
-        return "".join(self.facts.texts) if self.facts.texts else None
+        return self.facts.text
 
 
 def failed(error_type: str, message: str, connect_ns: int | None = None) -> Response:
@@ -107,6 +116,7 @@ class RawReply:
         "send_ns",
         "send_waits",
         "sent",
+        "sent_again",
     )
 
     def __init__(self, request: Request, deadline_ns: int, connect_ns: int | None = None) -> None:
@@ -117,6 +127,7 @@ class RawReply:
         self.sent: Anchor | None = None
         self.send_ns: int | None = None
         self.send_waits = 0
+        self.sent_again = False
         self.ended_mono_ns: int | None = None
         self.error: tuple[str, str] | None = None
         self._segments: list[bytes] = []  # body bytes not yet parsed …
@@ -176,12 +187,23 @@ class RawReply:
             where = "in mid-reply" if self.parser.started else "before any byte of the reply"
             self.error = ("cut_in_stream", f"{reason} {where}")
 
+    def send_again(self) -> None:
+        """Forget the sending that met a closed connection."""
+        self.sent = self.send_ns = None
+        self.sent_again = True
+
     @property
     def _is_stream(self) -> bool:
+        """By the content type; of a server that gives none, or another text's, by the first bytes."""
         if self._streams is None and self.parser.status is not None:
             kind = self.parser.headers.get(b"content-type", b"").lower()
-            events = kind.startswith(b"text/event-stream")
-            self._streams = events and self.parser.status == 200 and self.request.streaming
+            asked = self.parser.status == 200 and self.request.streaming
+            if asked and (not kind or kind.startswith(VAGUE_TYPES)):
+                start = b"".join(self._segments).lstrip(BLANK)
+                if len(start) >= SSE_START_BYTES:
+                    self._streams = start.startswith(SSE_STARTS)
+            else:
+                self._streams = asked and kind.startswith(SSE_TYPE)
         return bool(self._streams)
 
     def _bounded(self) -> bool:
@@ -224,6 +246,7 @@ class RawReply:
             facts=facts,
             body=body,
             send_waits=self.send_waits,
+            sent_again=self.sent_again,
         )
         if self.sent is not None:
             self._times(response, self.sent, now)
@@ -238,6 +261,8 @@ class RawReply:
             except SseError as error:
                 self.error = self.error or ("bad_sse", str(error))
             assert self._reader is not None
+            if parser.complete and self.error is None:
+                self._reader.end(self._last_stamp)
             facts = self._reader.facts
         else:
             body = b"".join(self._take_held()[0])
@@ -249,21 +274,28 @@ class RawReply:
             facts.fail(*_status_fault(parser, body or b""))
         elif body is not None:
             facts, body = self._whole(body)
-        elif not facts.done:
+        elif not facts.done and not (facts.ended and parser.framed):
             facts.fail("cut_in_stream", "the stream ended without [DONE]")
         if facts.error_type is None:
             _check_counts(facts, self.request)
         return facts, body
 
     def _whole(self, body: bytes) -> tuple[Facts, bytes | None]:
-        kind = self.parser.headers.get(b"content-type", b"none")
-        wanted = b"text/event-stream" if self.request.streaming else b"application/json"
-        if not kind.lower().startswith(wanted):
-            facts = Facts()
-            fault = "bad_sse" if self.request.streaming else "bad_http"
-            facts.fail(fault, f"content type {kind[:60]!r}, {wanted.decode()} was asked for")
+        """A body that is no stream: the reply that was asked for, or the server's word on why not."""
+        facts = read_whole(body)
+        if facts.error_type == "server_error_event":
             return facts, None
-        return read_whole(body), body
+        kind = self.parser.headers.get(b"content-type", b"none")
+        if self.request.streaming:
+            said = f"content type {kind[:60].decode('latin-1')}, {SSE_TYPE.decode()} was asked for"
+            words = "the whole answer at once" if facts.texts else error_text(body)
+            facts = Facts()
+            facts.fail("bad_sse", "; ".join(filter(None, [said, words])))
+        elif facts.error_type is not None:
+            said = f"content type {kind[:60].decode('latin-1')}; {facts.error_message}"
+            facts = Facts()
+            facts.fail("bad_http", said)
+        return facts, body
 
     def _times(self, response: Response, sent: Anchor, now: Anchor) -> None:
         """Offsets from the sending: the kernel's where it stamped every read that matters."""
@@ -330,12 +362,14 @@ def _kernel_offsets(stamps: list[Stamp], sent_unix_ns: int) -> list[int] | None:
 def _status_fault(parser: ResponseParser, body: bytes) -> tuple[str, str]:
     status = parser.status or 0
     kind = {4: "http_4xx", 5: "http_5xx"}.get(status // 100, "http_other")
-    hints = [
-        f"{name.decode()}: {parser.headers[name][:80].decode('latin-1')}"
-        for name in (b"retry-after", b"location")
-        if name in parser.headers
+    location = parser.headers.get(b"location", b"")[:80].decode("latin-1")
+    parts = [
+        f"HTTP {status}",
+        retry_hint(parser.headers),
+        location and f"location: {location}",
+        error_text(body),
     ]
-    return kind, "; ".join([f"HTTP {status}", *hints, error_text(body)])
+    return kind, "; ".join(part for part in parts if part)
 
 
 def _check_counts(facts: Facts, request: Request) -> None:
@@ -350,5 +384,6 @@ def _check_counts(facts: Facts, request: Request) -> None:
     elif facts.output_tokens != request.output_tokens:
         facts.fail(
             "length_mismatch",
-            f"{facts.output_tokens} output tokens, {request.output_tokens} were asked for",
+            f"{facts.output_tokens} output tokens, {request.output_tokens} were asked for"
+            + ENDED_EARLY * (facts.finish_reason == "stop"),
         )

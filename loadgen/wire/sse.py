@@ -7,19 +7,42 @@ re-tokenised.
 
 The SSE rules are those of the WHATWG HTML standard, section 9.2.6: lines end with LF, CR or CRLF (and
 with nothing else: U+2028 is text), an empty line ends an event, `data` lines are joined by LF.
+
+A field that no figure needs may hold anything: an event that the typed decoder refuses is read again by
+`loadgen.wire.odd_event`, which takes what is needed. What is needed and cannot be read is an error.
 """
 
+import contextlib
+import json
 import re
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
+
+from loadgen.wire.odd_event import (
+    NOTHING,
+    Choice,
+    CompletionEvent,
+    NotAnEvent,
+    Usage,
+    mended,
+    numbers,
+    says_error,
+    take_what_is_needed,
+)
 
 MAX_EVENT_BYTES: Final = 16 * 2**20  # a longer line is refused, so that memory stays bounded
 MAX_BODY_BYTES: Final = (
     512 * 2**20
 )  # of a reply that is not streamed (prompt_logprobs: ~76 B a token)
 MESSAGE_CHARS: Final = 200
+ERROR_KEYS: Final = ("error", "errors", "message", "msg", "detail")  # where servers put their words
+
+DONE: Final = b"[DONE]"
+ERROR_EVENT: Final = b"error"  # a name under which gateways send an error
+OUR_EVENTS: Final = (b"", b"message")  # without a name, and the name that means none
+FAILED_FINISHES: Final = frozenset({"error", "abort"})  # vLLM's, of a request that it gave up
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _ECHOED_INPUT = re.compile(
@@ -32,26 +55,30 @@ class SseError(ValueError):
 
 
 class SseSplitter:
-    """Body bytes to the `data` of complete events, however they are cut."""
+    """Body bytes to complete events as (name, data), however they are cut. Most have no name."""
 
-    __slots__ = ("_carry", "_carry_bytes", "_data", "_skip_lf", "at_start", "between_events")
+    __slots__ = (
+        "_carry", "_data", "_held", "_name", "_skip_lf", "_unfinished", "at_start", "between_events",
+    )  # fmt: skip
 
     def __init__(self, at_start: bool = True) -> None:
         self._carry: list[bytes] = []  # pieces of a line whose end has not come
-        self._carry_bytes = 0  # of the whole unfinished event
-        self._data: list[bytes] = []  # data lines of an event whose empty line has not come
+        self._unfinished = 0  # bytes kept of an event whose empty line has not come
+        self._held = 0  # … of them in whole data lines
+        self._data: list[bytes] = []  # these lines …
+        self._name = b""  # … and its name
         self._skip_lf = False  # the last byte was CR: an LF that follows belongs to it
         self.at_start = at_start  # only the first bytes may be a byte-order mark
         self.between_events = True  # nothing carried: the next byte begins a line of a new event
 
-    def feed(self, segment: bytes) -> list[bytes]:
-        """The `data` of every event that this segment completes, in order."""
+    def feed(self, segment: bytes) -> list[tuple[bytes, bytes]]:
+        """Name and `data` of every event that this segment completes, in order."""
         if self._skip_lf and segment:
             self._skip_lf = False
             if segment.startswith(b"\n"):
                 segment = segment[1:]
-        self._carry_bytes += len(segment)
-        if self._carry_bytes > MAX_EVENT_BYTES:
+        self._unfinished += len(segment)
+        if self._unfinished > MAX_EVENT_BYTES:
             raise SseError(f"an event of over {MAX_EVENT_BYTES} bytes")
         if b"\n" not in segment and b"\r" not in segment:
             if segment:
@@ -67,52 +94,37 @@ class SseSplitter:
             self.at_start = False
         return self._dispatch(lines, rest)
 
-    def _dispatch(self, lines: list[bytes], rest: bytes) -> list[bytes]:
-        events: list[bytes] = []
+    def end(self) -> list[tuple[bytes, bytes]]:
+        """The event that the body's end cut short of its empty line, if it cut one."""
+        return self.feed(b"\n\n")
+
+    def _dispatch(self, lines: list[bytes], rest: bytes) -> list[tuple[bytes, bytes]]:
+        events: list[tuple[bytes, bytes]] = []
         for line in lines:
             if not line:
                 if self._data:
-                    events.append(b"\n".join(self._data))
+                    events.append((self._name, b"\n".join(self._data)))
                     self._data = []
+                    self._held = 0
+                self._name = b""
             elif line.startswith(b"data:"):
                 self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+                self._held += len(line) + 1  # of an empty one as well: an endless row ends
             elif line == b"data":
                 self._data.append(b"")
-            # comments (":…") and the fields event, id and retry mean nothing to a benchmark
-        self._carry_bytes = len(rest) + sum(map(len, self._data))
-        self.between_events = not (rest or self._data or self._skip_lf)
+                self._held += len(line) + 1
+            elif line.startswith(b"event:"):
+                self._name = line[6:].strip()
+            # comments (":…") and the fields id and retry mean nothing to a benchmark
+        self._unfinished = self._held + len(rest)
+        self.between_events = not (rest or self._data or self._name or self._skip_lf)
         return events
-
-
-class PromptDetails(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
-
-
-class Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: PromptDetails | None = None
-
-
-class Choice(msgspec.Struct, gc=False):
-    text: str | None = None
-    finish_reason: str | None = None
-
-
-class CompletionEvent(msgspec.Struct, gc=False):
-    """The fields that are read of one streamed event, or of a whole reply. Others are left aside."""
-
-    choices: list[Choice] = []
-    usage: Usage | None = None
-    metrics: dict[str, float | None] | None = None
-    error: object = None
-    object: str | None = None
-    message: str | None = None
 
 
 _decoder = msgspec.json.Decoder(CompletionEvent)
 _decode_event = _decoder.decode
 _decode_events = _decoder.decode_lines
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Facts(msgspec.Struct):
@@ -130,10 +142,25 @@ class Facts(msgspec.Struct):
     error_message: str | None = None
     done: bool = False
 
+    @property
+    def text(self) -> str | None:
+        """The whole answer; None where there is none."""
+        return mended("".join(self.texts)) if self.texts else None
+
+    @property
+    def ended(self) -> bool:
+        """All that tells of the end has come: a reason for it, and the counts."""
+        return (
+            self.finish_reason is not None
+            and self.prompt_tokens is not None
+            and self.output_tokens is not None
+        )
+
     def fail(self, error_type: str, message: str) -> None:
         """The first fault stays: what follows is usually its consequence."""
         if self.error_type is None:
-            self.error_type, self.error_message = error_type, message[:MESSAGE_CHARS]
+            said = mended(message[:MESSAGE_CHARS]).strip()
+            self.error_type, self.error_message = error_type, said or "no reason was given"
 
     def add_usage(self, usage: Usage) -> None:
         if usage.prompt_tokens is not None:
@@ -145,6 +172,15 @@ class Facts(msgspec.Struct):
             if tokens < (self.output_tokens or 0):
                 self.fail("length_mismatch", f"usage went down: {self.output_tokens} to {tokens}")
             self.output_tokens = tokens
+
+    def add_finish(self, choice: Choice, data: bytes) -> None:
+        """Take why the answer ended; ``error`` or ``abort`` is one of the reply."""
+        if choice.finish_reason is not None:
+            self.finish_reason = mended(choice.finish_reason[:MESSAGE_CHARS])
+        if choice.finish_reason in FAILED_FINISHES:
+            self.fail(
+                "server_error_event", f"finish_reason {self.finish_reason}: {error_text(data)}"
+            )
 
 
 class StreamReader:
@@ -186,39 +222,40 @@ class StreamReader:
             return 0
         try:
             events = _decode_events(lines)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return 0  # read one by one, it is known which
         if len(events) != count or self.events + count > self._event_limit:
             return 0
         self._skip_start()
         self.events += count
+        take_token = self._take_token
         for event, stamp, segment in zip(events, stamps, front, strict=False):
-            if not self._take_token(event, stamp):
+            if not take_token(event, stamp):
                 self._take(event, stamp, segment[6:-2])
         return count
 
     def _take_token(self, event: CompletionEvent, stamp: Any) -> bool:
         """Take an event that only brings tokens; False for any other. The same as `_take`, sooner."""
         usage, choices, facts = event.usage, event.choices, self.facts
-        if usage is None or len(choices) != 1 or facts.chunk_tokens is None:
+        if usage is None or not choices or facts.chunk_tokens is None:
             return False
-        tokens = usage.completion_tokens
+        choice, tokens = choices[0], usage.completion_tokens
         if (
             tokens is None
             or tokens <= (facts.output_tokens or 0)
+            or choice.finish_reason is not None
             or event.error is not None
             or event.metrics
             or event.object == "error"
             or usage.prompt_tokens_details is not None
-            or choices[0].finish_reason is not None
         ):
             return False
-        if usage.prompt_tokens is not None:
-            facts.prompt_tokens = usage.prompt_tokens
+        if (prompt_tokens := usage.prompt_tokens) is not None:
+            facts.prompt_tokens = prompt_tokens
         facts.output_tokens = tokens
         facts.chunk_tokens.append(tokens)
         facts.chunk_stamps.append(stamp)
-        if text := choices[0].text:
+        if text := choice.text if choice.delta is None else choice.answer:
             facts.texts.append(text)
         return True
 
@@ -234,12 +271,19 @@ class StreamReader:
                 and self._between_events
             ):
                 self._skip_start()
-                self._event(segment[6:-2], stamp)
+                self._event(b"", segment[6:-2], stamp)
             else:
                 if self._splitter is None:
                     self._splitter = SseSplitter(self._at_start)
-                for data in self._splitter.feed(segment):
-                    self._event(data, stamp)
+                for name, data in self._splitter.feed(segment):
+                    self._event(name, data, stamp)
+
+    def end(self, stamp: Any) -> None:
+        """The body ended as HTTP says it must: an event that only lacks its empty line counts."""
+        if self._splitter is not None:
+            with contextlib.suppress(SseError):  # half an event: the stream then lacks its end
+                for name, data in self._splitter.end():
+                    self._event(name, data, stamp)
 
     @property
     def _between_events(self) -> bool:
@@ -251,48 +295,66 @@ class StreamReader:
         if self._splitter is not None:
             self._splitter.at_start = False
 
-    def _event(self, data: bytes, stamp: Any) -> None:
-        if data == b"[DONE]":
-            self.facts.done = True
+    def _event(self, name: bytes, data: bytes, stamp: Any) -> None:
+        if (name or data[:1] != b"{") and not self._is_ours(name, data):
+            return
+        try:
+            event = _decode_event(data)
+        except UNREADABLE:
+            try:
+                event = take_what_is_needed(data)
+            except NotAnEvent as error:
+                if name not in OUR_EVENTS or self.facts.done:
+                    return
+                raise SseError(f"not a completion event: {error}") from error
+            if event is NOTHING:
+                return
+        if name not in OUR_EVENTS and not event.choices and event.usage is None:
             return
         self.events += 1
         if self.events > self._event_limit:
             raise SseError(f"over {self._event_limit} events, far more than tokens were asked for")
-        try:
-            event = _decode_event(data)
-        except msgspec.DecodeError as error:  # also ValidationError: a field of the wrong type
-            raise SseError(f"not a completion event: {error}") from error
-        self._take(event, stamp, data)
+        if not self._take_token(event, stamp):
+            self._take(event, stamp, data)
+
+    def _is_ours(self, name: bytes, data: bytes) -> bool:
+        """Whether to decode the event; the end, an error by name, and one that is empty are taken here."""
+        if name == ERROR_EVENT:
+            self.facts.fail("server_error_event", error_text(data))
+            return False
+        bare = data.strip()
+        if bare == DONE:
+            self.facts.done = True
+        return bare not in (DONE, b"")
 
     def _take(self, event: CompletionEvent, stamp: Any, data: bytes) -> None:
         facts = self.facts
-        if event.error is not None or event.object == "error":
+        if says_error(event.error) or event.object == "error":
             facts.fail("server_error_event", error_text(data))
             return
         if event.metrics:
-            facts.server_metrics = _numbers(event.metrics)
+            facts.server_metrics = numbers(event.metrics)
         before = facts.output_tokens or 0
         running = None
         if event.usage is not None:
             running = event.usage.completion_tokens
             facts.add_usage(event.usage)
         if event.choices:
-            self._choice(event.choices[0], running, before, stamp)
+            self._choice(event.choices[0], running, before, stamp, data)
 
-    def _choice(self, choice: Choice, running: int | None, before: int, stamp: Any) -> None:
+    def _choice(
+        self, choice: Choice, running: int | None, before: int, stamp: Any, data: bytes
+    ) -> None:
         facts = self.facts
-        if choice.finish_reason is not None:
-            facts.finish_reason = choice.finish_reason
-        if choice.text:
-            facts.texts.append(choice.text)
-        if running is None:
-            if choice.text:
-                facts.chunk_stamps.append(stamp)
-                facts.chunk_tokens = None
-        elif running > before:
+        facts.add_finish(choice, data)
+        if answer := choice.answer:
+            facts.texts.append(answer)
+        if running is not None and running > before and facts.chunk_tokens is not None:
             facts.chunk_stamps.append(stamp)
-            if facts.chunk_tokens is not None:
-                facts.chunk_tokens.append(running)
+            facts.chunk_tokens.append(running)
+        elif choice.brings:  # without a running count an event with text is a chunk of unknown size
+            facts.chunk_stamps.append(stamp)
+            facts.chunk_tokens = None
 
 
 def _is_usual(segment: bytes) -> bool:
@@ -303,35 +365,46 @@ def read_whole(body: bytes) -> Facts:
     """A reply that is not streamed, e.g. of the perplexity task. It has no chunks."""
     facts = Facts()
     try:
-        event = _decode_event(body)
-    except msgspec.DecodeError as error:
+        event = _decode_whole(body)
+    except NotAnEvent as error:
         facts.fail("bad_http", f"the reply is no completion: {error}")
         return facts
-    if event.error is not None or event.object == "error":
+    if says_error(event.error) or event.object == "error":
         facts.fail("server_error_event", error_text(body))
         return facts
     if event.usage is not None:
         facts.add_usage(event.usage)
     if event.metrics:
-        facts.server_metrics = _numbers(event.metrics)
+        facts.server_metrics = numbers(event.metrics)
     if event.choices:
-        facts.finish_reason = event.choices[0].finish_reason
-        facts.texts.append(event.choices[0].text or "")
+        facts.add_finish(event.choices[0], body)
+        facts.texts.append(event.choices[0].answer or "")
     facts.done = True
     return facts
 
 
+def _decode_whole(body: bytes) -> CompletionEvent:
+    """By the types, which are quick with megabytes of log-probabilities; a chat's message they leave out."""
+    try:
+        event = _decode_event(body)
+    except UNREADABLE:
+        return take_what_is_needed(body)
+    if event.choices and event.choices[0].text is None:
+        return take_what_is_needed(body)
+    return event
+
+
 def error_text(body: bytes) -> str:
     """The server's own words for an error, in one line, without the prompt that it may repeat."""
-    try:
-        said: object = msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        said = body[:MESSAGE_CHARS].decode("utf-8", "replace")
-    for key in ("error", "message", "detail"):
-        if isinstance(said, dict) and key in said:
-            said = said[key]
-    return " ".join(_ECHOED_INPUT.sub("…", str(said)).split())[:MESSAGE_CHARS]
+    said: object = body[: 4 * MESSAGE_CHARS].decode("utf-8", "replace")
+    with contextlib.suppress(ValueError, RecursionError):
+        said = str(_words(json.loads(body)))
+    return mended(" ".join(_ECHOED_INPUT.sub("…", str(said)).split())[:MESSAGE_CHARS])
 
 
-def _numbers(metrics: dict[str, float | None]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if value is not None}
+def _words(said: object) -> object:
+    """What stands under the key, or the keys one in another, that hold an error's words."""
+    for key in ERROR_KEYS:
+        if isinstance(said, dict):
+            said = cast("dict[str, object]", said).get(key) or said
+    return said

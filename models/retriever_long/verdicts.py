@@ -108,7 +108,7 @@ def write(path: Path, found: Verdicts) -> None:
 
 
 def table(found: Verdicts) -> str:
-    """Markdown: a candidate a row, a length a column; of what is barred, the task that lost most."""
+    """Markdown: a candidate a row, a length a column; of what is disqualified, the task that lost most."""
     lengths = sorted({row.context_tokens for row in found.rows})
     lines = [f"{found.where}:", ""]
     lines.append(f"| model | backend | KV cache | {' | '.join(f'{n:,}' for n in lengths)} |")

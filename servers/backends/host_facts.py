@@ -5,17 +5,20 @@ stays here.
 """
 
 import json
+import os
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from greenbench.contract import nvidia_smi
 from greenbench.contract.config import ModelConfig, ServerConfig
 from greenbench.contract.cpu import ServedDtype, dtype_on_cpu, this_cpu
+from greenbench.contract.cuda_devices import Capability
 from greenbench.contract.errors import UserError, nearest
+from greenbench.contract.nvidia_smi import SmiAnswer
 
 Device = Literal["cpu", "cuda"]
-Capability = tuple[int, int]
 
 # Compute capability by card, from NVIDIA's list of CUDA GPUs (developer.nvidia.com/cuda-gpus).
 GPU_CAPABILITIES: dict[str, Capability] = {
@@ -33,7 +36,7 @@ class HostFacts:
     """``modules`` is None where nothing is known (another host): then none is called missing."""
 
     gpu_name: str | None = None
-    capability: Capability | None = None  # of the first GPU; None without one
+    capability: Capability | None = None  # of a server's first GPU; None without one
     vllm_python: str = "the vLLM python"
     vllm_build: Device | None = None  # None: no vLLM in the vLLM python
     vllm_version: str | None = None
@@ -44,7 +47,12 @@ class HostFacts:
     @property
     def device(self) -> Device:
         """Where a server of this host runs."""
-        return "cuda" if self.capability is not None and self.vllm_build != "cpu" else "cpu"
+        return "cuda" if self.has_gpu and self.vllm_build != "cpu" else "cpu"
+
+    @property
+    def has_gpu(self) -> bool:
+        """A card whose driver does not say what it is is still one."""
+        return self.gpu_name is not None or self.capability is not None
 
 
 def other_host(gpu: str) -> HostFacts:
@@ -57,7 +65,7 @@ def other_host(gpu: str) -> HostFacts:
 
 def this_host(vllm_python: str, modules: Iterable[str]) -> HostFacts:
     """Facts of this machine. ``modules`` are those whose presence in the vLLM python matters."""
-    gpu_name, capability = _first_gpu()
+    gpu_name, capability = first_gpu(nvidia_smi.ask(), os.environ)
     versions, importable = _ask_python(vllm_python, modules)
     build, version = _vllm_build(versions)
     return HostFacts(
@@ -66,16 +74,16 @@ def this_host(vllm_python: str, modules: Iterable[str]) -> HostFacts:
     )  # fmt: skip
 
 
-def _first_gpu() -> tuple[str | None, Capability | None]:
-    # nvidia-smi and not NVML's binding: it is there wherever the driver is, in any python
-    command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        name, capability = done.stdout.splitlines()[0].rsplit(",", 1)
-        major, minor = capability.strip().split(".")
-        return name.strip(), (int(major), int(minor))
-    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
-        return None, None
+def first_gpu(cards: SmiAnswer, environ: Mapping[str, str]) -> tuple[str | None, Capability | None]:
+    """Name and capability of CUDA's device 0 in that environment: a server's first card.
+
+    Where CUDA's order cannot be told, of the newest of the cards that it may be; Nones without a card.
+    """
+    devices = cards.shown(environ).devices
+    first = [card for card in cards.cards if devices and card.uuid in devices[0]]
+    newest = max((card.capability for card in first if card.capability), default=None)
+    names = dict.fromkeys(card.name for card in first if newest in (None, card.capability))
+    return " or ".join(names) or None, newest
 
 
 _ASK_PYTHON = """

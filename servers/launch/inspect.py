@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from greenbench.contract.access import Access, access
+from greenbench.contract.fetch import FetchError, Limits, Reply, fetch
 from greenbench.contract.manifest import Server
+from greenbench.contract.served import served_models
 
-RPC_TIMEOUT_S = 60.0
+PAGE_LIMITS = Limits(60.0, 64 * 2**20)  # of a model inspection, which large models make long
 MODEL_INSPECTION = "model_inspection.txt"
 SERVER_INFO = "server_info.json"
 CACHE_INFO = "vllm:cache_config_info"  # a sample of /metrics whose labels are the settings
@@ -22,7 +24,12 @@ class ServerSays:
     info: dict[str, Any] | None  # /server_info
     version: str | None
     served_models: list[dict[str, Any]]
-    cache: dict[str, str]  # labels of vllm:cache_config_info
+    engines: tuple[dict[str, str], ...]  # labels of vllm:cache_config_info, of each engine
+
+    @property
+    def cache(self) -> dict[str, str]:
+        """Of the first engine; all are set alike."""
+        return next(iter(self.engines), {})
 
     def window(self, served: str) -> int | None:
         """The longest sequence that the model of this name takes, tokens."""
@@ -41,7 +48,7 @@ class ServerSays:
         return self.cache.get("cache_dtype") or self._said("cache_config", "cache_dtype")
 
     @property
-    def kv_pool_bytes(self) -> int | None:
+    def kv_pool_bytes_a_card(self) -> int | None:
         """What the KV pool of a card was told to take; None where vLLM measured what is left."""
         return self._said("cache_config", "kv_cache_memory_bytes")
 
@@ -60,8 +67,9 @@ class ServerSays:
 
     @property
     def data_parallel(self) -> int | None:
-        """Engines."""
-        return self._said("parallel_config", "data_parallel_size")
+        """Engines: by the settings, or by the pools that /metrics lists."""
+        listed = len(self.engines) if len(self.engines) > 1 else None
+        return self._said("parallel_config", "data_parallel_size") or listed
 
     def _said(self, part: str, key: str) -> Any:
         """A setting of /server_info; None where the server does not give it."""
@@ -80,8 +88,11 @@ class ServerSays:
 
     @property
     def kv_cache_tokens(self) -> int | None:
-        tokens = self.cache.get("kv_cache_size_tokens", "")
-        return int(tokens) if tokens.isdigit() else None
+        """Of the pools of all engines; each line says its own engine's."""
+        sizes = [labels.get("kv_cache_size_tokens", "") for labels in self.engines]
+        if not sizes or not all(size.isdigit() for size in sizes):
+            return None
+        return sum(int(size) for size in sizes)
 
     @property
     def shape_args(self) -> list[str]:
@@ -109,51 +120,67 @@ class ServerSays:
             (folder / SERVER_INFO).write_text(json.dumps(self.info, indent=1) + "\n")
 
 
-def ask(base_url: str) -> ServerSays:
-    """Ask everything once. A server that does not answer /v1/models raises httpx.HTTPError."""
-    with httpx.Client(base_url=base_url, timeout=RPC_TIMEOUT_S, trust_env=False) as client:
-        models = client.get("/v1/models").raise_for_status().json()["data"]
-        inspection = _json(client, "POST", "/collective_rpc", {"method": "get_model_inspection"})
-        info = _json(client, "GET", "/server_info?config_format=json")
-        version = _json(client, "GET", "/version")
-        metrics = client.get("/metrics")
+def ask(server: str | Access) -> ServerSays:
+    """Ask everything once. Raises OSError where /v1/models is not answered, UserError where a key is wanted.
+
+    ``server``: our own's address, all of whose answers count; or how another's is reached, of which what
+    cannot be had is left out.
+    """
+    own = isinstance(server, str)
+    reached = access(server) if own else server
+    models = served_models(reached)
+    inspection = _json(reached, "/collective_rpc", own, {"method": "get_model_inspection"})
+    info = _json(reached, "/server_info?config_format=json", own)
+    version = _json(reached, "/version", own)
+    metrics = _page(reached, "/metrics", own)
     return ServerSays(
-        trees=[str(tree) for tree in inspection["results"]] if inspection else None,
+        trees=_trees(inspection),
         info=info,
         version=(version or {}).get("version"),
         served_models=models,
-        cache=cache_settings(metrics.text) if metrics.is_success else {},
+        engines=engine_caches(metrics.text) if metrics.is_success else (),
     )
 
 
-def served_window(base_url: str, served: str, timeout_s: float) -> int | None:
+def served_window(base_url: str, served: str) -> int | None:
     """The longest sequence that the server takes for the model of this name, tokens."""
-    models = httpx.get(f"{base_url}/v1/models", timeout=timeout_s, trust_env=False)
-    says = ServerSays(None, None, None, models.raise_for_status().json()["data"], {})
-    return says.window(served)
+    return ServerSays(None, None, None, served_models(access(base_url)), ()).window(served)
 
 
-def cache_settings(metrics: str) -> dict[str, str]:
-    """Labels of CACHE_INFO on a page of /metrics; empty where it has none, or is no such page."""
+def engine_caches(metrics: str) -> tuple[dict[str, str], ...]:
+    """Labels of CACHE_INFO of each engine (data parallel has several) on a page of /metrics.
+
+    Empty where it has none, or is no such page. Without a label ``engine`` there is one.
+    """
+    found: dict[str, dict[str, str]] = {}
     try:
         for family in text_string_to_metric_families(metrics):
             for sample in family.samples:
                 if sample.name == CACHE_INFO:
-                    return dict(sample.labels)
+                    found.setdefault(sample.labels.get("engine", ""), dict(sample.labels))
     except ValueError:
-        return {}
-    return {}
+        return ()
+    return tuple(found.values())
+
+
+def _trees(inspection: dict[str, Any] | None) -> list[str] | None:
+    trees = (inspection or {}).get("results")
+    return [str(tree) for tree in trees] if isinstance(trees, list) else None
+
+
+def _page(server: Access, path: str, own: bool, body: object = None) -> Reply:
+    try:
+        return fetch(server, path, PAGE_LIMITS, body)
+    except FetchError:
+        if own:
+            raise
+        return Reply(0, {}, b"")
 
 
 def _json(
-    client: httpx.Client, method: str, path: str, body: dict[str, str] | None = None
+    server: Access, path: str, own: bool, body: dict[str, str] | None = None
 ) -> dict[str, Any] | None:
-    """None where the endpoint is not there or fails; connection errors propagate."""
-    response = client.request(method, path, json=body)
-    if not response.is_success:
-        return None
-    try:
-        body = response.json()
-    except json.JSONDecodeError:
-        return None
-    return body if isinstance(body, dict) else None
+    """None where the endpoint is not there or gives no object."""
+    reply = _page(server, path, own, body)
+    found = reply.json() if reply.is_success else None
+    return found if isinstance(found, dict) else None

@@ -1,16 +1,15 @@
 """Describe a server that somebody else runs: what it reports, and whether that is a proof."""
 
-import json
 from pathlib import Path
 
-import httpx
-
 from greenbench.contract import hub
+from greenbench.contract.access import Access, access
 from greenbench.contract.config import ModelConfig, ServerRequest
 from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Server
 from greenbench.contract.model_folder import has_config
 from greenbench.contract.model_shape import ModelShape
+from greenbench.contract.served import find_endpoint
 from servers.backends.choice import resolve
 from servers.launch import inspect, proof
 from servers.launch.inspect import ServerSays
@@ -28,17 +27,11 @@ def probe(request: ServerRequest, out: Path, place: Place) -> Server:
     backend, options = resolve(request.backend)
     if request.server.base_url is None:
         raise UserError("probe wants server.base_url, the address of a running server")
-    base_url = request.server.base_url.rstrip("/").removesuffix("/v1")
-    try:
-        says = inspect.ask(base_url)
-    except (httpx.HTTPError, httpx.InvalidURL, KeyError, json.JSONDecodeError) as error:
-        raise ServerDied(
-            f"No vLLM server answers at {base_url} ({type(error).__name__}: {error})"
-        ) from error
+    reached = access(request.server.base_url, request.server.connection)
+    base_url = reached.base_url
+    says, endpoint = _answers(request, reached)
     listed = {str(model["id"]): model for model in says.served_models}
     served = request.server.served_model or next(iter(listed), "")
-    if served not in listed:
-        raise UserError(f"{base_url} serves {', '.join(listed) or 'no model'}, not '{served}'")
     proven = proof.judge(backend, says.trees, None)
     root = str(listed[served].get("root") or "")
     server = Server(
@@ -48,7 +41,12 @@ def probe(request: ServerRequest, out: Path, place: Place) -> Server:
         exactness=backend.exactness,
         observed_backend=proven.observed_backend,
         proof=proven.verdict,
-        proof_detail={**proven.detail, "prefix_caching": says.prefix_caching},
+        proof_detail={
+            **proven.detail,
+            "prefix_caching": says.prefix_caching,
+            "endpoint": endpoint,
+            "lacks": _lacks(says),
+        },
         model=request.model.name,
         model_path=root or request.model.path or "",
         weights=request.model.weights,
@@ -79,3 +77,32 @@ def _shape(model: ModelConfig, root: str, says: ServerSays, place: Place) -> Mod
         return model_shapes([Wish(model, tuple(says.shape_args))], place)[0]
     except UserError as error:  # a broken config.json here says nothing of a server that runs
         return ModelShape.not_known(str(error))
+
+
+def _answers(request: ServerRequest, reached: Access) -> tuple[ServerSays, str]:
+    """What the server reports, and the endpoint at which it has completed one token."""
+    try:
+        says = inspect.ask(reached)
+        listed = [str(model["id"]) for model in says.served_models]
+        served = request.server.served_model or next(iter(listed), "")
+        if served not in listed:
+            raise UserError(
+                f"{reached.base_url} serves {', '.join(listed) or 'no model'}, not '{served}'"
+            )
+        wanted = request.server.endpoint
+        endpoint = find_endpoint(reached, served, wanted)
+    except OSError as error:
+        raise ServerDied(f"No vLLM server answers at {reached.base_url} ({error})") from error
+    if wanted == "auto" and endpoint == "chat":  # prompts are made before, and for completions
+        raise UserError(f"{reached.base_url} has no /v1/completions; write 'endpoint: chat'")
+    return says, endpoint
+
+
+def _lacks(says: ServerSays) -> list[str]:
+    """What a report will not have, a sentence each: most servers that are not vLLM give less."""
+    said: list[str] = []
+    if says.version is None:
+        said.append("no /version: it may not be vLLM")
+    if not says.cache:
+        said.append("no /metrics of vLLM's: no KV usage, no queue, and no server times")
+    return said

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import httpx
-
 from greenbench.contract import hub
 from greenbench.contract.clock import Anchor
 from greenbench.contract.config import ModelConfig, ServerRequest
@@ -26,8 +24,10 @@ from servers.launch.command import (
     child_env,
     command,
     kv_pool_bytes,
+    left_out,
     plan,
     recorded_env,
+    unset,
 )
 from servers.launch.inspect import ServerSays
 from servers.launch.process import ServerDied, ServerProcess, pick_port
@@ -82,8 +82,8 @@ def model_facts(model: ModelConfig, context: LaunchContext) -> ModelFacts:
 def planned(request: ServerRequest, context: LaunchContext, shape: ModelShape) -> Plan:
     """The plan of one server on this machine; that its model is missing is one of the refusals."""
     made = plan(request, context.host, facts_of(request.model.name, shape))
-    absent = missing(request.model)
-    return replace(made, refusals=[*made.refusals, absent]) if absent else made
+    absent = [*filter(None, [missing(request.model)]), *unset(context.env, request)]
+    return replace(made, refusals=[*made.refusals, *absent]) if absent else made
 
 
 def command_of(made: Plan, path: str, port: int | str, context: LaunchContext) -> Command:
@@ -140,7 +140,7 @@ class Launch:
             update={"shape": self.shape}
         )
         self.state = StateFile(out, server)
-        env = child_env(context.env, ours.env)
+        env = child_env(context.env, ours.env, request.server.env)
         self.process = ServerProcess(ours.argv, env, out / SERVER_LOG)
         self._started = Anchor.now()
 
@@ -149,6 +149,10 @@ class Launch:
         self._started = Anchor.now()
         plan, log = self.plan, self.process.log_path
         model = plan.request.model.name
+        if dropped := self.state.server.env_left_out:
+            self._say(
+                f"not passed on to vLLM: {', '.join(dropped)}; server.env in a sweep passes more"
+            )
         self._say(f"booting {plan.backend.name} with {model} in {plan.dtype}, log {log}")
         try:
             self.process.start()
@@ -246,8 +250,9 @@ class Launch:
         dtype = says.dtype or self.plan.dtype.name
         server = self.state.server
         fixed_pool = says.fixed_blocks or self.plan.request.server.num_gpu_blocks
-        told_bytes = says.kv_pool_bytes or kv_pool_bytes(self.plan)
-        pool_bytes = told_bytes or boot_log.kv_memory_bytes(log)
+        running = server.model_copy(update=says.settings(server))
+        told_bytes = says.kv_pool_bytes_a_card or kv_pool_bytes(self.plan)
+        pool_bytes = told_bytes * running.cards if told_bytes else boot_log.kv_memory_bytes(log)
         has_attention = proven.detail["attention_layers"] != {}
         return {
             "observed_backend": proven.observed_backend,
@@ -278,10 +283,10 @@ def _smoke(plan: Plan, process: ServerProcess, base_url: str, deadline_s: float)
     left_s = max(1.0, deadline_s - time.monotonic())
     step_tokens = plan.request.server.max_num_batched_tokens
     try:
-        window = inspect.served_window(base_url, plan.request.model.name, left_s)
+        window = inspect.served_window(base_url, plan.request.model.name)
         lengths = smoke.prompt_lengths(window or plan.max_model_len, step_tokens, plan.device)
         smoke.run(base_url, plan.request.model.name, lengths, left_s)
-    except smoke.SmokeFailure as failure:
+    except (smoke.SmokeFailure, OSError) as failure:
         _give_time_to_die(process)
         cause = boot_log.last_error(process.log())
         raise BootFailed(f"The server is up, but {failure}; its log: {cause}") from failure
@@ -290,7 +295,7 @@ def _smoke(plan: Plan, process: ServerProcess, base_url: str, deadline_s: float)
 def _ask(process: ServerProcess, base_url: str) -> ServerSays:
     try:
         return inspect.ask(base_url)
-    except httpx.HTTPError as error:
+    except OSError as error:
         _give_time_to_die(process)
         raise BootFailed(
             f"The server answers requests, but not what it is ({type(error).__name__}: {error})"
@@ -326,6 +331,7 @@ def _described(
         base_url=f"http://127.0.0.1:{port}",
         served_model=request.model.name,
         argv=command.argv,
-        env=recorded_env(context.env, command.env),
+        env=recorded_env(context.env, command.env, request.server.env),
+        env_left_out=left_out(context.env, command.env, request.server.env),
         vllm_version=context.host.vllm_version,
     )

@@ -1,11 +1,13 @@
 """vLLM's /metrics, by an allow-list. Histograms keep their sums and counts; buckets are too coarse to use."""
 
-import http.client
 from collections.abc import Iterable
-from urllib.parse import urlsplit
+from itertools import islice
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from greenbench.contract.access import Access, access
+from greenbench.contract.fetch import FetchError, Limits
+from greenbench.contract.fetch import fetch as fetch_page
 from greenbench.contract.schema import ServerMetric
 
 GAUGES = (
@@ -13,6 +15,7 @@ GAUGES = (
     "vllm:num_requests_waiting",
     "vllm:num_requests_waiting_by_reason",
     "vllm:kv_cache_usage_perc",
+    "vllm:gpu_cache_usage_perc",  # the same before vLLM 0.10
 )
 COUNTERS = (
     "vllm:prompt_tokens",
@@ -56,6 +59,8 @@ ALLOWED = frozenset(
     ]
 )
 TIMEOUT_S = 5.0
+MOST_BYTES = 16 * 2**20  # a page of vLLM's has 100 kB, of 64 engines 6 MB
+MOST_SAMPLES = 20_000  # allow-listed, of one page; an engine has 45
 
 
 def allowed_lines(text: str) -> Iterable[str]:
@@ -72,7 +77,10 @@ def allowed_lines(text: str) -> Iterable[str]:
 def parse(text: str, unix_ns: int, mono_ns: int) -> list[ServerMetric]:
     """Samples of one page as rows. Raises ValueError when the page is not Prometheus text."""
     rows: list[ServerMetric] = []
-    for family in text_string_to_metric_families("\n".join(allowed_lines(text)) + "\n"):
+    lines = list(islice(allowed_lines(text), MOST_SAMPLES + 1))
+    if len(lines) > MOST_SAMPLES:
+        raise ValueError(f"a page with over {MOST_SAMPLES} samples of vLLM's")
+    for family in text_string_to_metric_families("\n".join(lines) + "\n"):
         for sample in family.samples:
             if sample.value == sample.value:  # NaN: the server has no value yet
                 labels = dict(sample.labels)
@@ -80,17 +88,23 @@ def parse(text: str, unix_ns: int, mono_ns: int) -> list[ServerMetric]:
     return rows
 
 
-def fetch(base_url: str, path: str = "/metrics", timeout_s: float = TIMEOUT_S) -> str:
-    """GET one page on a fresh connection, past any proxy. Raises OSError or HTTPException."""
-    parts = urlsplit(base_url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=timeout_s)
-    try:
-        connection.request("GET", parts.path.rstrip("/") + path)
-        response = connection.getresponse()
-        body = response.read()
-        if response.status != 200:
-            raise http.client.HTTPException(f"HTTP {response.status}")
-        return body.decode()
-    finally:
-        connection.close()
+def is_vllms(row: ServerMetric) -> bool:
+    """Whether it is vLLM that serves the page; a router or another server has names of its own."""
+    return row.metric.startswith("vllm:")
+
+
+def fetch(
+    server: str | Access,
+    path: str = "/metrics",
+    timeout_s: float = TIMEOUT_S,
+    most: int = MOST_BYTES,
+) -> str:
+    """GET one page on a fresh connection, past any proxy. Raises OSError with the reason.
+
+    ``timeout_s`` bounds the whole exchange, ``most`` the bytes: what drips or never ends is given up.
+    """
+    reached = access(server) if isinstance(server, str) else server
+    reply = fetch_page(reached, path, Limits(timeout_s, most))
+    if reply.status != 200:
+        raise FetchError(f"HTTP {reply.status}: {reply.words}".rstrip(": "))
+    return reply.body.decode("utf-8", "replace")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 
+from greenbench.contract.access import access
 from loadgen.wire.asyncio_loop import AsyncioLoop
 from loadgen.wire.connection import Target, outcome, whole_head
 from loadgen.wire.httpx_client import AsyncHttpxClient
@@ -65,7 +66,7 @@ def portable(url: str, makes: list[Make], timeout_s: float = 5.0) -> list[Respon
 
     async def run() -> list[Response]:
         target = Target.from_url(url)
-        client = AsyncHttpxClient(url)
+        client = AsyncHttpxClient(access(url))
         results: list[Response] = []
         for number, make in enumerate(makes):
             results.append(await client.send(make(target, number), timeout_s))

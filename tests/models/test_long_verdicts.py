@@ -23,7 +23,7 @@ def standings(found: Verdicts, model: str, backend: str, kv_cache: str = "auto")
     ]
 
 
-def barred(found: Verdicts, *who: str) -> list[bool]:
+def disqualified(found: Verdicts, *who: str) -> list[bool]:
     told = standings(found, *who)
     assert set(told) <= FREE | {"disqualified"}  # nothing is left open
     return [each == "disqualified" for each in told]
@@ -32,11 +32,11 @@ def barred(found: Verdicts, *who: str) -> list[bool]:
 @pytest.mark.parametrize("model", ["retriever-32k", "retriever-32k-head128"])
 @pytest.mark.parametrize("backend", ["sdpa_gather", "flash_attn3", "triton"])
 def test_exact_backends_stand_at_every_length(model: str, backend: str) -> None:
-    assert barred(H200, model, backend) == [False] * len(LONG)
+    assert disqualified(H200, model, backend) == [False] * len(LONG)
 
 
 def test_flashinfer_stands_at_every_length() -> None:
-    assert barred(H200, "retriever-32k", "flashinfer") == [False] * len(LONG)
+    assert disqualified(H200, "retriever-32k", "flashinfer") == [False] * len(LONG)
 
 
 @pytest.mark.parametrize(
@@ -62,17 +62,17 @@ def test_fp8_keys_and_values_stand_as_they_are(model: str, backend: str) -> None
         ("retriever-32k", "drops_a_block", [True, True, True]),
     ],
 )
-def test_faults_are_barred_on_a_gpu_from_the_length_on_at_which_they_are_wrong(
+def test_faults_are_disqualified_on_a_gpu_from_the_length_on_at_which_they_are_wrong(
     model: str, fault: str, wrong: list[bool]
 ) -> None:
-    assert barred(H200, model, fault) == wrong
+    assert disqualified(H200, model, fault) == wrong
 
 
 @pytest.mark.parametrize("backend", ["flash_attn3", "triton"])
-def test_bad_scales_are_barred_and_the_same_weights_unquantised_are_not(backend: str) -> None:
+def test_bad_scales_are_disqualified_and_the_same_weights_unquantised_are_not(backend: str) -> None:
     model = "retriever-32k-bad-scales"
-    assert barred(H200, model, backend, "fp8") == [True] * len(LONG)
-    assert barred(H200, model, "sdpa_gather", "bfloat16") == [False] * len(LONG)
+    assert disqualified(H200, model, backend, "fp8") == [True] * len(LONG)
+    assert disqualified(H200, model, "sdpa_gather", "bfloat16") == [False] * len(LONG)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_bad_scales_are_barred_and_the_same_weights_unquantised_are_not(backend:
 def test_the_gate_says_the_same_on_a_cpu_up_to_8k(
     model: str, backend: str, kv_cache: str, wrong: list[bool]
 ) -> None:
-    assert barred(CPU, model, backend, kv_cache) == wrong
+    assert disqualified(CPU, model, backend, kv_cache) == wrong
 
 
 def test_card_holds_what_the_gate_said() -> None:

@@ -14,7 +14,6 @@ from greenbench.sweep.order import (
     quality_warnings,
 )
 from greenbench.sweep.plan import check_tasks
-from greenbench.sweep.provenance import parse_gpus
 from greenbench.sweep.verdict import Faults, count, judge
 
 MODEL = ModelConfig(name="m", path="/m", max_model_len=4096)
@@ -145,16 +144,6 @@ def test_a_wrong_prompt_length_or_a_client_over_budget_makes_the_point_invalid()
 def test_a_failure_of_the_server_is_not_overwritten_by_what_the_rows_say() -> None:
     verdict = judge([], {}, MEASURED, Faults("the server died during the point", ("server_died",)))
     assert verdict == Faults("the server died during the point", ("server_died",))
-
-
-def test_gpu_rows_of_nvidia_smi_are_read_with_units() -> None:
-    rows = (
-        "0, GPU-1, NVIDIA H200, 143771, 700.00, 9.0, Disabled\n"
-        "1, GPU-2, NVIDIA T4, 15360, [N/A], 7.5, [N/A]\n"
-    )
-    first, second = parse_gpus(rows)
-    assert (first.memory_bytes, first.power_limit_w, first.mig) == (143771 * 2**20, 700.0, False)
-    assert (second.power_limit_w, second.compute_capability, second.mig) == (None, "7.5", None)
 
 
 def test_a_task_may_ask_for_its_own_number_of_requests() -> None:

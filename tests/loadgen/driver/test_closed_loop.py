@@ -116,6 +116,25 @@ def test_a_failing_server_is_not_hammered(tmp_path: Path) -> None:
     assert drive.outcomes == (2, 0, 1)
 
 
+def test_failures_that_only_the_body_tells_of_are_paced_as_well(tmp_path: Path) -> None:
+    """Status 200 and an error in the stream: the second in a row is known before the third is sent."""
+    drive = Drive(tmp_path)
+    drive.user.send()
+    refusal = b'data: {"error":"no blocks"}\n\ndata: [DONE]\n\n'
+    for _ in range(2):
+        drive.wire.answer(body=refusal)
+        drive.run_later()
+    assert drive.outcomes == (2, 0, 2)
+    assert [seconds for seconds, _ in drive.pauses] == [FAILURE_PAUSE_S]
+    drive.pauses[0][1]()
+    drive.wire.answer()
+    drive.run_later()
+    assert drive.outcomes == (4, 1, 2)  # a good one ends the pacing
+    drive.wire.answer()
+    drive.run_later()
+    assert (len(drive.pauses), drive.outcomes[0]) == (1, 5)
+
+
 def test_stopped_with_a_request_open_it_is_a_row_and_the_last(tmp_path: Path) -> None:
     drive = Drive(tmp_path)
     drive.user.send()

@@ -56,6 +56,15 @@ def until_close(minor: int) -> Script:
     return Script([Write(0, head), Write(0.01, BODY)], "fin")
 
 
+def typed(kind: bytes, body: bytes) -> Script:
+    """A stream under another content type; none where ``kind`` is empty."""
+    head = OK_STREAM.replace(b"content-type: text/event-stream; charset=utf-8\r\n", kind)
+    return whole(body, head)
+
+
+NOTHING = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+
+
 def with_final(completion_tokens: int, prompt_tokens: int = N) -> Script:
     events = [*EVENTS[:-2], event(None, completion_tokens, prompt_tokens), b"[DONE]"]
     return whole(b"".join(sse(data) for data in events))
@@ -87,6 +96,13 @@ GOOD: dict[str, Callable[[], Script]] = {
     "HTTP/1.0": lambda: until_close(0),
     "HTTP/1.0 keep-alive": lambda: by_length(BODY, 0, b"connection: keep-alive\r\n"),
     "100 continue first": lambda: whole(BODY, b"HTTP/1.1 100 Continue\r\n\r\n" + OK_STREAM),
+    "plain text as content type": lambda: typed(b"content-type: text/plain\r\n", BODY),
+    "no content type": lambda: typed(b"", BODY),
+    "done without a newline": lambda: whole(BODY[:-2]),
+    "done cut by the close": lambda: Script(
+        [*until_close(1).writes[:1], Write(0.01, BODY[:-1])], "fin"
+    ),
+    "without [DONE]": lambda: whole(BODY.removesuffix(sse(b"[DONE]"))),
     "trailers": lambda: Script(
         [Write(0, OK_STREAM + chunked(BODY) + b"0\r\nserver-timing: x\r\n\r\n")]
     ),
@@ -123,6 +139,41 @@ BAD: dict[str, tuple[Callable[[], Script], str, str, int]] = {
     ),
     "malformed SSE": (lambda: whole(sse(EVENTS[0]) + b"data: {oops\n\n"), "bad_sse", "not a", 1),
     "no [DONE]": (lambda: whole(sse(EVENTS[0])), "cut_in_stream", "without [DONE]", 1),
+    "no [DONE] and an end by closing": (
+        lambda: Script(
+            [*until_close(1).writes[:1], Write(0.01, BODY.removesuffix(sse(b"[DONE]")))], "fin"
+        ),
+        "cut_in_stream",
+        "without [DONE]",
+        5,
+    ),
+    "invalid UTF-8": (
+        lambda: whole(sse(EVENTS[0]) + b'data: {"choices":[{"text":"\xff"}]}\n\n'),
+        "bad_sse",
+        "invalid UTF-8",
+        1,
+    ),
+    "an error as JSON with status 200": (
+        lambda: json_script({"error": {"message": "out of blocks"}}),
+        "server_error_event",
+        "out of blocks",
+        0,
+    ),
+    "an error as a page with status 200": (
+        lambda: typed(b"content-type: text/html\r\n", b"<html>login first</html>"),
+        "bad_sse",
+        "login first",
+        0,
+    ),
+    "the whole answer at once": (
+        lambda: json_script(
+            {"choices": [{"text": "a"}], "usage": {"prompt_tokens": N, "completion_tokens": 12}}
+        ),
+        "bad_sse",
+        "the whole answer at once",
+        0,
+    ),
+    "nothing at all": (lambda: Script([Write(0, NOTHING)]), "bad_sse", "content type none", 0),
     "closed in the body": (lambda: cut_after(3, "fin"), "cut_in_stream", "", 3),
     "reset before the head": (lambda: Script([], "rst"), "cut_in_stream", "", 0),
     "closed before the head": (lambda: Script([], "fin"), "cut_in_stream", "", 0),

@@ -117,7 +117,7 @@ def test_many_segments_at_once_read_as_one_by_one(segments: list[bytes], limit: 
 def test_a_usual_stream_is_decoded_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     segments = [sse(data) for data in completion_events(9, [1] * 500)]
     monkeypatch.setattr(
-        StreamReader, "_event", lambda self, data, stamp: self.facts.fail("", "slow")
+        StreamReader, "_event", lambda self, name, data, stamp: self.facts.fail("", "slow")
     )
     reader = StreamReader(1000)
     reader.feed_all(segments[:-1], list(range(501)))
@@ -140,7 +140,18 @@ def test_no_bytes_crash_the_reader(body: bytes) -> None:
 @given(
     st.lists(
         st.sampled_from(
-            [b"data: x", b"data:y", b"data", b": c", b"id: 1", b"", b"\n", b"\r", b"\r\n"]
+            [
+                b"data: x",
+                b"data:y",
+                b"data",
+                b": c",
+                b"id: 1",
+                b"event: e",
+                b"",
+                b"\n",
+                b"\r",
+                b"\r\n",
+            ]
         ),
         max_size=20,
     ),
@@ -151,20 +162,23 @@ def test_the_splitter_agrees_with_the_standards_rules_read_line_by_line(
 ) -> None:
     """Second method: the WHATWG rules applied naively to the whole text."""
     body = b"".join(parts)
-    expected: list[bytes] = []
+    expected: list[tuple[bytes, bytes]] = []
     pending: list[bytes] = []
+    name = b""
     *lines, _ = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
     for line in lines:
         if line == b"":
             if pending:
-                expected.append(b"\n".join(pending))
-            pending = []
+                expected.append((name, b"\n".join(pending)))
+            pending, name = [], b""
         elif line.startswith(b"data: "):
             pending.append(line[6:])
         elif line.startswith(b"data:"):
             pending.append(line[5:])
         elif line == b"data":
             pending.append(b"")
+        elif line.startswith(b"event: "):
+            name = line[7:]
     splitter = SseSplitter()
     assert [
         e for piece in cut(body, [min(at, len(body))]) for e in splitter.feed(piece)
@@ -172,7 +186,7 @@ def test_the_splitter_agrees_with_the_standards_rules_read_line_by_line(
 
 
 def test_a_byte_order_mark_at_the_start_is_no_content() -> None:
-    assert SseSplitter().feed(b"\xef\xbb\xbfdata: x\n\n") == [b"x"]
+    assert SseSplitter().feed(b"\xef\xbb\xbfdata: x\n\n") == [(b"", b"x")]
 
 
 def test_an_empty_text_without_a_new_token_is_no_chunk_and_with_one_it_is() -> None:
@@ -217,7 +231,12 @@ def test_an_error_event_is_an_error_though_done_follows(data: dict[str, object])
         b"{",
         b"nonsense",
         b'{"choices":[{"text":5}]}',
-        b'{"usage":{"completion_tokens":"5"}}',
+        b'{"usage":{"completion_tokens":"five"}}',
+        b'{"usage":{"completion_tokens":16.5}}',
+        b'{"usage":{"completion_tokens":-1}}',
+        b'{"usage":{"completion_tokens":1180591620717411303424}}',
+        b'{"choices":[{"text":"\xff"}]}',
+        b'{"error":' + b"[" * 100_000,
         b"[1]",
     ],
 )

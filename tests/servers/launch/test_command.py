@@ -5,12 +5,21 @@ from dataclasses import replace
 
 import pytest
 
-from greenbench.contract.config import ModelConfig, ServerConfig, ServerRequest
+from greenbench.contract.config import ModelConfig, ServerConfig, ServerRequest, parse
 from greenbench.contract.errors import UserError
 from servers.backends.choice import parse_choice
 from servers.backends.host_facts import HostFacts, ModelFacts
 from servers.backends.registry import BACKENDS
-from servers.launch.command import Command, Plan, child_env, command, plan, recorded_env
+from servers.launch.command import (
+    Command,
+    Plan,
+    child_env,
+    command,
+    left_out,
+    plan,
+    recorded_env,
+    unset,
+)
 
 CPU = HostFacts(vllm_build="cpu", vllm_version="0.32.0", modules=frozenset())
 H200 = HostFacts(gpu_name="H200", capability=(9, 0), vllm_build="cuda")
@@ -217,6 +226,64 @@ def test_the_servers_environment_is_an_allow_list():
     }  # fmt: skip
     recorded = recorded_env(base, {"VLLM_PLUGINS": "none"})
     assert recorded == {"OMP_NUM_THREADS": "2", "VLLM_PLUGINS": "none"}
+
+
+def test_the_order_of_the_cards_reaches_the_server_with_their_choice():
+    """Without it 1 would mean another card in the server than for who set it."""
+    base = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1"}
+    assert child_env(base, {}) == recorded_env(base, {}) == base
+
+
+def test_what_vllm_would_listen_to_and_does_not_get_is_said():
+    base = {
+        "NCCL_SOCKET_IFNAME": "eth0", "VLLM_LOGGING_LEVEL": "DEBUG", "VLLM_PLUGINS": "mine",
+        "OMP_NUM_THREADS": "2", "SHELL": "sh", "EDITOR": "vi", "VLLM_PYTHON": "/opt/python",
+    }  # fmt: skip
+    pinned = {"VLLM_PLUGINS": "none"}
+    assert left_out(base, pinned) == ["NCCL_SOCKET_IFNAME", "VLLM_LOGGING_LEVEL", "VLLM_PLUGINS"]
+    named = ["NCCL_SOCKET_IFNAME", "MY_TOKEN"]
+    assert left_out(base, pinned, named) == ["VLLM_LOGGING_LEVEL", "VLLM_PLUGINS"]
+    mine = base | {"MY_TOKEN": "secret"}
+    env = child_env(mine, pinned, named)
+    assert (env["NCCL_SOCKET_IFNAME"], env["MY_TOKEN"]) == ("eth0", "secret")
+    recorded = recorded_env(mine, pinned, named)
+    assert recorded["NCCL_SOCKET_IFNAME"] == "eth0" and "MY_TOKEN" not in recorded
+
+
+def test_a_sweep_sets_and_passes_on_variables():
+    asked = ServerConfig.model_validate(
+        {"env": {"NCCL_DEBUG": "INFO", "MAX_JOBS": 4, "MY_X": None}}
+    )
+    assert asked.env == {"NCCL_DEBUG": "INFO", "MAX_JOBS": "4", "MY_X": None}
+    assert ServerConfig.model_validate({"env": ["MY_X"]}).env == {"MY_X": None}
+    request = ServerRequest(model=MODEL, backend=parse_choice("sdpa"), server=asked)
+    made = command(plan(request, CPU, ModelFacts("m")), "/m", 1, "python")
+    assert (made.env["NCCL_DEBUG"], made.env["MAX_JOBS"]) == ("INFO", "4")
+    assert "MY_X" not in made.env  # its value is that of the person's environment
+    assert unset({"MY_X": "1"}, request) == []
+    assert unset({}, request) == [
+        "server.env passes on MY_X, which is not set here; set it, or give its value in the sweep"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"VLLM_PLUGINS": "x"}, "VLLM_PLUGINS: greenbench sets it itself"),
+        ({"GREENBENCH_X": "x"}, "greenbench sets it itself"),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, "set it where you start greenbench"),
+        ({"A B": "x"}, "A B: no name of a variable"),
+        ([1], "1: no name of a variable"),
+        ({"X": True}, "should be a valid string"),
+        ({"HF_TOKEN": "hush"}, "give the name alone"),
+    ],
+)
+def test_a_variable_that_cannot_be_set_so_is_one_sentence(env: object, said: str):
+    with pytest.raises(UserError) as error:
+        parse(ServerConfig, {"env": env}, "sweep.yaml")
+    assert said in str(error.value) and "hush" not in str(error.value)
+    with pytest.raises(UserError, match="'base_url' runs already"):
+        parse(ServerConfig, {"env": ["X"], "base_url": "http://h:1"}, "sweep.yaml")
 
 
 def test_unknown_backend_names_the_nearest():

@@ -150,7 +150,8 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, number: int
     launcher, out = launch(tmp_path, "good")
     server = wait_for(out, "ready")["server"]
     assert server["proof"] == "proven" and server["observed_backend"] == "SdpaImpl x4"
-    assert server["kv_cache_tokens"] == 524288 and server["kv_cache_bytes"] == 2**30
+    # 1 GiB on each card, and the server says that it has 8 of them in each of 2 stages
+    assert server["kv_cache_tokens"] == 524288 and server["kv_cache_bytes"] == 8 * 2 * 2**30
     assert server["dtype"] == "bfloat16"
     assert server["pid_created_s"] == pytest.approx(psutil.Process(server["pid"]).create_time())
     assert server["proof_detail"]["log_offset_ready"] > 0

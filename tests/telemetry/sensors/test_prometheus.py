@@ -1,12 +1,20 @@
 """vLLM's /metrics: the allow-list, and a server that does not answer."""
 
+import argparse
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import pytest
+
+from greenbench.contract.access import access
 from greenbench.contract.clock import Anchor
 from greenbench.contract.schema import ServerMetric
+from telemetry.__main__ import record_request
 from telemetry.sampler import ScrapeLoop
 from telemetry.sensors import prometheus
+from tests.fakes.plain_server import PlainServer, page, pages
 
 PAGE = """\
 # HELP python_gc_objects_collected_total Objects collected during gc
@@ -87,3 +95,46 @@ def test_a_dead_and_a_living_server_are_told_apart_and_info_comes_once() -> None
     assert len(rows) == 7 + 1 + 6 + 1 + 1 + 1
     assert (loop.good, loop.failed) == (2, 2)
     assert "refused" in str(loop.last_error)
+
+
+def test_a_page_beyond_its_limits_is_a_failed_scrape_with_its_reason() -> None:
+    """216 MB, one byte now and then, a page of samples without end: a row up = 0, and the rest goes on."""
+    samples = b'vllm:num_requests_running{engine="%d"} 1\n'
+    many = b"".join(samples % number for number in range(prometheus.MOST_SAMPLES + 1))
+    with PlainServer(pages({"/metrics": page(many)})) as server:
+        with pytest.raises(ValueError, match="over 20000 samples"):
+            prometheus.parse(prometheus.fetch(server.url), 0, 0)
+        with pytest.raises(OSError, match="the answer is over"):
+            prometheus.fetch(server.url, most=len(many) - 1)
+    rows: list[ServerMetric] = []
+    loop = ScrapeLoop("http://127.0.0.1:9", Anchor.now(), 0.5, rows.append, threading.Event())
+    loop.scrape()
+    assert [(row.metric, row.value) for row in rows] == [("up", 0.0)]
+
+
+def test_key_and_prefix_go_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEAM_KEY", "sk-team")
+    with PlainServer(pages({"/pre/metrics": page(PAGE.encode())})) as server:
+        reached = access(server.url + "/pre/v1", {"api_key_env": "TEAM_KEY"})
+        assert "4711" in prometheus.fetch(reached)
+    assert b"\r\nAuthorization: Bearer sk-team\r\n" in server.asked[0]
+
+
+def test_a_recording_beside_a_server_takes_the_connection_of_its_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEAM_KEY", "sk-team")
+    (tmp_path / "idle_before").mkdir()
+    asked = {"server": {"base_url": "http://h/v1", "api_key_env": "TEAM_KEY"}}
+    (tmp_path / "request.json").write_text(json.dumps(asked))
+    options = argparse.Namespace(
+        run_dir=tmp_path / "idle_before",
+        base_url="http://h/v1",
+        pid=None,
+        period_s=None,
+        scrape_s=None,
+    )
+    server = record_request(options).server
+    assert server == access("http://h", {"api_key_env": "TEAM_KEY"})
+    (tmp_path / "request.json").unlink()
+    assert record_request(options).server == access("http://h")
