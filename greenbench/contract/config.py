@@ -469,8 +469,12 @@ def _from_its_folder(sweep: SweepConfig, source: Path) -> SweepConfig:
         load if load.trace is None else load.model_copy(update={"trace": found(load.trace)})
         for load in sweep.loads
     ]
+    server, ca_file = sweep.server, sweep.server.ca_file
+    if ca_file is not None:
+        server = server.model_copy(update={"ca_file": found(ca_file)})
     return sweep.model_copy(
         update={
+            "server": server,
             "models": [_model_path(name, source) for name in sweep.models],
             "backends": [_backend_path(backend, source) for backend in sweep.backends],
             "loads": loads,

@@ -255,6 +255,8 @@ def test_relative_paths_are_meant_from_the_files_folder_then_from_where_one_stan
     assert trace("../home/home.jsonl") == str(home / "home.jsonl")
     assert trace("nowhere.jsonl") == "nowhere.jsonl"
     assert loaded(place, text_file="both.jsonl").text_file == str(place / "both.jsonl")
+    secure = "{base_url: 'https://h', ca_file: both.jsonl}"
+    assert loaded(place, server=secure).server.ca_file == str(place / "both.jsonl")
     assert loaded(place, backends="[own.yaml, sdpa]").backends == [str(place / "own.yaml"), "sdpa"]
     models = loaded(place, models="[my/model, other/model, org/elsewhere, retriever]").models
     mine, other = str(place / "my" / "model"), str(stand / "other" / "model")
