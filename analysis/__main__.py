@@ -5,8 +5,10 @@ python -m analysis report runs/demo --out report.html
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,20 @@ def check_forms(root: Path) -> int:
         print(sentence)
     print(f"{reading.files} files read, {len(reading.faults)} faults")
     return 1 if reading.faults else 0
+
+
+def verdicts(_: argparse.Namespace) -> int:
+    """Of the run directories in a JSON list on stdin, which the report would not use, and why."""
+    from analysis.point.verdict import verdict
+
+    found: list[dict[str, object]] = []
+    for path in json.load(sys.stdin):
+        runs, unreadable = read_runs(Path(path))
+        broken = [Fault("unreadable", run.why) for run in unreadable]
+        said = [*broken, *(fault for run in runs for fault in verdict(run))]
+        found.append({"path": path, "faults": [asdict(fault) for fault in said]})
+    print(json.dumps(found, indent=1))
+    return 0
 
 
 def report(args: argparse.Namespace) -> int:
@@ -142,6 +158,10 @@ def add_check(commands: Commands) -> None:
     )
 
 
+def add_verdict(commands: Commands) -> None:
+    add_command(commands, "verdict", verdicts)
+
+
 def add_report(commands: Commands) -> None:
     command = add_command(commands, "report", report)
     command.add_argument("runs", type=Path, help=RUNS_HELP)
@@ -194,7 +214,7 @@ def add_import(commands: Commands) -> None:
 
 
 RUNS_HELP = "a run, a sweep, or a folder of sweeps"
-COMMANDS = (add_check, add_report, add_ceilings, add_simulate, add_import)
+COMMANDS = (add_check, add_verdict, add_report, add_ceilings, add_simulate, add_import)
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ from analysis.point.point import Point
 from analysis.point.throughput import Throughput
 from analysis.statistics.medians import Modes
 from analysis.statistics.rates import Ratio
+from analysis.statistics.samples import refusal
 from greenbench.contract.errors import UserError, nearest
 
 Form = Literal["linear", "quadratic"]
@@ -127,16 +128,23 @@ def median(name: RequestLatency) -> Measure:
     return measure
 
 
-def ttft_p95(point: Point) -> Measurement:
-    """Needs ten requests beyond it, as every tail percentile does: 200."""
-    if point.values is None or point.edges is None:
-        return NOTHING
-    seconds = point.values.ttft_s[~np.isnan(point.values.ttft_s)]
-    n = len(seconds)
-    if n < 200:
-        return Measurement(n=n, reason=f"p95 needs 200, has {n}")
-    edge = point.edges.error("ttft_s", lambda values: float(np.percentile(values, 95)))
-    return Measurement(float(np.percentile(seconds, 95)), edge_error=edge, n=n)
+def percentile(name: RequestLatency, p: int) -> Measure:
+    """A tail percentile of the counted requests; none below the number of them that it needs."""
+
+    def of(values: np.ndarray) -> float:
+        return float(np.percentile(values, p))
+
+    def measure(point: Point) -> Measurement:
+        if point.values is None or point.edges is None:
+            return NOTHING
+        seconds: np.ndarray = getattr(point.values, name)
+        seconds = seconds[~np.isnan(seconds)]
+        reason = refusal(p, len(seconds))
+        if reason is not None:
+            return Measurement(n=len(seconds), reason=reason)
+        return Measurement(of(seconds), edge_error=point.edges.error(name, of), n=len(seconds))
+
+    return measure
 
 
 def joules(name: Denominator) -> Measure:
@@ -267,7 +275,7 @@ OBJECTIVES: tuple[Objective, ...] = (
         "TTFT p95",
         "s",
         False,
-        ttft_p95,
+        percentile("ttft_s", 95),
         "lower TTFT p95",
         views("decisions", "numbers", "summary"),
         streamed=True,

@@ -15,8 +15,17 @@ from greenbench.contract.config import PointConfig, SweepConfig, load_sweep
 from greenbench.contract.errors import UserError, exit_on_user_error, nearest
 from greenbench.contract.installation import config_file, config_names, plugin_folder, results
 from greenbench.sweep.child_processes import StageError, passthrough, python_module
-from greenbench.sweep.plan import Plan, dtype_notes, plan_sweep, undecided_quality
+from greenbench.sweep.forewarnings import forewarnings, of_running_server
+from greenbench.sweep.plan import (
+    Plan,
+    dtype_notes,
+    environment_notes,
+    plan_sweep,
+    undecided_quality,
+    unknown_shapes,
+)
 from greenbench.sweep.progress import SweepProgress
+from greenbench.sweep.provenance import host
 from greenbench.sweep.runner import Outcome, run_sweep
 from greenbench.vllm_python import vllm_python
 
@@ -71,11 +80,18 @@ def run(
     chosen = None if blocks is None else parse_blocks(blocks, config.repeats)
     console = Console(soft_wrap=True)
     if dry_run:
-        print_plan(plan_sweep(config, chosen))
-        for sentence in undecided_quality(config):
+        plans = plan_sweep(config, chosen)
+        print_plan(plans)
+        points = [point for plan in plans for point in plan.start.points]
+        ahead = [
+            *undecided_quality(config),
+            *forewarnings(config, points, bool(host().gpus)),
+            *of_running_server(plans[0].start.request),
+        ]
+        for sentence in ahead:
             print(f"# {sentence}")
         return
-    target = (out or results() / config.name).resolve()
+    target = (out or results() / config.name).expanduser().resolve()
     with SweepProgress(console) as view:
         outcome = run_sweep(config, target, view, skip_refused, chosen)
     print_outcome(outcome, config, target)
@@ -152,16 +168,17 @@ def parse_blocks(text: str, repeats: int) -> frozenset[int]:
 
 def find_sweep(sweep: Path) -> Path:
     named = config_file(f"sweeps/{sweep}.yaml")
-    if sweep.is_file() or not named.is_file():
-        if not sweep.is_file():
-            raise UserError(f"No sweep file {sweep}; {nearest(sweep.stem, config_names('sweeps'))}")
+    sweep = sweep.expanduser()
+    if sweep.exists() and not sweep.is_dir():
         return sweep
-    return named
+    if named.is_file():
+        return named
+    raise UserError(f"No sweep file {sweep}; {nearest(sweep.stem, config_names('sweeps'))}")
 
 
 def print_plan(plans: list[Plan]) -> None:
     """What ``dtype: auto`` chose, then every server as one pasteable command with its points."""
-    for sentence in dtype_notes(plans):
+    for sentence in [*dtype_notes(plans), *unknown_shapes(plans), *environment_notes(plans)]:
         print(f"# {sentence}")
     for plan in plans:
         print(f"# {plan.start.label}")
@@ -192,7 +209,8 @@ def print_outcome(outcome: Outcome, config: SweepConfig, target: Path) -> None:
     )
     for failure in outcome.failures:
         print(f"  {failure}")
-    print(f"results in {target}; `greenbench report {target}` makes the report")
+    if outcome.complete or outcome.skipped:
+        print(f"results in {target}; `greenbench report {target}` makes the report")
 
 
 def main() -> None:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from greenbench.contract import nvidia_smi
 from greenbench.contract.cpu import dtype_on_cpu, this_cpu
 from greenbench.contract.installation import CHECKOUT, INSTALL_VLLM, NAME, plugin_folder
+from greenbench.contract.manifest import Gpu
 from greenbench.sweep import provenance
 
 State = Literal["ok", "missing", "note"]
@@ -96,15 +98,26 @@ def _asked(python: Path) -> str:
 def _gpu() -> list[Finding]:
     host = provenance.host()
     cpu = Finding("CPU", "ok", f"{host.cpu}, {host.cores} cores, {' '.join(host.cpu_flags)}")
+    unread = [
+        Finding("GPU", "missing", f"nvidia-smi: {said}", "see the driver's messages: dmesg")
+        for said in nvidia_smi.ask().faults
+    ]
     if not host.gpus:
         served = Finding("dtype auto", "ok", str(dtype_on_cpu(this_cpu().flags)))
         note = "none; CUDA backends are refused, energy is an estimate at best"
-        return [cpu, served, Finding("GPU", "note", note)]
-    gpus = [
-        Finding("GPU", "ok", f"{gpu.index}: {gpu.name}, compute {gpu.compute_capability}")
-        for gpu in host.gpus
-    ]
-    return [cpu, *gpus, Finding("NVML", "ok", f"driver {host.driver}")]
+        return [cpu, served, *unread, Finding("GPU", "note", note)]
+    gpus = [Finding("GPU", "ok", _card(gpu)) for gpu in host.gpus]
+    driver = host.driver or "not said"
+    return [cpu, *gpus, *unread, Finding("NVML", "ok", f"driver {driver}")]
+
+
+def _card(gpu: Gpu) -> str:
+    compute = gpu.compute_capability or "not said"
+    unsaid = {"memory": gpu.memory_bytes, "power limit": gpu.power_limit_w}
+    missing = " and ".join(name for name, value in unsaid.items() if value is None)
+    return f"{gpu.index}: {gpu.name}, compute {compute}" + (
+        f"; no {missing} said" if missing else ""
+    )
 
 
 def _rapl() -> list[Finding]:

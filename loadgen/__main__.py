@@ -1,4 +1,5 @@
-"""``python -m loadgen tasks`` prints the task table; ``python -m loadgen prompts`` makes prompt files.
+"""``python -m loadgen tasks`` prints the task table; ``python -m loadgen prompts`` makes prompt files;
+``python -m loadgen traces`` reads recorded loads, so that a bad one is said before a server starts.
 
 Loads are driven by ``locust -f loadgen/longctx.py`` and ``python -m loadgen.openloop``, not here.
 Example: ``echo '[{"request": {…}, "out": "prompts.jsonl"}]' | python -m loadgen prompts``
@@ -9,8 +10,9 @@ import json
 import sys
 from pathlib import Path
 
-from greenbench.contract.config import PromptRequest, StrictModel, parse
+from greenbench.contract.config import LoadConfig, PromptRequest, StrictModel, parse
 from greenbench.contract.errors import UserError, exit_on_user_error
+from loadgen.driver.traces import read_trace
 from loadgen.make_prompts import describe_tasks, make_files
 
 
@@ -21,6 +23,15 @@ class PromptOrder(StrictModel):
 
 class PromptOrders(StrictModel):
     orders: list[PromptOrder]
+
+
+class TraceOrder(StrictModel):
+    load: LoadConfig
+    context_tokens: int
+
+
+class TraceOrders(StrictModel):
+    orders: list[TraceOrder]
 
 
 def print_tasks() -> None:
@@ -39,12 +50,23 @@ def make_ordered_prompts() -> None:
         print(path)
 
 
-COMMANDS = {"tasks": print_tasks, "prompts": make_ordered_prompts}
+def read_traces() -> None:
+    try:
+        listed = json.load(sys.stdin)
+    except ValueError as error:
+        raise UserError(
+            f"stdin: a JSON list of {{load, context_tokens}} was wanted, found no valid JSON ({error})"
+        ) from error
+    for order in parse(TraceOrders, {"orders": listed}, "stdin").orders:
+        read_trace(order.load, order.context_tokens)
+
+
+COMMANDS = {"tasks": print_tasks, "prompts": make_ordered_prompts, "traces": read_traces}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadgen", description=__doc__)
-    parser.add_argument("command", choices=COMMANDS, help="'prompts' reads its orders from stdin")
+    parser.add_argument("command", choices=COMMANDS, help="'prompts' and 'traces' read from stdin")
     chosen = parser.parse_args().command
     return exit_on_user_error(COMMANDS[chosen])
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 from flask import Response, request
+from prometheus_client.parser import text_string_to_metric_families
 
 from greenbench.contract.schema import RequestRecord
 
@@ -137,9 +138,9 @@ class Power:
 
 def read_joules(page: str) -> float | None:
     """Joules of a Prometheus page, summed over devices; None when it has no energy counter."""
-    samples = [line.rpartition(" ") for line in page.splitlines() if not line.startswith("#")]
+    samples = [each for family in text_string_to_metric_families(page) for each in family.samples]
     for name in JOULES:
-        values = [float(value) for key, _, value in samples if key.partition("{")[0] == name]
+        values = [each.value for each in samples if each.name == name]
         if values:
             return sum(values)
     return None

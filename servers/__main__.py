@@ -18,6 +18,7 @@ from greenbench.contract.config import ServerConfig, ServerRequest, load_model, 
 from greenbench.contract.errors import UserError, exit_on_user_error
 from greenbench.contract.installation import cache, results
 from greenbench.contract.launch import LaunchPlan
+from greenbench.contract.model_shape import ModelShape
 from greenbench.contract.run_dir import slug
 from greenbench.vllm_python import vllm_python
 from servers.backends.choice import parse_choice, parse_choices
@@ -33,6 +34,7 @@ from servers.backends.registry import (
 )
 from servers.backends.requirements import Case, refusals
 from servers.backends.table import as_json, as_table
+from servers.launch.command import left_out
 from servers.launch.probe import probe
 from servers.launch.process import ServerDied
 from servers.launch.server import (
@@ -42,6 +44,7 @@ from servers.launch.server import (
     command_of,
     planned,
     serve,
+    shapes_of,
 )
 from servers.models.store import ensure_model, model_path
 from servers.verify.run import VERIFY_DIR, Comparison
@@ -132,7 +135,7 @@ def _until_stopped(run: Callable[[], int]) -> int:
 
 def command_probe(args: argparse.Namespace) -> int:
     try:
-        server = probe(_read_request(args.request), Path(args.out))
+        server = probe(_read_request(args.request), Path(args.out), launch_context().place)
     except ServerDied as error:
         say(f"failed: {error}")
         return BOOT_FAILED
@@ -149,13 +152,17 @@ def command_plan(_: argparse.Namespace) -> int:
         raise UserError("plan wants a JSON list of server requests on stdin")
     context = launch_context()
     requests = [parse(ServerRequest, item, f"request {index}") for index, item in enumerate(data)]
-    plans = [_launch_plan(request, context).model_dump(mode="json") for request in requests]
+    shapes = shapes_of(requests, context)
+    plans = [
+        _launch_plan(request, context, shape).model_dump(mode="json")
+        for request, shape in zip(requests, shapes, strict=True)
+    ]
     print(json.dumps(plans, indent=1))
     return 0
 
 
-def _launch_plan(request: ServerRequest, context: LaunchContext) -> LaunchPlan:
-    plan = planned(request, context)
+def _launch_plan(request: ServerRequest, context: LaunchContext, shape: ModelShape) -> LaunchPlan:
+    plan = planned(request, context, shape)
     path = model_path(request.model, context.cache)
     command = command_of(plan, path, request.server.port or "<free port>", context)
     return LaunchPlan(
@@ -165,6 +172,9 @@ def _launch_plan(request: ServerRequest, context: LaunchContext) -> LaunchPlan:
         model_path=path,
         dtype=plan.dtype,
         refusals=plan.refusals,
+        env_left_out=tuple(left_out(context.env, command.env, request.server.env)),
+        max_model_len=plan.max_model_len,
+        unknown=shape.unknown,
     )
 
 

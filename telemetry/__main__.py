@@ -25,6 +25,7 @@ from telemetry.sensors.nvidia_smi import import_smi
 from telemetry.sensors.nvml import NvmlReader
 from telemetry.sensors.zeus import ZeusReader
 
+SHOWN_LINES = 10  # of those that an import leaves out
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -162,8 +163,13 @@ def _selftest(args: argparse.Namespace) -> int:
 
 
 def _import_smi(args: argparse.Namespace) -> int:
-    rows = import_smi(args.file, args.run_dir, UTC if args.utc else None)
+    left_out: list[str] = []
+    rows = import_smi(args.file, args.run_dir, UTC if args.utc else None, left_out.append)
     print(f"{rows} samples written to {args.run_dir / 'telemetry'}")
+    for said in left_out[:SHOWN_LINES]:
+        print(f"left out: {said}")
+    if len(left_out) > SHOWN_LINES:
+        print(f"left out: {len(left_out) - SHOWN_LINES} more, listed in sources.json")
     return 0
 
 

@@ -32,9 +32,17 @@ from telemetry.sampler import (
 )
 from telemetry.sensors import rapl
 from telemetry.sensors.capability import Capability, available, unavailable
-from telemetry.sensors.gpu import NoGpu, Reader, visible_uuids
+from telemetry.sensors.gpu import NoGpu, Reader
 from telemetry.sensors.host import HostReader, ProcessTree
 from telemetry.sensors.refresh_rate import WATCH_S
+from telemetry.sensors.server_cards import (
+    Cards,
+    Found,
+    Machine,
+    ThisMachine,
+    find_server,
+    server_cards,
+)
 from telemetry.sensors.sources import GPU_SOURCES, merge_capabilities, watch_refresh
 
 logger = logging.getLogger(__name__)
@@ -52,6 +60,11 @@ class RecordRequest:
     period_s: float | None = None
     scrape_s: float = 0.5
 
+    @property
+    def address(self) -> str | None:
+        """URL of the server, however it is reached."""
+        return self.server.base_url if isinstance(self.server, Access) else self.server
+
 
 @dataclass
 class Recorder:
@@ -62,9 +75,12 @@ class Recorder:
     stop: threading.Event = field(default_factory=threading.Event)
     rapl_root: Path = rapl.POWERCAP
     watch_s: float = WATCH_S  # how long the sensors' refresh is watched at start
+    machine: Machine = field(default_factory=ThisMachine)
     _sources: dict[str, Capability] = field(init=False, default_factory=dict[str, Capability])
     _gpu_facts: list[dict[str, Any]] = field(init=False, default_factory=list[dict[str, Any]])
-    _visible: list[str] = field(init=False, default_factory=list[str])  # UUIDs
+    _unread: list[str] = field(init=False, default_factory=list[str])
+    _found: Found = field(init=False, default=Found())
+    _cards: Cards = field(init=False, default=Cards(frozenset()))
     _gpu: GpuLoop | None = field(init=False, default=None)
     _scrape: ScrapeLoop | None = field(init=False, default=None)
     _owners: OwnerWatch | None = field(init=False, default=None)
@@ -79,6 +95,8 @@ class Recorder:
             self._anchor = Anchor.now()
             self._sources_path = folder / "sources.json"
             self._tree = ProcessTree(self.request.pid) if self.request.pid else None
+            self._found = find_server(self.request.pid, self.request.address, self.machine)
+            self._cards = Cards(frozenset(), why=self._found.elsewhere)
             loops = [
                 *self._gpu_loops(folder, stack),
                 self._host_loop(folder, stack),
@@ -116,9 +134,11 @@ class Recorder:
         stack.callback(reader.close)
         identities = reader.gpus()
         refreshes = watch_refresh(reader, self.watch_s)
-        self._sources = merge_capabilities(reader, refreshes)
         self._gpu_facts = [asdict(gpu) for gpu in identities]
-        self._visible = visible_uuids(identities)
+        self._unread = [f"GPU {index}: {code}" for index, code in reader.unread().items()]
+        attached = self.request.pid is None and self.request.server is not None
+        self._cards = server_cards(reader, self._found, attached)
+        self._sources = merge_capabilities(reader, refreshes, self._cards.uuids)
         writer = stack.enter_context(SegmentedJsonlWriter(folder / "gpu.jsonl"))
         self._gpu = GpuLoop(
             reader=reader,
@@ -132,7 +152,7 @@ class Recorder:
         return [self._gpu.run]
 
     def _own_pids(self) -> set[int]:
-        return self._tree.pids() if self._tree else set()
+        return ProcessTree(self._found.pid).pids() if self._found.pid else set()
 
     def _host_loop(self, folder: Path, stack: contextlib.ExitStack) -> Callable[[], None]:
         zones, capability = rapl.probe(self.rapl_root)
@@ -178,14 +198,21 @@ class Recorder:
         owners = self._owners
         for gpu in self._gpu_facts:
             uuid = gpu["uuid"]
-            gpu["visible"] = uuid in self._visible
+            possible = uuid in self._cards.uuids
+            gpu["visible"] = possible if self._cards.certain or not possible else None
             if owners:
                 gpu["own_pids"] = sorted(owners.own.get(uuid, ()))
                 gpu["foreign_pids"] = sorted(owners.foreign.get(uuid, ()))
                 gpu["unknown_pids"] = sorted(owners.unknown.get(uuid, ()))
                 gpu["processes_listed"] = owners.listed.get(uuid)
         sampler = _sampler_facts(self._gpu) if self._gpu else None
-        sources["facts"] = {"cpu": _cpu_facts(), "gpus": self._gpu_facts, "sampler": sampler}
+        sources["facts"] = {
+            "cpu": _cpu_facts(),
+            "gpus": self._gpu_facts,
+            "sampler": sampler,
+            "which_gpus": self._cards.why,
+            "unread": self._unread,
+        }
         write_atomic(self._sources_path, json.dumps(sources, indent=1) + "\n")
 
 
@@ -199,6 +226,9 @@ def _process_capability(pid: int | None) -> Capability:
 
 def _metrics_status(loop: ScrapeLoop) -> dict[str, Any]:
     counts = {"scrapes_good": loop.good, "scrapes_failed": loop.failed, "cost": loop.cost.summary()}
+    if loop.good and not loop.vllm_seen:
+        reason = "the page has none of vLLM's metrics: a router's, or another server's"
+        return unavailable(reason, **counts).as_dict()
     if loop.good:
         return available(period_s=loop.period_s, last_error=loop.last_error, **counts).as_dict()
     return unavailable(loop.last_error or "not scraped", **counts).as_dict()

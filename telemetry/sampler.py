@@ -164,6 +164,7 @@ class ScrapeLoop:
     good: int = 0
     failed: int = 0
     last_error: str | None = None
+    vllm_seen: bool = False  # whether any page had a metric of vLLM's
     cost: Tally = field(default_factory=Tally)
     _info_seen: bool = False
 
@@ -179,6 +180,7 @@ class ScrapeLoop:
         try:
             rows = prometheus.parse(prometheus.fetch(self.server), unix_ns, mono_ns)
             self.good += 1
+            self.vllm_seen = self.vllm_seen or any(map(prometheus.is_vllms, rows))
             up = 1.0
         except (OSError, ValueError) as error:
             self.failed += 1

@@ -16,10 +16,10 @@ from analysis.bottleneck.roofline import PhaseUse
 from analysis.point.point import Point
 from analysis.point.resources import kernel_share
 from analysis.point.steady_window import Window
-from analysis.runs.activity import activity, in_flight, share_above
+from analysis.runs.activity import Series, activity, in_flight, share_above
 from analysis.runs.engine_steps import overlapped
 from analysis.runs.run import Run
-from analysis.runs.scrapes import metric_series
+from analysis.runs.scrapes import kv_usage_series, metric_series
 from analysis.runs.validity import audit_over_budget
 
 PointBound = Literal[
@@ -88,19 +88,22 @@ class Bottleneck:
 def gather(run: Run, window: Window, point: Point) -> Evidence:
     """Engine steps and server metrics over the window, and the load generator's self-check."""
 
-    def series(metric: str) -> np.ndarray | None:
-        found = metric_series(run, metric)
+    def inside(found: Series | None) -> np.ndarray | None:
         if found is None:
             return None
         values = found.within(window.start_unix_ns, window.end_unix_ns).values
         return values if len(values) else None
 
+    def series(metric: str) -> np.ndarray | None:
+        return inside(metric_series(run, metric))
+
+    usage = inside(kv_usage_series(run))
     waiting = series("vllm:num_requests_waiting")
     preempted = series("vllm:num_preemptions_total")
     scraped = {
         "running": _mean(series("vllm:num_requests_running")),
-        "kv_p50": _quantile(series("vllm:kv_cache_usage_perc"), 0.5),
-        "kv_p90": _quantile(series("vllm:kv_cache_usage_perc"), 0.9),
+        "kv_p50": _quantile(usage, 0.5),
+        "kv_p90": _quantile(usage, 0.9),
     }
     steps = run.steps
     stepped = step_figures(steps, window)
@@ -112,7 +115,8 @@ def gather(run: Run, window: Window, point: Point) -> Evidence:
         waiting=_mean(waiting),
         preemptions=None if preempted is None else float(preempted[-1] - preempted[0]),
         kv_share_per_sequence=point.extra.kv_share_per_sequence if point.extra else None,
-        max_num_seqs=run.point.server.max_num_seqs,
+        # of one engine; what runs is that of all
+        max_num_seqs=run.point.server.max_num_seqs * (run.manifest.server.data_parallel or 1),
         max_num_batched_tokens=run.point.server.max_num_batched_tokens,
         open_share=share_above(
             *in_flight(activity(run.requests)), 1, (window.start_unix_ns, window.end_unix_ns)
@@ -124,24 +128,36 @@ def gather(run: Run, window: Window, point: Point) -> Evidence:
 
 
 def step_figures(steps: pd.DataFrame, window: Window) -> dict[str, float | None]:
-    """Of the steps that ended in the window; none without a step log or without its time stamps."""
+    """Of the steps that ended in the window; none without a step log or without its time stamps.
+
+    Engines step beside each other: what runs in each is summed, the time in steps is a mean of theirs.
+    """
     inside = steps[steps["unix_ns"].between(window.start_unix_ns, window.end_unix_ns)]
     if len(inside) == 0:
         return {}
     took = inside["elapsed_s"].to_numpy(dtype=float)
     requests = (inside["prefill_requests"] + inside["decode_requests"]).to_numpy(dtype=float)
     usage = inside["kv_usage"].to_numpy(dtype=float)
+    engines = steps["engine"].nunique()
     found: dict[str, float | None] = {
-        "running": float(np.average(requests, weights=took)),
+        "running": _running(inside["engine"].to_numpy(), requests, took),
         "kv_p50": _weighted_quantile(usage, took, 0.5),
         "kv_p90": _weighted_quantile(usage, took, 0.9),
-        "engine_share": min(1.0, float(took.sum()) / window.duration_s),
+        "engine_share": min(1.0, float(took.sum()) / window.duration_s / engines),
     }
     prefill = inside["prefill_tokens"].to_numpy() > 0
     if prefill.any():
         tokens = (inside["prefill_tokens"] + inside["decode_tokens"]).to_numpy(dtype=float)
         found["step_tokens_p50"] = _weighted_quantile(tokens[prefill], took[prefill], 0.5)
     return found
+
+
+def _running(engines: np.ndarray, requests: np.ndarray, took: np.ndarray) -> float:
+    """Requests in a step, the mean over each engine's time, summed over the engines."""
+    return sum(
+        float(np.average(requests[engines == engine], weights=took[engines == engine]))
+        for engine in np.unique(engines)
+    )
 
 
 def _mean(values: np.ndarray | None) -> float | None:
@@ -186,7 +202,7 @@ def _users_missing(run: Run, point: Point) -> list[str]:
     users = run.point.load.users
     open_requests = point.window.evidence.mean_in_flight if point.window else None
     audits = [audit for audit in run.manifest.client_audit.values() if isinstance(audit, dict)]
-    late = [w for audit in audits for w in audit.get("warnings", []) if w.startswith("event-loop")]
+    late = [why for audit in audits for why in audit.get("event_loop_late", [])]
     if users is None or open_requests is None or open_requests >= AT_LIMIT * users or not late:
         return []
     return [f"on average {_short(open_requests)} of {users} requests were open", *late]

@@ -15,9 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from analysis.runs.gpus import certain_gpus, gpu_facts, untold_gpus
 from analysis.runs.run import Run
 from greenbench.contract.config import StrictModel, load_yaml, parse
 from greenbench.contract.cpu import this_cpu
+from greenbench.contract.cuda_devices import model_of
 from greenbench.contract.errors import UserError, how_it_ended
 from greenbench.contract.installation import INSTALL_VLLM, config_file, plugin_folder
 from greenbench.contract.run_dir import read_json, write_atomic
@@ -49,7 +51,7 @@ class MeasuredPeak(StrictModel):
 
 
 class GpuPeak(StrictModel):
-    match: str
+    name: str  # as NVML says it, without its maker
     bf16_flops: float
     fp8_flops: float | None = None
     hbm_bytes_per_s: float
@@ -95,11 +97,13 @@ def gpu_table() -> tuple[GpuPeak, ...]:
 
 
 def gpu_ceilings(name: str) -> list[Ceiling]:
-    """By the longest ``match`` in the GPU's name; empty for a GPU that the table does not know."""
-    known = [peak for peak in gpu_table() if peak.match in name]
-    if not known:
+    """Of the card with this very name; empty for one that the table does not know.
+
+    A part of a name would not do: a GB200 is no B200, and an H200 NVL is slower than an H200.
+    """
+    peak = next((peak for peak in gpu_table() if peak.name == model_of(name)), None)
+    if peak is None:
         return []
-    peak = max(known, key=lambda p: len(p.match))
     found = [Ceiling("spec", peak.bf16_flops, peak.hbm_bytes_per_s, peak.source)]
     if peak.measured:
         own = peak.measured
@@ -119,19 +123,48 @@ def find_host_ceilings(root: Path) -> HostCeilings | None:
 
 
 def run_ceilings(run: Run, host: HostCeilings | None) -> list[Ceiling]:
-    """Ceilings of the device a run used; the first is the one verdicts go by (measured before spec)."""
+    """Ceilings of the device a run used; the first is the one verdicts go by (measured before spec).
+
+    None where it is not known which device that is.
+    """
     server, machine = run.manifest.server, run.manifest.host
-    cards = max(1, server.tensor_parallel)
-    if machine.gpus:
-        found = gpu_ceilings(machine.gpus[0].name)
+    if machine.gpus and not (run.steps["device"] == "CPU").any():
+        names = _names_of_cards(run)
+        found = _slowest([gpu_ceilings(name) for name in dict.fromkeys(names)])
         found = [
-            Ceiling(c.kind, c.flops_per_s * cards, c.bytes_per_s * cards, c.source) for c in found
+            Ceiling(c.kind, c.flops_per_s * len(names), c.bytes_per_s * len(names), c.source)
+            for c in found
         ]
         return sorted(found, key=lambda c: c.kind != "measured")
+    if untold_gpus(run.sources, None):
+        return []
     if host is None or (host.host_cpu.strip(), host.cores) != (machine.cpu.strip(), machine.cores):
         return []
     found = host.ceiling(server.dtype)
     return [found] if found else []
+
+
+def _names_of_cards(run: Run) -> list[str]:
+    """Names of the cards that served, one each; empty where they are not known or are parts of cards."""
+    cards, count = run.manifest.host.gpus, max(1, run.manifest.server.cards)
+    parted = {gpu["uuid"] for gpu in gpu_facts(run.sources) if gpu.get("mig")}
+    used = certain_gpus(run.gpu, run.sources, count)
+    if parted or any(card.mig for card in cards):
+        return []
+    known = {card.uuid: card.name for card in cards}
+    if used and all(uuid in known for uuid in used):
+        return [known[uuid] for uuid in used]
+    names = {card.name for card in cards}
+    return [*names] * count if len(names) == 1 else []
+
+
+def _slowest(by_card: list[list[Ceiling]]) -> list[Ceiling]:
+    """Of unequal cards that serve together the least of each figure: a step waits for the slowest."""
+    if len(by_card) < 2 or not all(by_card):
+        return by_card[0] if len(by_card) == 1 else []
+    specs = [next(c for c in card if c.kind == "spec") for card in by_card]
+    flops, stream = min(c.flops_per_s for c in specs), min(c.bytes_per_s for c in specs)
+    return [Ceiling("spec", flops, stream, "; ".join(c.source for c in specs))]
 
 
 def measure_host(out: Path, say: Callable[[str], None]) -> HostCeilings:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.energy.result import GpuEnergy
 from analysis.energy.series import EnergyCurve, Readings, clean, energy_curve, integrate_average
-from analysis.runs.gpus import used_gpus
+from analysis.runs.gpus import untold_gpus, used_gpus
 from analysis.statistics.rates import Floats, Ints
 
 SW_POWER_CAP = 0x04  # NVML clocks-event bit
@@ -81,6 +81,7 @@ class CardWindow:
     others: list[Card]  # of the host, not the server's
     per_gpu: list[GpuEnergy]
     complete: bool  # every card of the server was read: 7 of 8 never pass for 8
+    untold: str | None  # why it is not known which cards are the server's
 
     @classmethod
     def of(
@@ -106,7 +107,13 @@ class CardWindow:
             others=[card for uuid, card in cards.items() if uuid not in wanted],
             per_gpu=[_card_energy(card, start_ns, end_ns) for card in measured],
             complete=len(measured) == len(wanted) and server_gpus in (None, len(wanted)),
+            untold=untold_gpus(sources, server_gpus),
         )
+
+    @property
+    def certain(self) -> bool:
+        """Whether the cards that were read are the server's."""
+        return self.complete and self.untold is None
 
     @property
     def seconds(self) -> float:
@@ -118,11 +125,11 @@ class CardWindow:
 
     @property
     def counter_j(self) -> float | None:
-        return sum_of_all(gpu.counter_j for gpu in self.per_gpu) if self.complete else None
+        return sum_of_all(gpu.counter_j for gpu in self.per_gpu) if self.certain else None
 
     @property
     def integral_j(self) -> float | None:
-        return sum_of_all(gpu.integral_j for gpu in self.per_gpu) if self.complete else None
+        return sum_of_all(gpu.integral_j for gpu in self.per_gpu) if self.certain else None
 
     @property
     def counter_over_integral(self) -> float | None:

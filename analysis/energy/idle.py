@@ -23,15 +23,25 @@ class IdlePower:
     reasons: list[str] = field(default_factory=list[str])
 
 
-def idle_power(gpu: pd.DataFrame, sources: dict[str, Any], rules: Rules = SHORTEST) -> IdlePower:
-    """Mean power of the server's cards over a whole idle recording, from the counter."""
+def idle_power(
+    gpu: pd.DataFrame,
+    sources: dict[str, Any],
+    rules: Rules = SHORTEST,
+    server_gpus: int | None = None,
+) -> IdlePower:
+    """Mean power of the server's cards over a whole idle recording, from the counter.
+
+    ``server_gpus``: how many cards it has, where that is known.
+    """
     why_not = unavailable(gpu, sources)
     if why_not:
         return IdlePower(None, 0.0, [why_not])
     recorded_ns = int(gpu["mono_ns"].min()), int(gpu["mono_ns"].max())
-    window = CardWindow.of(gpu, sources, recorded_ns)
+    window = CardWindow.of(gpu, sources, recorded_ns, server_gpus)
     if not window.complete:
         return IdlePower(None, 0.0, ["gpu_count_mismatch"])
+    if window.untold is not None:
+        return IdlePower(None, 0.0, ["cards_not_told"])
     if not window.aligned:
         return IdlePower(None, 0.0, ["window_not_bracketed"])
     reasons = sample_reasons(window, (window.start_ns, window.end_ns), rules)

@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis.energy.cards import Card, CardWindow, event_bits
 from analysis.energy.result import GpuEnergy
+from analysis.runs.gpus import own_gpus, possible_gpus, untold_gpus
 
 REASONS: dict[str, str] = {
     "window_not_bracketed": "samples do not reach from before the window to after it",
@@ -15,6 +16,7 @@ REASONS: dict[str, str] = {
     "counter_reset": "the energy counter fell inside the window (driver or GPU reset)",
     "counter_vs_integral": "counter and integrated average power disagree beyond the bound",
     "gpu_count_mismatch": "the GPUs with a reading are not all the GPUs of the server",
+    "cards_not_told": "which of the host's cards served is not known",
     "throttled": "a thermal or hardware slowdown bit was set in the window",
     "clock_changed": "clocks at the start and at the end of the window differ",
     "mig": "MIG is on: power and energy are those of the whole card",
@@ -47,6 +49,8 @@ RULES = Rules()
 
 def unavailable(gpu: pd.DataFrame, sources: dict[str, Any]) -> str | None:
     """Why there is no GPU energy at all, in one sentence; None when there may be."""
+    if possible_gpus(sources) == [] and not own_gpus(sources):
+        return f"the server used no card that was read: {untold_gpus(sources, None) or 'none is visible'}"
     if not gpu.empty and gpu["energy_mj"].notna().any():
         return None
     counter = sources.get("counter", {})
@@ -69,6 +73,7 @@ def reasons_against(
     told = [
         *device_reasons(sources, window.wanted),
         *([] if window.complete else ["gpu_count_mismatch"]),
+        *([] if window.untold is None else ["cards_not_told"]),
         *sample_reasons(window, window.asked_ns, rules),
         *([] if agrees(ratio, asked_s, rules) else ["counter_vs_integral"]),
         *(reason for card in window.cards for reason in clock_reasons(card, window, rules)),
@@ -150,6 +155,7 @@ def explain(reason: str, window: CardWindow) -> str:
     figures = {
         "counter_vs_integral": f"counter / integral = {ratio or float('nan'):.4f}",
         "gpu_count_mismatch": f"{len(window.cards)} of {len(window.wanted)}",
+        "cards_not_told": window.untold or "",
         "window_too_short": f"{window.asked_s:.1f} s",
         "sampling_gap": "longest "
         + f"{_worst(gpu.longest_gap_s for gpu in window.per_gpu):.2f} s, share "

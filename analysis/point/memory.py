@@ -4,19 +4,19 @@ Beside that peak stand the weights, the activation peak, the pool in bytes and t
 sequence keep in it, and how many sequences of each length it holds.
 """
 
-import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import pandas as pd
 
 from analysis.model.cache import CacheShape, cache_shape
-from analysis.runs.gpus import used_gpus
+from analysis.model.source import model_source
+from analysis.runs.gpus import certain_gpus
+from analysis.runs.scrapes import kv_usage
 from greenbench.contract.config import LivePoint
-from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Manifest
-from greenbench.contract.run_dir import SERVERS_DIR, RunDir, read_json
+from greenbench.contract.run_dir import SERVERS_DIR, RunDir
+from greenbench.contract.vllm_log import total_bytes
 
 GIB = 2**30
 CONTEXTS = (2048, 8192, 32_768, 131_072)
@@ -70,9 +70,7 @@ def point_memory(run: MemoryRun, start_mono_ns: int, end_mono_ns: int) -> Memory
     shape = _shape(run, reasons)
     log = _server_log(run)
     pool_bytes, pool_tokens = server.kv_cache_bytes, server.kv_cache_tokens
-    usage = _peak(
-        _within(run.server, start_mono_ns, end_mono_ns, "vllm:kv_cache_usage_perc"), "value"
-    )
+    usage = _peak(_within(kv_usage(run.server), start_mono_ns, end_mono_ns), "value")
     if usage is None:
         reasons.append("KV usage was not scraped in the window")
     peak_bytes, peak_source = _device_or_process(run, start_mono_ns, end_mono_ns)
@@ -85,7 +83,7 @@ def point_memory(run: MemoryRun, start_mono_ns: int, end_mono_ns: int) -> Memory
         peak_bytes=peak_bytes,
         peak_source=peak_source,
         weights_bytes=server.weights_bytes,
-        activation_peak_bytes=_gib(r"([\d.]+) GiB for peak activation", log),
+        activation_peak_bytes=total_bytes(log, r"([\d.]+) GiB for peak activation"),
         graph_bytes=graph_bytes(log),
         kv_pool_bytes=pool_bytes,
         kv_pool_tokens=pool_tokens,
@@ -107,6 +105,8 @@ def sequences_that_fit(
     By pool tokens where every layer keeps every token; by bytes where windows or states make a sequence
     cost less than its length. vLLM pads the pages of mixed models, so the byte figure is an upper bound.
     """
+    if shape is not None and shape.full_bytes_per_token is None:
+        return {}
     plain = shape is None or (not shape.window_bytes and not shape.state_bytes_per_sequence)
     if plain:
         return {c: pool_tokens // c for c in contexts} if pool_tokens else {}
@@ -119,23 +119,20 @@ def sequences_that_fit(
 
 
 def _shape(run: MemoryRun, reasons: list[str]) -> CacheShape | None:
-    """The model's cache shape from its config.json, or from the sweep's own build recipe."""
-    built = run.live.point.model.build
-    path = Path(run.manifest.server.model_path) / "config.json"
-    if path.is_file():
-        try:
-            config = read_json(path)
-        except UserError as error:
-            reasons.append(f"bytes a token are not known: {error}")
-            return None
-    elif built is not None:
-        config = built.config
-    else:
-        reasons.append(f"no {path.name} of the model here: bytes a token are not known")
+    """The model's cache shape, as vLLM resolved it or from its config.json."""
+    server = run.manifest.server
+    source = model_source(server, run.live.point.model.build)
+    if source.config is None:
+        reasons.append(f"bytes a token are not known, because {source.why}")
         return None
-    config = config.get("text_config", config)
-    shape = cache_shape(config, run.manifest.server.kv_cache_dtype, run.manifest.server.dtype)
+    shape = cache_shape(
+        source.config, server.kv_cache_dtype, server.dtype, source.shape, server.tensor_parallel
+    )
     reasons.extend(shape.notes)
+    if shape.scale_bytes_per_token:
+        reasons.append(
+            f"{shape.scale_bytes_per_token} bytes a token of scales come on top where the pool holds them"
+        )
     return shape
 
 
@@ -146,24 +143,14 @@ def _server_log(run: MemoryRun) -> str:
 
 def graph_bytes(log: str) -> int | None:
     """Of CUDA graphs: vLLM sums them up only where it sized the KV pool itself, and says each capture's."""
-    summed = _gib(r"([\d.]+)\s+GiB for CUDAGraph memory", log)
-    return (
-        _gib(r"Graph capturing finished in .* took ([\d.]+) GiB", log) if summed is None else summed
-    )
+    summed = total_bytes(log, r"([\d.]+)\s+GiB for CUDAGraph memory")
+    if summed is not None:
+        return summed
+    return total_bytes(log, r"Graph capturing finished in .* took ([\d.]+) GiB")
 
 
-def _gib(pattern: str, log: str) -> int | None:
-    found = re.search(pattern, log)
-    return round(float(found[1]) * GIB) if found else None
-
-
-def _within(
-    frame: pd.DataFrame, start_ns: int, end_ns: int, metric: str | None = None
-) -> pd.DataFrame:
-    if frame.empty:
-        return frame
-    inside = frame[frame["mono_ns"].between(start_ns, end_ns)]
-    return inside if metric is None else inside[inside["metric"] == metric]
+def _within(frame: pd.DataFrame, start_ns: int, end_ns: int) -> pd.DataFrame:
+    return frame if frame.empty else frame[frame["mono_ns"].between(start_ns, end_ns)]
 
 
 def _peak(frame: pd.DataFrame, column: str) -> float | None:
@@ -176,7 +163,8 @@ def _device_or_process(
 ) -> tuple[int | None, Literal["device", "process RSS"] | None]:
     gpu = _within(run.gpu, start_ns, end_ns)
     if not gpu.empty:
-        used = gpu[gpu["gpu_uuid"].isin(used_gpus(gpu, run.sources))]
+        certain = certain_gpus(gpu, run.sources, run.manifest.server.cards)
+        used = gpu[gpu["gpu_uuid"].isin(certain or [])]
         # the cards' peaks need not fall together; a server's cards fill alike, so their sum is taken
         peaks = [_peak(rows, "mem_used_bytes") for _, rows in used.groupby("gpu_uuid")]
         if peaks and all(peak is not None for peak in peaks):

@@ -28,7 +28,7 @@ from analysis.runs.activity import activity
 from analysis.runs.identity import Block, Candidate, Identity, Place
 from analysis.runs.labels import labels
 from analysis.runs.run import Run
-from analysis.runs.scrapes import metric_series
+from analysis.runs.scrapes import kv_usage_series
 from analysis.runs.validity import faults, superseded
 from analysis.statistics.rates import Cycles, users_of
 from greenbench.contract.manifest import Counts
@@ -37,7 +37,7 @@ PointStatus = Literal["ok", "invalid", "failed", "interrupted", "superseded"]
 LITTLE = 0.05  # Little's law and the rate may differ by so much and no note says so
 BURSTS = 0.2  # median gap over the median time a token, below which tokens came in bursts
 # they spoil times or what was recorded beside them, not what the model said
-TIMING_FAULTS = {"client_bound", "clock_stepped", "recorder_failed"}
+TIMING_FAULTS = {"client_bound", "clock_stepped", "recorder_failed", "no_steady_state"}
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def choose_window(run: Run) -> Window | None:
         activity(run.requests, users, pausing),
         phase,
         load.users,
-        metric_series(run, "vllm:kv_cache_usage_perc"),
+        kv_usage_series(run),
     )
 
 

@@ -20,9 +20,9 @@ from analysis.point.memory import MemoryResult, point_memory
 from analysis.point.steady_window import Window
 from analysis.point.tokens import Tokens, count_tokens
 from analysis.runs.clocks import wall_clock
-from analysis.runs.gpus import used_gpus
+from analysis.runs.gpus import certain_gpus
 from analysis.runs.run import Run
-from analysis.runs.scrapes import metric_series
+from analysis.runs.scrapes import kv_usage_series, metric_series
 from analysis.statistics.rates import Cycles
 
 
@@ -74,7 +74,7 @@ def energy(run: Run, window: Window, requests: pd.DataFrame, cycles: Cycles | No
             idle_before=_idle(run, "idle_before"),
             idle_after=_idle(run, "idle_after"),
             mean_residence_s=residence_s,
-            server_gpus=run.manifest.server.tensor_parallel,
+            server_gpus=run.manifest.server.cards,
         )
     )
     phase, attributed = _by_phase(run, result)
@@ -113,20 +113,29 @@ def _idle(run: Run, name: str) -> IdlePower | None:
     rows = run.idle(name)
     if rows.fault is not None:
         return IdlePower(None, 0.0, [rows.fault])
-    return None if rows.value.empty else idle_power(rows.value, run.sources)
+    if rows.value.empty:
+        return None
+    return idle_power(rows.value, run.sources, server_gpus=run.manifest.server.cards)
 
 
 def kernel_share(run: Run, window: Window) -> float | None:
-    """Share of the window in which a kernel ran on the server's cards, by NVML; None when not sampled."""
-    rows = run.gpu[run.gpu["gpu_uuid"].isin(used_gpus(run.gpu, run.sources))]
+    """Share of the window in which a kernel ran on the server's cards, by NVML.
+
+    None when not sampled, or where it is not known which cards are its own.
+    """
+    used = certain_gpus(run.gpu, run.sources, run.manifest.server.cards)
+    rows = run.gpu[run.gpu["gpu_uuid"].isin(used or [])]
     inside = rows[rows["unix_ns"].between(window.start_unix_ns, window.end_unix_ns)]
     share = inside["util_pct"].dropna()
     return float(share.mean()) / 100 if len(share) else None
 
 
 def kv_share_per_sequence(run: Run, window: Window) -> float | None:
-    """Mean over the window's scrapes of KV usage / running requests; None when nothing ran or was seen."""
-    usage = metric_series(run, "vllm:kv_cache_usage_perc")
+    """Mean over the window's scrapes of KV usage / running requests, both of all engines.
+
+    None when nothing ran or was seen.
+    """
+    usage = kv_usage_series(run)
     running = metric_series(run, "vllm:num_requests_running")
     if usage is None or running is None:
         return None

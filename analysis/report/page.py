@@ -21,7 +21,7 @@ from analysis.report.tables import (
     servers,
     tables,
 )
-from analysis.statistics.samples import PERCENTILE_NEEDS
+from analysis.statistics.samples import needed
 from analysis.study import Study
 from greenbench.contract.run_dir import write_atomic
 
@@ -37,6 +37,7 @@ def render(whole: Study) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
     )
+    environment.tests["none"] = is_none
     environment.filters |= {"code": code, "answer": formats.answer, "breakable": breakable}
     environment.globals |= {"f": formats, "span": span}
     figures = Figures()
@@ -72,12 +73,21 @@ def render(whole: Study) -> str:
         excluded=[p for p in whole.points if not p.usable and p.status != "superseded"],
         unmeasured=whole.unmeasured,
         superseded=sum(p.status == "superseded" for p in whole.points),
-        needs=PERCENTILE_NEEDS,
+        needs={p: needed(p) for p in (50, 90, 95, 99)},
         figures=figures.json,
         plotlyjs=Markup(get_plotlyjs()),
         css=Markup((TEMPLATES / "report.css").read_text()),
         script=Markup((TEMPLATES / "report.js").read_text()),
     )
+
+
+def is_none(value: object) -> bool:
+    """The test ``none`` of the templates, held to StrictUndefined too: a misspelt name is an error.
+
+    Raises jinja2.UndefinedError.
+    """
+    str(value) if isinstance(value, StrictUndefined) else None
+    return value is None
 
 
 def code(text: str) -> Markup:

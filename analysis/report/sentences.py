@@ -89,7 +89,20 @@ def headline(whole: Study) -> list[str]:
             "One start per candidate: leaders are not statistically tested, so all of this is indicative "
             "(`repeats: 3` or more in the sweep tests it)."
         )
-    return said
+    return said + _unproven(groups)
+
+
+def _unproven(groups: Sequence[Group]) -> list[str]:
+    """A name in the headline is what a server was asked for; whether it ran that is said here."""
+    contenders = [c for g in groups for d in g.decisions for c in d.contenders]
+    marks = {c.label: c.eligible.mark or "" for c in contenders}
+    unproven = sorted(label for label, mark in marks.items() if "unproven" in mark)
+    if not unproven:
+        return []
+    return [
+        f"Unproven: nothing shows that the server of {_list(f'`{name}`' for name in unproven)} ran the "
+        "attention class of that name."
+    ]
 
 
 def _headline_groups(whole: Study) -> list[Group]:

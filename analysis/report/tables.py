@@ -12,7 +12,7 @@ from analysis.quality.depth_map import HeatMap
 from analysis.report import formats
 from analysis.runs.identity import Place
 from analysis.runs.run import Run
-from analysis.statistics.samples import PERCENTILE_NEEDS, Statistic
+from analysis.statistics.samples import Statistic, needed
 from analysis.study import Study
 
 
@@ -214,7 +214,7 @@ def _latency(found: Statistic) -> Entry:
     refused = "; ".join(found.refused)
     if not found.n:
         return Entry(None)
-    if found.p50 is None and found.n >= PERCENTILE_NEEDS[50]:
+    if found.p50 is None and found.n >= needed(50):
         return Entry(None, why=refused)
     tails = f"p90 {formats.seconds(found.p90)}", f"p99 {formats.seconds(found.p99)}"
     n = f"n {formats.count(found.n)}"

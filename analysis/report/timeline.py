@@ -8,7 +8,7 @@ from analysis.point.point import Point
 from analysis.report.plots import COLOURS, FRAME, GIB
 from analysis.runs.activity import activity, in_flight
 from analysis.runs.run import Run
-from analysis.runs.scrapes import metric_series
+from analysis.runs.scrapes import kv_usage_series, metric_series
 
 TIMELINE_STEPS = 600  # most points a trace of a timeline may have
 
@@ -74,7 +74,7 @@ def _load_lane(run: Run) -> Lane:
 
 
 def _kv_lane(run: Run) -> Lane:
-    series = metric_series(run, "vllm:kv_cache_usage_perc")
+    series = kv_usage_series(run)
     traces = [("KV pool used", series.unix_ns, series.values * 100, True)] if series else []
     return "KV, %", traces
 

@@ -40,6 +40,7 @@ from greenbench.contract.run_dir import (
     config_hash,
     list_runs,
 )
+from greenbench.contract.yaml_text import parse_yaml
 
 MOST = 20  # faults shown of one file; a wrong column is wrong in every row
 IN_RUN = (
@@ -211,7 +212,7 @@ def _json(form: type, path: Path, reading: Reading) -> dict[str, Any] | None:
 
 
 def _yaml(form: type, path: Path, reading: Reading) -> dict[str, Any] | None:
-    return _document(form, path, reading, yaml.safe_load)
+    return _document(form, path, reading, lambda text: parse_yaml(text.decode()))
 
 
 def _document(

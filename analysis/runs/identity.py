@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from analysis.runs.gpus import own_gpus, possible_gpus
 from greenbench.contract.config import LivePoint, LoadConfig, PhaseConfig, ServerConfig, SloConfig
 from greenbench.contract.connection import NO_MEASUREMENT
 from greenbench.contract.manifest import Manifest
@@ -217,19 +218,11 @@ def _candidate(run: Recorded) -> Candidate:
 
 def _device(run: Recorded) -> Device:
     host = run.manifest.host
-    used = _used_uuids(run)
-    cards = [card for card in host.gpus if not used or card.uuid in used]
+    # cards that the recorder saw the server's processes on, else those it could use; all where it saw none
+    used = own_gpus(run.sources) or possible_gpus(run.sources)
+    cards = [card for card in host.gpus if used is None or card.uuid in used]
     kind = DeviceKind(host.cpu.strip(), host.cores, tuple(card.name for card in cards), host.driver)
     return Device(kind, run.manifest.clock.host, tuple(sorted(card.uuid for card in cards)))
-
-
-def _used_uuids(run: Recorded) -> set[str]:
-    """Cards that the recorder saw the server's processes on, else those visible to it; empty: not known."""
-    facts = run.sources.get("facts")
-    cards = facts.get("gpus", []) if isinstance(facts, dict) else []
-    known = [card for card in cards if isinstance(card, dict) and "uuid" in card]
-    own = {card["uuid"] for card in known if card.get("own_pids")}
-    return own or {card["uuid"] for card in known if card.get("visible", True)}
 
 
 def _replicate(run: Recorded) -> Replicate:
@@ -241,25 +234,27 @@ def _fields(values: Mapping[str, Any]) -> Fields:
 
 
 def _hashable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return tuple(f"{key}={each}" for key, each in sorted(value.items()))
     return tuple(_hashable(each) for each in value) if isinstance(value, list) else value
 
 
-def places(found: Mapping[str, Identity], across_executions: bool = False) -> dict[str, Place]:
+def places(identities: Mapping[str, Identity], across_executions: bool = False) -> dict[str, Place]:
     """The place of each run (by run id) beside all others.
 
     Several models make the model part of what is compared: state-space against attention is a choice of
     model. Then the prompts' hash gives way to its rank among those that one model was given for the same
     task, since two models' tokens have no hash in common. ``across_executions``: eager and CUDA graphs meet.
     """
-    several = len({each.candidate.model for each in found.values()}) > 1
-    one_execution = len({each.candidate.execution for each in found.values()}) < 2
+    several = len({each.candidate.model for each in identities.values()}) > 1
+    one_execution = len({each.candidate.execution for each in identities.values()}) < 2
     given: dict[tuple[str, Workload], list[str]] = {}
-    for each in found.values():
+    for each in identities.values():
         asked = given.setdefault((each.candidate.model, _without_prompts(each.workload)), [])
         if each.workload.prompts not in asked:
             asked.append(each.workload.prompts)
     out: dict[str, Place] = {}
-    for run_id, each in found.items():
+    for run_id, each in identities.items():
         place = each.place
         if several:
             bare = _without_prompts(each.workload)

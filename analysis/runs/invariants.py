@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.runs.chunk_marks import ROUNDING_NS, ChunkMark
 from analysis.runs.fault import Fault
 from analysis.runs.run import Run
-from analysis.runs.scrapes import label_sets
+from analysis.runs.scrapes import KV_USAGE, label_sets
 from analysis.runs.time_invariants import LATE_NS, PHASES, broken_times
 from analysis.runs.wrong_rows import Mask, fault, good, imported, some
 from greenbench.contract.clock import NS_PER_S
@@ -287,9 +287,10 @@ def counters(run: Run) -> Iterator[Fault]:
 
 def readings(run: Run) -> Iterator[Fault]:
     """Shares lie in 0..1; what cannot be negative is not."""
-    usage = run.server.loc[run.server["metric"] == "vllm:kv_cache_usage_perc", "value"]
-    if ((usage < 0) | (usage > 1 + 1e-6)).any():
-        yield Fault("impossible_reading", "vllm:kv_cache_usage_perc is not within 0 and 1")
+    for metric in KV_USAGE:
+        usage = run.server.loc[run.server["metric"] == metric, "value"]
+        if ((usage < 0) | (usage > 1 + 1e-6)).any():
+            yield Fault("impossible_reading", f"{metric} is not within 0 and 1")
     for name, columns in (
         ("gpu", ("power_w", "power_avg_w", "energy_mj", "mem_used_bytes", "read_ns")),
         ("host", ("server_rss_bytes", "mem_used_bytes", "read_ns")),

@@ -8,12 +8,18 @@ from pathlib import Path
 
 from analysis.runs.fault import Fault
 from analysis.runs.identity import Identity
-from analysis.runs.invariants import broken
+from analysis.runs.invariants import broken, imported
 from analysis.runs.parquet import row_count
 from analysis.runs.run import Run
 from analysis.runs.scrapes import counter_gain
 from greenbench.contract.manifest import INVALID_REASONS
 from greenbench.contract.run_dir import file_sha256
+
+OF_THE_LOAD = ("timeout", "stalled", "cut_at_drain", "not_sent")  # error types that overload brings
+SERVER_GONE = ("connect", "cut_in_stream", "http_5xx")
+MOST_FAILED = 0.5  # of the measured phase; what the others took is then the figure of another load
+FEWEST_GONE = 3  # failures in a row at the end of the phase …
+GONE_BY_CHANCE = 0.01  # … which requests that fail now and then bring about no oftener than this
 
 
 def faults(run: Run) -> list[Fault]:
@@ -22,13 +28,16 @@ def faults(run: Run) -> list[Fault]:
     Only a finished point has counts and hashes to compare with. Where a file cannot be read, or is not
     the one that was measured, nothing is asked of what it holds.
     """
-    found = list(_status(run))
-    found += [Fault("unreadable", sentence) for sentence in run.unreadable]
+    listed = list(_status(run))
+    listed += [Fault("unreadable", sentence) for sentence in run.unreadable]
     if run.unreadable or run.manifest.status not in ("complete", "invalid"):
-        return found
+        return listed
     whole = [*_counts(run), *_files(run)]
-    found += [*whole, *_backend(run), *_good_requests(run)]
-    return found if whole else [*found, *(fault for ask in ASKED for fault in ask(run))]
+    seen = [*whole, *_backend(run), *_good_requests(run), *_failed_requests(run)]
+    if not whole:
+        seen += [fault for ask in ASKED for fault in ask(run)]
+    codes = {fault.code for fault in seen}  # what was seen says more than its code in the manifest
+    return [*(fault for fault in listed if fault.code not in codes), *seen]
 
 
 def _status(run: Run) -> Iterator[Fault]:
@@ -38,6 +47,8 @@ def _status(run: Run) -> Iterator[Fault]:
     if manifest.status == "failed":
         yield Fault("failed", manifest.failure or "the point failed; its manifest does not say why")
     for code in manifest.invalid_reasons:
+        if code == "no_steady_state":
+            continue  # the window is looked for again (analysis.point.point)
         said = "; ".join(audit_over_budget(run)) if code == "client_bound" else ""
         detail = f" ({said})" if said else ""
         yield Fault(code, INVALID_REASONS.get(code, code) + detail)
@@ -132,6 +143,37 @@ def _good_requests(run: Run) -> Iterator[Fault]:
         yield Fault(
             "no_good_requests",
             f"none of the {len(measured)} requests of the measured phase succeeded",
+        )
+
+
+def _failed_requests(run: Run) -> Iterator[Fault]:
+    """Most requests failed, or all from some moment to the end of the phase: the server was gone.
+
+    What the load itself brings about (a timeout, a request cut at the drain or never sent) is a finding and
+    no fault.
+    """
+    rows = run.requests[run.requests["phase"] == "measure"]
+    if imported(run) or not len(rows):
+        return
+    failed = rows["error_type"].notna() & ~rows["error_type"].isin(OF_THE_LOAD)
+    share = float(failed.mean())
+    kinds = rows.loc[failed, "error_type"].value_counts()
+    seen = ", ".join(f"{n} × {kind}" for kind, n in kinds.head(3).items())
+    if share > MOST_FAILED:
+        yield Fault(
+            "mostly_failed",
+            f"{int(failed.sum())} of {len(rows)} requests of the measured phase failed ({seen})",
+        )
+    order = rows[rows["sent_unix_ns"].notna()].sort_values("sent_unix_ns", kind="stable")
+    gone = order["error_type"].isin(SERVER_GONE).to_numpy()
+    count = len(gone) if gone.all() else int(gone[::-1].argmin())
+    before = gone[: len(gone) - count]
+    chance = ((before.sum() + 1) / (len(before) + 2)) ** count  # of so many by the share before
+    if len(before) and count >= FEWEST_GONE and chance < GONE_BY_CHANCE:
+        yield Fault(
+            "server_gone",
+            f"the last {count} of {len(gone)} requests of the measured phase all failed ({seen}): the "
+            "server was gone",
         )
 
 

@@ -5,9 +5,21 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import bdtr
 
-# The tail percentiles need ten values beyond them (p90: 10 of 100, p99: 10 of 1,000). The median needs 6:
-# the fewest for which two order statistics enclose it with 95 % confidence (1 − 2·0.5⁶ = 0.969).
-PERCENTILE_NEEDS = {50: 6, 90: 100, 99: 1000}
+
+def needed(percentile: int) -> int:
+    """Values that a percentile needs: of a tail ten beyond it (p90: 10 of 100, p99: 10 of 1,000), of the
+    median 6, the fewest for which two order statistics enclose it with 95 % (1 − 2·0.5⁶ = 0.969).
+    """
+    return 6 if percentile == 50 else -(-10 * 100 // (100 - percentile))
+
+
+def refusal(percentile: int, n: int) -> str | None:
+    """Why there is no such percentile of ``n`` values; None where there is."""
+    need = needed(percentile)
+    return f"p{percentile} needs {need:,}, has {n:,}" if n < need else None
+
+
+PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True)
@@ -33,22 +45,20 @@ def statistic(values: np.ndarray, interval: bool = True) -> Statistic:
     n = len(values)
     if n == 0:
         return Statistic(0, refused=["no values"])
-    wanted = [p for p, need in PERCENTILE_NEEDS.items() if n >= need]
-    found = dict(zip(wanted, np.percentile(values, wanted), strict=True)) if wanted else {}
-    refused = [
-        f"p{p} needs {need:,}, has {n:,}" for p, need in PERCENTILE_NEEDS.items() if n < need
-    ]
-    low, high = _median_interval(values) if interval and 50 in found else (None, None)
+    wanted = [p for p in PERCENTILES if n >= needed(p)]
+    percentiles = dict(zip(wanted, np.percentile(values, wanted), strict=True)) if wanted else {}
+    refused = [why for p in PERCENTILES if (why := refusal(p, n)) is not None]
+    low, high = _median_interval(values) if interval and 50 in percentiles else (None, None)
     return Statistic(
         n,
         mean=float(np.mean(values, dtype=float)),
         minimum=float(values.min()),
         maximum=float(values.max()),
-        p50=as_float(found.get(50)),
+        p50=as_float(percentiles.get(50)),
         p50_low=low,
         p50_high=high,
-        p90=as_float(found.get(90)),
-        p99=as_float(found.get(99)),
+        p90=as_float(percentiles.get(90)),
+        p99=as_float(percentiles.get(99)),
         refused=refused,
     )
 

@@ -1,5 +1,6 @@
 """Writes the JSON Schemas of a run directory's files anew:  python -m greenbench.contract docs/schema"""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -8,10 +9,10 @@ from greenbench.contract.forms import write_schemas
 
 
 def main() -> int:
-    if len(sys.argv) != 2:
-        print("usage: python -m greenbench.contract FOLDER", file=sys.stderr)
-        return 2
-    return exit_on_user_error(lambda: write_schemas(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(prog="python -m greenbench.contract", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    return exit_on_user_error(lambda: write_schemas(folder))
 
 
 if __name__ == "__main__":

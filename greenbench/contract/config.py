@@ -5,16 +5,17 @@ Names of backends and tasks are checked by the stages that own those tables, not
 """
 
 import json
+import os
+import re
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, cast
 
-import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    ValidationError,
     field_validator,
     model_serializer,
     model_validator,
@@ -25,20 +26,39 @@ from greenbench.contract.address import address_fault
 from greenbench.contract.connection import ConnectionConfig, measured_part
 from greenbench.contract.cpu import Dtype
 from greenbench.contract.errors import UserError, nearest
+from greenbench.contract.explain import parse as parse
 from greenbench.contract.installation import CONFIGS as CONFIGS
 from greenbench.contract.installation import ROOT as ROOT
 from greenbench.contract.installation import config_file, config_names
-from greenbench.contract.yaml_text import parse_yaml
+from greenbench.contract.limits import MOST_POINTS, MOST_PROMPT_TOKENS, beyond_limit
+from greenbench.contract.model_folder import CONFIG, another_form, has_config, read_config
+from greenbench.contract.yaml_files import dump_yaml as dump_yaml
+from greenbench.contract.yaml_files import load_yaml as load_yaml
+
+NAME_CHARS = 100  # of a sweep: folders are called by it
 
 
 class StrictModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _finite_numbers(value: dict[str, Any]) -> dict[str, Any]:
+    """What becomes JSON, or a flag, has no infinity."""
+    for part in value.values():
+        try:
+            json.dumps(part, allow_nan=False)
+        except ValueError as error:
+            raise ValueError("every number in it must be finite") from error
+    return value
+
+
+Options = Annotated[dict[str, int | float | str | bool], AfterValidator(_finite_numbers)]
 
 
 class BuiltModel(StrictModel):
     """A model the project makes itself: a config, seeded random weights, a tokenizer it trains."""
 
-    config: dict[str, Any]  # becomes config.json
+    config: Annotated[dict[str, Any], AfterValidator(_finite_numbers)]  # becomes config.json
     seed: int = 1
     vocab_size: int = Field(
         default=4096, ge=512
@@ -53,7 +73,7 @@ class ModelConfig(StrictModel):
     build: BuiltModel | None = None
     weights: Literal["random", "trained", "real"] = "real"
     family: Literal["attention", "state-space", "linear-attention", "hybrid"] = "attention"
-    max_model_len: int = Field(gt=0)
+    max_model_len: int | None = Field(default=None, gt=0)  # None: the window that vLLM derives
     dtype: Dtype = "auto"  # auto: on a CPU what it computes, on a GPU as the weights are stored
     server_args: list[str] = Field(
         default_factory=list[str]
@@ -71,7 +91,7 @@ class BackendChoice(StrictModel):
     """A backend by its table name or one's own YAML file, with options of its own (e.g. window)."""
 
     name: str
-    options: dict[str, int | float | str | bool] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -105,6 +125,7 @@ class ServerConfig(ConnectionConfig, StrictModel):
     boot_timeout_s: float = Field(default=600, gt=0)
     port: int | None = Field(default=None, ge=1, le=65535)  # None: a free one
     extra_args: list[str] = Field(default_factory=list[str])
+    env: dict[str, str | None] = Field(default_factory=dict[str, str | None])  # None: our own value
 
     @field_validator("base_url")
     @classmethod
@@ -112,6 +133,58 @@ class ServerConfig(ConnectionConfig, StrictModel):
         if url is not None and (fault := address_fault(url)):
             raise ValueError(fault)
         return url
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _names_alone(cls, given: object) -> object:
+        """A list of names passes on their values; a number of a mapping is its text."""
+        if isinstance(given, list):
+            names = cast("list[object]", given)
+            return dict.fromkeys(map(str, names))
+        if not isinstance(given, dict):
+            return given
+        pairs = cast("dict[object, object]", given)
+        return {
+            name: str(value) if type(value) in (int, float) else value
+            for name, value in pairs.items()
+        }
+
+    @model_validator(mode="after")
+    def _env_can_be_given(self) -> Self:
+        if self.env and self.base_url is not None:
+            raise ValueError(
+                "'env' is for a server that is started here, and 'base_url' runs already"
+            )
+        for name, value in self.env.items():
+            if value is not None and SECRET.search(name):
+                # no ValueError: its sentence would show the value
+                raise UserError(
+                    f"server.env: {name}: its value would be stored in each run; give the name alone "
+                    "(env: [NAME]), and set it where you start greenbench"
+                )
+            if fault := _env_fault(name, value):
+                raise ValueError(f"env: {name}: {fault}")
+        return self
+
+
+# What greenbench sets of a server's environment: these decide what is proven and logged.
+LAUNCHERS_OWN = frozenset((
+    "VLLM_PLUGINS", "VLLM_SERVER_DEV_MODE", "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_PREFIX",
+    "VLLM_LOGGING_COLOR", "VLLM_USE_FLASHINFER_SAMPLER", "HF_HUB_OFFLINE", "PYTHONUNBUFFERED",
+))  # fmt: skip
+CARDS_ENV = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+
+
+def _env_fault(name: str, value: str | None) -> str | None:
+    """Why a sweep may not set that variable of its servers; None where it may."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        return "no name of a variable"
+    if name in LAUNCHERS_OWN or name.startswith("GREENBENCH_"):
+        return "greenbench sets it itself; take it out"
+    if name in CARDS_ENV and value is not None:
+        return "set it where you start greenbench, which goes by it too"
+    return None
 
 
 class LoadConfig(StrictModel):
@@ -187,7 +260,7 @@ class TaskConfig(StrictModel):
     name: str
     output_tokens: int | None = Field(default=None, ge=1)  # None: the task's own
     requests: int | None = Field(default=None, ge=1)  # None: that of the phases
-    params: dict[str, int | float | str | bool] = Field(default_factory=dict)
+    params: Options = Field(default_factory=dict)
 
 
 class TelemetryConfig(StrictModel):
@@ -201,12 +274,12 @@ class TelemetryConfig(StrictModel):
 class SweepConfig(StrictModel):
     """configs/sweeps/<name>.yaml: one server start per model × backend × repeat, all points inside."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
-    seed: int = 7
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=NAME_CHARS)
+    seed: int = Field(default=7, ge=0)
     models: list[str] = Field(min_length=1)
     backends: list[str | BackendChoice] = Field(min_length=1)
     repeats: int = Field(default=1, ge=1)
-    contexts: list[int] = Field(min_length=1)  # prompt length, tokens
+    contexts: list[Annotated[int, Field(gt=0)]] = Field(min_length=1)  # prompt length, tokens
     tasks: list[str | TaskConfig] = Field(min_length=1)
     loads: list[LoadConfig] = Field(min_length=1)
     objective: str | None = None  # what the report's headline goes by; default: goodput, else E2E
@@ -216,6 +289,56 @@ class SweepConfig(StrictModel):
     phases: PhaseConfig = PhaseConfig()
     slo: SloConfig = SloConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+
+    @model_validator(mode="after")
+    def _within_limits(self) -> Self:
+        if sentence := beyond_limit(self):
+            raise ValueError(sentence)
+        starts = len(self.models) * len(self.backends) * self.repeats
+        points = starts * len(self.contexts) * len(self.tasks) * len(self.loads)
+        if points > MOST_POINTS:
+            raise ValueError(
+                f"{points:,} points (models × backends × repeats × contexts × tasks × loads); "
+                f"{MOST_POINTS:,} at most"
+            )
+        tokens = self.prompts_per_point * max(self.contexts)
+        if tokens > MOST_PROMPT_TOKENS:
+            raise ValueError(
+                f"'prompts_per_point' prompts of {max(self.contexts):,} tokens are {tokens:,} tokens in one "
+                f"file; {MOST_PROMPT_TOKENS:,} at most"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _each_place_once(self) -> Self:
+        for key, values in (
+            ("contexts", self.contexts),
+            ("tasks", self.task_configs),
+            ("loads", self.loads),
+        ):
+            for index, value in enumerate(values):
+                if value in values[:index]:
+                    what = value if isinstance(value, int) else f"entry {index + 1}"
+                    raise ValueError(
+                        f"'{key}' has {what} twice, which would be one point measured two times; leave one "
+                        "out, and raise 'repeats' to measure again"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _one_server_is_one_candidate(self) -> Self:
+        """A running server has one backend and one model, whatever it is called in the sweep."""
+        if self.server.base_url is None:
+            return self
+        labels = sorted({choice.label for choice, _ in self.candidates})
+        for key, found in (("backends", labels), ("models", sorted(set(self.models)))):
+            if len(found) > 1:
+                raise ValueError(
+                    f"'{key}' has {', '.join(found)} against one running server ({self.server.base_url}), "
+                    "which would be measured under each name; list the one that it runs, and give each "
+                    "server a sweep of its own"
+                )
+        return self
 
     @property
     def candidates(self) -> list[tuple[BackendChoice, int]]:
@@ -333,73 +456,72 @@ class LivePoint(StrictModel):
     server_pid: int | None = None
 
 
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def parse(model: type[Model], data: object, source: str) -> Model:
-    """Validate ``data``; the first fault becomes a UserError that names source, key and nearest key."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise UserError(_explain(model, error, source)) from error
-
-
-UNION_TAGS = {"str", "BackendChoice", "TaskConfig"}  # pydantic names the union's branch in the path
-
-
-def _explain(model: type[BaseModel], error: ValidationError, source: str) -> str:
-    # an unknown key says more than the type errors a union adds beside it
-    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-    fault = faults[0]
-    path = [str(part) for part in fault["loc"] if part not in UNION_TAGS]
-    where = ".".join(path) or "(top)"
-    if fault["type"] == "extra_forbidden":
-        owner = _model_at(model, fault["loc"][:-1])
-        known = owner.model_fields if owner else {}
-        return f"{source}: unknown key '{where}'; {nearest(path[-1], known)}"
-    found = "" if fault["type"] == "missing" else f", found {fault['input']!r}"
-    return f"{source}: {where}: {fault['msg'].removeprefix('Value error, ')}{found[:200]}"
-
-
-def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """The model that owns the key at ``loc``, following fields through lists and unions."""
-    owner: type[BaseModel] | None = model
-    for part in loc:
-        if owner is None:
-            return None
-        if isinstance(part, str) and part in owner.model_fields:
-            owner = _first_model(owner.model_fields[part].annotation)
-    return owner
-
-
-def _first_model(annotation: object) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    models = (_first_model(arg) for arg in get_args(annotation))
-    return next((model for model in models if model is not None), None)
-
-
-def load_yaml(path: Path) -> object:
-    try:
-        return parse_yaml(path.read_text())
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give the path of a YAML file"
-        ) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(
-            f"{path}: not valid YAML{line} ({getattr(error, 'problem', error)})"
-        ) from error
-
-
-def dump_yaml(model: BaseModel) -> str:
-    return yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, width=100)
-
-
 def load_sweep(path: Path) -> SweepConfig:
-    return parse(SweepConfig, load_yaml(path), str(path))
+    """A sweep file. A relative path in it is meant from its own folder, else from where one stands."""
+    return _from_its_folder(parse(SweepConfig, load_yaml(path), str(path)), path)
+
+
+def _from_its_folder(sweep: SweepConfig, source: Path) -> SweepConfig:
+    def found(text: str) -> str:
+        return find_beside(text, source) or text
+
+    loads = [
+        load if load.trace is None else load.model_copy(update={"trace": found(load.trace)})
+        for load in sweep.loads
+    ]
+    return sweep.model_copy(
+        update={
+            "models": [_model_path(name, source) for name in sweep.models],
+            "backends": [_backend_path(backend, source) for backend in sweep.backends],
+            "loads": loads,
+            "text_file": None if sweep.text_file is None else found(sweep.text_file),
+        }
+    )
+
+
+def _model_path(name: str, source: Path) -> str:
+    if config_file(f"models/{name}.yaml").is_file():
+        return name
+    path = find_beside(name, source)
+    is_model = path is not None and (_is_yaml(path) or (Path(path) / "config.json").is_file())
+    return path if path is not None and is_model else name
+
+
+def _backend_path(backend: str | BackendChoice, source: Path) -> str | BackendChoice:
+    if isinstance(backend, BackendChoice):
+        name = _backend_path(backend.name, source)
+        return backend.model_copy(update={"name": name})
+    return (find_beside(backend, source) if _is_yaml(backend) else None) or backend
+
+
+def _is_yaml(name: str) -> bool:
+    return Path(name).suffix in (".yaml", ".yml")
+
+
+def find_beside(text: str, source: Path) -> str | None:
+    """The absolute path of what a file ``source`` names ``text``: from home (``~``), from that file's folder,
+    from where one stands. None where there is nothing of that name.
+    """
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UserError(f"{source}: {text}: no home folder of that name") from error
+    for place in (source.parent, Path.cwd()):
+        if (place / path).exists():
+            return os.path.abspath(place / path)  # noqa: PTH100  (resolve() follows links)
+    return None
+
+
+def check_files(sweep: SweepConfig) -> None:
+    """UserError for the first file that the sweep names and that is not there; before anything starts."""
+    named = [(f"loads.{i}.trace", load.trace) for i, load in enumerate(sweep.loads)]
+    for key, text in [*named, ("text_file", sweep.text_file)]:
+        if text is not None and not Path(text).is_file():
+            what = "is no file" if Path(text).exists() else "is not there"
+            raise UserError(
+                f"sweep '{sweep.name}': {key}: {text} {what}; a relative path is meant from the sweep's "
+                f"folder, else from {Path.cwd()}"
+            )
 
 
 def load_live_point(run_path: Path) -> LivePoint:
@@ -410,36 +532,34 @@ def load_live_point(run_path: Path) -> LivePoint:
 def load_model(name: str) -> ModelConfig:
     """A model by name (configs/models/<name>.yaml), YAML path, folder that holds config.json, or hub id."""
     named = config_file(f"models/{name}.yaml")
-    path = Path(name)
-    if named.is_file() or path.suffix in (".yaml", ".yml"):
+    path = Path(name).expanduser()
+    if named.is_file() or _is_yaml(name):
         source = named if named.is_file() else path
-        return _resolve_paths(parse(ModelConfig, load_yaml(source), str(source)), source)
-    if (path / "config.json").is_file():
+        return _resolve_path(parse(ModelConfig, load_yaml(source), str(source)), source)
+    if has_config(path):
         path = path.resolve()
-        return _model_of(path.name, str(path), json.loads((path / "config.json").read_text()))
+        read_config(path / CONFIG)  # a broken one ends here, in one sentence
+        return ModelConfig(name=path.name, path=str(path))
+    if other := another_form(path):
+        raise UserError(f"Model '{name}': {other}")
     if "/" in name and hub.HUB_ID.fullmatch(name):
-        return _model_of(path.name, name, hub.config(name))
+        hub.config(name)
+        return ModelConfig(name=path.name, path=name)
     raise UserError(
         f"Unknown model '{name}': no configs/models/{name}.yaml and no folder with a config.json; "
         f"{nearest(name, config_names('models'))}"
     )
 
 
-def _resolve_paths(model: ModelConfig, source: Path) -> ModelConfig:
-    """A relative ``path`` is a folder below the working folder or of the shipped models; else a hub id."""
+def _resolve_path(model: ModelConfig, source: Path) -> ModelConfig:
+    """``path`` is a folder, from that file or from where one stands; else it is a hub id."""
     if model.path is None or Path(model.path).is_absolute():
         return model
-    places = [Path.cwd() / model.path, ROOT / model.path]
-    local = next((place for place in places if place.is_dir()), None)
-    if local is not None:
-        return model.model_copy(update={"path": str(local)})
-    if model.path.startswith((".", "models/")):
-        raise UserError(f"{source}: path: no folder {places[0]}; give a model folder or a hub id")
+    if local := find_beside(model.path, source):
+        return model.model_copy(update={"path": local})
+    if model.path.startswith("models/") or not hub.HUB_ID.fullmatch(model.path):
+        raise UserError(
+            f"{source}: path: no folder {model.path}, neither from {source.parent} nor from {Path.cwd()}; "
+            "give a model folder or a hub id"
+        )
     return model
-
-
-def _model_of(name: str, path: str, config: dict[str, Any]) -> ModelConfig:
-    """Of a folder or a hub id and its config.json; the window is the model's own."""
-    text = config.get("text_config") or config
-    length = text.get("max_position_embeddings", 8192)
-    return parse(ModelConfig, {"name": name, "path": path, "max_model_len": length}, path)

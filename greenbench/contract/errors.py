@@ -1,11 +1,13 @@
 """What went wrong, said in one sentence: what was wanted, what was found, what to do."""
 
 import difflib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
 
 USAGE_EXIT = 2
+SAID = ("error: ", "failed: ")  # what a command's last word to a person starts with
 
 
 class UserError(Exception):
@@ -21,18 +23,55 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def exit_on_user_error(command: Callable[[], int | None]) -> int:
-    """Run a command; print a UserError as one line on stderr and turn it into exit code 2."""
+    """The boundary of every command: a person's error is one line on stderr and exit code 2.
+
+    So is a file or folder that the system refuses (full disk, no permission, read-only). A reader of
+    stdout that went away (``| head``) ends the command without a word.
+    """
     try:
         return command() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_EXIT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno is None:
+            raise
+        print(f"error: {system_sentence(error)}", file=sys.stderr)
+        return USAGE_EXIT
+    except RecursionError:
+        print("error: the input is nested too deeply to be read", file=sys.stderr)
+        return USAGE_EXIT
     except KeyboardInterrupt:
         return 130
+
+
+def system_sentence(error: OSError) -> str:
+    """e.g. ``runs/a/manifest.json: No space left on device``."""
+    why = error.strerror or str(error)
+    return f"{error.filename}: {why}" if error.filename else why
+
+
+def sentence_of(output: str) -> str | None:
+    """The last sentence that a command printed for people, without its first word; None when it left none."""
+    for line in reversed(output.splitlines()):
+        for start in SAID:
+            if line.strip().startswith(start):
+                return line.strip().removeprefix(start)
+    return None
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def how_it_ended(code: int) -> str:
     """Of a process that left no word, e.g. ``it died of SIGILL (Illegal instruction)``."""
     if code >= 0:
         return f"it ended with {code}"
-    return f"it died of {signal.Signals(-code).name} ({signal.strsignal(-code)})"
+    return f"it died of {signal_name(-code)} ({signal.strsignal(-code)})"

@@ -51,7 +51,7 @@ class GpuFacts(Open):
     uuid: str
     name: str | None = None
     scope: str = "gpu"
-    visible: bool = True
+    visible: bool | None = True  # to the server; None: it may be
     mig: bool | None = None
     virtual: bool | None = None
     own_pids: list[int] = Field(default_factory=list[int])
@@ -70,6 +70,8 @@ class SourceFacts(Open):
     cpu: CpuFacts = CpuFacts()
     gpus: list[GpuFacts] = Field(default_factory=list[GpuFacts])
     sampler: dict[str, Any] | None = None
+    which_gpus: str | None = None  # why it is not known which cards serve, or why none does
+    unread: list[str] = Field(default_factory=list[str])  # what could not be read, a clause each
 
 
 class Sources(Open):

@@ -13,3 +13,6 @@ class LaunchPlan(StrictModel):
     model_path: str
     dtype: ServedDtype
     refusals: list[str]
+    env_left_out: tuple[str, ...] = ()  # names that are set here and that vLLM would listen to
+    max_model_len: int | None = None  # None: left to vLLM, the model's window is not known
+    unknown: str | None = None  # why nothing is known of the model's shape

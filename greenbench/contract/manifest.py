@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from greenbench import SCHEMA_VERSION
+from greenbench.contract.model_shape import ModelShape
 
 Status = Literal["running", "complete", "failed", "invalid"]
 ProofVerdict = Literal["proven", "mismatch", "unproven"]
@@ -23,6 +24,10 @@ INVALID_REASONS: dict[str, str] = {
     "interrupted": "stopped by the person before it was complete",
     "client_bound": "the load generator exceeded its own error budget",
     "clock_stepped": "the wall clock jumped during the run",
+    "disk_full": "the disk was full when the point ended",
+    "server_gone": "to the end of the measured phase nothing was answered any more",
+    "mostly_failed": "most requests of the measured phase failed",
+    "no_steady_state": "the measured phase has no steady stretch",
 }
 
 
@@ -50,7 +55,9 @@ class Gpu(Part):
     index: int
     uuid: str
     name: str
-    memory_bytes: int
+    memory_bytes: int | None = (
+        None  # None: not said; a card with the host's memory has none of its own
+    )
     power_limit_w: float | None = None
     compute_capability: str | None = None
     mig: bool | None = None
@@ -91,20 +98,29 @@ class Server(Part):
     kv_cache_dtype: str
     execution: str
     tensor_parallel: int = 1
+    pipeline_parallel: int | None = None  # None: the server does not say
+    data_parallel: int | None = None  # engines; None: the server does not say
     max_model_len: int | None = None
-    kv_cache_tokens: int | None = None  # size of the KV pool, tokens
-    kv_cache_bytes: int | None = None
-    weights_bytes: int | None = None
+    kv_cache_tokens: int | None = None  # size of the KV pool, tokens; of all engines
+    kv_cache_bytes: int | None = None  # on all cards
+    weights_bytes: int | None = None  # on all cards, each engine's copy counted
     base_url: str
     served_model: str  # the name to send in requests
     pid: int | None = None  # leader of the server's process group
     pid_created_s: float | None = None  # psutil create_time: tells a reused pid from ours
     argv: list[str] = Field(default_factory=list[str])
     env: dict[str, str] = Field(default_factory=dict[str, str])  # allow-listed
+    env_left_out: list[str] = Field(default_factory=list[str])  # names that vLLM listens to
     vllm_version: str | None = None
+    shape: ModelShape | None = None  # None: written before shapes were resolved
     async_scheduling: bool | None = None  # a step is planned while the one before still computes
     ready_s: float | None = None
     boot_stages_s: dict[str, float] = Field(default_factory=dict[str, float])
+
+    @property
+    def cards(self) -> int:
+        """Cards of all its engines; what is not known counts as 1."""
+        return self.tensor_parallel * (self.pipeline_parallel or 1) * (self.data_parallel or 1)
 
 
 class Counts(Part):
@@ -126,7 +142,7 @@ class Manifest(Part):
     sweep: str
     status: Status = "running"
     invalid_reasons: list[str] = Field(default_factory=list[str])
-    failure: str | None = None  # one sentence, when status is failed
+    failure: str | None = None  # one sentence, when status is failed; what was found, when invalid
     config_hash: str
     seed: int
     created_unix_ns: int

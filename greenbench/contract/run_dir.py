@@ -6,6 +6,7 @@ nothing else. Another run's data is never deleted or cut.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Manifest
 from greenbench.contract.schema import Row
 
+NAME_CHARS = 80  # of a backend or a workload in the name of a folder, which has 255
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 EVENTS = "events.jsonl"
@@ -30,7 +32,8 @@ PROMPTS_DIR = "prompts"  # runs/<sweep>/prompts/*.jsonl, shared by all backends
 def run_id(unix_ns: int, backend: str, workload: str, config_hash: str) -> str:
     """e.g. 20261123T074812Z-flashinfer-retrieve-8192-closed4-3f9a1c2e (UTC)."""
     stamp = datetime.fromtimestamp(unix_ns / 1e9, UTC).strftime("%Y%m%dT%H%M%SZ")
-    return f"{stamp}-{slug(backend)}-{slug(workload)}-{config_hash[:8]}"
+    names = f"{slug(backend)[:NAME_CHARS]}-{slug(workload)[:NAME_CHARS]}"
+    return f"{stamp}-{names}-{config_hash[:8]}"
 
 
 def slug(text: str) -> str:
@@ -44,10 +47,17 @@ def config_hash(config: dict[str, Any]) -> str:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write beside the target and rename over it, so a reader sees the old file or the new one."""
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text)
-    scratch.replace(path)
+    """Write beside the target and rename over it, so a reader sees the old file or the new one.
+
+    A full disk leaves the old one, and nothing beside it.
+    """
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def file_sha256(path: Path) -> str:

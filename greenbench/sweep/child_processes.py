@@ -6,19 +6,22 @@ the children in order.
 
 import ctypes
 import json
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import psutil
 from pydantic import ValidationError
 
 from greenbench.contract.config import LoadConfig, ServerRequest
-from greenbench.contract.errors import USAGE_EXIT, UserError
+from greenbench.contract.errors import USAGE_EXIT, UserError, sentence_of, signal_name
 from greenbench.contract.installation import PACKAGES, bench_env
 from greenbench.contract.manifest import Server
 from greenbench.contract.run_dir import RunDir, write_atomic
@@ -26,7 +29,13 @@ from greenbench.contract.run_dir import RunDir, write_atomic
 STOP_GRACE_S = 30.0  # a launcher stops vLLM's group within this, or the group is killed
 RECORDER_START_S = 30.0
 POLL_S = 0.1
+SENTENCE_CHARS = 500
+EXCEPTION = re.compile(
+    r"[A-Za-z_][\w.]*(Error|Exception|Exit)\b(:|$)"
+)  # the last line of a traceback
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+LOOK_S = 5.0  # between two looks at whether an attached server still takes connections
+CONNECT_S = 2.0
 _LIBC = ctypes.CDLL(None)  # loaded before any fork
 
 
@@ -50,14 +59,22 @@ def call(argv: list[str], stdin: object = None) -> str:
     """Run a stage command to its end and return its stdout; exit 2 becomes UserError."""
     text = None if stdin is None else json.dumps(stdin)
     done = subprocess.run(
-        argv, input=text, capture_output=True, text=True, env=bench_env(), check=False
+        argv,
+        input=text,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=bench_env(),
+        check=False,
     )
     if done.returncode == 0:
         return done.stdout
-    message = last_line(done.stderr).removeprefix("error: ")
+    said = sentence_of(done.stderr) or sentence_of(done.stdout)
+    name = " ".join(["python", *argv[argv.index("-m") :][:3]]) if "-m" in argv else argv[0]
+    ended = f"`{name}` {ended_with(done.returncode, done.stderr or done.stdout)}"
     if done.returncode == USAGE_EXIT:
-        raise UserError(message)
-    raise StageError(f"{' '.join(argv[1:4])} ended with {done.returncode}: {message}")
+        raise UserError(said or ended)
+    raise StageError(said or ended)
 
 
 def call_json(argv: list[str], stdin: object = None) -> Any:
@@ -69,9 +86,18 @@ def passthrough(argv: list[str]) -> int:
     return subprocess.run(argv, env=bench_env(), check=False).returncode
 
 
-def last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "no message"
+def ended_with(code: int, output: str) -> str:
+    """Of a stage that left no sentence: ``ended with SIGKILL``, or its code and the last it printed."""
+    if code < 0:
+        return f"ended with {signal_name(-code)}"
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    telling = [
+        line for line in lines if EXCEPTION.match(line) or " ERROR" in line or "/ERROR/" in line
+    ]
+    last = [*lines[-1:], *telling[-1:]]
+    return (
+        f"ended with exit code {code}: {last[-1][:SENTENCE_CHARS] if last else 'it said nothing'}"
+    )
 
 
 def _end_with_parent() -> None:
@@ -107,8 +133,15 @@ class Child:
     def code(self) -> int | None:
         return self.process.poll()
 
-    def message(self) -> str:
-        return last_line(self.log.read_text(errors="replace")).removeprefix("error: ")
+    def how_it_ended(self) -> str:
+        """After ``the load generator``: ``ended with SIGKILL``, or ``failed:`` and its own sentence.
+
+        Its log holds much beside that sentence, such as Locust's tables, which tell of no end.
+        """
+        code = self.process.poll() or 0
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        said = sentence_of(text)
+        return f"failed: {said}" if said and code >= 0 else ended_with(code, text)
 
     def stop(self, grace_s: float) -> int:
         if self.process.poll() is None:
@@ -140,6 +173,8 @@ class ServerStage:
         self.directory = directory
         self.child: Child | None = None
         self.server: Server | None = None
+        self._looked_s = time.monotonic()
+        self._refuses = False
 
     def start(self, waiting: Callable[[], None]) -> Server:
         """Start and wait until ready; ``waiting`` is called while it boots. StageError when it fails."""
@@ -164,7 +199,9 @@ class ServerStage:
         if state == "ready" and server is not None:
             return server
         code = self.child.code if self.child else None
-        message = error or (self.child.message() if self.child else "server.json says not ready")
+        message = error or "server.json says that it is not ready"
+        if error is None and self.child is not None:
+            message = f"the launcher {self.child.how_it_ended()}"
         if code == USAGE_EXIT:
             raise UserError(message)
         raise StageError(message)
@@ -174,8 +211,18 @@ class ServerStage:
 
     @property
     def alive(self) -> bool:
-        """False once the launcher has ended; a server at a base_url is judged by its answers alone."""
-        return self.child is None or self.child.code is None
+        """False once the launcher has ended, or nothing takes connections at the address any more."""
+        if self.child is not None and self.child.code is not None:
+            return False
+        if time.monotonic() - self._looked_s >= LOOK_S:
+            self.look()
+        return not self._refuses
+
+    def look(self) -> None:
+        """Try the address now: twice, for a server that is started anew refuses for a moment."""
+        self._looked_s = time.monotonic()
+        url = self.server.base_url if self.server else None
+        self._refuses = url is not None and refuses(url) and refuses(url)
 
     @property
     def log_path(self) -> Path:
@@ -204,6 +251,19 @@ def read_server_json(directory: Path) -> tuple[str | None, str | None, Server | 
         return raw.get("state"), raw.get("error"), server
     except (OSError, json.JSONDecodeError, KeyError, ValidationError):
         return None, None, None
+
+
+def refuses(base_url: str) -> bool:
+    """True where the host itself says that nothing listens there. Silence and other faults prove nothing."""
+    address = urlsplit(base_url)
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname or "", port), CONNECT_S).close()
+    except ConnectionRefusedError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def living_server(directory: Path) -> psutil.Process | None:
@@ -253,7 +313,9 @@ class RecorderStage:
             if events.exists() and '"recorder_started"' in events.read_text():
                 return
             time.sleep(POLL_S)
-        raise StageError(f"the recorder did not start: {self.child.message()}")
+        if self.child.code is None:
+            raise StageError(f"the recorder took no sample within {RECORDER_START_S:.0f} s")
+        raise StageError(f"the recorder {self.child.how_it_ended()}")
 
     def stop(self) -> int:
         return self.child.stop(STOP_GRACE_S)

@@ -6,7 +6,7 @@ are in seeded random order too.
 """
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from greenbench.contract.config import (
@@ -19,7 +19,7 @@ from greenbench.contract.config import (
     points_of,
 )
 from greenbench.contract.errors import UserError
-from greenbench.contract.run_dir import config_hash, slug
+from greenbench.contract.run_dir import NAME_CHARS, config_hash, slug
 
 # Prompts that a point must answer for equal answers to pass the report's gate (docs/method.md, section 7):
 FEWEST_ANSWERS = 29  # graded
@@ -42,8 +42,8 @@ class ServerStart:
 
     @property
     def slug(self) -> str:
-        backend = slug(self.request.backend.label)
-        return f"{slug(self.request.model.name)}-{backend}-r{self.repeat}a{self.arm}"
+        backend = slug(self.request.backend.label)[:NAME_CHARS]
+        return f"{slug(self.request.model.name)[:NAME_CHARS]}-{backend}-r{self.repeat}a{self.arm}"
 
 
 def expand(sweep: SweepConfig, models: list[ModelConfig]) -> list[ServerStart]:
@@ -84,16 +84,22 @@ def check_names(sweep: SweepConfig, models: list[ModelConfig]) -> None:
         )
 
 
-def check_window(sweep: SweepConfig, models: list[ModelConfig], outputs: dict[str, int]) -> None:
-    """Every prompt with its output must fit each model's window; ``outputs``: task → default tokens."""
-    for model in models:
-        window = sweep.server.max_model_len or model.max_model_len
+def check_window(
+    sweep: SweepConfig, windows: Mapping[str, int | None], outputs: dict[str, int]
+) -> None:
+    """Every prompt with its output must fit what its server takes.
+
+    ``windows``: model → tokens, None where nobody knows; ``outputs``: task → default tokens.
+    """
+    for name, window in windows.items():
+        if window is None:
+            continue
         for task in sweep.task_configs:
             context, output = max(sweep.contexts), task.output_tokens or outputs[task.name]
             if context + output > window:
                 raise UserError(
                     f"sweep '{sweep.name}': context {context} plus {output} output tokens of task "
-                    f"'{task.name}' is longer than the window of model '{model.name}' ({window}); "
+                    f"'{task.name}' is longer than the window of model '{name}' ({window}); "
                     "shorten 'contexts' or choose another model"
                 )
 
@@ -137,5 +143,5 @@ def prompt_request(point: PointConfig, model_path: str) -> PromptRequest:
 
 
 def prompt_file_name(point: PointConfig, request: PromptRequest) -> str:
-    name = f"{slug(point.model.name)}-{slug(point.task.name)}-{point.context_tokens}"
+    name = f"{slug(point.model.name)[:NAME_CHARS]}-{slug(point.task.name)}-{point.context_tokens}"
     return f"{name}-{config_hash(request.model_dump(mode='json'))[:8]}.jsonl"

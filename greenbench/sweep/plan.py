@@ -9,6 +9,7 @@ from greenbench.contract.access import access
 from greenbench.contract.config import (
     ServerConfig,
     SweepConfig,
+    check_files,
     load_model,
     parse,
 )
@@ -17,6 +18,7 @@ from greenbench.contract.errors import UserError, nearest
 from greenbench.contract.launch import LaunchPlan
 from greenbench.contract.served import find_endpoint, served_models
 from greenbench.sweep.child_processes import (
+    call,
     call_json,
     python_module,
 )
@@ -39,19 +41,66 @@ class Plan:
 
 def plan_sweep(sweep: SweepConfig, blocks: frozenset[int] | None = None) -> list[Plan]:
     """Expand the sweep, or some repeats, and have the other stages check every name. Raises UserError."""
+    check_files(sweep)
     sweep = sweep.model_copy(update={"server": attached(sweep.server)})
     models = [load_model(name) for name in sweep.models]
     check_names(sweep, models)
     starts = [s for s in expand(sweep, models) if blocks is None or s.repeat in blocks]
     tasks = call_json(python_module("loadgen", "tasks"))
     check_tasks(sweep, tasks)
-    check_window(sweep, models, {name: task["output_tokens"] for name, task in tasks.items()})
+    if traces := traces_of(sweep):
+        call(python_module("loadgen", "traces"), traces)
     requests = [start.request.model_dump(mode="json") for start in starts]
     launches = [
         parse(LaunchPlan, launch, "python -m servers plan")
         for launch in call_json(python_module("servers", "plan"), requests)
     ]
-    return [Plan(start, launch) for start, launch in zip(starts, launches, strict=True)]
+    plans = [Plan(start, launch) for start, launch in zip(starts, launches, strict=True)]
+    windows = {plan.start.request.model.name: plan.launch.max_model_len for plan in plans}
+    check_window(sweep, windows, {name: task["output_tokens"] for name, task in tasks.items()})
+    return plans
+
+
+def unknown_shapes(plans: list[Plan]) -> list[str]:
+    """A sentence for each model of which too little could be found out before its server starts."""
+    said = (
+        _unknown(plan.launch, plan.start.request.model.name)
+        for plan in plans
+        if not plan.launch.refusals and plan.start.request.server.base_url is None
+    )
+    return list(dict.fromkeys(sentence for sentence in said if sentence))
+
+
+def _unknown(launch: LaunchPlan, model: str) -> str | None:
+    if launch.unknown is not None:
+        return f"{model}: its window, head size and cache are not known, because {launch.unknown}"
+    if launch.max_model_len is None:
+        return (
+            f"{model}: its config gives no window, and vLLM then serves 2048 tokens: "
+            "set server.max_model_len"
+        )
+    return None
+
+
+def environment_notes(plans: list[Plan]) -> list[str]:
+    """A sentence on the variables that are set here and do not reach the servers that are started."""
+    started = [plan for plan in plans if plan.start.request.server.base_url is None]
+    names = dict.fromkeys(name for plan in started for name in plan.launch.env_left_out)
+    if not names:
+        return []
+    return [
+        f"set here and not passed on to vLLM: {', '.join(names)}; `env:` under `server:` passes more"
+    ]
+
+
+def traces_of(sweep: SweepConfig) -> list[dict[str, Any]]:
+    """What ``python -m loadgen traces`` is to read: each recorded load at each context that clips it."""
+    return [
+        {"load": load.model_dump(mode="json"), "context_tokens": context}
+        for load in sweep.loads
+        for context in sweep.contexts
+        if load.trace is not None
+    ]
 
 
 def attached(server: ServerConfig) -> ServerConfig:

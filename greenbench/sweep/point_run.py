@@ -1,14 +1,16 @@
 """Measure one point: its run directory, recorder, load, and a manifest that says what to make of it."""
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from greenbench.contract import run_dir
 from greenbench.contract.clock import Anchor
 from greenbench.contract.config import PointConfig
-from greenbench.contract.errors import UserError
+from greenbench.contract.errors import UserError, system_sentence
 from greenbench.contract.manifest import Code, Host, Manifest, Server
 from greenbench.contract.new_run import (
     NewRun,
@@ -27,13 +29,16 @@ from greenbench.sweep.child_processes import (
     StageError,
     start_load,
 )
+from greenbench.sweep.directory import shortage
 from greenbench.sweep.provenance import hostname
+from greenbench.sweep.report_rules import hold_to_rules
 from greenbench.sweep.verdict import Faults, client_audit, count, judge, rows_of
 
 LOAD_SLACK_S = 90.0  # the client's own start, reading of prompts, and grading after the drain
 DEATH_GRACE_S = 5.0  # after the server died: time for the client to write the rows of open requests
 STOP_LOAD_S = 10.0
 POLL_S = 0.1
+SERVER_DIED = Faults("the server died during the point", ("server_died",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class Origin:
     code: Code
     host: Host
     pid: int
+    give_up_room: Callable[[], None]
 
     def at(self, moment: Anchor) -> Provenance:
         return Provenance(self.code, self.host, clock_of(moment, hostname()), self.pid)
@@ -57,7 +63,11 @@ def run_point(
     prompts: Prompts,
     waiting: Callable[[], None],
 ) -> Manifest:
-    """Measure one point on a ready server. Every ending but kill -9 leaves a final manifest."""
+    """Measure one point on a ready server. Every ending but kill -9 leaves a final manifest.
+
+    OSError when even the last room (``Origin.give_up_room``) is not enough for it; the run then says
+    ``running`` and is closed by the next sweep.
+    """
     now = Anchor.now()
     new = NewRun(point, now.unix_ns, point_hash(point))
     run, manifest = new.create(origin.sweep_dir, server, prompts, origin.at(now))
@@ -67,7 +77,13 @@ def run_point(
     except KeyboardInterrupt:
         _finish(run, manifest, stage, log_start, Faults("stopped by Ctrl-C", ("interrupted",)))
         raise
-    return _finish(run, manifest, stage, log_start, faults)
+    try:
+        final = _finish(run, manifest, stage, log_start, faults)
+    except OSError as error:
+        origin.give_up_room()
+        full = Faults(f"the disk took no more: {system_sentence(error)}", ("disk_full",))
+        final = _finish(run, manifest, stage, log_start, full)
+    return final if final.status == "failed" else hold_to_rules(run, final)
 
 
 def _measure(
@@ -77,46 +93,68 @@ def _measure(
     point: PointConfig,
     waiting: Callable[[], None],
 ) -> Faults:
-    recorder = RecorderStage(run, server, point.telemetry.period_s, point.telemetry.scrape_s)
+    try:
+        recorder = RecorderStage(run, server, point.telemetry.period_s, point.telemetry.scrape_s)
+    except OSError as error:
+        return _not_started(error)
     load: Child | None = None
     try:
         recorder.wait_started()
         load = start_load(point.load, run)
-        faults = _watch(load, stage, point, waiting)
-        recorder_died = recorder.child.code is not None
+        faults = _watch(load, recorder.child, stage, point, waiting)
+        died = recorder.child.code is not None
     except StageError as error:
         return Faults(str(error), ("recorder_failed",))
+    except OSError as error:
+        return _not_started(error)
     finally:
         if load is not None:
             load.stop(STOP_LOAD_S)
         recorder_code = recorder.stop()
-    if faults.failure is None and (recorder_died or recorder_code != 0):
-        return Faults(f"the recorder failed: {recorder.child.message()}", ("recorder_failed",))
+    if full := shortage(run.path):
+        return Faults(full, ("disk_full",))
+    if faults.failure is None and (died or recorder_code != 0):
+        return _recorder_failed(recorder.child)
     if "server_died" in faults.reasons:
         _mark(run, "server_died")
     return faults
 
 
+def _not_started(error: OSError) -> Faults:
+    return Faults(f"the point could not be started: {system_sentence(error)}", ("load_failed",))
+
+
+def _recorder_failed(child: Child) -> Faults:
+    return Faults(f"the recorder {child.how_it_ended()}", ("recorder_failed",))
+
+
 def _watch(
-    load: Child, stage: ServerStage, point: PointConfig, waiting: Callable[[], None]
+    load: Child,
+    recorder: Child,
+    stage: ServerStage,
+    point: PointConfig,
+    waiting: Callable[[], None],
 ) -> Faults:
-    """Wait for the load generator to end, for the server to die, or for the time limit."""
+    """Wait for the load generator to end, for the server or the recorder to die, or for the time limit."""
     phases = point.phases
     limit_s = phases.warmup_s + phases.measure_s + phases.drain_s + LOAD_SLACK_S
     deadline = time.monotonic() + limit_s
     while load.code is None:
         if not stage.alive:
             _wait(load, DEATH_GRACE_S)
-            return Faults("the server died during the point", ("server_died",))
+            return SERVER_DIED
+        if recorder.code is not None:
+            return _recorder_failed(recorder)
         if time.monotonic() > deadline:
             reason = f"the load generator did not end within {limit_s:.0f} s"
             return Faults(reason, ("server_stalled",))
         waiting()
         time.sleep(POLL_S)
+    stage.look()
     if not stage.alive:
-        return Faults("the server died during the point", ("server_died",))
+        return SERVER_DIED
     if load.code != 0:
-        return Faults(f"the load generator failed: {load.message()}", ("load_failed",))
+        return Faults(f"the load generator {load.how_it_ended()}", ("load_failed",))
     return Faults()
 
 
@@ -136,15 +174,14 @@ def _finish(
     run: RunDir, manifest: Manifest, stage: ServerStage, log_start: int, faults: Faults
 ) -> Manifest:
     _slice_server_log(run, stage, log_start)
-    rows = [row for path in sorted(run.requests_dir.glob("*.jsonl")) for row in rows_of(path)]
-    audit = client_audit(run)
-    verdict = judge(rows, audit, faults)
+    rows, phases, audit = _what_was_written(run)
+    verdict = judge(rows, audit, phases, faults)
     final = manifest.model_copy(
         update={
             "status": verdict.status,
             "failure": verdict.failure,
             "invalid_reasons": list(verdict.reasons),
-            "phases": _phases(run),
+            "phases": phases,
             "counts": count(rows),
             "client_audit": audit,
             "files": file_entries(run, _files(run)),
@@ -152,6 +189,14 @@ def _finish(
     )
     run.write_manifest(final)
     return final
+
+
+def _what_was_written(
+    run: RunDir,
+) -> tuple[list[dict[str, Any]], dict[str, tuple[int, int]], dict[str, Any]]:
+    """Rows, phases and the client's audit."""
+    rows = [row for path in sorted(run.requests_dir.glob("*.jsonl")) for row in rows_of(path)]
+    return rows, _phases(run), client_audit(run)
 
 
 def _phases(run: RunDir) -> dict[str, tuple[int, int]]:
@@ -172,10 +217,15 @@ def _phases(run: RunDir) -> dict[str, tuple[int, int]]:
 
 
 def _slice_server_log(run: RunDir, stage: ServerStage, start: int) -> None:
-    if stage.log_path.exists():
-        with stage.log_path.open("rb") as log:
-            log.seek(start)
-            (run.logs_dir / "server.log").write_bytes(log.read())
+    """The point's part of the server's log. On a full disk there is none, so that the manifest has room."""
+    part = run.logs_dir / "server.log"
+    try:
+        if stage.log_path.exists():
+            with stage.log_path.open("rb") as log, part.open("wb") as copy:
+                log.seek(start)
+                shutil.copyfileobj(log, copy)
+    except OSError:
+        part.unlink(missing_ok=True)
 
 
 def _files(run: RunDir) -> list[Path]:

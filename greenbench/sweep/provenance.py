@@ -2,12 +2,12 @@
 
 import os
 import platform
-import shutil
 import socket
 import subprocess
 from importlib import metadata
 
 from greenbench import __version__
+from greenbench.contract import nvidia_smi
 from greenbench.contract.cpu import this_cpu
 from greenbench.contract.installation import CHECKOUT
 from greenbench.contract.manifest import Code, Gpu, Host
@@ -35,7 +35,6 @@ CPU_FLAGS = (
     "sve",
     "bf16",
 )
-GPU_QUERY = "index,uuid,name,memory.total,power.limit,compute_cap,mig.mode.current"
 
 
 def code() -> Code:
@@ -63,15 +62,17 @@ def package_version(name: str) -> str | None:
 
 
 def host() -> Host:
+    """This machine. A card that cannot be read is left out; what one does not say is null."""
     cpu = this_cpu()
+    cards = nvidia_smi.ask().cards
     return Host(
         cpu=cpu.name,
         cores=len(os.sched_getaffinity(0)),
         ram_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         kernel=platform.release(),
         cpu_flags=[flag for flag in CPU_FLAGS if flag in (cpu.flags or ())],
-        driver=_smi_line("driver_version"),
-        gpus=parse_gpus(_smi(GPU_QUERY) or ""),
+        driver=next((card.driver for card in cards if card.driver), None),
+        gpus=[_gpu(card) for card in cards],
     )
 
 
@@ -79,40 +80,17 @@ def hostname() -> str:
     return socket.gethostname()
 
 
-def parse_gpus(csv: str) -> list[Gpu]:
-    """Rows of ``nvidia-smi --query-gpu=GPU_QUERY --format=csv,noheader,nounits`` (MiB, W)."""
-    return [_gpu([cell.strip() for cell in row.split(",")]) for row in csv.splitlines() if row]
-
-
-def _gpu(cells: list[str]) -> Gpu:
-    index, uuid, name, memory_mib, power_w, capability, mig = cells
+def _gpu(card: nvidia_smi.SmiCard) -> Gpu:
+    said = card.capability
     return Gpu(
-        index=int(index),
-        uuid=uuid,
-        name=name,
-        memory_bytes=int(memory_mib) * 2**20,
-        power_limit_w=_number(power_w),
-        compute_capability=capability,
-        mig={"Enabled": True, "Disabled": False}.get(mig),
+        index=card.index,
+        uuid=card.uuid,
+        name=card.name,
+        memory_bytes=card.memory_bytes,
+        power_limit_w=card.power_limit_w,
+        compute_capability=None if said is None else ".".join(map(str, said)),
+        mig=card.mig,
     )
-
-
-def _number(cell: str) -> float | None:
-    try:
-        return float(cell)
-    except ValueError:  # "[N/A]"
-        return None
-
-
-def _smi(query: str) -> str | None:
-    if shutil.which("nvidia-smi") is None:
-        return None
-    return _run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"])
-
-
-def _smi_line(query: str) -> str | None:
-    out = _smi(query)
-    return out.splitlines()[0].strip() if out else None
 
 
 def _run(argv: list[str]) -> str | None:

@@ -1,7 +1,7 @@
 """Run a sweep: one server start after another, every pending point on it, nothing measured twice.
 
-A point whose config hash has a complete run is skipped; failed, invalid and interrupted ones are tried
-again in a new directory. A server that fails costs its own points and no others.
+A point whose config hash has a complete run that the report would use is skipped; failed, invalid and
+interrupted ones are tried again in a new directory. A server that fails costs its own points and no others.
 """
 
 import json
@@ -20,6 +20,7 @@ from greenbench.contract.config import (
     SweepConfig,
     dump_yaml,
 )
+from greenbench.contract.errors import system_sentence
 from greenbench.contract.manifest import Manifest, Server
 from greenbench.contract.new_run import Prompts, point_hash
 from greenbench.contract.run_dir import RunDir, write_atomic
@@ -31,11 +32,21 @@ from greenbench.sweep.child_processes import (
     call,
     python_module,
 )
-from greenbench.sweep.directory import complete_hashes, prepare_directory
+from greenbench.sweep.claims import Claim
+from greenbench.sweep.directory import prepare_directory, shortage
+from greenbench.sweep.forewarnings import against
 from greenbench.sweep.order import ServerStart, prompt_file_name, prompt_request
-from greenbench.sweep.orphans import stop_orphans
-from greenbench.sweep.plan import Plan, dtype_notes, plan_sweep, split_refused
+from greenbench.sweep.orphans import RUNNER_FILE, stop_orphans
+from greenbench.sweep.plan import (
+    Plan,
+    dtype_notes,
+    environment_notes,
+    plan_sweep,
+    split_refused,
+    unknown_shapes,
+)
 from greenbench.sweep.point_run import Origin, run_point
+from greenbench.sweep.report_rules import usable_hashes
 
 
 class View(Protocol):
@@ -71,14 +82,30 @@ def run_sweep(
     Raises UserError before any start.
     """
     plans, refused = split_refused(plan_sweep(sweep, blocks), skip_refused)
-    prepare_directory(out)
-    write_atomic(out / "refused.json", json.dumps(refused, indent=1) + "\n")
-    for label, reasons in refused.items():
-        view.note(f"skipped {label}: {'; '.join(reasons)}")
-    for sentence in [*dtype_notes(plans), *stop_orphans(out)]:
+    with Claim(out, blocks) as claim:
+        prepare_directory(out)
+        for sentence in claim.notes:
+            view.note(sentence)
+        write_atomic(out / "refused.json", json.dumps(refused, indent=1) + "\n")
+        for label, reasons in refused.items():
+            view.note(f"skipped {label}: {'; '.join(reasons)}")
+        for sentence in [
+            *dtype_notes(plans),
+            *unknown_shapes(plans),
+            *environment_notes(plans),
+            *stop_orphans(out),
+        ]:
+            view.note(sentence)
+        write_atomic(out / "sweep.yaml", dump_yaml(sweep))
+        return _measure_pending(plans, claim, view)
+
+
+def _measure_pending(plans: list[Plan], claim: Claim, view: View) -> Outcome:
+    out = claim.out
+    wanted = {point_hash(point) for plan in plans for point in plan.start.points}
+    done, notes = usable_hashes(out, wanted)
+    for sentence in notes:
         view.note(sentence)
-    write_atomic(out / "sweep.yaml", dump_yaml(sweep))
-    done = complete_hashes(out)
     todo = [(plan, _pending(plan.start, done)) for plan in plans]
     pending = sum(len(points) for _, points in todo)
     total = sum(len(plan.start.points) for plan in plans)
@@ -86,11 +113,30 @@ def run_sweep(
     view.start(pending, outcome.skipped)
     if pending == 0:
         return outcome
-    origin = Origin(out, provenance.code(), provenance.host(), os.getpid())
-    for plan, points in todo:
-        if points:
-            _run_start(origin, plan, points, view, outcome)
+    origin = Origin(out, provenance.code(), provenance.host(), os.getpid(), claim.give_up_room)
+    try:
+        for plan, points in todo:
+            if points:
+                _may_go_on(claim)
+                _run_start(origin, claim, plan, points, view, outcome)
+    except SweepStopped as error:
+        outcome.failures.append(str(error))
+        view.note(str(error))
     return outcome
+
+
+class SweepStopped(Exception):
+    """Nothing more can be measured by this sweep; its text is one sentence."""
+
+
+def _may_go_on(claim: Claim) -> None:
+    """SweepStopped when the disk is full, or another sweep has taken over."""
+    try:
+        claim.check()
+    except StageError as error:
+        raise SweepStopped(str(error)) from error
+    if full := shortage(claim.out):
+        raise SweepStopped(full)
 
 
 def _pending(start: ServerStart, done: set[str]) -> list[PointConfig]:
@@ -98,7 +144,12 @@ def _pending(start: ServerStart, done: set[str]) -> list[PointConfig]:
 
 
 def _run_start(
-    origin: Origin, plan: Plan, points: list[PointConfig], view: View, outcome: Outcome
+    origin: Origin,
+    claim: Claim,
+    plan: Plan,
+    points: list[PointConfig],
+    view: View,
+    outcome: Outcome,
 ) -> None:
     start = plan.start
     try:
@@ -108,12 +159,16 @@ def _run_start(
         prompts = make_prompts(origin.sweep_dir, points, model_path)
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         directory = origin.sweep_dir / run_dir.SERVERS_DIR / f"{start.slug}-{stamp}"
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomic(directory / RUNNER_FILE, claim.runner.model_dump_json() + "\n")
         view.server(start, "booting")
         with ServerStage(start.request, directory) as stage:
             server = stage.start(view.tick)
             view.server(start, f"ready, backend {server.proof}")
+            for sentence in against(server, start.request):
+                view.note(sentence)
             _record_idle(directory / "idle_before", server, start, view)
-            _run_points(origin, stage, server, points, prompts, view, outcome)
+            _run_points(origin, claim, stage, server, points, prompts, view, outcome)
             if stage.alive:
                 _record_idle(directory / "idle_after", server, start, view)
             view.server(start, "stopping")
@@ -121,10 +176,16 @@ def _run_start(
         sentence = f"{start.label}: {error}"
         outcome.failures.append(sentence)
         view.note(sentence)
+    except OSError as error:
+        raise SweepStopped(
+            f"{start.label}: {system_sentence(error)}; put it right and run the same command again: "
+            "what is complete is kept"
+        ) from error
 
 
 def _run_points(
     origin: Origin,
+    claim: Claim,
     stage: ServerStage,
     server: Server,
     points: list[PointConfig],
@@ -133,6 +194,7 @@ def _run_points(
     outcome: Outcome,
 ) -> None:
     for number, point in enumerate(points):
+        _may_go_on(claim)
         view.point(point)
         manifest = run_point(origin, stage, server, point, prompts[point_hash(point)], view.tick)
         run = RunDir(origin.sweep_dir / manifest.run_id)
@@ -143,8 +205,8 @@ def _run_points(
         else:
             why = manifest.failure or ", ".join(manifest.invalid_reasons)
             outcome.failures.append(f"{manifest.run_id}: {manifest.status}: {why}")
-        if not stage.alive:
-            left = len(points) - number - 1
+        left = len(points) - number - 1
+        if left and not stage.alive:
             raise StageError(f"the server died; {left} of its points were not measured")
 
 

@@ -12,6 +12,9 @@ from greenbench.contract.manifest import (
 )
 from greenbench.contract.run_dir import RunDir
 
+SHOWN_KINDS = 3
+SHOWN_CHARS = 300
+
 
 @dataclass(frozen=True, slots=True)
 class Faults:
@@ -42,22 +45,44 @@ def count(rows: list[dict[str, Any]]) -> Counts:
     )
 
 
-def judge(rows: list[dict[str, Any]], audit: dict[str, Any], faults: Faults) -> Faults:
-    """Add to ``faults`` what the rows and the client's own audit say against the point."""
+def judge(
+    rows: list[dict[str, Any]],
+    audit: dict[str, Any],
+    phases: dict[str, tuple[int, int]],
+    faults: Faults,
+) -> Faults:
+    """Add to ``faults`` what the rows, the marks and the client's own audit say against the point."""
     if faults.failure:
         return faults
     measured = [row for row in rows if row.get("phase") == "measure"]
-    good = [row for row in measured if row.get("error_type") is None]
-    if not good:
-        errors = Counter(str(row.get("error_type")) for row in measured).most_common(3)
-        seen = ", ".join(f"{n} × {kind}" for kind, n in errors) or "none was sent"
-        sentence = f"no request of the measured phase succeeded ({seen})"
+    if not any(row.get("error_type") is None for row in measured):
+        sentence = f"no request of the measured phase succeeded ({what_failed(measured)})"
         return Faults(sentence, (*faults.reasons, "no_good_requests"))
+    if "measure" not in phases:
+        sentence = "the load generator ended before the measured phase was over"
+        return Faults(sentence, (*faults.reasons, "load_failed"))
     reasons = list(faults.reasons)
     if any(row.get("error_type") == "length_mismatch" for row in measured):
         reasons.append("prompt_length_mismatch")
     reasons += sorted({reason for report in audit.values() for reason in report.get("invalid", [])})
     return Faults(None, tuple(reasons))
+
+
+def what_failed(measured: list[dict[str, Any]]) -> str:
+    """How requests failed, and the server's own words of the most frequent kind."""
+    if not measured:
+        return "none was sent"
+    kinds = Counter(str(row.get("error_type")) for row in measured).most_common(SHOWN_KINDS)
+    first = kinds[0][0]
+    words = Counter(
+        str(row["error_message"])
+        for row in measured
+        if row.get("error_type") == first and row.get("error_message")
+    ).most_common(1)
+    said = f"; the first of them: {words[0][0][:SHOWN_CHARS]}" if words and len(kinds) > 1 else ""
+    if words and len(kinds) == 1:
+        said = f": {words[0][0][:SHOWN_CHARS]}"
+    return ", ".join(f"{n} × {kind}" for kind, n in kinds) + said
 
 
 def client_audit(run: RunDir) -> dict[str, Any]:

@@ -188,6 +188,7 @@ class Audit:
             "over_budget": bool(over),
             "reasons": over,
             "warnings": _exceeded(self._expectations()),
+            "event_loop_late": _exceeded([self._loop_lag()]),
             "clock_stepped": self.clock_steps > 0,
             "itl_tail_in_doubt": bool(_exceeded([self._itl_uncertainty(0.99)])),
             "itl_in_doubt": bool(_exceeded([self._itl_uncertainty(0.90)])),
@@ -268,7 +269,7 @@ class Audit:
         expected = self.expected
         return [
             ("CPU of one core", self._cpu_share, expected.cpu_share, ""),
-            ("event-loop lag p99", self.loop_lag.quantile_ms(0.99), expected.loop_lag_p99_ms, "ms"),
+            self._loop_lag(),
             (
                 "schedule lag p99",
                 self.schedule_lag.quantile_ms(0.99),
@@ -279,6 +280,10 @@ class Audit:
             self._gap_over_server(expected.server_gap_of_ttft),
             self._itl_uncertainty(0.99),
         ]
+
+    def _loop_lag(self) -> Bound:
+        most = self.expected.loop_lag_p99_ms
+        return ("event-loop lag p99", self.loop_lag.quantile_ms(0.99), most, "ms")
 
     def _not_sent_share(self) -> float:
         return self.not_sent / self.requests if self.requests else 0.0

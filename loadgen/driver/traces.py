@@ -11,6 +11,8 @@ when it was recorded) is left out.
 
 import csv
 import json
+import math
+import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,13 +24,32 @@ from greenbench.contract.errors import UserError
 from loadgen.driver.arrivals import Arrival
 
 Row = dict[str, Any]
-Read = Callable[[Row], tuple[float, int, int]]  # -> (seconds, input tokens, output tokens)
+MOST_TOKENS = 100_000_000  # of one request; the longest windows of today hold ten million
+MOST_SECONDS = 1e12  # of a time; as seconds since 1970 some 30,000 years
 
 
-def _azure_seconds(text: str) -> float:
+def _azure_seconds(value: object) -> float:
     # seven digits of a second, where Python reads six
-    head, _, fraction = text.partition(".")
+    head, _, fraction = str(value).partition(".")
     return datetime.fromisoformat(head).timestamp() + float(f"0.{fraction or 0}")
+
+
+def _milliseconds(value: object) -> float:
+    return _seconds(value) / 1000
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError
+    return float(value)
+
+
+def _tokens(value: object) -> int:
+    """A whole number, also where a tool wrote it with a point (675.0)."""
+    number = _seconds(value)
+    if not number.is_integer() or not 0 <= number <= MOST_TOKENS:
+        raise ValueError
+    return int(number)
 
 
 def _objects(path: Path, lines: Iterable[str]) -> Iterator[Row]:
@@ -38,7 +59,7 @@ def _objects(path: Path, lines: Iterable[str]) -> Iterator[Row]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: line {number} is not JSON ({error})") from error
         if not isinstance(value, dict):
             raise UserError(f"{path}: line {number} is not a JSON object")
@@ -51,36 +72,54 @@ def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class Format:
-    """How a publisher's file is split into rows, and how a row is read."""
+    """How a publisher's file is split into rows, and the names of a row's fields: time, input, output."""
 
     rows: Callable[[Path, Iterable[str]], Iterator[Row]]
-    read: Read
+    names: tuple[str, str, str]
+    seconds: Callable[[object], float]
+    time_wanted: str
+
+    def read(self, row: Row) -> tuple[float, int, int]:
+        """(seconds, input tokens, output tokens). ValueError with a clause that names the field."""
+        time, given, made = self.names
+        at_s = _field(row, time, self.seconds, self.time_wanted)
+        if not math.isfinite(at_s) or abs(at_s) > MOST_SECONDS:
+            raise ValueError(f"'{time}' is {_shown(row[time])}, where {self.time_wanted} is wanted")
+        tokens = (_field(row, name, _tokens, "a number of tokens") for name in (given, made))
+        return at_s, *tokens
+
+
+def _field(row: Row, name: str, read: Callable[[object], Any], wanted: str) -> Any:
+    if name not in row:
+        raise ValueError(f"'{name}' is missing")
+    try:
+        return read(row[name])
+    except (ValueError, OverflowError):
+        raise ValueError(f"'{name}' is {_shown(row[name])}, where {wanted} is wanted") from None
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else reprlib.repr(value)
 
 
 FORMATS: dict[str, Format] = {
     "mooncake": Format(
         _objects,
-        lambda row: (
-            float(row["timestamp"]) / 1000,
-            int(row["input_length"]),
-            int(row["output_length"]),
-        ),
+        ("timestamp", "input_length", "output_length"),
+        _milliseconds,
+        "a time in milliseconds",
     ),
     "burstgpt": Format(
         _csv_rows,
-        lambda row: (
-            float(row["Timestamp"]),
-            int(row["Request tokens"]),
-            int(row["Response tokens"]),
-        ),
+        ("Timestamp", "Request tokens", "Response tokens"),
+        _seconds,
+        "a time in seconds",
     ),
     "azure": Format(
         _csv_rows,
-        lambda row: (
-            _azure_seconds(row["TIMESTAMP"]),
-            int(row["ContextTokens"]),
-            int(row["GeneratedTokens"]),
-        ),
+        ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
+        _azure_seconds,
+        "a date and time",
     ),
 }
 
@@ -97,6 +136,10 @@ def read_trace(load: LoadConfig, context_tokens: int) -> list[Arrival]:
             rows = _lengths(path, load.trace_format, file)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a trace file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    except csv.Error as error:
+        raise UserError(f"{path}: cannot be read as CSV ({error}); give a trace file") from error
     rows = sorted(row for row in rows if row[1] > 0 and row[2] > 0)
     if not rows:
         raise UserError(f"{path}: has no request with input and output; give another trace")
@@ -120,9 +163,15 @@ def _lengths(path: Path, name: str, lines: Iterable[str]) -> list[tuple[float, i
     for number, row in enumerate(trace_format.rows(path, lines), start=1):
         try:
             lengths.append(trace_format.read(row))
-        except (KeyError, ValueError, TypeError) as error:
-            raise UserError(
-                f"{path}: row {number} is not of the {name} format ({error!r}); "
-                f"give trace_format one of {', '.join(FORMATS)}"
-            ) from error
+        except ValueError as error:
+            raise UserError(f"{path}: row {number}: {error}; {_other_format(name, row)}") from error
     return lengths
+
+
+def _other_format(name: str, row: Row) -> str:
+    """What to do: the format whose fields the row has, else what this one's are."""
+    fits = [other for other, form in FORMATS.items() if other != name and set(form.names) <= {*row}]
+    if fits:
+        return f"its fields are those of trace_format: {fits[0]}"
+    wanted = ", ".join(f"'{field}'" for field in FORMATS[name].names)
+    return f"a row of the {name} format has {wanted}; leave such rows out, or mend them"

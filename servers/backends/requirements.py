@@ -36,14 +36,14 @@ def _vllm(case: Case) -> Iterator[str]:
 
 def _device(case: Case) -> Iterator[str]:
     backend, host = case.backend, case.host
-    if host.vllm_build == "cuda" and host.capability is None:
+    if host.vllm_build == "cuda" and not host.has_gpu:
         yield f"the vLLM in {host.vllm_python} is built for CUDA, and no NVIDIA GPU answers here"
         return
     if host.vllm_build is None or host.device in backend.devices:
         return
     if "cuda" not in backend.devices:
         yield f"{backend.name} runs on the CPU build of vLLM, and this one is built for CUDA"
-    elif host.capability is None:
+    elif not host.has_gpu:
         yield f"{backend.name} needs an NVIDIA GPU and none answers here"
     else:
         yield f"{backend.name} needs the CUDA build of vLLM, and the CPU build is installed"

@@ -62,6 +62,8 @@ def _host(host: HostFacts) -> str:
     card = "no NVIDIA GPU"
     if host.capability is not None:
         card = f"{host.gpu_name}, compute capability {host.capability[0]}.{host.capability[1]}"
+    elif host.gpu_name is not None:
+        card = f"{host.gpu_name}, compute capability not known"
     version = f"vLLM {host.vllm_version}" if host.vllm_version else "vLLM version not known"
     build = f"{host.vllm_build} build" if host.vllm_build else "no vLLM"
     return f"{card}; {version} ({build})"

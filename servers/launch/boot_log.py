@@ -2,6 +2,8 @@
 
 import re
 
+from greenbench.contract.vllm_log import total_bytes
+
 # "1795.5 (EngineCore pid=12) ERROR 11-23 18:00:00 [core.py:100] ValueError: ..." -> "ValueError: ..."
 _PREFIX = re.compile(
     r"^([\d.]+ )?(\([^)]*pid=\d+\)\s*)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]+\]\s?)?"
@@ -96,18 +98,13 @@ def changed_cudagraph_mode(log: str) -> str | None:
 
 
 def kv_memory_bytes(log: str) -> int | None:
-    """GPU only: what the share of its memory left for the KV pool."""
-    return _gib(r"Available KV cache memory: ([\d.]+) GiB", log)
+    """GPU only: what the share of its memory left for the KV pool, on all cards of the server."""
+    return total_bytes(log, r"Available KV cache memory: ([\d.]+) GiB")
 
 
 def weights_bytes(log: str) -> int | None:
-    """GPU only: vLLM says there how much memory loading the model took."""
-    return _gib(r"Model loading took ([\d.]+) GiB", log)
-
-
-def _gib(pattern: str, log: str) -> int | None:
-    match = re.search(pattern, log)
-    return round(float(match[1]) * 1024**3) if match else None
+    """GPU only: vLLM says how much memory loading the model took; on all cards of the server."""
+    return total_bytes(log, r"Model loading took ([\d.]+) Gi?B")
 
 
 def operators(log: str) -> list[str]:

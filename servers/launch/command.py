@@ -5,13 +5,14 @@ default: a default that changes with the backend would be measured as the backen
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from greenbench.contract.config import ServerRequest
+from greenbench.contract.config import SECRET, ServerConfig, ServerRequest
 from greenbench.contract.cpu import ServedDtype
 from servers.backends.choice import resolve
 from servers.backends.host_facts import Device, HostFacts, ModelFacts, served_dtype
+from servers.backends.own_flags import OwnFlags, own_flags
 from servers.backends.registry import Backend
 from servers.backends.requirements import Case, refusals
 
@@ -20,14 +21,14 @@ CPU_KV_POOL_GIB = 1.0
 # Works from vLLM 0.26 to 0.32 and without the `vllm` command, which the CPU build's package lacks.
 ENTRY_POINT = ("-m", "vllm.entrypoints.openai.api_server")
 
-# What a server may take over from the person's environment. VLLM_* and everything else that could change
-# what is measured stays out; secrets are passed on and never recorded.
+# What a server takes over from the person's environment. VLLM_* and everything else that could change what
+# is measured stays out unless the sweep names it (server.env); secrets are passed on and never recorded.
 PASSED_ON = frozenset((
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR",
     "XDG_CACHE_HOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LD_PRELOAD", "LIBRARY_PATH", "CPATH",
-    "CC", "CXX", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES",
-    "NVIDIA_DRIVER_CAPABILITIES", "NCCL_DEBUG", "NCCL_P2P_DISABLE", "NCCL_NVLS_ENABLE",
-    "TORCH_SYMM_MEM_DISABLE_MULTICAST", "NVSHMEM_DISABLE_NVLS",
+    "CC", "CXX", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER",
+    "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "NCCL_DEBUG", "NCCL_P2P_DISABLE",
+    "NCCL_NVLS_ENABLE", "TORCH_SYMM_MEM_DISABLE_MULTICAST", "NVSHMEM_DISABLE_NVLS",
     "OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU",
     "VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR",
     "FLASHINFER_WORKSPACE_BASE", "FLASHINFER_CUDA_ARCH_LIST", "TORCH_CUDA_ARCH_LIST",
@@ -37,10 +38,18 @@ PASSED_ON = frozenset((
     "no_proxy",
 ))  # fmt: skip
 RECORDED = frozenset((
-    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND",
+    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND",
     "VLLM_CPU_NUM_OF_RESERVED_CPU", "NCCL_P2P_DISABLE", "NCCL_NVLS_ENABLE", "LD_PRELOAD",
     "TORCH_SYMM_MEM_DISABLE_MULTICAST", "NVSHMEM_DISABLE_NVLS",
 ))  # fmt: skip
+# Beginnings of the names that vLLM and what it loads listen to: of these the ones left out are said.
+LISTENED_TO = (
+    "ATEN_", "CUBLAS", "CUDA_", "CUDNN", "FLASHINFER_", "FLASH_", "GLOO_", "GOMP_", "HF_", "KMP_", "LD_",
+    "MALLOC_", "MKL_", "NCCL_", "NVSHMEM_", "OMP_", "PYTORCH_", "RAY_", "SAFETENSORS_", "TORCH",
+    "TOKENIZERS_", "TRANSFORMERS_", "TRITON_", "UCX_", "VLLM_",
+)  # fmt: skip
+# Of these names, what no server is meant by: our own setting, and a label of container images.
+NOT_MEANT = frozenset(("VLLM_PYTHON", "CUDA_VERSION"))
 
 # full: vLLM's own default, decode steps as whole graphs and mixed steps piecewise.
 CUDAGRAPH_MODES = {"piecewise": "PIECEWISE", "full": "FULL_AND_PIECEWISE"}
@@ -60,20 +69,37 @@ class Plan:
     backend: Backend
     options: dict[str, int | float | str | bool]
     refusals: list[str]
-    max_model_len: int
+    max_model_len: int | None  # None: left to vLLM, since nobody knows the model's window
     device: Device
     dtype: ServedDtype
+    facts: ModelFacts
+    server: ServerConfig  # as vLLM will follow it: the person's own flags count
 
 
 def plan(request: ServerRequest, host: HostFacts, facts: ModelFacts) -> Plan:
     """Work out one server. Unknown backend or option, or a window too long: UserError (see ``resolve``)."""
     backend, options = resolve(request.backend)
     dtype = served_dtype(request.model, request.server, host)
-    case = Case(backend, host, facts, dtype.name, request.server)
+    flags = own_flags([*request.model.server_args, *request.server.extra_args])
+    server = _as_served(request.server, flags)
+    case = Case(backend, host, facts, dtype.name, server)
     device = host.device if host.device in backend.devices else backend.devices[0]
-    max_model_len = request.server.max_model_len or request.model.max_model_len
-    reasons = [*refusals(case), *_window_reasons(max_model_len, facts), *_flag_conflicts(request)]
-    return Plan(request, backend, options, reasons, max_model_len, device, dtype)
+    running = request.server.base_url is not None  # it has a window already, and says it when asked
+    own_window = None if running else facts.window_tokens
+    max_model_len = server.max_model_len or request.model.max_model_len or own_window
+    windowed = [] if running else _window_reasons(max_model_len, facts)
+    reasons = [*refusals(case), *windowed, *_flag_conflicts(request)]
+    return Plan(request, backend, options, reasons, max_model_len, device, dtype, facts, server)
+
+
+def _as_served(server: ServerConfig, flags: OwnFlags) -> ServerConfig:
+    """The settings that vLLM will follow: the person's own flags come last, and count."""
+    said = {
+        "kv_cache_dtype": flags.kv_cache_dtype,
+        "tensor_parallel": flags.tensor_parallel,
+        "max_model_len": flags.max_model_len,
+    }
+    return server.model_copy(update={key: value for key, value in said.items() if value})
 
 
 def command(
@@ -92,18 +118,45 @@ def command(
             *request.model.server_args,
             *request.server.extra_args,
         ],
-        env=_env(plan.backend, plan.options, model_is_local),
+        env=_given(request) | _env(plan.backend, plan.options, model_is_local),
     )
 
 
-def child_env(base: Mapping[str, str], pinned: Mapping[str, str]) -> dict[str, str]:
-    """The server's whole environment: the allow-listed part of ``base`` and what the launcher sets."""
-    return {**{name: base[name] for name in PASSED_ON if name in base}, **pinned}
+def child_env(
+    base: Mapping[str, str], pinned: Mapping[str, str], named: Iterable[str] = ()
+) -> dict[str, str]:
+    """The server's whole environment: of ``base`` what is listed or ``named``, and what the launcher sets."""
+    return {**{name: base[name] for name in PASSED_ON.union(named) if name in base}, **pinned}
 
 
-def recorded_env(base: Mapping[str, str], pinned: Mapping[str, str]) -> dict[str, str]:
+def recorded_env(
+    base: Mapping[str, str], pinned: Mapping[str, str], named: Iterable[str] = ()
+) -> dict[str, str]:
     """The part of it that may stand in a run directory."""
-    return {**{name: base[name] for name in RECORDED if name in base}, **pinned}
+    kept = RECORDED.union(name for name in named if not SECRET.search(name))
+    return {**{name: base[name] for name in kept if name in base}, **pinned}
+
+
+def left_out(
+    base: Mapping[str, str], pinned: Mapping[str, str], named: Iterable[str] = ()
+) -> list[str]:
+    """Names of variables that vLLM would listen to and that the server does not get as they are set here."""
+    gets = child_env(base, pinned, named)
+    return sorted(
+        name
+        for name, value in base.items()
+        if name.startswith(LISTENED_TO) and name not in NOT_MEANT and gets.get(name) != value
+    )
+
+
+def unset(base: Mapping[str, str], request: ServerRequest) -> list[str]:
+    """Why the variables that a request passes on by name cannot be: they have no value."""
+    asked = request.server.env
+    return [
+        f"server.env passes on {name}, which is not set here; set it, or give its value in the sweep"
+        for name, value in asked.items()
+        if value is None and name not in base
+    ]
 
 
 def _model_flags(plan: Plan, path: str) -> tuple[str, ...]:
@@ -112,7 +165,7 @@ def _model_flags(plan: Plan, path: str) -> tuple[str, ...]:
         *("--model", path),
         *("--served-model-name", request.model.name),
         *("--dtype", plan.dtype.name),
-        *("--max-model-len", str(plan.max_model_len)),
+        *(("--max-model-len", str(plan.max_model_len)) if plan.max_model_len else ()),
         *("--seed", str(request.server.seed)),
         *("--tensor-parallel-size", str(request.server.tensor_parallel)),
         *("--generation-config", "vllm"),  # a model's own sampling defaults would differ by model
@@ -172,6 +225,10 @@ def _observation_flags(iteration_log: bool) -> list[str]:
     return [*flags, "--enable-logging-iteration-details"] if iteration_log else flags
 
 
+def _given(request: ServerRequest) -> dict[str, str]:
+    return {name: value for name, value in request.server.env.items() if value is not None}
+
+
 def _env(
     backend: Backend, options: Mapping[str, int | float | str | bool], model_is_local: bool
 ) -> dict[str, str]:
@@ -198,8 +255,8 @@ def _env(
     return env
 
 
-def _window_reasons(max_model_len: int, facts: ModelFacts) -> list[str]:
-    if facts.window_tokens is None or max_model_len <= facts.window_tokens:
+def _window_reasons(max_model_len: int | None, facts: ModelFacts) -> list[str]:
+    if facts.window_tokens is None or (max_model_len or 0) <= facts.window_tokens:
         return []
     return [
         f"max_model_len {max_model_len} is longer than the window of {facts.name}, "

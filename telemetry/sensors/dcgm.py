@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -13,6 +14,10 @@ from telemetry.sensors.gpu import GpuIdentity, GpuReading, NoGpu
 
 PAGE_AGE_NS = 20_000_000  # the cards of one tick share one page
 COLUMN = {name: (column, factor) for name, _, column, factor in FIELDS}
+COUNTED = ("power_avg_w", "energy_mj")
+# DCGM writes "not supported", "not found" and the like as numbers: from 2^47 in a float field and
+# 0x7ffffffffffffff0 in an integer one (dcgm_structs.h). No reading reaches the smaller: 2^47 mJ are 39 MWh.
+BLANK = 2.0**47
 WHOLE = {
     "energy_mj",
     "sm_clock_mhz",
@@ -31,10 +36,15 @@ class DcgmReader:
     base_url: str
     fetch: Callable[[str], str] = prometheus.fetch
     name: str = "dcgm"
+    masked: bool = False
     _cards: dict[int, GpuIdentity] = field(default_factory=dict[int, GpuIdentity])
     _readings: dict[str, GpuReading] = field(default_factory=dict[str, GpuReading])
     _read_ns: int = -PAGE_AGE_NS
     _error: str | None = None
+
+    @property
+    def host(self) -> str | None:
+        return urlsplit(self.base_url).hostname
 
     def __post_init__(self) -> None:
         self._refresh()
@@ -55,20 +65,28 @@ class DcgmReader:
         values: dict[str, dict[str, float | int]] = {}
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                if sample.name not in COLUMN or "UUID" not in sample.labels:
+                labels = sample.labels
+                uuid, index = labels.get("UUID"), labels.get("gpu", "")
+                if sample.name not in COLUMN or not uuid or not index.isdigit():
                     continue
-                labels, uuid = sample.labels, sample.labels["UUID"]
-                index = int(labels["gpu"])
-                mig = bool(labels.get("GPU_I_ID"))
-                self._cards.setdefault(
-                    index, GpuIdentity(index, uuid, labels.get("modelName", "unknown"), mig=mig)
-                )
+                mig = bool(
+                    labels.get("GPU_I_ID")
+                )  # one line a MIG device, all with the card's UUID
+                self._know(int(index), uuid, labels.get("modelName", "unknown"), mig)
                 column, factor = COLUMN[sample.name]
                 value = sample.value / factor
-                if column in ("power_avg_w", "energy_mj") and not value > 0:
-                    continue  # 0 and NaN are no reading
+                if not 0 <= sample.value < BLANK or (column in COUNTED and not value > 0):
+                    continue  # 0 joules or watts, NaN and DCGM's blanks are no reading
                 values.setdefault(uuid, {})[column] = round(value) if column in WHOLE else value
         self._readings = {uuid: GpuReading(**columns) for uuid, columns in values.items()}  # type: ignore[arg-type]
+
+    def _know(self, index: int, uuid: str, name: str, mig: bool) -> None:
+        card = self._cards.setdefault(index, GpuIdentity(index, uuid, name, mig=mig))
+        if mig and not card.mig:
+            self._cards[index] = replace(card, mig=True)
+
+    def unread(self) -> dict[int, str]:
+        return {}
 
     def gpus(self) -> list[GpuIdentity]:
         return [self._cards[index] for index in sorted(self._cards)]

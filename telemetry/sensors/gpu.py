@@ -1,9 +1,18 @@
 """One GPU as every source of readings describes it: identity, reading, and what a reader can do."""
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from greenbench.contract.cuda_devices import (
+    ORDER,
+    VISIBLE,
+    CudaCard,
+    Shown,
+    capability_of,
+    shown,
+)
 from telemetry.sensors.capability import Capability
 
 PowerScope = Literal["gpu", "module", "memory"]
@@ -29,6 +38,13 @@ class GpuIdentity:
     virtual: bool | None = None  # a vGPU: its power is not its own
     pcie_generation: int | None = None
     scope: str = "gpu"  # of energy and power: gpu board, or module (CPU + GPU) on Grace-Hopper
+    mig_uuids: tuple[str, ...] | None = None  # of its MIG devices; None where they were not listed
+
+    def for_cuda(self) -> CudaCard:
+        capability = capability_of(self.name, self.compute_capability)
+        return CudaCard(
+            self.uuid, self.name, capability, self.memory_bytes, bool(self.mig), self.mig_uuids
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +68,20 @@ class Reader(Protocol):
     """Where GPU readings come from: NVML, a DCGM exporter, zeus, or a fake that plays known truths."""
 
     name: str
+    masked: bool  # whether it lists only what CUDA_VISIBLE_DEVICES leaves
 
-    def gpus(self) -> list[GpuIdentity]: ...
+    @property
+    def host(self) -> str | None:
+        """Where an exporter's cards are, maybe another machine; None: this one."""
+        ...
+
+    def gpus(self) -> list[GpuIdentity]:
+        """The cards that can be read."""
+        ...
+
+    def unread(self) -> dict[int, str]:
+        """Index → reason of each card that is there and cannot be read."""
+        ...
 
     def capabilities(self, index: int) -> dict[str, Capability]:
         """Which of counter, average, instant, memory_scope, gpm answer on this card."""
@@ -72,15 +100,26 @@ class NoGpu(Exception):
     """No GPU can be read; the text is the reason that sources.json gives."""
 
 
+def shown_gpus(reader: Reader, environ: Mapping[str, str]) -> Shown:
+    """The cards that CUDA shows a process with that environment."""
+    cards: dict[int, CudaCard | None] = dict.fromkeys(reader.unread())
+    cards |= {gpu.index: gpu.for_cuda() for gpu in reader.gpus()}
+    if reader.masked and VISIBLE in environ:
+        return _left_by_the_reader(reader, environ)
+    return shown([cards[index] for index in sorted(cards)], environ)
+
+
+def _left_by_the_reader(reader: Reader, environ: Mapping[str, str]) -> Shown:
+    """Of a reader that has left out the hidden cards by itself, counting them as NVML does."""
+    listed = [gpu.uuid for gpu in reader.gpus()]
+    if environ.get(ORDER) == "PCI_BUS_ID":
+        return Shown(tuple(frozenset({uuid}) for uuid in listed))
+    return Shown(tuple(frozenset({*listed, "a card that is not listed"}) for _ in listed))
+
+
 def visible_uuids(
-    identities: list[GpuIdentity], environ: dict[str, str] | None = None
+    identities: Sequence[GpuIdentity], environ: Mapping[str, str] | None = None
 ) -> list[str]:
-    """UUIDs that CUDA_VISIBLE_DEVICES leaves: by UUID (or its start), else by position in PCI order."""
-    chosen = (environ if environ is not None else os.environ).get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:
-        return [gpu.uuid for gpu in identities]
-    uuids: list[str] = []
-    for word in filter(None, (part.strip() for part in chosen.split(","))):
-        matches = [g.uuid for g in identities if g.uuid.startswith(word) or str(g.index) == word]
-        uuids += matches[:1]
-    return uuids
+    """UUIDs of the cards that CUDA shows, in its order; empty where that cannot be told."""
+    cards = [gpu.for_cuda() for gpu in identities]
+    return list(shown(cards, os.environ if environ is None else environ).uuids or ())

@@ -27,18 +27,28 @@ CLOCK_EVENTS: dict[str, int] = {
 }
 
 
+# NVML's ids of fields, for bindings that do not name them yet
+ENERGY_FIELD, AVERAGE_FIELD, INSTANT_FIELD = 83, 185, 186
+
+
 @dataclass(slots=True)
 class _Card:
     handle: Any
     identity: GpuIdentity
     probed: dict[str, Capability]
     fields: list[tuple[str, tuple[int, int]]]  # (source, (field id, scope id)) read in one call
+    older: dict[
+        str, Callable[[], int | None]
+    ]  # source → a call of its own, where no field gives it
+    clock_events: Callable[[], int]
 
 
 class NvmlReader:
     """Reads NVML through nvidia-ml-py. ``nvml`` is the module, so a test can hand in another one."""
 
     name = "nvml"
+    masked = False
+    host = None
 
     def __init__(self, nvml: Any = None) -> None:
         if nvml is None:
@@ -53,27 +63,48 @@ class NvmlReader:
             nvml.nvmlInit()
         except nvml.NVMLError as error:
             raise NoGpu(f"NVML does not start: {error}") from error
+        # AttributeError and TypeError: an older binding lacks the call, or takes other arguments
+        self._faults: tuple[type[Exception], ...] = (
+            nvml.NVMLError,
+            AttributeError,
+            TypeError,
+            ValueError,
+        )
         self._cards: dict[int, _Card] = {}
-        count = nvml.nvmlDeviceGetCount()
+        self._unread: dict[int, str] = {}
+        count, code = self._call(nvml.nvmlDeviceGetCount)
         if not count:
-            raise NoGpu("NVML runs but lists no GPU")
+            raise NoGpu(
+                f"NVML does not count the GPUs: {code}" if code else "NVML runs but lists no GPU"
+            )
         for index in range(count):
-            self._cards[index] = self._open(index)
+            try:
+                self._cards[index] = self._open(index)
+            except self._faults as error:
+                self._unread[index] = _code(error)
+        if not self._cards:
+            said = ", ".join(f"GPU {index}: {code}" for index, code in self._unread.items())
+            raise NoGpu(f"NVML cannot read any GPU ({said})")
 
     def _open(self, index: int) -> _Card:
+        """One card and what it gives. Raises what NVML says of one that cannot be read at all."""
         nvml = self._nvml
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        card = _Card(handle, self._identify(index, handle), {}, [])
+        identity = self._identify(index, handle)
+        card = _Card(handle, identity, {}, [], {}, self._clock_events(handle))
+        energy_id = getattr(nvml, "NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION", ENERGY_FIELD)
+        average_id = getattr(nvml, "NVML_FI_DEV_POWER_AVERAGE", AVERAGE_FIELD)
+        instant_id = getattr(nvml, "NVML_FI_DEV_POWER_INSTANT", INSTANT_FIELD)
         fields = {
-            "counter": (nvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, 0),
-            "average": (nvml.NVML_FI_DEV_POWER_AVERAGE, SCOPE_ID["gpu"]),
-            "instant": (nvml.NVML_FI_DEV_POWER_INSTANT, SCOPE_ID["gpu"]),
-            "memory_scope": (nvml.NVML_FI_DEV_POWER_AVERAGE, SCOPE_ID["memory"]),
+            "counter": (energy_id, 0),
+            "average": (average_id, SCOPE_ID["gpu"]),
+            "instant": (instant_id, SCOPE_ID["gpu"]),
+            "memory_scope": (average_id, SCOPE_ID["memory"]),
         }
         values = self._read_fields(handle, list(fields.items()))
         if values.get("average", (None, ""))[0] is None:
             # Grace-Hopper: the GPU scope fails and the module (CPU + GPU) answers
-            module = {"average": (fields["average"][0], SCOPE_ID["module"])}
+            module = {"average": (average_id, SCOPE_ID["module"])}
             found = self._read_fields(handle, list(module.items()))
             if found["average"][0] is not None:
                 fields |= module
@@ -84,18 +115,40 @@ class NvmlReader:
                 available() if value is not None else unavailable(code or "no value")
             )
         card.fields = [(s, f) for s, f in fields.items() if values[s][0] is not None]
-        if not card.probed["average"].ok and self._usage_is_average(handle):
-            value, code = self._call(lambda: _positive(nvml.nvmlDeviceGetPowerUsage(handle)))
-            card.probed["average"] = (
-                available(call="nvmlDeviceGetPowerUsage") if value else unavailable(code)
-            )
+        for source, (name, read) in self._older_calls(handle).items():
+            if not card.probed[source].ok and self._call(read)[0]:
+                card.probed[source] = available(call=name)
+                card.older[source] = read
         card.probed["gpm"] = self._probe_gpm(handle)
         return card
 
-    def _usage_is_average(self, handle: Any) -> bool:
+    def _older_calls(self, handle: Any) -> dict[str, tuple[str, Callable[[], int | None]]]:
+        """source → name and call that gave the same reading before there were fields."""
+        nvml = self._nvml
+        calls = {"counter": "nvmlDeviceGetTotalEnergyConsumption"}
+        power = self._power_usage_is(handle)
+        if power is not None:
+            calls[power] = "nvmlDeviceGetPowerUsage"
+        return {
+            source: (name, lambda name=name: _positive(getattr(nvml, name)(handle)))
+            for source, name in calls.items()
+        }
+
+    def _clock_events(self, handle: Any) -> Callable[[], int]:
+        """The call under its name of today, or under the one before driver 535."""
+        names = (
+            "nvmlDeviceGetCurrentClocksEventReasons",
+            "nvmlDeviceGetCurrentClocksThrottleReasons",
+        )
+        calls = [lambda name=name: int(getattr(self._nvml, name)(handle)) for name in names]
+        return next((call for call in calls if not self._call(call)[1]), calls[0])
+
+    def _power_usage_is(self, handle: Any) -> str | None:
         """nvmlDeviceGetPowerUsage is the 1 s average from Ampere on, but instantaneous on GA100 and older."""
         value, _ = self._call(lambda: self._nvml.nvmlDeviceGetCudaComputeCapability(handle))
-        return value is not None and tuple(value) > (8, 0)
+        if value is None:
+            return None
+        return "average" if tuple(value) > (8, 0) else "instant"
 
     def _probe_gpm(self, handle: Any) -> Capability:
         value, code = self._call(
@@ -112,10 +165,11 @@ class NvmlReader:
         capability = ask(lambda: nvml.nvmlDeviceGetCudaComputeCapability(handle))
         limit_mw = ask(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle))
         virtual = ask(lambda: nvml.nvmlDeviceGetVirtualizationMode(handle))
+        mig = ask(lambda: bool(nvml.nvmlDeviceGetMigMode(handle)[0]))
         return GpuIdentity(
             index=index,
             uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
-            name=_text(nvml.nvmlDeviceGetName(handle)),
+            name=ask(lambda: _text(nvml.nvmlDeviceGetName(handle))) or "unknown",
             memory_bytes=ask(lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).total)),
             driver=ask(lambda: _text(nvml.nvmlSystemGetDriverVersion())),
             nvml=ask(lambda: _text(nvml.nvmlSystemGetNVMLVersion())),
@@ -126,17 +180,26 @@ class NvmlReader:
                 lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)
             ),
             ecc=ask(lambda: bool(nvml.nvmlDeviceGetEccMode(handle)[0])),
-            mig=ask(lambda: bool(nvml.nvmlDeviceGetMigMode(handle)[0])),
+            mig=mig,
+            mig_uuids=ask(lambda: self._mig_uuids(handle)) if mig else None,
             persistence=ask(lambda: bool(nvml.nvmlDeviceGetPersistenceMode(handle))),
             virtual=None if virtual is None else virtual == nvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU,
             pcie_generation=ask(lambda: nvml.nvmlDeviceGetCurrPcieLinkGeneration(handle)),
         )
 
+    def _mig_uuids(self, handle: Any) -> tuple[str, ...]:
+        nvml = self._nvml
+        parts = [
+            self._call(lambda i=i: nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i))[0]
+            for i in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle))
+        ]
+        return tuple(_text(nvml.nvmlDeviceGetUUID(part)) for part in parts if part is not None)
+
     def _call(self, read: Callable[[], Any]) -> tuple[Any, str]:
         """(value, "") or (None, the NVML code as a word)."""
         try:
             return read(), ""
-        except self._nvml.NVMLError as error:
+        except self._faults as error:
             return None, _code(error)
 
     def _read_fields(
@@ -160,6 +223,9 @@ class NvmlReader:
     def gpus(self) -> list[GpuIdentity]:
         return [card.identity for card in self._cards.values()]
 
+    def unread(self) -> dict[int, str]:
+        return self._unread
+
     def capabilities(self, index: int) -> dict[str, Capability]:
         return self._cards[index].probed
 
@@ -178,15 +244,16 @@ class NvmlReader:
                 errors.append(f"{source}:{code}")
             return value
 
-        average_mw = raw.get("average")
-        if "average" not in raw and card.probed["average"].ok:
-            average_mw = ask("average", lambda: _positive(nvml.nvmlDeviceGetPowerUsage(handle)))
+        for source, read in card.older.items():
+            value, code = self._call(read)
+            raw[source] = value
+            errors += [] if value else [f"{source}:{code or 'zero'}"]
         memory = ask("memory", lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
         util = ask("util", lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
         counter_mj = raw.get("counter")
         return GpuReading(
             power_w=_watts(raw.get("instant")),
-            power_avg_w=_watts(average_mw),
+            power_avg_w=_watts(raw.get("average")),
             power_mem_w=_watts(raw.get("memory_scope")),
             energy_mj=None if counter_mj is None else int(counter_mj),
             sm_clock_mhz=ask(
@@ -200,15 +267,16 @@ class NvmlReader:
             ),
             mem_used_bytes=None if memory is None else int(memory.used),
             util_pct=None if util is None else int(util.gpu),
-            throttle_reasons=ask(
-                "clock_events", lambda: int(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
-            ),
+            throttle_reasons=ask("clock_events", card.clock_events),
             error=" ".join(errors) or None,
         )
 
     def pids(self, index: int) -> list[int] | None:
         handle = self._cards[index].handle
-        found, _ = self._call(lambda: self._nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+        nvml = self._nvml
+        found, code = self._call(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+        if code == "FunctionNotFound":  # a driver older than the binding
+            found, _ = self._call(lambda: nvml.nvmlDeviceGetComputeRunningProcesses_v2(handle))
         return None if found is None else [int(process.pid) for process in found]
 
     def gpm_sample(self, index: int) -> Any:
@@ -257,10 +325,15 @@ def _watts(milliwatts: float | None) -> float | None:
 
 
 def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _code(error: Exception) -> str:
-    """NVMLError_NotSupported → NotSupported; a code without a class of its own → its number."""
+    """NVMLError_NotSupported → NotSupported; a code without a class of its own → its number.
+
+    What the binding itself lacks or refuses → NotInBinding.
+    """
+    if isinstance(error, AttributeError | TypeError | ValueError):
+        return "NotInBinding"
     kind, _, name = type(error).__name__.partition("_")
     return name if kind == "NVMLError" and name else f"code{getattr(error, 'value', '?')}"

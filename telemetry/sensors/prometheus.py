@@ -15,6 +15,7 @@ GAUGES = (
     "vllm:num_requests_waiting",
     "vllm:num_requests_waiting_by_reason",
     "vllm:kv_cache_usage_perc",
+    "vllm:gpu_cache_usage_perc",  # the same before vLLM 0.10
 )
 COUNTERS = (
     "vllm:prompt_tokens",
@@ -85,6 +86,11 @@ def parse(text: str, unix_ns: int, mono_ns: int) -> list[ServerMetric]:
                 labels = dict(sample.labels)
                 rows.append(ServerMetric(unix_ns, mono_ns, sample.name, labels, sample.value))
     return rows
+
+
+def is_vllms(row: ServerMetric) -> bool:
+    """Whether it is vLLM that serves the page; a router or another server has names of its own."""
+    return row.metric.startswith("vllm:")
 
 
 def fetch(

@@ -1,5 +1,7 @@
 """Which readings a GPU gives, and how often each of them changes."""
 
+from collections.abc import Collection
+
 from telemetry.sensors.capability import Capability, available, unavailable
 from telemetry.sensors.gpu import Reader
 from telemetry.sensors.refresh_rate import Refresh, measure_refresh
@@ -15,10 +17,16 @@ def watch_refresh(reader: Reader, watch_s: float) -> dict[str, Refresh]:
     }
 
 
-def merge_capabilities(reader: Reader, refreshes: dict[str, Refresh]) -> dict[str, Capability]:
-    """One status a source: available only where every card has it, else it names the cards without."""
+def merge_capabilities(
+    reader: Reader, refreshes: dict[str, Refresh], asked: Collection[str] = ()
+) -> dict[str, Capability]:
+    """One status a source: available only where every card has it, else it names the cards without.
+
+    ``asked``: UUIDs of the cards that count, those of the server; none: all.
+    """
     merged: dict[str, Capability] = {}
-    probed = {gpu.uuid: reader.capabilities(gpu.index) for gpu in reader.gpus()}
+    every = {gpu.uuid: reader.capabilities(gpu.index) for gpu in reader.gpus()}
+    probed = {uuid: caps for uuid, caps in every.items() if uuid in asked} or every
     for source in GPU_SOURCES:
         lacking = {
             uuid: caps[source].reason for uuid, caps in probed.items() if not caps[source].ok

@@ -21,6 +21,8 @@ class ZeusReader:
     """A telemetry Reader over zeus' GPU objects. ``gpus`` stands for zeus.device.get_gpus() in tests."""
 
     name = "zeus"
+    masked = True  # it leaves out the cards that CUDA_VISIBLE_DEVICES hides, counting as NVML does
+    host = None
 
     def __init__(self, gpus: Any = None, base_error: type[Exception] | None = None) -> None:
         if gpus is None:
@@ -32,7 +34,7 @@ class ZeusReader:
             base_error = ZeusBaseGPUError
             try:
                 gpus = get_gpus()
-            except ZeusBaseGPUError as error:
+            except (ZeusBaseGPUError, ValueError) as error:  # it reads UUIDs as numbers
                 raise NoGpu(f"zeus finds no GPU: {error}") from error
         self._gpus = gpus
         self._base_error = base_error or Exception
@@ -61,6 +63,9 @@ class ZeusReader:
             GpuIdentity(i, f"zeus:{i}", str(self._ask(lambda i=i: self._gpus.get_name(i))[0]))
             for i in range(len(self._gpus))
         ]
+
+    def unread(self) -> dict[int, str]:
+        return {}
 
     def capabilities(self, index: int) -> dict[str, Capability]:
         return self._probed[index]

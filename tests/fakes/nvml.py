@@ -156,10 +156,16 @@ class FakeReader:
     spend_ns: Callable[[int], None] = lambda ns: None
     read_ns: int = 0
     name: str = "fake"
+    masked: bool = False
+    host: str | None = None
     closed: bool = False
+    lost: dict[int, str] = field(default_factory=dict[int, str])
 
     def gpus(self) -> list[GpuIdentity]:
         return [card.identity() for card in self.cards]
+
+    def unread(self) -> dict[int, str]:
+        return self.lost
 
     def capabilities(self, index: int) -> dict[str, Capability]:
         sources = ("counter", "average", "instant", "memory_scope", "gpm")
@@ -260,6 +266,8 @@ class FakeNvml:
     compute_capability: tuple[int, int] = (9, 0)
     count: int = 1
     shut_down: bool = False
+    lost: dict[int, int] = field(default_factory=dict[int, int])  # index → the code it answers with
+    older: dict[str, int] = field(default_factory=dict[str, int])  # answers of calls by their name
 
     NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION = 83
     NVML_FI_DEV_POWER_AVERAGE = 185
@@ -276,6 +284,8 @@ class FakeNvml:
         """Any other call of NVML: not supported on this card."""
         if not name.startswith("nvml"):
             raise AttributeError(name)
+        if name in self.older:
+            return lambda *_: self.older[name]
 
         def refuse(*_: object) -> None:
             raise FakeNvmlError(NOT_SUPPORTED)
@@ -291,6 +301,8 @@ class FakeNvml:
         return self.count
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        if index in self.lost:
+            raise FakeNvmlError(self.lost[index])
         return index
 
     def nvmlDeviceGetUUID(self, handle: int) -> str:

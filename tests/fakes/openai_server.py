@@ -137,6 +137,8 @@ def well_behaved(ttft_s: float = 0.005, gap_s: float = 0.002) -> Callable[[Seen]
     """Answers every request as asked, streamed or scored."""
 
     def script(seen: Seen) -> Script:
+        if not seen.path.endswith("/completions"):
+            return json_script({"detail": "Not Found"}, "404 Not Found")
         prompt = seen.body["prompt"]
         if not seen.body.get("stream"):
             return json_script(logprob_body(prompt), after_s=ttft_s)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,58 @@ def test_gpu_rows_sources_and_events(tmp_path: Path) -> None:
     names = ["clock_anchor", "recorder_started", "clock_anchor", "recorder_stopped"]
     assert [event.name for event in events] == names
     assert events[1].mono_ns <= rows[0].mono_ns and rows[-1].mono_ns <= events[2].mono_ns
+
+
+def test_a_lost_card_is_named_and_a_hidden_one_decides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    reader = two_cards()
+    reader.lost = {2: "GpuIsLost"}
+    recorder = Recorder(RecordRequest(tmp_path), lambda: reader, rapl_root=tmp_path, watch_s=0)
+    run_for(recorder, 0.3)
+    sources = sources_of(tmp_path)
+    assert sources["facts"]["unread"] == ["GPU 2: GpuIsLost"]
+    assert [card["visible"] for card in sources["facts"]["gpus"]] == [True, False]
+    assert sources["counter"]["status"] == "available"  # GPU-b lacks it, and nobody asked for GPU-b
+
+
+def page(text: str) -> HTTPServer:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("vllm:num_requests_running 0\n", "available"),
+        ("process_cpu_seconds_total 12.5\nrouter_queue 0\n", "unavailable"),
+        ("# nothing\n", "unavailable"),
+    ],
+)
+def test_a_page_without_a_name_of_vllms_is_no_source(
+    text: str, status: str, tmp_path: Path
+) -> None:
+    with page(text) as server:
+        request = RecordRequest(tmp_path, base_url=f"http://127.0.0.1:{server.server_port}")
+        run_for(Recorder(request, two_cards, rapl_root=tmp_path, watch_s=0), 0.2)
+        server.shutdown()
+    sources = sources_of(tmp_path)
+    assert sources["metrics"]["status"] == status
+    assert (sources["metrics"]["reason"] is None) == (status == "available")
+    # this process listens there, so the cards are looked for in its processes
+    cards = {card["uuid"]: card for card in sources["facts"]["gpus"]}
+    assert cards["GPU-a"]["own_pids"] == [os.getpid()]
 
 
 def test_without_a_gpu_every_gpu_source_has_the_reason_and_there_is_no_file(tmp_path: Path) -> None:

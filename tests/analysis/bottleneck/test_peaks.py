@@ -4,13 +4,21 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from analysis.bottleneck import peaks
-from analysis.bottleneck.peaks import FILE, HostCeilings, find_host_ceilings, run_ceilings
-from analysis.runs.run import load_run
+from analysis.bottleneck.peaks import (
+    FILE,
+    HostCeilings,
+    find_host_ceilings,
+    gpu_ceilings,
+    run_ceilings,
+)
+from analysis.runs.run import Run, load_run
 from greenbench.contract.errors import UserError
+from greenbench.contract.manifest import Gpu
 from tests.fakes.rundirs import FakeRun, write_run
 
 AVX2 = {"float32": 173e9, "bfloat16": 20e9}  # no instructions for bfloat16: slower than float32
@@ -57,6 +65,80 @@ def test_a_run_is_held_against_its_own_host_alone(tmp_path: Path) -> None:
     assert run_ceilings(run, measured(AVX512_BF16, host.cpu, host.cores + 1)) == []
     assert run_ceilings(run, measured(AVX512_BF16, "another", host.cores)) == []
     assert run_ceilings(run, measured({}, host.cpu, host.cores)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "flops"),
+    [
+        ("NVIDIA B200", 2.25e15),
+        ("NVIDIA GB200", 2.5e15),
+        ("NVIDIA H200", 9.89e14),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA H100 80GB HBM3", 9.89e14),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA A100-SXM4-80GB", 3.12e14),
+        ("A100-SXM4-80GB", 3.12e14),  # by a driver before 470
+        ("NVIDIA A100-SXM4-40GB", None),
+        ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),
+        ("", None),
+    ],
+)
+def test_a_card_has_the_peaks_of_its_whole_name(name: str, flops: float | None) -> None:
+    specs = [ceiling.flops_per_s for ceiling in gpu_ceilings(name) if ceiling.kind == "spec"]
+    assert specs == ([] if flops is None else [flops])
+
+
+H200, A100 = "NVIDIA H200", "NVIDIA A100-SXM4-80GB"
+
+
+def gpu_run(
+    tmp_path: Path, names: list[str], facts: list[dict[str, Any]], tensor_parallel: int = 1
+) -> Run:
+    """A run on a host of these cards; ``facts`` are what the recorder found of each."""
+    made = write_run(tmp_path, FakeRun())
+    manifest = made.manifest()
+    cards = [Gpu(index=i, uuid=f"GPU-{i}", name=name) for i, name in enumerate(names)]
+    made.write_manifest(
+        manifest.model_copy(
+            update={
+                "host": manifest.host.model_copy(update={"gpus": cards}),
+                "server": manifest.server.model_copy(update={"tensor_parallel": tensor_parallel}),
+            }
+        )
+    )
+    gpus = [{"uuid": f"GPU-{i}"} | fact for i, fact in enumerate(facts)]
+    (made.telemetry_dir / "sources.json").write_text(json.dumps({"facts": {"gpus": gpus}}))
+    return load_run(made.path)
+
+
+NOT, SHOWN, OWN = {"visible": False}, {"visible": True}, {"visible": True, "own_pids": [7]}
+
+
+@pytest.mark.parametrize(
+    ("names", "facts", "cards", "flops"),
+    [
+        ([H200, A100], [NOT, SHOWN], 1, 3.12e14),
+        ([H200, A100], [SHOWN, OWN], 1, 3.12e14),
+        ([H200, A100], [SHOWN, NOT], 1, 6.62e14),  # measured before spec
+        ([H200, A100], [SHOWN, SHOWN], 1, None),  # one of the two
+        ([H200, A100], [], 1, None),
+        # two unequal cards wait for the slower one
+        ([H200, A100], [OWN, OWN], 2, 2 * 3.12e14),
+        ([A100, A100], [SHOWN, SHOWN], 1, 3.12e14),  # whichever it is
+        ([A100, A100], [SHOWN, SHOWN], 2, 2 * 3.12e14),
+        ([A100], [SHOWN | {"mig": True}], 1, None),  # of a part of a card
+        ([A100, "NVIDIA X"], [OWN, OWN], 2, None),
+    ],
+)
+def test_ceilings_are_of_the_cards_that_serve(
+    names: list[str],
+    facts: list[dict[str, Any]],
+    cards: int,
+    flops: float | None,
+    tmp_path: Path,
+) -> None:
+    found = run_ceilings(gpu_run(tmp_path, names, facts, cards), None)
+    assert [c.flops_per_s for c in found[:1]] == ([] if flops is None else [flops])
 
 
 def test_a_file_of_the_older_form_is_no_ceiling_and_no_fault(tmp_path: Path) -> None:

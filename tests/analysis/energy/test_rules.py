@@ -17,6 +17,7 @@ from analysis.point.steady_window import steady_window
 from analysis.runs.activity import activity
 from analysis.runs.clocks import wall_clock
 from greenbench.contract.schema import HostSample
+from telemetry.sensors.gpu import visible_uuids
 from telemetry.sensors.nvml import CLOCK_EVENTS
 from tests.fakes.energy_frames import Work, frame, inputs, ns, recorded, sources
 from tests.fakes.nvml import SECOND, FakeGpu, constant, record
@@ -351,3 +352,56 @@ def test_a_cpu_host_is_unavailable_with_its_estimate_beside_it() -> None:
     assert result.cpu is not None and result.cpu.estimate is not None
     assert 0 < result.cpu.estimate.low_j < result.cpu.estimate.high_j
     assert asdict(result)["cpu"]["estimate"]["model"]
+
+
+UNEQUAL = [
+    FakeGpu(constant(60), 0, "GPU-aaaaaaaa", "Tesla T4"),
+    FakeGpu(constant(400), 1, "GPU-bbbbbbbb", "NVIDIA H100 80GB HBM3"),
+]
+
+
+@pytest.mark.parametrize(
+    ("environ", "watts"),
+    [
+        ({}, 400),
+        ({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, 400),
+        ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, 60),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-a"}, 60),
+    ],
+)
+def test_joules_are_those_of_the_card_that_cuda_calls_0(
+    environ: dict[str, str], watts: float
+) -> None:
+    """In a container without the host's pids nothing else says which card of two it is."""
+    identities = [card.identity() for card in UNEQUAL]
+    chosen = visible_uuids(identities, {"CUDA_VISIBLE_DEVICES": "0"} | environ)
+    told = sources(UNEQUAL)
+    for card in told["facts"]["gpus"]:
+        card["visible"] = card["uuid"] in chosen
+    gpu = recorded(UNEQUAL, END_S + 10)
+    found = point_energy(inputs(gpu, told, START_S, END_S, server_gpus=1))
+    assert found.status == "measured"
+    assert found.power_w == pytest.approx(watts, rel=1e-3)
+
+
+def test_no_joules_where_the_cards_are_not_known() -> None:
+    gpu, why = recorded(UNEQUAL, END_S + 10), "CUDA's order cannot be told"
+    told = sources(UNEQUAL, visible=None)
+    told["facts"]["which_gpus"] = why
+    found = point_energy(inputs(gpu, told, START_S, END_S, server_gpus=1))
+    assert found.status == "invalid" and "cards_not_told" in found.reasons
+    assert found.energy_j is None and found.counter_j is None
+    assert any(why in sentence for sentence in found.explain)
+    # a server of both cards uses both, whatever their order
+    both = point_energy(inputs(gpu, told, START_S, END_S, server_gpus=2))
+    assert both.status == "measured" and both.power_w == pytest.approx(460, rel=1e-3)
+    assert idle_power(gpu, told).reasons == ["cards_not_told"]
+    assert idle_power(gpu, told, server_gpus=2).power_w == pytest.approx(460, rel=1e-3)
+
+
+def test_a_server_on_no_card_of_this_host_has_no_energy_here() -> None:
+    told = sources(UNEQUAL, visible=False)
+    told["facts"]["which_gpus"] = "the server runs at gpu-box, not on this machine"
+    gpu = recorded(UNEQUAL, END_S + 10)
+    found = point_energy(inputs(gpu, told, START_S, END_S, server_gpus=1))
+    assert found.status == "unavailable" and "gpu-box" in found.explain[0]

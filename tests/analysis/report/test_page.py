@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from jinja2 import Environment, StrictUndefined, UndefinedError
 
 from analysis.bottleneck.roofline import PhaseUse
-from analysis.report.page import render
+from analysis.report.page import is_none, render
 from analysis.report.sentences import summary_sentences
 from analysis.study import Study, study, without_beaten
 from analysis.summary import summary
@@ -283,3 +284,14 @@ def test_points_measured_again_are_not_counted_as_excluded(tmp_path: Path) -> No
     text = words(render(study(tmp_path)))
     assert "Excluded (0)" in text and "Every measured point is used." in text
     assert "1 more was measured again later" in text
+
+
+def test_a_misspelt_name_in_a_template_is_an_error_even_where_it_is_compared_with_none() -> None:
+    environment = Environment(undefined=StrictUndefined)
+    environment.tests["none"] = is_none
+    for text in ("{% if row.joles is not none %}x{% endif %}", "{{ row.joles is none }}"):
+        with pytest.raises(UndefinedError, match="joles"):
+            environment.from_string(text).render(row={"joules": None})
+    assert (
+        environment.from_string("{{ row.joules is none }}").render(row={"joules": None}) == "True"
+    )

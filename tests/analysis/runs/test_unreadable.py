@@ -139,7 +139,7 @@ BROKEN_RUNS: list[tuple[str, Damage, str]] = [
         lambda whole: whole.replace(b"context_tokens:", b"contxt_tokens:"),
         "config.yaml: unknown key 'point.contxt_tokens'; did you mean 'context_tokens'?",
     ),
-    ("config.yaml", lambda _: b"\xff\xfe\x00", "config.yaml: not UTF-8 ("),
+    ("config.yaml", lambda _: b"\xff\xfe\x00", "config.yaml: not UTF-16 text ("),
 ]
 
 

@@ -126,7 +126,7 @@ def test_request_rows_start_with_everything_unknown_as_null() -> None:
             "unknown key 'tasks.0.output'; did you mean 'output_tokens'?",
         ),
         ({"contexts": []}, "contexts: List should have at least 1 item"),
-        ({"repeats": 0}, "repeats: Input should be greater than or equal to 1, found 0"),
+        ({"repeats": 0}, "repeats: it should be greater than or equal to 1, found 0"),
         ({"name": "Has Space"}, "name: String should match pattern"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from greenbench.contract.config import CONFIGS
-from greenbench.contract.yaml_text import DEEPEST, FAST, nests_little, parse_yaml
+from greenbench.contract.yaml_text import DEEPEST, FAST, Loader, nests_little, parse_yaml
 
 DEEP = ("[" * 100_000, "- " * 100_000, "? " * 100_000, "a: " + "{b: " * 100_000)
 
@@ -13,7 +13,7 @@ def test_every_config_reads_as_by_the_loader_in_python() -> None:
     texts = [path.read_text() for path in CONFIGS.rglob("*.yaml")]
     assert len(texts) > 10
     for text in texts:
-        assert parse_yaml(text) == yaml.safe_load(text)
+        assert parse_yaml(text) == yaml.load(text, Loader=Loader)
 
 
 @pytest.mark.skipif(FAST is None, reason="PyYAML without libyaml")

@@ -14,7 +14,6 @@ from greenbench.sweep.order import (
     quality_warnings,
 )
 from greenbench.sweep.plan import check_tasks
-from greenbench.sweep.provenance import parse_gpus
 from greenbench.sweep.verdict import Faults, count, judge
 
 MODEL = ModelConfig(name="m", path="/m", max_model_len=4096)
@@ -68,12 +67,14 @@ def test_prompts_are_the_same_for_every_backend_repeat_and_load() -> None:
 
 def test_a_context_that_does_not_fit_the_window_is_refused_before_a_start() -> None:
     tight = sweep(contexts=[4080], tasks=["retrieve"])
-    check_window(tight, [MODEL], {"retrieve": 16})  # 4080 + 16 = 4096, the window
+    check_window(
+        tight, {"m": 4096, "unknown": None}, {"retrieve": 16}
+    )  # 4080 + 16 = 4096, the window
     with pytest.raises(UserError, match=r"4080 plus 17 output tokens of task 'retrieve' is longer"):
-        check_window(tight, [MODEL], {"retrieve": 17})
+        check_window(tight, {"m": 4096}, {"retrieve": 17})
     own = sweep(contexts=[4080], tasks=[{"name": "retrieve", "output_tokens": 99}])
     with pytest.raises(UserError, match=r"4080 plus 99 output tokens"):
-        check_window(own, [MODEL], {"retrieve": 16})
+        check_window(own, {"m": 4096}, {"retrieve": 16})
 
 
 def test_unknown_tasks_and_parameters_name_the_nearest() -> None:
@@ -85,46 +86,64 @@ def test_unknown_tasks_and_parameters_name_the_nearest() -> None:
     check_tasks(sweep(), table)
 
 
-def row(phase: str = "measure", error: str | None = None) -> dict[str, object]:
-    return {"phase": phase, "error_type": error, "sent_unix_ns": 1, "scheduled_unix_ns": None}
+MEASURED = {"measure": (1, 2)}
+
+
+def row(
+    phase: str = "measure", error: str | None = None, message: str | None = None
+) -> dict[str, object]:
+    return {
+        "phase": phase, "error_type": error, "error_message": message,
+        "sent_unix_ns": 1, "scheduled_unix_ns": None,
+    }  # fmt: skip
+
+
+def test_the_servers_own_words_stand_in_the_sentence() -> None:
+    """Guards against a reason that is in a file and not on the screen."""
+    words = "HTTP 422; this model supports /v1/chat/completions only"
+    rows = [row(error="http_4xx", message=words)] * 2
+    said = judge(rows, {}, MEASURED, Faults()).failure
+    assert said == f"no request of the measured phase succeeded (2 × http_4xx: {words})"
+    mixed = judge([*rows, row(error="timeout", message="60 s")], {}, MEASURED, Faults()).failure
+    assert mixed is not None and mixed.endswith(
+        f"(2 × http_4xx, 1 × timeout; the first of them: {words})"
+    )
+
+
+def test_a_load_generator_that_ends_without_its_marks_fails_the_point() -> None:
+    """Guards against an exit code 0 of a client whose schedule broke off."""
+    verdict = judge([row()], {}, {}, Faults())
+    assert verdict.failure == "the load generator ended before the measured phase was over"
+    assert verdict.status == "failed"
 
 
 def test_zero_good_requests_fail_the_point_even_when_warmup_was_good() -> None:
-    verdict = judge([row("warmup"), row(error="http_5xx"), row(error="http_5xx")], {}, Faults())
+    rows = [row("warmup"), row(error="http_5xx"), row(error="http_5xx")]
+    verdict = judge(rows, {}, MEASURED, Faults())
     assert verdict.status == "failed"
     assert verdict.failure == "no request of the measured phase succeeded (2 × http_5xx)"
     assert (
-        judge([], {}, Faults()).failure
+        judge([], {}, MEASURED, Faults()).failure
         == "no request of the measured phase succeeded (none was sent)"
     )
 
 
 def test_some_failed_requests_leave_the_point_complete_with_both_counts() -> None:
     rows = [row(), row(), row(error="timeout")]
-    assert judge(rows, {}, Faults()).status == "complete"
+    assert judge(rows, {}, MEASURED, Faults()).status == "complete"
     assert (count(rows).ok, count(rows).failed, count(rows).rows, count(rows).sent) == (2, 1, 3, 3)
 
 
 def test_a_wrong_prompt_length_or_a_client_over_budget_makes_the_point_invalid() -> None:
     rows = [row(), row(error="length_mismatch")]
-    verdict = judge(rows, {"w0": {"invalid": ["client_bound"]}}, Faults())
+    verdict = judge(rows, {"w0": {"invalid": ["client_bound"]}}, MEASURED, Faults())
     assert verdict.status == "invalid"
     assert verdict.reasons == ("prompt_length_mismatch", "client_bound")
 
 
 def test_a_failure_of_the_server_is_not_overwritten_by_what_the_rows_say() -> None:
-    verdict = judge([], {}, Faults("the server died during the point", ("server_died",)))
+    verdict = judge([], {}, MEASURED, Faults("the server died during the point", ("server_died",)))
     assert verdict == Faults("the server died during the point", ("server_died",))
-
-
-def test_gpu_rows_of_nvidia_smi_are_read_with_units() -> None:
-    rows = (
-        "0, GPU-1, NVIDIA H200, 143771, 700.00, 9.0, Disabled\n"
-        "1, GPU-2, NVIDIA T4, 15360, [N/A], 7.5, [N/A]\n"
-    )
-    first, second = parse_gpus(rows)
-    assert (first.memory_bytes, first.power_limit_w, first.mig) == (143771 * 2**20, 700.0, False)
-    assert (second.power_limit_w, second.compute_capability, second.mig) == (None, "7.5", None)
 
 
 def test_a_task_may_ask_for_its_own_number_of_requests() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,10 +15,12 @@ import pytest
 from greenbench import cli
 from greenbench.contract.config import PointConfig, SweepConfig, parse
 from greenbench.contract.errors import UserError
+from greenbench.contract.manifest import Clock
 from greenbench.contract.run_dir import RunDir
 from greenbench.sweep import child_processes, directory, plan, point_run, runner
 from greenbench.sweep.child_processes import Child, ServerStage, StageError
 from greenbench.sweep.orphans import stop_orphans
+from greenbench.sweep.verdict import Faults
 from tests.fakes.launch_plans import launch_plan
 from tests.fakes.manifests import manifest
 from tests.fakes.waiting import HUNG_S, wait_until
@@ -149,17 +152,14 @@ def test_a_run_left_by_a_killed_sweep_is_closed_as_interrupted(tmp_path: Path) -
     assert (run.manifest().status, run.manifest().invalid_reasons) == ("failed", ["interrupted"])
 
 
-def test_two_sweeps_in_one_directory_are_refused(tmp_path: Path) -> None:
+def test_an_older_sweep_without_a_claim_is_still_refused(tmp_path: Path) -> None:
     later = int((psutil.Process(os.getpid()).create_time() + 5) * 1e9)
-    RunDir.create(tmp_path / "r0", manifest(sweep_pid=os.getpid(), created_unix_ns=later), "")
+    here = Clock(unix_ns=later, mono_ns=1, host=socket.gethostname())
+    RunDir.create(
+        tmp_path / "r0", manifest(sweep_pid=os.getpid(), created_unix_ns=later, clock=here), ""
+    )
     with pytest.raises(UserError, match=f"process id {os.getpid()} is still running here"):
         list(stop_orphans(tmp_path))
-
-
-def test_only_complete_runs_are_skipped(tmp_path: Path) -> None:
-    for number, status in enumerate(("complete", "failed", "invalid", "running")):
-        RunDir.create(tmp_path / f"r{number}", manifest(status=status, config_hash=status), "")
-    assert directory.complete_hashes(tmp_path) == {"complete"}
 
 
 class FakeStage(ServerStage):
@@ -172,13 +172,22 @@ class FakeStage(ServerStage):
     def alive(self) -> bool:
         return self.lives()
 
+    def look(self) -> None:
+        pass
+
+
+def watched(load: Child, stage: ServerStage, recorder: Child) -> Faults:
+    faults = point_run._watch(load, recorder, stage, POINT, lambda: None)
+    recorder.stop(0.1)
+    return faults
+
 
 def test_a_stalled_load_fails_the_point_at_its_time_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(point_run, "LOAD_SLACK_S", 0.1)
-    load = Child(SLEEPER, tmp_path / "log")
-    faults = point_run._watch(load, FakeStage(lambda: True), POINT, lambda: None)
+    load, recorder = Child(SLEEPER, tmp_path / "log"), Child(SLEEPER, tmp_path / "recorder")
+    faults = watched(load, FakeStage(lambda: True), recorder)
     load.stop(0.1)
     assert faults.status == "failed" and faults.reasons == ("server_stalled",)
 
@@ -188,25 +197,73 @@ def test_a_server_that_dies_fails_the_point_without_waiting_for_the_limit(
 ) -> None:
     monkeypatch.setattr(point_run, "DEATH_GRACE_S", 0.1)
     load = Child(SLEEPER, tmp_path / "log")
-    faults = point_run._watch(load, FakeStage(lambda: False), POINT, lambda: None)
+    faults = watched(load, FakeStage(lambda: False), Child(SLEEPER, tmp_path / "recorder"))
     load.stop(0.1)
     assert faults.reasons == ("server_died",)
 
 
-def test_a_load_generator_that_fails_is_quoted(tmp_path: Path) -> None:
-    code = "import sys; print('noise'); sys.exit('error: prompts are gone')"
-    load = Child([sys.executable, "-c", code], tmp_path / "log")
+def test_a_recorder_that_dies_fails_the_point_at_once(tmp_path: Path) -> None:
+    """Guards against an hour of load beside which nothing is recorded."""
+    load, recorder = Child(SLEEPER, tmp_path / "log"), Child(SLEEPER, tmp_path / "recorder")
+    recorder.process.kill()
+    faults = watched(load, FakeStage(lambda: True), recorder)
+    load.stop(0.1)
+    assert faults.reasons == ("recorder_failed",)
+    assert faults.failure == "the recorder ended with SIGKILL"
+
+
+LOCUST = """\
+Type     Name  # reqs      # fails |    Avg     Min     Max    Med
+--------||-------|-------------|-------
+         Aggregated       0     0(0.00%) |      0       0       0      0
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("print('noise'); sys.exit('error: prompts are gone')", "failed: prompts are gone"),
+        (f"print({LOCUST!r}); os.kill(os.getpid(), signal.SIGKILL)", "ended with SIGKILL"),
+        (f"print({LOCUST!r}); os.kill(os.getpid(), signal.SIGSEGV)", "ended with SIGSEGV"),
+        (
+            f"sys.stderr.write('OSError: no room\\n'); print({LOCUST!r}); sys.exit(1)",
+            "ended with exit code 1: OSError: no room",
+        ),
+        (
+            "print('[2026-11-29 15:00:00,1] h/ERROR/load: lost workers: w1'); print('table'); sys.exit(1)",
+            "ended with exit code 1: [2026-11-29 15:00:00,1] h/ERROR/load: lost workers: w1",
+        ),
+        ("sys.exit(3)", "ended with exit code 3: it said nothing"),
+    ],
+)
+def test_how_a_load_generator_ended_is_a_sentence(tmp_path: Path, code: str, said: str) -> None:
+    load = Child([sys.executable, "-c", f"import os, signal, sys; {code}"], tmp_path / "log")
     load.process.wait(HUNG_S)
-    faults = point_run._watch(load, FakeStage(lambda: True), POINT, lambda: None)
-    assert faults.failure == "the load generator failed: prompts are gone"
+    faults = watched(load, FakeStage(lambda: True), Child(SLEEPER, tmp_path / "recorder"))
+    assert faults.failure == f"the load generator {said}"
+    assert faults.reasons == ("load_failed",)
 
 
-def test_a_stage_command_turns_exit_2_into_a_user_error_and_1_into_a_stage_error() -> None:
-    code = "import sys; print('error: no such thing', file=sys.stderr); sys.exit({})"
-    with pytest.raises(UserError, match=r"^no such thing$"):
-        child_processes.call([sys.executable, "-c", code.format(2)])
-    with pytest.raises(StageError, match="ended with 1: no such thing"):
-        child_processes.call([sys.executable, "-c", code.format(1)])
+@pytest.mark.parametrize(
+    ("code", "kind", "said"),
+    [
+        ("sys.exit('error: no such thing')", StageError, "no such thing"),
+        ("print('error: bad key', file=sys.stderr); sys.exit(2)", UserError, "bad key"),
+        (  # a stage may say it on stdout, beside what a library prints on stderr
+            "print('failed: nobody listens'); print('UserWarning: x', file=sys.stderr); sys.exit(1)",
+            StageError,
+            "nobody listens",
+        ),
+        ("sys.exit(1)", StageError, "ended with exit code 1: it said nothing"),
+        ("sys.stderr.buffer.write(b'error: \\xff\\n'); sys.exit(2)", UserError, "\N{REPLACEMENT CHARACTER}"),
+        ("os.kill(os.getpid(), 9)", StageError, "ended with SIGKILL"),
+        ("raise ValueError('odd')", StageError, "ended with exit code 1: ValueError: odd"),
+    ],
+)  # fmt: skip
+def test_a_stages_sentence_reaches_the_person(code: str, kind: type[Exception], said: str) -> None:
+    with pytest.raises(kind) as raised:
+        child_processes.call([sys.executable, "-c", f"import os, sys; {code}"])
+    assert str(raised.value).endswith(said)
 
 
 def test_a_child_that_ignores_term_is_killed(tmp_path: Path) -> None:

@@ -15,15 +15,15 @@ from servers.launch.command import command, plan
 
 ROW = {
     "describe": "mine",
-    "class_path": "my_attn.MyBackend",
-    "impls": ["MyImpl"],
+    "class_path": "their_attn.TheirBackend",
+    "impls": ["TheirImpl"],
     "devices": ["cpu"],
     "dtypes": ["float32"],
     "options": {"tile": {"default": 128, "minimum": 16}},
 }
 
 
-def row_file(folder: Path, name: str = "my_attn.yaml", **changed: object) -> str:
+def row_file(folder: Path, name: str = "their_attn.yaml", **changed: object) -> str:
     path = folder / name
     path.write_text(yaml.safe_dump({k: v for k, v in (ROW | changed).items() if v is not None}))
     return str(path)
@@ -31,11 +31,15 @@ def row_file(folder: Path, name: str = "my_attn.yaml", **changed: object) -> str
 
 def test_it_is_named_by_its_file_with_options(tmp_path: Path) -> None:
     choice = parse_choice(f"{row_file(tmp_path)}(tile=64)")
-    assert choice.label == "my_attn(tile=64)"
+    assert choice.label == "their_attn(tile=64)"
     backend, options = resolve(choice)
-    assert (backend.name, backend.vllm_name, backend.impls) == ("my_attn", "CUSTOM", ("MyImpl",))
+    assert (backend.name, backend.vllm_name, backend.impls) == (
+        "their_attn",
+        "CUSTOM",
+        ("TheirImpl",),
+    )
     assert options == {"tile": 64}
-    assert "my_attn" not in BACKENDS  # the product's table is not changed
+    assert "their_attn" not in BACKENDS  # the product's table is not changed
 
 
 def test_the_server_is_told_class_folder_and_options(tmp_path: Path) -> None:
@@ -46,7 +50,7 @@ def test_the_server_is_told_class_folder_and_options(tmp_path: Path) -> None:
     planned = plan(request, host, ModelFacts("m", head_size=64, window_tokens=8192))
     assert planned.refusals == []
     env = command(planned, "/models/m", 1, "python3").env
-    assert env["GREENBENCH_ATTENTION_CLASS"] == "my_attn.MyBackend"
+    assert env["GREENBENCH_ATTENTION_CLASS"] == "their_attn.TheirBackend"
     assert env["GREENBENCH_ATTENTION_FOLDER"] == str(tmp_path.resolve())
     assert json.loads(env["GREENBENCH_ATTENTION_OPTIONS"]) == {"tile": 128}
     assert env["VLLM_PLUGINS"] == "greenbench,greenbench_cpu"
@@ -58,7 +62,7 @@ def test_the_server_is_told_class_folder_and_options(tmp_path: Path) -> None:
         ("sdpa.yaml", {}, "not taken by"),
         ("My Attn.yaml", {}, "small letters, digits and _"),
         ("mine.yaml", {"clas_path": "a.B"}, "unknown key 'clas_path'; did you mean 'class_path'"),
-        ("mine.yaml", {"class_path": "MyBackend"}, "class_path"),
+        ("mine.yaml", {"class_path": "TheirBackend"}, "class_path"),
         ("mine.yaml", {"impls": None}, "impls"),
         ("mine.yaml", {"devices": ["tpu"]}, "devices"),
         ("mine.yaml", {"exact": False}, "'exact: false' wants an option 'window'"),

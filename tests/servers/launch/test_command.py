@@ -5,12 +5,21 @@ from dataclasses import replace
 
 import pytest
 
-from greenbench.contract.config import ModelConfig, ServerConfig, ServerRequest
+from greenbench.contract.config import ModelConfig, ServerConfig, ServerRequest, parse
 from greenbench.contract.errors import UserError
 from servers.backends.choice import parse_choice
 from servers.backends.host_facts import HostFacts, ModelFacts
 from servers.backends.registry import BACKENDS
-from servers.launch.command import Command, Plan, child_env, command, plan, recorded_env
+from servers.launch.command import (
+    Command,
+    Plan,
+    child_env,
+    command,
+    left_out,
+    plan,
+    recorded_env,
+    unset,
+)
 
 CPU = HostFacts(vllm_build="cpu", vllm_version="0.32.0", modules=frozenset())
 H200 = HostFacts(gpu_name="H200", capability=(9, 0), vllm_build="cuda")
@@ -167,6 +176,35 @@ def test_a_window_that_is_too_long_is_refused_before_anything_starts():
     assert planned("cpu_attn", max_model_len=8192).refusals == []
 
 
+def test_the_window_is_what_the_person_says_else_the_models_own_else_vllms():
+    own = MODEL.model_copy(update={"max_model_len": None})
+    longer = ModelFacts("m", head_size=64, window_tokens=16_384)
+    for made, tokens in (
+        (planned("cpu_attn", model=own, facts=longer), 16_384),
+        (planned("cpu_attn", facts=longer), 8192),
+        (planned("cpu_attn", max_model_len=2048), 2048),
+        (planned("cpu_attn", max_model_len=2048, extra_args=["--max-model-len", "4k"]), 4000),
+    ):
+        assert (made.max_model_len, made.refusals) == (tokens, [])
+    nobody_knows = planned("cpu_attn", model=own, facts=ModelFacts("m", unknown="no such class"))
+    assert (nobody_knows.max_model_len, nobody_knows.refusals) == (None, [])
+    argv = command(nobody_knows, "/models/m", 8000, "python3").argv
+    assert "--max-model-len" not in argv and "None" not in argv
+
+
+def test_a_server_that_runs_already_is_not_judged_by_a_config_here():
+    """It may have been started with another window; it says it when it is asked."""
+    running = planned("cpu_attn", base_url="http://h:1", max_model_len=16_384)
+    assert running.refusals == []
+
+
+def test_flags_of_ones_own_are_judged_as_vllm_will_follow_them():
+    [reason] = planned("sdpa", H200, extra_args=["--kv-cache-dtype", "fp8"]).refusals
+    assert reason.endswith("not of fp8")
+    with pytest.raises(UserError, match="--hf-overrides wants a JSON mapping"):
+        planned("cpu_attn", extra_args=["--hf-overrides", "{"])
+
+
 def test_a_model_that_cannot_cache_prefixes_refuses_prefix_caching():
     hybrid = MODEL.model_copy(update={"server_args": ["--no-enable-prefix-caching"]})
     assert planned("cpu_attn", model=hybrid).refusals == []
@@ -188,6 +226,64 @@ def test_the_servers_environment_is_an_allow_list():
     }  # fmt: skip
     recorded = recorded_env(base, {"VLLM_PLUGINS": "none"})
     assert recorded == {"OMP_NUM_THREADS": "2", "VLLM_PLUGINS": "none"}
+
+
+def test_the_order_of_the_cards_reaches_the_server_with_their_choice():
+    """Without it 1 would mean another card in the server than for who set it."""
+    base = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1"}
+    assert child_env(base, {}) == recorded_env(base, {}) == base
+
+
+def test_what_vllm_would_listen_to_and_does_not_get_is_said():
+    base = {
+        "NCCL_SOCKET_IFNAME": "eth0", "VLLM_LOGGING_LEVEL": "DEBUG", "VLLM_PLUGINS": "mine",
+        "OMP_NUM_THREADS": "2", "SHELL": "sh", "EDITOR": "vi", "VLLM_PYTHON": "/opt/python",
+    }  # fmt: skip
+    pinned = {"VLLM_PLUGINS": "none"}
+    assert left_out(base, pinned) == ["NCCL_SOCKET_IFNAME", "VLLM_LOGGING_LEVEL", "VLLM_PLUGINS"]
+    named = ["NCCL_SOCKET_IFNAME", "MY_TOKEN"]
+    assert left_out(base, pinned, named) == ["VLLM_LOGGING_LEVEL", "VLLM_PLUGINS"]
+    mine = base | {"MY_TOKEN": "secret"}
+    env = child_env(mine, pinned, named)
+    assert (env["NCCL_SOCKET_IFNAME"], env["MY_TOKEN"]) == ("eth0", "secret")
+    recorded = recorded_env(mine, pinned, named)
+    assert recorded["NCCL_SOCKET_IFNAME"] == "eth0" and "MY_TOKEN" not in recorded
+
+
+def test_a_sweep_sets_and_passes_on_variables():
+    asked = ServerConfig.model_validate(
+        {"env": {"NCCL_DEBUG": "INFO", "MAX_JOBS": 4, "MY_X": None}}
+    )
+    assert asked.env == {"NCCL_DEBUG": "INFO", "MAX_JOBS": "4", "MY_X": None}
+    assert ServerConfig.model_validate({"env": ["MY_X"]}).env == {"MY_X": None}
+    request = ServerRequest(model=MODEL, backend=parse_choice("sdpa"), server=asked)
+    made = command(plan(request, CPU, ModelFacts("m")), "/m", 1, "python")
+    assert (made.env["NCCL_DEBUG"], made.env["MAX_JOBS"]) == ("INFO", "4")
+    assert "MY_X" not in made.env  # its value is that of the person's environment
+    assert unset({"MY_X": "1"}, request) == []
+    assert unset({}, request) == [
+        "server.env passes on MY_X, which is not set here; set it, or give its value in the sweep"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"VLLM_PLUGINS": "x"}, "VLLM_PLUGINS: greenbench sets it itself"),
+        ({"GREENBENCH_X": "x"}, "greenbench sets it itself"),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, "set it where you start greenbench"),
+        ({"A B": "x"}, "A B: no name of a variable"),
+        ([1], "1: no name of a variable"),
+        ({"X": True}, "should be a valid string"),
+        ({"HF_TOKEN": "hush"}, "give the name alone"),
+    ],
+)
+def test_a_variable_that_cannot_be_set_so_is_one_sentence(env: object, said: str):
+    with pytest.raises(UserError) as error:
+        parse(ServerConfig, {"env": env}, "sweep.yaml")
+    assert said in str(error.value) and "hush" not in str(error.value)
+    with pytest.raises(UserError, match="'base_url' runs already"):
+        parse(ServerConfig, {"env": ["X"], "base_url": "http://h:1"}, "sweep.yaml")
 
 
 def test_unknown_backend_names_the_nearest():

@@ -1,10 +1,17 @@
 """The NVML adapter: codes become nulls with a word, zeros are no readings, the right call is the average."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from telemetry.sensors.gpu import GpuIdentity, NoGpu, visible_uuids
 from telemetry.sensors.nvml import NvmlReader
 from tests.fakes.nvml import NOT_SUPPORTED, FakeNvml, FakeNvmlError
+
+
+class NVMLError_FunctionNotFound(FakeNvmlError):
+    pass
+
 
 COUNTER, AVERAGE, INSTANT, MEMORY = (83, 0), (185, 0), (186, 0), (185, 2)
 ALL = {COUNTER: 12_345, AVERAGE: 691_200, INSTANT: 690_500, MEMORY: 47_900}
@@ -69,6 +76,59 @@ def test_no_driver_and_no_card_are_reasons() -> None:
         NvmlReader(NoDriver({}))
     with pytest.raises(NoGpu, match="lists no GPU"):
         NvmlReader(FakeNvml({}, count=0))
+
+
+def test_a_lost_card_costs_itself_alone() -> None:
+    nvml = FakeNvml(dict(ALL), count=3, lost={1: 15})
+    reader = NvmlReader(nvml)
+    assert [gpu.index for gpu in reader.gpus()] == [0, 2]
+    assert reader.unread() == {1: "code15"}
+    assert reader.read(2).energy_mj == 12_345
+    with pytest.raises(NoGpu, match=r"cannot read any GPU .GPU 0: code15, GPU 1: code999"):
+        NvmlReader(FakeNvml(dict(ALL), count=2, lost={0: 15, 1: 999}))
+
+
+def test_the_older_calls_stand_in_where_no_field_answers() -> None:
+    older = {"nvmlDeviceGetTotalEnergyConsumption": 5_000_000}
+    nvml = FakeNvml({}, usage_mw=300_000, older=older)
+    reader = NvmlReader(nvml)
+    assert reader.capabilities(0)["counter"].ok and reader.capabilities(0)["average"].ok
+    reading = reader.read(0)
+    assert (reading.energy_mj, reading.power_avg_w, reading.error) == (5_000_000, 300.0, None)
+    older["nvmlDeviceGetTotalEnergyConsumption"] = 0
+    reading = reader.read(0)
+    assert (reading.energy_mj, reading.error) == (None, "counter:zero")
+
+
+def test_power_usage_of_an_older_card_is_its_instant_power() -> None:
+    reader = NvmlReader(FakeNvml({COUNTER: 1}, usage_mw=60_000, compute_capability=(7, 5)))
+    assert (reader.read(0).power_w, reader.read(0).power_avg_w) == (60.0, None)
+
+
+def test_a_binding_or_driver_without_the_newer_names_is_read_by_the_older() -> None:
+    class OldBinding(FakeNvml):
+        """Its fields take no scope, and it knows neither the constants nor the calls of today."""
+
+        NVML_FI_DEV_POWER_AVERAGE = property()
+        NVML_FI_DEV_POWER_INSTANT = property()
+
+        def nvmlDeviceGetFieldValues(self, handle: int, wanted: list[tuple[int, int]]) -> list[int]:
+            return [field + 0 for field in wanted]  # type: ignore[operator]
+
+        def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[int]:
+            raise NVMLError_FunctionNotFound(13)
+
+        def nvmlDeviceGetComputeRunningProcesses_v2(self, handle: int) -> list[SimpleNamespace]:
+            return [SimpleNamespace(pid=7)]
+
+    older = {
+        "nvmlDeviceGetTotalEnergyConsumption": 9,
+        "nvmlDeviceGetCurrentClocksThrottleReasons": 4,
+    }
+    reader = NvmlReader(OldBinding({}, older=older))
+    assert reader.capabilities(0)["memory_scope"].reason == "NotInBinding"
+    assert (reader.read(0).energy_mj, reader.read(0).throttle_reasons) == (9, 4)
+    assert reader.pids(0) == [7]
 
 
 def test_visible_devices_are_joined_by_uuid() -> None:

@@ -18,7 +18,7 @@ from telemetry.__main__ import reader_opener
 from telemetry.exporter.collectors import Latest
 from telemetry.exporter.dcgm_names import DcgmCollector
 from telemetry.sensors.dcgm import DcgmReader
-from telemetry.sensors.gpu import NoGpu
+from telemetry.sensors.gpu import NoGpu, shown_gpus
 from telemetry.sensors.nvidia_smi import SmiReader, import_smi
 from telemetry.sensors.nvml import NvmlReader
 from telemetry.sensors.zeus import ZeusReader
@@ -89,6 +89,21 @@ def test_an_exporter_that_goes_away_is_an_error_and_no_zero() -> None:
         DcgmReader("u", fetch=fetch)
 
 
+def test_what_dcgm_writes_for_no_reading_is_none() -> None:
+    """Blanks of its integer and float fields, and a line that names no card."""
+    name = 'DCGM_FI_DEV_{}{{gpu="0",UUID="GPU-a",modelName="NVIDIA H100"}} {}\n'
+    page = (
+        name.format("POWER_USAGE", 140737488355328.0)
+        + name.format("TOTAL_ENERGY_CONSUMPTION", 9223372036854775794)
+        + name.format("GPU_TEMP", 41)
+        + 'DCGM_FI_DEV_GPU_TEMP{UUID="GPU-b"} 50\nDCGM_FI_DEV_GPU_TEMP{gpu="x",UUID="GPU-c"} 50\n'
+    )
+    reader = DcgmReader("http://dcgm:9400", fetch=lambda url: page)
+    reading = reader.read(0)
+    assert (reading.power_avg_w, reading.energy_mj, reading.temp_c) == (None, None, 41)
+    assert [gpu.uuid for gpu in reader.gpus()] == ["GPU-a"] and reader.host == "dcgm"
+
+
 # zeus
 
 
@@ -137,6 +152,15 @@ def test_zeus_readings_are_in_base_units_and_what_it_refuses_is_unavailable() ->
     gpus.average_mw = 0
     assert reader.read(0).power_avg_w is None
     assert reader.read(0).error == "average:zero"
+
+
+def test_zeus_numbers_cards_by_the_bus_and_hides_the_others() -> None:
+    """So after a choice its first card is CUDA's first only where CUDA counts by the bus too."""
+    reader = ZeusReader(ZeusGpus(), ZeusError)
+    assert shown_gpus(reader, {}).uuids == ("zeus:0",)
+    assert shown_gpus(reader, {"CUDA_VISIBLE_DEVICES": "1"}).uuids is None
+    by_bus = {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert shown_gpus(reader, by_bus).uuids == ("zeus:0",)
 
 
 def test_zeus_that_is_not_installed_is_a_reason() -> None:
@@ -214,6 +238,59 @@ def test_an_import_lands_as_a_recording_on_the_runs_clock(tmp_path: Path) -> Non
     assert sources["average"]["status"] == "available" or "GPU-b" in sources["average"]["reason"]
     with pytest.raises(UserError, match="has GPU samples already"):
         import_smi(csv_file(tmp_path), run, UTC)
+
+
+HEAD = "timestamp, index, uuid, name, power.draw.average [W], memory.used [MiB]\n"
+ROW = "2026/03/01 10:00:0{}.100, 0, GPU-a, NVIDIA H100, {}, 1000 MiB\n"
+LOST = "2026/03/01 10:00:01.100, " + ", ".join(["[GPU is lost]"] * 5) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "watts", "said"),
+    [
+        (HEAD + ROW.format(0, "400.10 W") + LOST, [400.1], ["smi.csv:3: no card is named"]),
+        (HEAD + ROW.format(0, "400.10 W") + HEAD + ROW.format(1, "410.10 W"), [400.1, 410.1], []),
+        (HEAD + ROW.format(0, '"400,10 W"'), [400.1], []),
+        (HEAD + ROW.format(0, "400,10 W"), [400.1], []),  # not even quoted
+        (HEAD + ROW.format(0, "ERR!") + ROW.format(1, "[N/A]"), [None, None], []),
+        (HEAD + ROW.format(0, "400.10.5 W"), [None], []),
+        (
+            HEAD + "Unable to determine the device handle\n" + ROW.format(0, "1.00 W"),
+            [1.0],
+            ["smi.csv:2: 1 cells, 6 are wanted"],
+        ),
+        (
+            HEAD + ROW.format(0, "1.00 W").replace("2026/03/01", "01.03.2026") + ROW.format(1, "2.00 W"),
+            [2.0],
+            ["smi.csv:2: timestamp '01.03.2026 10:00:00.100' is not like"],
+        ),
+        # started again with other columns
+        (
+            HEAD + ROW.format(0, "1.00 W") + "timestamp, uuid, power.draw.average [W]\n"
+            "2026/03/01 10:00:02.100, GPU-a, 3.00 W\n",
+            [1.0, 3.0],
+            [],
+        ),
+    ],
+)  # fmt: skip
+def test_a_poor_line_costs_itself_and_is_said(
+    text: str, watts: list[float | None], said: list[str], tmp_path: Path
+) -> None:
+    reader = SmiReader(csv_file(tmp_path, text), UTC)
+    assert [row.reading.power_avg_w for row in reader.rows] == watts
+    assert len(reader.left_out) == len(said)
+    for sentence, expected in zip(reader.left_out, said, strict=True):
+        assert expected in sentence
+    (tmp_path / "smi.csv").write_bytes(text.encode("utf-16"))  # as PowerShell's > writes it
+    assert [row.reading.power_avg_w for row in SmiReader(tmp_path / "smi.csv", UTC).rows] == watts
+
+
+def test_what_an_import_leaves_out_is_kept_beside_it(tmp_path: Path) -> None:
+    said: list[str] = []
+    text = HEAD + ROW.format(0, "400.10 W") + LOST
+    assert import_smi(csv_file(tmp_path, text), tmp_path, UTC, said.append) == 1
+    sources = json.loads((tmp_path / "telemetry/sources.json").read_text())
+    assert sources["facts"]["unread"] == said and len(said) == 1
 
 
 def test_bad_files_are_said_in_one_sentence(tmp_path: Path) -> None:
