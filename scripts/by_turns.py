@@ -30,6 +30,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from greenbench.contract.config import ROOT, PointConfig, SweepConfig, load_model
+from greenbench.contract.cuda_devices import shown
 from greenbench.contract.manifest import Server
 from greenbench.contract.new_run import point_hash
 from greenbench.contract.run_dir import RunDir, read_json, read_jsonl, write_atomic
@@ -40,7 +41,7 @@ from greenbench.sweep.point_run import Origin, run_point
 from greenbench.sweep.runner import build_model, make_prompts
 from greenbench.vllm_python import vllm_python
 from loadgen.prompts.prompt_file import read_prompts
-from telemetry.sensors.gpu import GpuIdentity, NoGpu, visible_uuids
+from telemetry.sensors.gpu import GpuIdentity, NoGpu
 from telemetry.sensors.nvml import NvmlReader
 
 WARMUP_S = 5.0
@@ -105,9 +106,10 @@ def point_of(start: ServerStart, shape: Shape) -> PointConfig:
 
 
 def first_visible(cards: list[GpuIdentity]) -> int | None:
-    """Index of the card that a server of one GPU takes; None where none is visible."""
-    chosen = visible_uuids(cards)[:1]
-    return next((card.index for card in cards if card.uuid in chosen), None)
+    """Index of the card that a server of one GPU takes, CUDA's device 0; None where it cannot be told."""
+    devices = shown([card.for_cuda() for card in cards], os.environ).devices
+    first = devices[0] if devices and len(devices[0]) == 1 else ()
+    return next((card.index for card in cards if card.uuid in first), None)
 
 
 class Counter:

@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel
 
 from greenbench.contract.errors import UserError
-from greenbench.contract.yaml_text import Dumper, parse_yaml
+from greenbench.contract.yaml_text import MISTAGGED, Dumper, parse_yaml
 
 MOST_BYTES = 1 << 20  # the loader in Python takes some ten seconds for so much
 BOMS = (  # UTF-32's little-endian one starts like UTF-16's
@@ -25,7 +25,7 @@ def load_yaml(path: Path) -> Any:
     text = read_text(path)
     try:
         return parse_yaml(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *MISTAGGED) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())

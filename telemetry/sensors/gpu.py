@@ -120,6 +120,6 @@ def _left_by_the_reader(reader: Reader, environ: Mapping[str, str]) -> Shown:
 def visible_uuids(
     identities: Sequence[GpuIdentity], environ: Mapping[str, str] | None = None
 ) -> list[str]:
-    """UUIDs of the cards that CUDA shows, in its order; empty where that cannot be told."""
+    """UUIDs of the cards that CUDA shows, in its order where it is known; empty where they are not."""
     cards = [gpu.for_cuda() for gpu in identities]
     return list(shown(cards, os.environ if environ is None else environ).uuids or ())

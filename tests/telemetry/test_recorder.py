@@ -119,7 +119,7 @@ def test_a_page_without_a_name_of_vllms_is_no_source(
     text: str, status: str, tmp_path: Path
 ) -> None:
     with page(text) as server:
-        request = RecordRequest(tmp_path, base_url=f"http://127.0.0.1:{server.server_port}")
+        request = RecordRequest(tmp_path, server=f"http://127.0.0.1:{server.server_port}")
         run_for(Recorder(request, two_cards, rapl_root=tmp_path, watch_s=0), 0.2)
         server.shutdown()
     sources = sources_of(tmp_path)

@@ -1,6 +1,7 @@
 """Which cards CUDA shows: each rule by hand, and numbers against a second reading of the same rules."""
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 
@@ -14,7 +15,7 @@ A100 = CudaCard("GPU-dd-1", "NVIDIA A100-SXM4-80GB", (8, 0), 80 << 30)
 BUS = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-def chosen(cards: list[CudaCard | None], visible: str | None, **environ: str) -> object:
+def chosen(cards: Sequence[CudaCard | None], visible: str | None, **environ: str) -> object:
     """UUIDs in CUDA's order; None where it cannot be told."""
     given = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     return shown(cards, given | environ).uuids
@@ -86,7 +87,7 @@ def test_numbers_against_a_second_reading() -> None:
     cards = [CudaCard(f"GPU-{n}", "NVIDIA H200") for n in range(3)]
     for visible in itertools.product(range(-1, 4), repeat=3):
         expected = tuple(f"GPU-{n}" for n in by_hand(list(visible), 3))
-        assert chosen([*cards], ",".join(map(str, visible))) == expected
+        assert chosen(cards, ",".join(map(str, visible))) == expected
 
 
 def test_behind_a_card_that_cannot_be_read_numbers_are_not_told() -> None:
@@ -125,7 +126,7 @@ def test_what_a_driver_does_not_say_follows_from_the_model() -> None:
     assert capability_of("NVIDIA GB200") == (10, 0)
     assert capability_of("NVIDIA H1000") is None and capability_of("") is None
     named = [CudaCard("GPU-1", "Tesla T4"), CudaCard("GPU-2", "NVIDIA H200")]
-    assert chosen([*named], "0") == ("GPU-2",)
+    assert chosen(named, "0") == ("GPU-2",)
     assert (
         model_of("NVIDIA H200 NVL") == "H200 NVL"
         and model_of("Tesla V100-SXM2-16GB") == "V100-SXM2-16GB"

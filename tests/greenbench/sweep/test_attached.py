@@ -135,7 +135,12 @@ def test_a_killed_client_or_recorder_is_a_sentence_and_the_point_no_result(
 def test_a_server_that_refuses_says_why_in_the_sweeps_last_lines(tmp_path: Path) -> None:
     words = "this model supports /v1/chat/completions only"
 
+    answer = well_behaved()
+
     def refuse(seen: Seen) -> Script:
+        """One token it gives, so that it is known where it completes, and no more."""
+        if seen.body.get("max_tokens") == 1:
+            return answer(seen)
         body = {"error": {"message": words, "code": 400}}
         return json_script(body, "400 Bad Request")
 
@@ -143,6 +148,20 @@ def test_a_server_that_refuses_says_why_in_the_sweeps_last_lines(tmp_path: Path)
         done = run(sweep_file(tmp_path, server.url, 1.0), tmp_path / "out")
     assert done.returncode == 1
     assert words in done.stdout.splitlines()[-1]
+
+
+def test_a_server_that_completes_nowhere_is_refused_in_its_own_words_before_any_point(
+    tmp_path: Path,
+) -> None:
+    words = "this model only embeds"
+
+    def refuse(seen: Seen) -> Script:
+        return json_script({"error": {"message": words, "code": 400}}, "400 Bad Request")
+
+    with GoldenServer(refuse) as server:
+        done = run(sweep_file(tmp_path, server.url, 1.0), tmp_path / "out")
+    assert (done.returncode, manifests(tmp_path / "out")) == (2, [])
+    assert words in done.stderr
 
 
 def test_a_server_that_fails_to_the_end_makes_the_point_invalid_at_once(tmp_path: Path) -> None:

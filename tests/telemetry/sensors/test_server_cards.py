@@ -22,8 +22,8 @@ def reader(*cards: FakeGpu, host: str | None = None) -> FakeReader:
 class Machine:
     """Processes by pid: (parent, program, environment or None where it is refused)."""
 
-    processes: dict[int, tuple[int, str, dict[str, str] | None]] = field(
-        default_factory=dict[int, tuple[int, str, "dict[str, str] | None"]]
+    processes: Mapping[int, tuple[int, str, Mapping[str, str] | None]] = field(
+        default_factory=dict[int, tuple[int, str, "Mapping[str, str] | None"]]
     )
     ports: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
     here: tuple[str, ...] = ("127.0.0.1", "localhost")
@@ -59,7 +59,7 @@ def test_of_several_listeners_the_first_process_is_the_server() -> None:
     processes = {n: (parent, "python", {"X": "1"}) for n, parent in ((9, 8), (8, 1), (12, 8))}
     assert (
         find_server(None, "http://localhost:8000", Machine(processes, {8000: [9, 8, 12]})).pid == 8
-    )  # type: ignore[arg-type]
+    )
 
 
 def test_no_card_of_this_host_is_a_server_elsewhere_s() -> None:
