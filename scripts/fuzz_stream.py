@@ -9,6 +9,7 @@ first fault, after writing that input's seed.
 """
 
 import argparse
+import copy
 import json
 import random
 import re
@@ -62,7 +63,7 @@ def value(rng: random.Random, depth: int = 0) -> Any:
     """JSON of the fields that are read, and others, in any shape."""
     kind = rng.random()
     if depth > 4 or kind < 0.5:
-        return rng.choice(ODD)
+        return copy.deepcopy(rng.choice(ODD))  # it may be changed: inputs share nothing
     if kind < 0.65:
         return [value(rng, depth + 1) for _ in range(rng.randrange(3))]
     return {rng.choice(FIELDS): value(rng, depth + 1) for _ in range(rng.randrange(5))}

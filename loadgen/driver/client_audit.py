@@ -137,6 +137,7 @@ class Audit:
         self.tokens = 0
         self.send_waits = 0
         self.sent_again = 0
+        self.unsized = 0  # requests whose chunks have no running count
         self.length_mismatches = 0
         self.user_timed = 0
         self.clock_steps = 0
@@ -172,6 +173,7 @@ class Audit:
         self.chunks += len(chunk_ns)
         self.tokens += response.facts.output_tokens or 0
         self.user_timed += not response.kernel_times
+        self.unsized += response.facts.chunk_tokens is None
         self.ttft.add(chunk_ns[0])
         if len(chunk_ns) > 1:
             self.gap.add((chunk_ns[-1] - chunk_ns[0]) // (len(chunk_ns) - 1))
@@ -187,7 +189,7 @@ class Audit:
         return {
             "over_budget": bool(over),
             "reasons": over,
-            "warnings": _exceeded(self._expectations()),
+            "warnings": [*_exceeded(self._expectations()), *self._degraded()],
             "event_loop_late": _exceeded([self._loop_lag()]),
             "clock_stepped": self.clock_steps > 0,
             "itl_tail_in_doubt": bool(_exceeded([self._itl_uncertainty(0.99)])),
@@ -216,6 +218,13 @@ class Audit:
                 "ttft_over_server": self.server_gap.figures(),
             },
         }
+
+    def _degraded(self) -> list[str]:
+        if not self.unsized:
+            return []
+        return [
+            f"chunks of unknown size in {self.unsized} requests: the server sends no running token count"
+        ]
 
     def _shared_share(self) -> float | None:
         return self.shared_time.count / self.chunks if self.chunks else None

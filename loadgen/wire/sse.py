@@ -103,7 +103,8 @@ class SseSplitter:
         for line in lines:
             if not line:
                 if self._data:
-                    events.append((self._name, b"\n".join(self._data)))
+                    data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
+                    events.append((self._name, data))
                     self._data = []
                     self._held = 0
                 self._name = b""
@@ -309,7 +310,7 @@ class StreamReader:
                 raise SseError(f"not a completion event: {error}") from error
             if event is NOTHING:
                 return
-        if name not in OUR_EVENTS and not event.choices and event.usage is None:
+        if name and name not in OUR_EVENTS and not event.choices and event.usage is None:
             return
         self.events += 1
         if self.events > self._event_limit:

@@ -129,3 +129,14 @@ def test_a_clock_step_marks_the_run() -> None:
     response.clock_stepped = True
     assert audit((request, response)).report()["clock_stepped"]
     assert not audit(sent([50, 60])).report()["clock_stepped"]
+
+
+def test_chunks_without_a_running_count_are_said() -> None:
+    """As of most servers that are not vLLM: times are known, sizes are not."""
+    audit = Audit()
+    for counts in ([1, 2], None):
+        response = Response(chunk_ns=[1_000_000, 2_000_000], kernel_times=True)
+        response.facts.chunk_tokens = counts
+        audit.add(Request("r", b"", b"", True, 9, 2), response)
+    (said,) = [w for w in audit.report()["warnings"] if "unknown size" in w]
+    assert " in 1 requests: " in said

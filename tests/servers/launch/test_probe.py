@@ -1,6 +1,7 @@
 """A server that somebody else runs: what is said where it answers poorly, is not vLLM, or wants a key."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,13 @@ import pytest
 from greenbench.contract.config import ServerRequest, parse
 from greenbench.contract.errors import UserError
 from greenbench.contract.fetch import Limits
+from greenbench.contract.manifest import Server
 from servers.__main__ import main
+from servers.backends.host_facts import other_host
 from servers.launch import inspect
-from servers.launch.probe import probe
+from servers.launch.probe import probe as probe_at
 from servers.launch.process import ServerDied
+from servers.models.shapes import Place
 from tests.fakes.plain_server import PlainServer, page, pages
 
 MODELS = page(json.dumps({"data": [{"id": "m", "max_model_len": 4096, "root": "r"}]}).encode())
@@ -26,6 +30,11 @@ def request(url: str, **server: object) -> ServerRequest:
     return parse(
         ServerRequest, {"model": model, "backend": {"name": "sdpa"}, "server": server}, "test"
     )
+
+
+def probe(asked: ServerRequest, out: Path) -> Server:
+    """On a host whose Python has no vLLM, so that no model's shape is known."""
+    return probe_at(asked, out, Place(other_host("h100"), sys.executable, out.parent / "cache"))
 
 
 def test_a_server_that_is_not_vllm_is_taken_and_what_it_lacks_is_said(tmp_path: Path) -> None:
