@@ -15,7 +15,13 @@ from greenbench.contract.config import PointConfig, SweepConfig, load_sweep
 from greenbench.contract.errors import UserError, exit_on_user_error, nearest
 from greenbench.contract.installation import config_file, config_names, plugin_folder, results
 from greenbench.sweep.child_processes import StageError, passthrough, python_module
-from greenbench.sweep.plan import Plan, dtype_notes, plan_sweep, undecided_quality
+from greenbench.sweep.plan import (
+    Plan,
+    dtype_notes,
+    plan_sweep,
+    undecided_quality,
+    unknown_shapes,
+)
 from greenbench.sweep.progress import SweepProgress
 from greenbench.sweep.runner import Outcome, run_sweep
 from greenbench.vllm_python import vllm_python
@@ -161,7 +167,7 @@ def find_sweep(sweep: Path) -> Path:
 
 def print_plan(plans: list[Plan]) -> None:
     """What ``dtype: auto`` chose, then every server as one pasteable command with its points."""
-    for sentence in dtype_notes(plans):
+    for sentence in [*dtype_notes(plans), *unknown_shapes(plans)]:
         print(f"# {sentence}")
     for plan in plans:
         print(f"# {plan.start.label}")

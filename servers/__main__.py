@@ -18,6 +18,7 @@ from greenbench.contract.config import ServerConfig, ServerRequest, load_model, 
 from greenbench.contract.errors import UserError, exit_on_user_error
 from greenbench.contract.installation import cache, results
 from greenbench.contract.launch import LaunchPlan
+from greenbench.contract.model_shape import ModelShape
 from greenbench.contract.run_dir import slug
 from greenbench.vllm_python import vllm_python
 from servers.backends.choice import parse_choice, parse_choices
@@ -42,6 +43,7 @@ from servers.launch.server import (
     command_of,
     planned,
     serve,
+    shapes_of,
 )
 from servers.models.store import ensure_model, model_path
 from servers.verify.run import VERIFY_DIR, Comparison
@@ -132,7 +134,7 @@ def _until_stopped(run: Callable[[], int]) -> int:
 
 def command_probe(args: argparse.Namespace) -> int:
     try:
-        server = probe(_read_request(args.request), Path(args.out))
+        server = probe(_read_request(args.request), Path(args.out), launch_context().place)
     except ServerDied as error:
         say(f"failed: {error}")
         return BOOT_FAILED
@@ -148,13 +150,17 @@ def command_plan(_: argparse.Namespace) -> int:
         raise UserError("plan wants a JSON list of server requests on stdin")
     context = launch_context()
     requests = [parse(ServerRequest, item, f"request {index}") for index, item in enumerate(data)]
-    plans = [_launch_plan(request, context).model_dump(mode="json") for request in requests]
+    shapes = shapes_of(requests, context)
+    plans = [
+        _launch_plan(request, context, shape).model_dump(mode="json")
+        for request, shape in zip(requests, shapes, strict=True)
+    ]
     print(json.dumps(plans, indent=1))
     return 0
 
 
-def _launch_plan(request: ServerRequest, context: LaunchContext) -> LaunchPlan:
-    plan = planned(request, context)
+def _launch_plan(request: ServerRequest, context: LaunchContext, shape: ModelShape) -> LaunchPlan:
+    plan = planned(request, context, shape)
     path = model_path(request.model, context.cache)
     command = command_of(plan, path, request.server.port or "<free port>", context)
     return LaunchPlan(
@@ -164,6 +170,8 @@ def _launch_plan(request: ServerRequest, context: LaunchContext) -> LaunchPlan:
         model_path=path,
         dtype=plan.dtype,
         refusals=plan.refusals,
+        max_model_len=plan.max_model_len,
+        unknown=shape.unknown,
     )
 
 

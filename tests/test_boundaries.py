@@ -41,7 +41,12 @@ HOMES = {
         "telemetry/selftest/gpu_load.py",
         "analysis/bottleneck/peaks_torch.py",
     ),
-    "vllm": ("servers/plugins/", "servers/bench/", "analysis/bottleneck/peaks_torch.py"),
+    "vllm": (
+        "servers/plugins/",
+        "servers/bench/",
+        "servers/models/resolver.py",
+        "analysis/bottleneck/peaks_torch.py",
+    ),
     "pynvml": ("telemetry/sensors/nvml.py",),
 }
 

@@ -5,21 +5,22 @@ carry decodes), the others decode. Work is worked out from the model's shape (``
 that of the steps. MFU and MBU are work over time over the ceiling, by exactly these numerators.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from analysis.bottleneck.peaks import Ceiling
+from analysis.model.formats import PLAIN
+from analysis.model.source import model_source
 from analysis.model.work import ModelWork, Work, model_work
 from analysis.point.steady_window import Window
 from analysis.point.tokens import count_context
 from analysis.runs.run import Run
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+WHOLE_BYTES = {kv_dtype: int(size) for kv_dtype, size in PLAIN.items() if size == int(size)}
 PhaseName = Literal["prefill", "decode"]
 
 
@@ -43,19 +44,14 @@ class PhaseUse:
 
 
 def model_of(run: Run) -> ModelWork | None:
-    """The run's model; None when its config.json is not at hand or its architecture is not known."""
+    """The run's model; None where its config, architecture or cache format is not known."""
     server, point = run.manifest.server, run.point
-    path = Path(server.model_path) / "config.json"
-    config: dict[str, Any] | None = None
-    if path.is_file():
-        config = json.loads(path.read_text())
-    elif point.model.build is not None:
-        config = {"vocab_size": point.model.build.vocab_size, **point.model.build.config}
-    if config is None:
-        return None
+    source = model_source(server, point.model.build)
     item = ITEM_BYTES.get(server.dtype, 2)
-    kv_item = 1 if server.kv_cache_dtype.startswith("fp8") else item
-    return model_work(config, item, kv_item, _seen(point.backend.options))
+    kv_item = item if server.kv_cache_dtype == "auto" else WHOLE_BYTES.get(server.kv_cache_dtype)
+    if source.config is None or kv_item is None:
+        return None
+    return model_work(source.config, item, kv_item, _seen(point.backend.options), source.shape)
 
 
 def _seen(options: dict[str, Any]) -> int | None:

@@ -1,99 +1,136 @@
 """How many bytes of cache a model keeps: a token in its attention layers, a sequence in its state layers.
 
-From config.json alone, as vLLM lays the caches out: full attention keeps K and V of every token, a sliding
-window those of the last tokens, a state-space or linear-attention layer a fixed state.
+As vLLM lays the caches out: full attention keeps K and V of every token, a sliding window those of the
+last tokens, a state-space or linear-attention layer a fixed state. Layers and heads are those of
+``analysis.model.layers``, bytes a value those of ``analysis.model.formats``.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
-FP8_BYTES = 1
+from analysis.model.formats import Kept, kept_by_heads, kept_latent
+from analysis.model.layers import (
+    Config,
+    NotKnown,
+    heads_of,
+    is_mla,
+    language_config,
+    layer_kinds,
+    whole,
+)
+from greenbench.contract.model_shape import ModelShape
+
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+STATES = ("mamba", "hybrid", "linear", "conv")
+WITH_CACHE = ("attention", "hybrid", "sliding")
 
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """Bytes; ``window_bytes`` maps a sliding window (tokens) to the bytes a token inside it."""
+    """Bytes; ``window_bytes`` maps a sliding window (tokens) to the bytes a token inside it.
 
-    kv_bytes_per_token: int  # all attention layers, sliding or not
-    full_bytes_per_token: int  # layers that keep every token
-    state_bytes_per_sequence: int | None  # None: layers with a state that this table does not know
+    None is not known, and ``notes`` say why.
+    """
+
+    kv_bytes_per_token: int | None  # all attention layers, sliding or not
+    full_bytes_per_token: int | None  # layers that keep every token
+    state_bytes_per_sequence: int | None
     window_bytes: dict[int, int] = field(default_factory=dict[int, int])
     notes: tuple[str, ...] = ()
+    scale_bytes_per_token: int = 0  # of the format's scales, on top where the pool holds them
 
     def sequence_bytes(self, context_tokens: int) -> int | None:
-        """Cache of one sequence of this length."""
-        if self.state_bytes_per_sequence is None:
+        """Cache of one sequence of this length; None where a part of it is not known."""
+        if self.state_bytes_per_sequence is None or self.full_bytes_per_token is None:
             return None
         windows = sum(min(context_tokens, w) * b for w, b in self.window_bytes.items())
         return self.full_bytes_per_token * context_tokens + windows + self.state_bytes_per_sequence
 
 
-def cache_shape(config: dict[str, Any], kv_dtype: str, dtype: str) -> CacheShape:
-    """Shape of the caches of one model; ``kv_dtype`` 'auto' means the model's ``dtype``."""
-    dtype = _dtype(config, dtype)
-    kv_item = (
-        FP8_BYTES if kv_dtype.startswith("fp8") else ELEMENT_BYTES[_dtype(config, kv_dtype, dtype)]
-    )
-    item = ELEMENT_BYTES[dtype]
-    kinds = layer_kinds(config)
-    attention = _attention_bytes(config) * kv_item
-    windowed = [kind for kind in kinds if kind == "sliding"]
-    full = [kind for kind in kinds if kind in ("attention", "hybrid")]
-    states = [kind for kind in kinds if kind in ("mamba", "hybrid", "linear", "conv")]
-    known = [_state_bytes(config, kind, item) for kind in states]
-    state = None if any(size is None for size in known) else sum(size or 0 for size in known)
-    window = int(config.get("sliding_window") or 0)
+def cache_shape(
+    config: Config,
+    kv_dtype: str,
+    dtype: str,
+    shape: ModelShape | None = None,
+    tensor_parallel: int = 1,
+) -> CacheShape:
+    """Caches of one model; ``kv_dtype`` 'auto' means the model's ``dtype``, that the config's.
+
+    ``shape``: what vLLM said of it, and then ``config`` is its resolved one; None: a bare config.json.
+    Bytes are those of all cards together: where ``tensor_parallel`` is more than the KV heads, cards keep
+    copies of them, and of latent attention every card keeps all.
+    """
+    config = language_config(config)
+    try:
+        return _cache_shape(config, kv_dtype, _dtype(config, dtype), shape, tensor_parallel)
+    except NotKnown as reason:
+        why = str(reason)
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        ArithmeticError,
+    ) as error:
+        why = f"the config has another form than is known here ({type(error).__name__}: {error})"
+    return CacheShape(None, None, None, notes=(f"bytes a token are not known, because {why}",))
+
+
+def _cache_shape(
+    config: Config, kv_dtype: str, dtype: str, shape: ModelShape | None, cards: int
+) -> CacheShape:
+    kinds = layer_kinds(config, resolved=shape is not None)
+    kv_dtype = dtype if kv_dtype == "auto" else kv_dtype
+    kept = [
+        (kind, _kept(config, index, kind, kv_dtype, shape, cards))
+        for index, kind in enumerate(kinds)
+        if kind in WITH_CACHE
+    ]
+    windows: Counter[int] = Counter()
+    for kind, layer in kept:
+        if kind == "sliding":
+            windows[_window(config)] += _whole(layer.values)
+    full = sum(_whole(layer.values) for kind, layer in kept if kind != "sliding")
+    states = [_state_bytes(config, kind, ELEMENT_BYTES[dtype]) for kind in kinds if kind in STATES]
+    state = None if None in states else sum(size or 0 for size in states)
     return CacheShape(
-        kv_bytes_per_token=attention * (len(full) + len(windowed)),
-        full_bytes_per_token=attention * len(full),
+        kv_bytes_per_token=full + windows.total(),
+        full_bytes_per_token=full,
         state_bytes_per_sequence=state,
-        window_bytes={window: attention * len(windowed)} if windowed else {},
+        window_bytes=dict(windows),
         notes=() if state is not None else ("state layers of a kind that is not in the table",),
+        scale_bytes_per_token=sum(layer.scales for _, layer in kept),
     )
 
 
-def layer_kinds(config: dict[str, Any]) -> list[str]:
-    """attention | sliding | mamba | linear | conv | hybrid (attention and state in one layer), a layer."""
-    count = int(config.get("num_hidden_layers", 0))
-    listed = config.get("layer_types") or config.get("layers_block_type")
-    if listed:
-        names: dict[str, str] = {
-            "full_attention": "attention",
-            "sliding_attention": "sliding",
-            "linear_attention": "linear",
-            "conv": "conv",
-        }
-        return [names.get(kind, str(kind)) for kind in listed]
-    if "full_attn_idxs" in config:
-        full = set(config["full_attn_idxs"])
-        return ["attention" if layer in full else "conv" for layer in range(count)]
-    if "full_attention_interval" in config:
-        every = int(config["full_attention_interval"])
-        return ["linear" if (layer + 1) % every else "attention" for layer in range(count)]
-    if config.get("model_type") in ("mamba", "mamba2"):
-        return ["mamba"] * count
-    if config.get("model_type") == "falcon_h1":
-        return ["hybrid"] * count  # attention and Mamba2 side by side in every layer
-    sliding = bool(config.get("sliding_window")) and config.get("use_sliding_window", True)
-    return ["sliding" if sliding else "attention"] * count
+def _kept(
+    config: Config, index: int, kind: str, kv_dtype: str, shape: ModelShape | None, cards: int
+) -> Kept:
+    if not is_mla(config, shape):
+        heads = heads_of(config, index, kind, shape)
+        return kept_by_heads(kv_dtype, max(1, heads.kv // cards) * cards, heads.size)
+    if config.get("index_topk"):
+        raise NotKnown("the index of its sparse attention is a second cache")
+    latent, rope = (whole(config[name], name) for name in ("kv_lora_rank", "qk_rope_head_dim"))
+    kept = kept_latent(kv_dtype, latent, rope)
+    return Kept(kept.values * cards, kept.scales * cards)
 
 
-def _attention_bytes(config: dict[str, Any]) -> int:
-    """Elements of K and V of one token in one layer."""
-    heads = config.get("num_attention_heads")
-    if not heads:
-        return 0
-    if "kv_lora_rank" in config:  # MLA keeps one compressed vector and the rotary part
-        return int(config["kv_lora_rank"]) + int(config["qk_rope_head_dim"])
-    kv_heads = config.get("num_key_value_heads") or heads
-    head = (
-        config.get("attention_head_dim") or config.get("head_dim") or config["hidden_size"] // heads
-    )
-    return 2 * int(kv_heads) * int(head)
+def _window(config: Config) -> int:
+    window = config.get("sliding_window")
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise NotKnown(f"layers slide, and 'sliding_window' is {str(window)[:40]}")
+    return window
 
 
-def _state_bytes(config: dict[str, Any], kind: str, item: int) -> int | None:
+def _whole(size: float) -> int:
+    if size != int(size):
+        raise NotKnown(f"a layer would keep {size} bytes a token")
+    return int(size)
+
+
+def _state_bytes(config: Config, kind: str, item: int) -> int | None:
     """Bytes that one state layer keeps a sequence: convolution window and recurrent state."""
     if kind == "conv":
         return (
@@ -118,12 +155,18 @@ def _state_bytes(config: dict[str, Any], kind: str, item: int) -> int | None:
     return (window + inner * int(state)) * item  # type: ignore[arg-type]
 
 
-def _first(config: dict[str, Any], *names: str) -> int | None:
+def _first(config: Config, *names: str) -> int | None:
     return next((config[name] for name in names if name in config), None)
 
 
-def _dtype(config: dict[str, Any], asked: str, default: str | None = None) -> str:
-    if asked in ELEMENT_BYTES and asked != "auto":
-        return asked
-    named = default or config.get("dtype") or config.get("torch_dtype") or "bfloat16"
-    return str(named) if named in ELEMENT_BYTES else "bfloat16"
+def _dtype(config: Config, asked: str) -> str:
+    """What the model computes in; 'auto' is what the config says, bfloat16 where vLLM would take that.
+
+    Of weights in 32 bits vLLM takes 16. Raises NotKnown.
+    """
+    named = config.get("dtype") or config.get("torch_dtype") if asked == "auto" else asked
+    if asked == "auto" and named in (None, "float32"):
+        return "bfloat16"
+    if str(named) not in ELEMENT_BYTES:
+        raise NotKnown(f"its values are of '{named}'")
+    return str(named)

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.model.cache import layer_kinds
+from analysis.model.layers import NotKnown, heads_of, is_mla, language_config, layer_kinds
+from greenbench.contract.model_shape import ModelShape
 
 ATTENTION_TYPES = (
     "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "phi3", "gemma2", "gemma3_text", "gpt_oss",
@@ -199,22 +200,27 @@ def causal_pairs(new: int, past: int, window: int | None = None) -> float:
 
 
 def model_work(
-    config: dict[str, Any], weight_item: int = 2, kv_item: int = 2, seen: int | None = None
+    config: dict[str, Any],
+    weight_item: int = 2,
+    kv_item: int = 2,
+    seen: int | None = None,
+    shape: ModelShape | None = None,
 ) -> ModelWork | None:
-    """The model of a config.json, or None for an architecture that is not in KNOWN_TYPES or
+    """The model of a config, or None for an architecture that is not in KNOWN_TYPES or
     a config that leaves a size out.
 
     ``seen``: tokens that an approximate backend lets a query see (sink + window), for every layer.
+    ``shape``: what vLLM said of it, with its resolved config; None: the config is a bare config.json.
     """
-    config = config.get("text_config", config)
+    config = language_config(config)
     if config.get("model_type") not in KNOWN_TYPES:
         return None
-    kinds = layer_kinds(config)
     try:
-        layers = tuple(_layer(config, kind, index, seen) for index, kind in enumerate(kinds))
+        kinds = layer_kinds(config, resolved=shape is not None)
+        layers = tuple(_layer(config, kind, index, seen, shape) for index, kind in enumerate(kinds))
         hidden, vocab = int(config["hidden_size"]), int(config["vocab_size"])
-    except (KeyError, StopIteration):
-        return None  # a config that leaves a size to its class's defaults
+    except (NotKnown, LookupError, TypeError, ValueError, ArithmeticError, StopIteration):
+        return None  # a config that leaves a size to its class's defaults, or has another form
     return ModelWork(
         layers=layers,
         hidden=hidden,
@@ -224,10 +230,12 @@ def model_work(
     )
 
 
-def _layer(config: dict[str, Any], kind: str, index: int, seen: int | None) -> Layer:
+def _layer(
+    config: dict[str, Any], kind: str, index: int, seen: int | None, shape: ModelShape | None
+) -> Layer:
     params, mixers = 0.0, []
     if kind in ("attention", "sliding", "hybrid"):
-        weights, mixer = _attention(config, kind == "sliding", seen)
+        weights, mixer = _attention(config, kind, index, seen, shape)
         params, mixers = params + weights, [*mixers, mixer]
     if kind in ("mamba", "hybrid"):
         weights, mixer = _mamba2(config)
@@ -242,16 +250,18 @@ def _layer(config: dict[str, Any], kind: str, index: int, seen: int | None) -> L
     return Layer(params + dense, tuple(mixers), experts)
 
 
-def _attention(config: dict[str, Any], sliding: bool, seen: int | None) -> tuple[float, Mixer]:
+def _attention(
+    config: dict[str, Any], kind: str, index: int, seen: int | None, shape: ModelShape | None
+) -> tuple[float, Mixer]:
     hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    if "kv_lora_rank" in config:
+    if is_mla(config, shape):
         return _mla(config)
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    size = int(config.get("head_dim") or hidden // heads)
+    kept = heads_of(config, index, kind, shape)
+    kv_heads, size = kept.kv, kept.size
     gated = config.get("attn_output_gate", config["model_type"] == "qwen3_next")
     queries = heads * size * (2 if gated else 1)
     params = hidden * (queries + 2 * kv_heads * size) + heads * size * hidden
-    window = int(config["sliding_window"]) if sliding else None
+    window = int(config["sliding_window"]) if kind == "sliding" else None
     if seen is not None:
         window = seen if window is None else min(window, seen)
     return params, Attention(heads, kv_heads, size, window)

@@ -6,17 +6,16 @@ sequence keep in it, and how many sequences of each length it holds.
 
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import pandas as pd
 
 from analysis.model.cache import CacheShape, cache_shape
+from analysis.model.source import model_source
 from analysis.runs.gpus import used_gpus
 from greenbench.contract.config import LivePoint
-from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Manifest
-from greenbench.contract.run_dir import SERVERS_DIR, RunDir, read_json
+from greenbench.contract.run_dir import SERVERS_DIR, RunDir
 
 GIB = 2**30
 CONTEXTS = (2048, 8192, 32_768, 131_072)
@@ -107,6 +106,8 @@ def sequences_that_fit(
     By pool tokens where every layer keeps every token; by bytes where windows or states make a sequence
     cost less than its length. vLLM pads the pages of mixed models, so the byte figure is an upper bound.
     """
+    if shape is not None and shape.full_bytes_per_token is None:
+        return {}
     plain = shape is None or (not shape.window_bytes and not shape.state_bytes_per_sequence)
     if plain:
         return {c: pool_tokens // c for c in contexts} if pool_tokens else {}
@@ -119,23 +120,20 @@ def sequences_that_fit(
 
 
 def _shape(run: MemoryRun, reasons: list[str]) -> CacheShape | None:
-    """The model's cache shape from its config.json, or from the sweep's own build recipe."""
-    built = run.live.point.model.build
-    path = Path(run.manifest.server.model_path) / "config.json"
-    if path.is_file():
-        try:
-            config = read_json(path)
-        except UserError as error:
-            reasons.append(f"bytes a token are not known: {error}")
-            return None
-    elif built is not None:
-        config = built.config
-    else:
-        reasons.append(f"no {path.name} of the model here: bytes a token are not known")
+    """The model's cache shape, as vLLM resolved it or from its config.json."""
+    server = run.manifest.server
+    source = model_source(server, run.live.point.model.build)
+    if source.config is None:
+        reasons.append(f"bytes a token are not known, because {source.why}")
         return None
-    config = config.get("text_config", config)
-    shape = cache_shape(config, run.manifest.server.kv_cache_dtype, run.manifest.server.dtype)
+    shape = cache_shape(
+        source.config, server.kv_cache_dtype, server.dtype, source.shape, server.tensor_parallel
+    )
     reasons.extend(shape.notes)
+    if shape.scale_bytes_per_token:
+        reasons.append(
+            f"{shape.scale_bytes_per_token} bytes a token of scales come on top where the pool holds them"
+        )
     return shape
 
 

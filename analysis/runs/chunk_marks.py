@@ -37,7 +37,7 @@ def chunk_marks(rows: pa.Table) -> Ints:
     with np.errstate(invalid="ignore"):  # comparisons with NaN, what is not known, are false
         edges = np.abs(ns.first() - _floats(rows, "first_token_ns")) > ROUNDING_NS
         edges |= np.abs(ns.last() - _floats(rows, "last_token_ns")) > ROUNDING_NS
-        found = {
+        hits = {
             ChunkMark.TIME_FALLS: ns.falls(),
             ChunkMark.OTHER_EDGES: edges,
             ChunkMark.OTHER_LENGTH: both & (ns.lengths != counts.lengths),
@@ -46,7 +46,7 @@ def chunk_marks(rows: pa.Table) -> Ints:
             ChunkMark.TOO_FEW: success & (told < made - CLOSING_TOKENS),
         }
     marks = np.zeros(rows.num_rows, dtype=np.int64)
-    for mark, hit in found.items():
+    for mark, hit in hits.items():
         marks[hit] |= mark
     return marks
 
@@ -80,10 +80,10 @@ class _Lists:
         return self._at(self.starts + self.lengths - 1)
 
     def _at(self, places: Ints) -> Floats:
-        found = np.full(len(self.lengths), np.nan)
+        values = np.full(len(self.lengths), np.nan)
         filled = self.lengths > 0
-        found[filled] = self.values[places[filled]]
-        return found
+        values[filled] = self.values[places[filled]]
+        return values
 
 
 def _lists(rows: pa.Table, name: str) -> _Lists:

@@ -42,23 +42,23 @@ def parse_steps(lines: Iterable[str]) -> pd.DataFrame:
     """One row a step, in the order of the log; dummy steps (idle ranks of data parallel) are left out."""
     rows: list[tuple[object, ...]] = []
     for line in lines:
-        found = STEP.match(line) if "Iteration(" in line else None
-        if found is None or found["dummy"]:
+        step = STEP.match(line) if "Iteration(" in line else None
+        if step is None or step["dummy"]:
             continue
-        seconds, _, fraction = (found["epoch"] or "").partition(".")
+        seconds, _, fraction = (step["epoch"] or "").partition(".")
         rows.append(
             (
                 # in whole numbers: a float holds an epoch only to 0.2 µs
                 int(seconds) * NS_PER_S + int(fraction.ljust(9, "0")[:9]) if seconds else None,
-                int(found["engine"]),
-                int(found["index"]),
-                float(found["elapsed_ms"]) / 1e3,
-                int(found["prefill_requests"]),
-                int(found["prefill_tokens"]),
-                int(found["decode_requests"]),
-                int(found["decode_tokens"]),
-                float(found["kv_percent"]) / 100,
-                found["device"],
+                int(step["engine"]),
+                int(step["index"]),
+                float(step["elapsed_ms"]) / 1e3,
+                int(step["prefill_requests"]),
+                int(step["prefill_tokens"]),
+                int(step["decode_requests"]),
+                int(step["decode_tokens"]),
+                float(step["kv_percent"]) / 100,
+                step["device"],
             )
         )
     columns = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)

@@ -243,22 +243,22 @@ def _hashable(value: Any) -> Any:
     return tuple(_hashable(each) for each in value) if isinstance(value, list) else value
 
 
-def places(found: Mapping[str, Identity], across_executions: bool = False) -> dict[str, Place]:
+def places(identities: Mapping[str, Identity], across_executions: bool = False) -> dict[str, Place]:
     """The place of each run (by run id) beside all others.
 
     Several models make the model part of what is compared: state-space against attention is a choice of
     model. Then the prompts' hash gives way to its rank among those that one model was given for the same
     task, since two models' tokens have no hash in common. ``across_executions``: eager and CUDA graphs meet.
     """
-    several = len({each.candidate.model for each in found.values()}) > 1
-    one_execution = len({each.candidate.execution for each in found.values()}) < 2
+    several = len({each.candidate.model for each in identities.values()}) > 1
+    one_execution = len({each.candidate.execution for each in identities.values()}) < 2
     given: dict[tuple[str, Workload], list[str]] = {}
-    for each in found.values():
+    for each in identities.values():
         asked = given.setdefault((each.candidate.model, _without_prompts(each.workload)), [])
         if each.workload.prompts not in asked:
             asked.append(each.workload.prompts)
     out: dict[str, Place] = {}
-    for run_id, each in found.items():
+    for run_id, each in identities.items():
         place = each.place
         if several:
             bare = _without_prompts(each.workload)

@@ -329,25 +329,25 @@ def find_runs(root: Path) -> list[RunDir]:
     """The run directories at or below ``root``, oldest first, unread; none at all is a UserError."""
     if not root.exists():
         raise UserError(f"{root}: no such directory; give a run, a sweep or a folder of sweeps")
-    found = list_runs(root)
-    if not found:
+    runs = list_runs(root)
+    if not runs:
         raise UserError(
             f"{root}: no run directories (manifest.json) at or below it; "
             "give the folder that `greenbench run` wrote"
         )
-    return found
+    return runs
 
 
 def read_runs(root: Path) -> tuple[list[Run], list[Unreadable]]:
     """Every run at or below ``root``, oldest first, and the run directories that cannot be read."""
     runs: list[Run] = []
     unreadable: list[Unreadable] = []
-    for found in find_runs(root):
+    for folder in find_runs(root):
         try:
-            runs.append(load_run(found.path))
+            runs.append(load_run(folder.path))
         except (UserError, OSError, ValueError, RecursionError) as error:
-            why = str(error).replace(f"{found.path}/", "")
-            unreadable.append(Unreadable(found.path, why))
+            why = str(error).replace(f"{folder.path}/", "")
+            unreadable.append(Unreadable(folder.path, why))
     return runs, unreadable
 
 

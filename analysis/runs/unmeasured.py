@@ -28,7 +28,7 @@ class LeftOut:
 def left_out(root: Path) -> list[LeftOut]:
     """Of the sweep in ``root``, or of those right below it. A start that came up later is not one."""
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
-    return [found for folder in folders for found in (*_refused(folder), *_failed(folder))]
+    return [server for folder in folders for server in (*_refused(folder), *_failed(folder))]
 
 
 def without_a_point(unreadable: Iterable[Unreadable]) -> list[LeftOut]:

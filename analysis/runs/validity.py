@@ -22,13 +22,13 @@ def faults(run: Run) -> list[Fault]:
     Only a finished point has counts and hashes to compare with. Where a file cannot be read, or is not
     the one that was measured, nothing is asked of what it holds.
     """
-    found = list(_status(run))
-    found += [Fault("unreadable", sentence) for sentence in run.unreadable]
+    listed = list(_status(run))
+    listed += [Fault("unreadable", sentence) for sentence in run.unreadable]
     if run.unreadable or run.manifest.status not in ("complete", "invalid"):
-        return found
+        return listed
     whole = [*_counts(run), *_files(run)]
-    found += [*whole, *_backend(run), *_good_requests(run)]
-    return found if whole else [*found, *(fault for ask in ASKED for fault in ask(run))]
+    listed += [*whole, *_backend(run), *_good_requests(run)]
+    return listed if whole else [*listed, *(fault for ask in ASKED for fault in ask(run))]
 
 
 def _status(run: Run) -> Iterator[Fault]:

@@ -157,7 +157,7 @@ def _chained(sent: list[int], ends: list[int], talks: list[int]) -> list[int]:
     free: list[tuple[int, int]] = []  # (end, user), a stack: ends rise to the top
     open_: list[tuple[int, int]] = []  # heap of (end, user)
     of_talk: dict[int, int] = {}
-    found: list[int] = []
+    owners: list[int] = []
     users = 0
     for number, (start, end) in enumerate(zip(sent, ends, strict=True)):
         while open_ and open_[0][0] <= start:
@@ -173,9 +173,9 @@ def _chained(sent: list[int], ends: list[int], talks: list[int]) -> list[int]:
             user, users = users, users + 1
         if talk != NOBODY:
             of_talk[talk] = user
-        found.append(user)
+        owners.append(user)
         heappush(open_, (end, user))
-    return found
+    return owners
 
 
 def whole_cycles(
@@ -198,10 +198,10 @@ def whole_cycles(
     stop_ns = np.sort(end[last])[int((1 - PRESENT) * len(last))]
     before = np.concatenate(([False], (user[1:] == user[:-1]) & (end[:-1] < stop_ns)))
     kept = np.flatnonzero(before)  # its user's end before lies ahead of the stop, and there is one
-    found = Cycles(inside[kept], user[kept], end[kept - 1], end[kept], np.ones(len(kept)), users)
+    cycles = Cycles(inside[kept], user[kept], end[kept - 1], end[kept], np.ones(len(kept)), users)
     turn = requests["turn"].to_numpy(dtype=float) if turns > 1 else np.zeros(len(requests))
-    weight, missing = _balanced(turn[found.request], turns)
-    return replace(found, weight=weight, reason=_too_few(found, missing))
+    weight, missing = _balanced(turn[cycles.request], turns)
+    return replace(cycles, weight=weight, reason=_too_few(cycles, missing))
 
 
 def _none(users: int, reason: str) -> Cycles:

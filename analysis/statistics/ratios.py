@@ -203,9 +203,9 @@ def max_t_adjusted(
         largest = np.maximum.accumulate(drawn[:, again[order[::-1]]], axis=1)[:, ::-1]
         exceeded += (largest >= observed[order] * (1 - 1e-9)).sum(axis=0)
         done += size
-    found = np.where(np.isinf(observed[order]), 0.0, (exceeded + 1) / (draws + 1))
+    shares = np.where(np.isinf(observed[order]), 0.0, (exceeded + 1) / (draws + 1))
     out = np.empty(count)
-    out[order] = np.maximum.accumulate(np.minimum(found, 1.0))
+    out[order] = np.maximum.accumulate(np.minimum(shares, 1.0))
     return [float(p) for p in out]
 
 

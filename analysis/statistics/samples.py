@@ -34,21 +34,21 @@ def statistic(values: np.ndarray, interval: bool = True) -> Statistic:
     if n == 0:
         return Statistic(0, refused=["no values"])
     wanted = [p for p, need in PERCENTILE_NEEDS.items() if n >= need]
-    found = dict(zip(wanted, np.percentile(values, wanted), strict=True)) if wanted else {}
+    percentiles = dict(zip(wanted, np.percentile(values, wanted), strict=True)) if wanted else {}
     refused = [
         f"p{p} needs {need:,}, has {n:,}" for p, need in PERCENTILE_NEEDS.items() if n < need
     ]
-    low, high = _median_interval(values) if interval and 50 in found else (None, None)
+    low, high = _median_interval(values) if interval and 50 in percentiles else (None, None)
     return Statistic(
         n,
         mean=float(np.mean(values, dtype=float)),
         minimum=float(values.min()),
         maximum=float(values.max()),
-        p50=as_float(found.get(50)),
+        p50=as_float(percentiles.get(50)),
         p50_low=low,
         p50_high=high,
-        p90=as_float(found.get(90)),
-        p99=as_float(found.get(99)),
+        p90=as_float(percentiles.get(90)),
+        p99=as_float(percentiles.get(99)),
         refused=refused,
     )
 

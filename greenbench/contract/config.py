@@ -4,7 +4,6 @@ A wrong key or value becomes one sentence that names the file, the key and the n
 Names of backends and tasks are checked by the stages that own those tables, not here.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
@@ -17,6 +16,7 @@ from greenbench.contract.errors import UserError, nearest
 from greenbench.contract.installation import CONFIGS as CONFIGS
 from greenbench.contract.installation import ROOT as ROOT
 from greenbench.contract.installation import config_file, config_names
+from greenbench.contract.model_folder import CONFIG, another_form, has_config, read_config
 from greenbench.contract.yaml_text import parse_yaml
 
 
@@ -42,7 +42,7 @@ class ModelConfig(StrictModel):
     build: BuiltModel | None = None
     weights: Literal["random", "trained", "real"] = "real"
     family: Literal["attention", "state-space", "linear-attention", "hybrid"] = "attention"
-    max_model_len: int = Field(gt=0)
+    max_model_len: int | None = Field(default=None, gt=0)  # None: the window that vLLM derives
     dtype: Dtype = "auto"  # auto: on a CPU what it computes, on a GPU as the weights are stored
     server_args: list[str] = Field(
         default_factory=list[str]
@@ -384,11 +384,15 @@ def load_model(name: str) -> ModelConfig:
     if named.is_file() or path.suffix in (".yaml", ".yml"):
         source = named if named.is_file() else path
         return _resolve_paths(parse(ModelConfig, load_yaml(source), str(source)), source)
-    if (path / "config.json").is_file():
+    if has_config(path):
         path = path.resolve()
-        return _model_of(path.name, str(path), json.loads((path / "config.json").read_text()))
+        read_config(path / CONFIG)  # a broken one ends here, in one sentence
+        return ModelConfig(name=path.name, path=str(path))
+    if other := another_form(path):
+        raise UserError(f"Model '{name}': {other}")
     if "/" in name and hub.HUB_ID.fullmatch(name):
-        return _model_of(path.name, name, hub.config(name))
+        hub.config(name)
+        return ModelConfig(name=path.name, path=name)
     raise UserError(
         f"Unknown model '{name}': no configs/models/{name}.yaml and no folder with a config.json; "
         f"{nearest(name, config_names('models'))}"
@@ -406,10 +410,3 @@ def _resolve_paths(model: ModelConfig, source: Path) -> ModelConfig:
     if model.path.startswith((".", "models/")):
         raise UserError(f"{source}: path: no folder {places[0]}; give a model folder or a hub id")
     return model
-
-
-def _model_of(name: str, path: str, config: dict[str, Any]) -> ModelConfig:
-    """Of a folder or a hub id and its config.json; the window is the model's own."""
-    text = config.get("text_config") or config
-    length = text.get("max_position_embeddings", 8192)
-    return parse(ModelConfig, {"name": name, "path": path, "max_model_len": length}, path)

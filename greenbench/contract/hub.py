@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from greenbench.contract.errors import UserError
+from greenbench.contract.model_folder import CONFIG, read_config
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")  # a few old ones have no owner
-CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 # weights in other forms, which are large; these are asked for only where there are no safetensors
 OTHER_FORMS = ["*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "original/*"]
@@ -21,16 +21,16 @@ def is_id(path: str) -> bool:
     return HUB_ID.fullmatch(path) is not None and not Path(path).exists()
 
 
-def cached_config(hub_id: str) -> dict[str, Any] | None:
-    """What config.json says where this machine has it already; never asks the network."""
+def config_folder(hub_id: str) -> Path | None:
+    """The snapshot in the hub's cache that has its config.json, whole or not; never asks the network."""
     path = _cached(hub_id)
-    return None if path is None else json.loads(path.read_text())
+    return None if path is None else path.parent
 
 
 def config(hub_id: str) -> dict[str, Any]:
     """config.json of ``hub_id``, fetched where it must be. A model that cannot be had: UserError."""
     path = _cached(hub_id) or _asked(_library().hf_hub_download, hub_id, filename=CONFIG)
-    return json.loads(path.read_text())
+    return read_config(path)
 
 
 def folder(hub_id: str) -> Path | None:

@@ -13,3 +13,5 @@ class LaunchPlan(StrictModel):
     model_path: str
     dtype: ServedDtype
     refusals: list[str]
+    max_model_len: int | None = None  # None: left to vLLM, the model's window is not known
+    unknown: str | None = None  # why nothing is known of the model's shape

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from greenbench import SCHEMA_VERSION
+from greenbench.contract.model_shape import ModelShape
 
 Status = Literal["running", "complete", "failed", "invalid"]
 ProofVerdict = Literal["proven", "mismatch", "unproven"]
@@ -91,6 +92,8 @@ class Server(Part):
     kv_cache_dtype: str
     execution: str
     tensor_parallel: int = 1
+    pipeline_parallel: int | None = None  # None: the server does not say
+    data_parallel: int | None = None  # engines; None: the server does not say
     max_model_len: int | None = None
     kv_cache_tokens: int | None = None  # size of the KV pool, tokens
     kv_cache_bytes: int | None = None
@@ -102,6 +105,7 @@ class Server(Part):
     argv: list[str] = Field(default_factory=list[str])
     env: dict[str, str] = Field(default_factory=dict[str, str])  # allow-listed
     vllm_version: str | None = None
+    shape: ModelShape | None = None  # None: written before shapes were resolved
     async_scheduling: bool | None = None  # a step is planned while the one before still computes
     ready_s: float | None = None
     boot_stages_s: dict[str, float] = Field(default_factory=dict[str, float])

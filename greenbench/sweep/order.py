@@ -6,7 +6,7 @@ are in seeded random order too.
 """
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from greenbench.contract.config import (
@@ -84,16 +84,22 @@ def check_names(sweep: SweepConfig, models: list[ModelConfig]) -> None:
         )
 
 
-def check_window(sweep: SweepConfig, models: list[ModelConfig], outputs: dict[str, int]) -> None:
-    """Every prompt with its output must fit each model's window; ``outputs``: task → default tokens."""
-    for model in models:
-        window = sweep.server.max_model_len or model.max_model_len
+def check_window(
+    sweep: SweepConfig, windows: Mapping[str, int | None], outputs: dict[str, int]
+) -> None:
+    """Every prompt with its output must fit what its server takes.
+
+    ``windows``: model → tokens, None where nobody knows; ``outputs``: task → default tokens.
+    """
+    for name, window in windows.items():
+        if window is None:
+            continue
         for task in sweep.task_configs:
             context, output = max(sweep.contexts), task.output_tokens or outputs[task.name]
             if context + output > window:
                 raise UserError(
                     f"sweep '{sweep.name}': context {context} plus {output} output tokens of task "
-                    f"'{task.name}' is longer than the window of model '{model.name}' ({window}); "
+                    f"'{task.name}' is longer than the window of model '{name}' ({window}); "
                     "shorten 'contexts' or choose another model"
                 )
 

@@ -38,13 +38,36 @@ def plan_sweep(sweep: SweepConfig, blocks: frozenset[int] | None = None) -> list
     starts = [s for s in expand(sweep, models) if blocks is None or s.repeat in blocks]
     tasks = call_json(python_module("loadgen", "tasks"))
     check_tasks(sweep, tasks)
-    check_window(sweep, models, {name: task["output_tokens"] for name, task in tasks.items()})
     requests = [start.request.model_dump(mode="json") for start in starts]
     launches = [
         parse(LaunchPlan, launch, "python -m servers plan")
         for launch in call_json(python_module("servers", "plan"), requests)
     ]
-    return [Plan(start, launch) for start, launch in zip(starts, launches, strict=True)]
+    plans = [Plan(start, launch) for start, launch in zip(starts, launches, strict=True)]
+    windows = {plan.start.request.model.name: plan.launch.max_model_len for plan in plans}
+    check_window(sweep, windows, {name: task["output_tokens"] for name, task in tasks.items()})
+    return plans
+
+
+def unknown_shapes(plans: list[Plan]) -> list[str]:
+    """A sentence for each model of which too little could be found out before its server starts."""
+    said = (
+        _unknown(plan.launch, plan.start.request.model.name)
+        for plan in plans
+        if not plan.launch.refusals and plan.start.request.server.base_url is None
+    )
+    return list(dict.fromkeys(sentence for sentence in said if sentence))
+
+
+def _unknown(launch: LaunchPlan, model: str) -> str | None:
+    if launch.unknown is not None:
+        return f"{model}: its window, head size and cache are not known, because {launch.unknown}"
+    if launch.max_model_len is None:
+        return (
+            f"{model}: its config gives no window, and vLLM then serves 2048 tokens: "
+            "set server.max_model_len"
+        )
+    return None
 
 
 def undecided_quality(sweep: SweepConfig) -> list[str]:

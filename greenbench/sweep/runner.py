@@ -34,7 +34,7 @@ from greenbench.sweep.child_processes import (
 from greenbench.sweep.directory import complete_hashes, prepare_directory
 from greenbench.sweep.order import ServerStart, prompt_file_name, prompt_request
 from greenbench.sweep.orphans import stop_orphans
-from greenbench.sweep.plan import Plan, dtype_notes, plan_sweep, split_refused
+from greenbench.sweep.plan import Plan, dtype_notes, plan_sweep, split_refused, unknown_shapes
 from greenbench.sweep.point_run import Origin, run_point
 
 
@@ -75,7 +75,7 @@ def run_sweep(
     write_atomic(out / "refused.json", json.dumps(refused, indent=1) + "\n")
     for label, reasons in refused.items():
         view.note(f"skipped {label}: {'; '.join(reasons)}")
-    for sentence in [*dtype_notes(plans), *stop_orphans(out)]:
+    for sentence in [*dtype_notes(plans), *unknown_shapes(plans), *stop_orphans(out)]:
         view.note(sentence)
     write_atomic(out / "sweep.yaml", dump_yaml(sweep))
     done = complete_hashes(out)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from greenbench.contract.run_dir import write_atomic
+from models.retriever_long import verdicts
 from models.retriever_long.cells import CELLS, RESULTS, SEED, by_tenth
 from models.retriever_long.vocabulary import HERE
 
@@ -13,6 +14,10 @@ OPENING, CLOSING = "<!-- measured, by card.py -->", "<!-- end of measured -->"
 MODELS = ("head64", "head128", "hybrid", "mamba2")
 NEEDLE = "retrieve/{}/{{}}"
 NEEDLE_LENGTHS = (2048, 8192, 16_384, 32_768)
+GATE = (
+    "The report's gate on real vLLM servers, 32 prompts a task; "
+    "beside a standing, the task that was answered least right:"
+)
 
 
 def all_results() -> dict[tuple[str, str], dict[str, Any]]:
@@ -78,6 +83,14 @@ def table(results: dict[tuple[str, str], dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def gate_tables() -> str:
+    """What the report's gate said, where it was asked, in Markdown."""
+    found = [
+        verdicts.table(verdicts.read(path)) for path in sorted(verdicts.VERDICTS.glob("*.json"))
+    ]
+    return "\n\n".join(found)
+
+
 def rewritten(card: str, measured: str) -> str:
     before, _, rest = card.partition(OPENING)
     _, _, after = rest.partition(CLOSING)
@@ -85,7 +98,8 @@ def rewritten(card: str, measured: str) -> str:
 
 
 def write_card(path: Path = CARD) -> None:
-    write_atomic(path, rewritten(path.read_text(), table(all_results())))
+    measured = f"{table(all_results())}\n\n{GATE}\n\n{gate_tables()}"
+    write_atomic(path, rewritten(path.read_text(), measured))
 
 
 if __name__ == "__main__":

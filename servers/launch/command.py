@@ -8,10 +8,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from greenbench.contract.config import ServerRequest
+from greenbench.contract.config import ServerConfig, ServerRequest
 from greenbench.contract.cpu import ServedDtype
 from servers.backends.choice import resolve
 from servers.backends.host_facts import Device, HostFacts, ModelFacts, served_dtype
+from servers.backends.own_flags import OwnFlags, own_flags
 from servers.backends.registry import Backend
 from servers.backends.requirements import Case, refusals
 
@@ -60,20 +61,37 @@ class Plan:
     backend: Backend
     options: dict[str, int | float | str | bool]
     refusals: list[str]
-    max_model_len: int
+    max_model_len: int | None  # None: left to vLLM, since nobody knows the model's window
     device: Device
     dtype: ServedDtype
+    facts: ModelFacts
+    server: ServerConfig  # as vLLM will follow it: the person's own flags count
 
 
 def plan(request: ServerRequest, host: HostFacts, facts: ModelFacts) -> Plan:
     """Work out one server. Unknown backend or option, or a window too long: UserError (see ``resolve``)."""
     backend, options = resolve(request.backend)
     dtype = served_dtype(request.model, request.server, host)
-    case = Case(backend, host, facts, dtype.name, request.server)
+    flags = own_flags([*request.model.server_args, *request.server.extra_args])
+    server = _as_served(request.server, flags)
+    case = Case(backend, host, facts, dtype.name, server)
     device = host.device if host.device in backend.devices else backend.devices[0]
-    max_model_len = request.server.max_model_len or request.model.max_model_len
-    reasons = [*refusals(case), *_window_reasons(max_model_len, facts), *_flag_conflicts(request)]
-    return Plan(request, backend, options, reasons, max_model_len, device, dtype)
+    running = request.server.base_url is not None  # it has a window already, and says it when asked
+    own_window = None if running else facts.window_tokens
+    max_model_len = server.max_model_len or request.model.max_model_len or own_window
+    windowed = [] if running else _window_reasons(max_model_len, facts)
+    reasons = [*refusals(case), *windowed, *_flag_conflicts(request)]
+    return Plan(request, backend, options, reasons, max_model_len, device, dtype, facts, server)
+
+
+def _as_served(server: ServerConfig, flags: OwnFlags) -> ServerConfig:
+    """The settings that vLLM will follow: the person's own flags come last, and count."""
+    said = {
+        "kv_cache_dtype": flags.kv_cache_dtype,
+        "tensor_parallel": flags.tensor_parallel,
+        "max_model_len": flags.max_model_len,
+    }
+    return server.model_copy(update={key: value for key, value in said.items() if value})
 
 
 def command(
@@ -112,7 +130,7 @@ def _model_flags(plan: Plan, path: str) -> tuple[str, ...]:
         *("--model", path),
         *("--served-model-name", request.model.name),
         *("--dtype", plan.dtype.name),
-        *("--max-model-len", str(plan.max_model_len)),
+        *(("--max-model-len", str(plan.max_model_len)) if plan.max_model_len else ()),
         *("--seed", str(request.server.seed)),
         *("--tensor-parallel-size", str(request.server.tensor_parallel)),
         *("--generation-config", "vllm"),  # a model's own sampling defaults would differ by model
@@ -198,8 +216,8 @@ def _env(
     return env
 
 
-def _window_reasons(max_model_len: int, facts: ModelFacts) -> list[str]:
-    if facts.window_tokens is None or max_model_len <= facts.window_tokens:
+def _window_reasons(max_model_len: int | None, facts: ModelFacts) -> list[str]:
+    if facts.window_tokens is None or (max_model_len or 0) <= facts.window_tokens:
         return []
     return [
         f"max_model_len {max_model_len} is longer than the window of {facts.name}, "

@@ -4,7 +4,7 @@ The order matters: everything a person can get wrong is checked before anything 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -13,10 +13,11 @@ import httpx
 
 from greenbench.contract import hub
 from greenbench.contract.clock import Anchor
-from greenbench.contract.config import ServerRequest
+from greenbench.contract.config import ModelConfig, ServerRequest
 from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Server
-from servers.backends.host_facts import HostFacts, model_facts
+from greenbench.contract.model_shape import ModelShape
+from servers.backends.host_facts import HostFacts, ModelFacts
 from servers.launch import boot_log, inspect, proof, smoke
 from servers.launch.command import (
     CUDAGRAPH_MODES,
@@ -31,6 +32,7 @@ from servers.launch.command import (
 from servers.launch.inspect import ServerSays
 from servers.launch.process import ServerDied, ServerProcess, pick_port
 from servers.launch.state_file import SERVER_LOG, StateFile
+from servers.models.shapes import Place, Wish, facts_of, model_shapes
 from servers.models.store import ensure_model, missing, weights_bytes
 
 BOOT_FAILED = 1
@@ -59,10 +61,27 @@ class LaunchContext:
     cache: Path
     env: Mapping[str, str]
 
+    @property
+    def place(self) -> Place:
+        """Where models are resolved."""
+        return Place(self.host, self.vllm_python, self.cache, child_env(self.env, {}))
 
-def planned(request: ServerRequest, context: LaunchContext) -> Plan:
+
+def shapes_of(requests: Sequence[ServerRequest], context: LaunchContext) -> list[ModelShape]:
+    """The shape of each request's model, as its server will have it; all are resolved at once."""
+    wishes = [Wish(request.model, tuple(request.server.extra_args)) for request in requests]
+    return model_shapes(wishes, context.place)
+
+
+def model_facts(model: ModelConfig, context: LaunchContext) -> ModelFacts:
+    """Of a model that is served with its own flags alone."""
+    [shape] = model_shapes([Wish(model)], context.place)
+    return facts_of(model.name, shape)
+
+
+def planned(request: ServerRequest, context: LaunchContext, shape: ModelShape) -> Plan:
     """The plan of one server on this machine; that its model is missing is one of the refusals."""
-    made = plan(request, context.host, model_facts(request.model))
+    made = plan(request, context.host, facts_of(request.model.name, shape))
     absent = missing(request.model)
     return replace(made, refusals=[*made.refusals, absent]) if absent else made
 
@@ -110,13 +129,16 @@ class Launch:
     ) -> None:
         self._say = say
         port = pick_port(request.server.port)
-        self.plan = planned(request, context)
+        [self.shape] = shapes_of([request], context)
+        self.plan = planned(request, context, self.shape)
         if self.plan.refusals:
             raise UserError("; ".join(self.plan.refusals))
         env = child_env(context.env, {})
         self.model_path = ensure_model(request.model, context.cache, context.vllm_python, env)
         ours = command_of(self.plan, self.model_path, port, context)
-        server = _described(self.plan, ours, self.model_path, port, out, context)
+        server = _described(self.plan, ours, self.model_path, port, out, context).model_copy(
+            update={"shape": self.shape}
+        )
         self.state = StateFile(out, server)
         env = child_env(context.env, ours.env)
         self.process = ServerProcess(ours.argv, env, out / SERVER_LOG)
@@ -222,14 +244,17 @@ class Launch:
 
     def _observed(self, says: ServerSays, log: str, proven: proof.Proof) -> dict[str, Any]:
         dtype = says.dtype or self.plan.dtype.name
-        fixed_pool = self.plan.request.server.num_gpu_blocks is not None
-        pool_bytes = kv_pool_bytes(self.plan) or boot_log.kv_memory_bytes(log)
+        server = self.state.server
+        fixed_pool = says.fixed_blocks or self.plan.request.server.num_gpu_blocks
+        told_bytes = says.kv_pool_bytes or kv_pool_bytes(self.plan)
+        pool_bytes = told_bytes or boot_log.kv_memory_bytes(log)
         has_attention = proven.detail["attention_layers"] != {}
         return {
             "observed_backend": proven.observed_backend,
             "proof": proven.verdict,
             "proof_detail": proven.detail,
             "dtype": dtype,
+            **says.settings(server),
             "vllm_version": says.version,
             "async_scheduling": says.async_scheduling,
             # without attention a request's state has one size at any length: tokens say nothing then
@@ -252,8 +277,9 @@ def _check_execution(execution: str, changed_to: str | None) -> None:
 def _smoke(plan: Plan, process: ServerProcess, base_url: str, deadline_s: float) -> None:
     left_s = max(1.0, deadline_s - time.monotonic())
     step_tokens = plan.request.server.max_num_batched_tokens
-    lengths = smoke.prompt_lengths(plan.max_model_len, step_tokens, plan.device)
     try:
+        window = inspect.served_window(base_url, plan.request.model.name, left_s)
+        lengths = smoke.prompt_lengths(window or plan.max_model_len, step_tokens, plan.device)
         smoke.run(base_url, plan.request.model.name, lengths, left_s)
     except smoke.SmokeFailure as failure:
         _give_time_to_die(process)
@@ -293,9 +319,9 @@ def _described(
         weights=request.model.weights,
         dtype=plan.dtype.name,
         dtype_why=plan.dtype.why,
-        kv_cache_dtype=request.server.kv_cache_dtype,
+        kv_cache_dtype=plan.server.kv_cache_dtype,
         execution=request.server.execution,
-        tensor_parallel=request.server.tensor_parallel,
+        tensor_parallel=plan.server.tensor_parallel,
         max_model_len=plan.max_model_len,
         base_url=f"http://127.0.0.1:{port}",
         served_model=request.model.name,

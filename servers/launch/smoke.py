@@ -24,16 +24,19 @@ class SmokeFailure(Exception):
     """A request failed; the text says which and how."""
 
 
-def prompt_lengths(max_model_len: int, max_num_batched_tokens: int, device: Device) -> list[int]:
+def prompt_lengths(
+    max_model_len: int | None, max_num_batched_tokens: int, device: Device
+) -> list[int]:
     """Lengths in tokens: one block and less, several blocks, and one longer than a scheduler step.
 
     On a GPU, where it costs a second, also long ones: kernels split the context by its length.
     """
-    longest = max_model_len - OUTPUT_TOKENS
     wanted = [16, 130, 700, max_num_batched_tokens + 64]
     if device == "cuda":
         wanted += GPU_TOKENS
-    return sorted({min(length, longest) for length in wanted})
+    if max_model_len is None:
+        return wanted
+    return sorted({min(length, max_model_len - OUTPUT_TOKENS) for length in wanted})
 
 
 def run(base_url: str, model: str, lengths: list[int], timeout_s: float) -> None:

@@ -17,6 +17,7 @@ from greenbench.contract import hub
 from greenbench.contract.config import BuiltModel, ModelConfig
 from greenbench.contract.errors import UserError
 from greenbench.contract.installation import plugin_folder
+from greenbench.contract.model_folder import another_form, has_config
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STORED_FLOAT_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
@@ -39,11 +40,13 @@ def model_path(model: ModelConfig, cache: Path) -> str:
 
 def missing(model: ModelConfig) -> str | None:
     """A sentence when a given local folder is no model; None when it is, or is built or on the hub."""
-    if model.path is None or not model.path.startswith(("/", ".")):
+    if model.path is None or has_config(Path(model.path)):
         return None
-    if (Path(model.path) / "config.json").is_file():
+    if other := another_form(Path(model.path)):
+        return f"Model '{model.name}': {other}"
+    if not model.path.startswith(("/", ".")):
         return None
-    return f"Model '{model.name}': no config.json in {model.path}; give a model folder"
+    return f"Model '{model.name}': no folder {model.path}; give a model folder"
 
 
 def ensure_model(model: ModelConfig, cache: Path, vllm_python: str, env: Mapping[str, str]) -> str:

@@ -22,9 +22,8 @@ from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Server
 from greenbench.contract.run_dir import slug, write_atomic
 from servers.backends.choice import resolve
-from servers.backends.host_facts import model_facts
 from servers.launch.process import ServerDied
-from servers.launch.server import BootFailed, Launch, LaunchContext
+from servers.launch.server import BootFailed, Launch, LaunchContext, model_facts
 from servers.verify import compare
 from servers.verify.compare import Answer, Ask, Tolerance
 
@@ -106,7 +105,8 @@ def run(
         raise UserError(
             f"'{comparison.reference.name}' is approximate by design; take an exact reference"
         )
-    asks = compare.requests(model_facts(comparison.model).vocab_size or UNKNOWN_VOCAB)
+    known = model_facts(comparison.model, context)
+    asks = compare.requests(known.vocab_size or UNKNOWN_VOCAB)
     servers = _servers(comparison, out / VERIFY_DIR, context, say)
     judge = _Judge(comparison, servers, asks, say)
     groups = [servers.all] if comparison.parallel else [[one] for one in servers.all]
@@ -122,7 +122,8 @@ def _servers(
     def server(
         model: ModelConfig, choice: BackendChoice, dtype: str, prefix: str = ""
     ) -> ComparedServer:
-        config = _server_config(comparison, model, dtype)
+        window = model.max_model_len or model_facts(model, context).window_tokens
+        config = _server_config(comparison, model, window, dtype)
         request = ServerRequest(model=model, backend=choice, server=config)
         where = folder / f"{prefix}{slug(choice.label)}"
         return ComparedServer(choice, dtype, where, Launch(request, where, context, say))
@@ -190,7 +191,8 @@ class _Judge:
     def _judge(self, server: ComparedServer) -> None:
         comparison, servers = self._comparison, self._servers
         backend, options = resolve(server.choice)
-        window = None if backend.exact else _window_to_judge(comparison, options)
+        own_window = servers.reference.launch.plan.facts.sliding_window
+        window = None if backend.exact else _window_to_judge(own_window, options)
         if server.answers is None:
             judged = {"verdict": "fail", "reasons": [server.error or "it gave no answers"]}
         else:
@@ -228,13 +230,15 @@ def _answers_of(reference: ComparedServer) -> dict[str, Answer]:
     return reference.answers
 
 
-def _server_config(comparison: Comparison, model: ModelConfig, dtype: str) -> ServerConfig:
+def _server_config(
+    comparison: Comparison, model: ModelConfig, window: int | None, dtype: str
+) -> ServerConfig:
     servers = len(comparison.backends) + 2 if comparison.parallel else 1
     return ServerConfig.model_validate(
         {
             "dtype": dtype,
             "execution": comparison.execution,
-            "max_model_len": min(model.max_model_len, LONGEST_TOKENS),
+            "max_model_len": min(window or LONGEST_TOKENS, LONGEST_TOKENS),
             "max_num_batched_tokens": STEP_TOKENS,
             "max_num_seqs": 16,
             "prefix_caching": "--no-enable-prefix-caching" not in model.server_args,
@@ -365,12 +369,11 @@ def _write(server: ComparedServer, body: dict[str, Any]) -> None:
     write_atomic(server.folder / VERIFY_JSON, json.dumps(body, indent=1) + "\n")
 
 
-def _window_to_judge(comparison: Comparison, options: dict[str, Any]) -> int | None:
+def _window_to_judge(own_window: int | None, options: dict[str, Any]) -> int | None:
     """Tokens up to which an approximate backend must agree; None: everywhere.
 
-    Without sinks it does what a model's own sliding window of that length does.
+    Without sinks it does what the reference model's own sliding window of that length does.
     """
-    own_window = model_facts(comparison.reference_model).sliding_window
     same = own_window == options["window"] and options.get("sink", 0) == 0
     return None if same else int(options["window"])
 

@@ -1,6 +1,7 @@
 """A stand-in for the vLLM server process: the launcher's view of it, and its ways to fail.
 
-Started like vLLM (``python -m vllm.… --port N …``) through the executable that ``install`` writes. Modes
+Started like vLLM (``python -m vllm.… --port N …``) through the executable that ``install`` writes. Asked
+for a model's shape (``python -m servers.models.resolver``) it answers what config.json says outright. Modes
 come in with ``--fake MODE``; each prints what vLLM prints in that case (lines taken from its real log).
 """
 
@@ -79,7 +80,17 @@ class Handler(BaseHTTPRequestHandler):
             "/v1/models": {
                 "data": [{"id": ARGS.served_model_name, "root": "/m", "max_model_len": 4096}]
             },
-            "/server_info": {"vllm_config": {"model_config": {"dtype": "torch.bfloat16"}}},
+            "/server_info": {
+                "vllm_config": {
+                    "model_config": {"dtype": "torch.bfloat16"},
+                    "cache_config": {"cache_dtype": "fp8_e4m3"},
+                    "parallel_config": {
+                        "tensor_parallel_size": 8,
+                        "pipeline_parallel_size": 2,
+                        "data_parallel_size": 1,
+                    },
+                }
+            },
         }
         path = self.path.partition("?")[0]
         if path == "/metrics":
@@ -177,7 +188,22 @@ def spawn_stubborn_child(note: str) -> None:
     Path(note).write_text(str(child.pid))
 
 
+def resolve() -> None:
+    """Answers the launcher's question for shapes; no default of any class is known here."""
+    shapes: list[dict[str, dict[str, object]]] = []
+    for order in json.load(sys.stdin):
+        config = order.get("config") or json.loads(
+            (Path(order["folder"]) / "config.json").read_text()
+        )
+        config = {**config, **order["overrides"]}
+        shape = {"window_tokens": config.get("max_position_embeddings"), "config": config}
+        shapes.append({"shape": {"source": "a stand-in", "head_size": config["head_dim"], **shape}})
+    print(f"a line of a library\ngreenbench-model-shapes {json.dumps(shapes)}")
+
+
 def main() -> None:
+    if "servers.models.resolver" in sys.argv:
+        return resolve()
     if ARGS.fake == "die_booting":
         sys.exit(print(BOOT_DEATH_LOG, flush=True) or 1)
     if ARGS.fake == "killed":

@@ -23,6 +23,7 @@ from models.retriever_long.data import COUNTED_WEIGHT, Maker
 from models.retriever_long.grade import greedy
 from models.retriever_long.network import Mamba, Network, Plan, from_checkpoint, to_checkpoint
 from models.retriever_long.plans import plans
+from models.retriever_long.scales import copy_with_scale
 from models.retriever_long.train import fresh, parse_stages, stage_at, train
 from models.retriever_long.vocabulary import HERE, TOKENIZER, sample_texts
 
@@ -93,6 +94,22 @@ def test_all_weights_of_the_repository_stay_within_60_mb():
     sizes = [path.stat().st_size for path in HERE.parent.rglob("*.safetensors")]
     assert len(sizes) == len(MODELS) + 1
     assert sum(sizes) <= 60 * MB
+
+
+def test_a_copy_with_scales_differs_in_them_alone(tmp_path):
+    source = HERE / "head64"
+    copy_with_scale(source, 0.25, tmp_path)
+    ours, copied = (
+        load_file(source / "model.safetensors"),
+        load_file(tmp_path / "model.safetensors"),
+    )
+    added = copied.keys() - ours.keys()
+    layers = json.loads((source / "config.json").read_text())["num_hidden_layers"]
+    wanted = {f"model.layers.{i}.self_attn.{w}_scale" for i in range(layers) for w in "kv"}
+    assert added == wanted
+    assert {copied[name].item() for name in added} == {0.25}
+    assert all(torch.equal(copied[name], ours[name]) for name in ours)
+    assert load_model(str(tmp_path)).max_model_len == load_model("retriever-32k").max_model_len
 
 
 def test_committed_tokenizer_is_the_one_that_vocabulary_builds():

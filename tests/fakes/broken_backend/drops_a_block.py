@@ -6,11 +6,15 @@ It stands for a block table that is off by an entry: fast, fluent and wrong, and
 from dataclasses import dataclass
 
 import torch
+from vllm.platforms import current_platform
 
 from servers.plugins import backend_options, page_views
 from servers.plugins.plan import Plan
 from servers.plugins.step import Batch, StepBackend, StepBuilder, StepImpl
+from servers.plugins.tiles import plan_gather
 from servers.plugins.visibility import Visibility
+
+PLANNER = plan_gather if current_platform.is_cuda() else page_views.plan_page_views
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ class AllButOneBlock(Visibility):
 def plan_without_one_block(batch: Batch, _: Visibility, device: torch.device) -> Plan:
     start = int(backend_options("drops_a_block", {"block": 1})["block"]) * batch.block_size
     seen = AllButOneBlock(start=start, stop=start + batch.block_size)
-    return page_views.plan_page_views(batch, seen, device)
+    return PLANNER(batch, seen, device)
 
 
 class DropsABlockBuilder(StepBuilder):
@@ -46,7 +50,7 @@ class DropsABlockBuilder(StepBuilder):
 
 
 class DropsABlockImpl(StepImpl):
-    operator = f"{page_views.OPERATOR}, without one block"
+    operator = f"sdpa by {PLANNER.__name__}, without one block"
 
 
 class DropsABlockBackend(StepBackend):

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from vllm.platforms import current_platform
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from servers.plugins import backend_options, page_views
 from servers.plugins.step import Batch, StepBackend, StepBuilder, StepImpl, StepMetadata
+from servers.plugins.tiles import plan_gather
+
+PLANNER = plan_gather if current_platform.is_cuda() else page_views.plan_page_views
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class StuckPositionsBuilder(StepBuilder):
-    planner = staticmethod(page_views.plan_page_views)
+    planner = staticmethod(PLANNER)
 
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: Any):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
@@ -67,7 +71,7 @@ class StuckPositionsBuilder(StepBuilder):
 
 
 class StuckPositionsImpl(StepImpl):
-    operator = f"{page_views.OPERATOR}, positions that end too early"
+    operator = f"sdpa by {PLANNER.__name__}, positions that end too early"
 
     def forward(
         self,

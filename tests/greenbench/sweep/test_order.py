@@ -68,12 +68,14 @@ def test_prompts_are_the_same_for_every_backend_repeat_and_load() -> None:
 
 def test_a_context_that_does_not_fit_the_window_is_refused_before_a_start() -> None:
     tight = sweep(contexts=[4080], tasks=["retrieve"])
-    check_window(tight, [MODEL], {"retrieve": 16})  # 4080 + 16 = 4096, the window
+    check_window(
+        tight, {"m": 4096, "unknown": None}, {"retrieve": 16}
+    )  # 4080 + 16 = 4096, the window
     with pytest.raises(UserError, match=r"4080 plus 17 output tokens of task 'retrieve' is longer"):
-        check_window(tight, [MODEL], {"retrieve": 17})
+        check_window(tight, {"m": 4096}, {"retrieve": 17})
     own = sweep(contexts=[4080], tasks=[{"name": "retrieve", "output_tokens": 99}])
     with pytest.raises(UserError, match=r"4080 plus 99 output tokens"):
-        check_window(own, [MODEL], {"retrieve": 16})
+        check_window(own, {"m": 4096}, {"retrieve": 16})
 
 
 def test_unknown_tasks_and_parameters_name_the_nearest() -> None:

@@ -8,7 +8,6 @@ from servers.backends.host_facts import (
     GPU_CAPABILITIES,
     HostFacts,
     ModelFacts,
-    facts_of_config,
     other_host,
     this_host,
 )
@@ -133,23 +132,23 @@ def test_kv_dtype():
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("feature", "words"),
     [
-        ({"kv_lora_rank": 512}, "multi-head latent attention"),
-        ({"alibi": True}, "ALiBi"),
-        ({"attn_logit_softcapping": 50.0}, "a soft cap"),
-        ({"model_type": "gpt_oss"}, "learned attention sinks"),
+        ("mla", "multi-head latent attention"),
+        ("alibi", "ALiBi"),
+        ("soft_cap", "a soft cap"),
+        ("learned_sinks", "learned attention sinks"),
     ],
 )
-def test_models_that_ours_cannot_serve(config: dict, words: str):
-    [reason] = reasons("sdpa", model=facts_of_config("m", config))
+def test_models_that_ours_cannot_serve(feature: str, words: str):
+    [reason] = reasons("sdpa", model=ModelFacts("m", features=frozenset({feature})))
     assert words in reason and reason.endswith("which m has")
 
 
 @pytest.mark.parametrize("name", ["sink_window", "xformers"])
 def test_a_models_own_window_is_refused_where_it_would_be_lost(name: str):
     gpu = HostFacts(gpu_name="H100", capability=(9, 0), vllm_build="cuda")
-    mistral = facts_of_config("mistral", {"sliding_window": 4096})
+    mistral = ModelFacts("mistral", features=frozenset({"sliding_window"}))
     assert reasons(name, gpu, mistral) == [
         f"{name} does not serve sliding-window layers, which mistral has"
     ]
@@ -179,15 +178,10 @@ def test_another_host_is_judged_by_its_card():
         other_host("h1000")
 
 
-def test_facts_of_a_config():
-    """Head size comes from head_dim, else from hidden size over heads; state-space models have none."""
-    assert facts_of_config("a", {"head_dim": 64, "num_attention_heads": 4}).head_size == 64
-    assert facts_of_config("a", {"hidden_size": 1536, "num_attention_heads": 12}).head_size == 128
-    qwen = {"sliding_window": 4096, "use_sliding_window": False}
-    assert facts_of_config("q", qwen).features == frozenset()
-    assert facts_of_config("q", {"sliding_window": 4096}).sliding_window == 4096
-    mamba = {"model_type": "mamba2", "hidden_size": 2048, "num_attention_heads": 1}
-    assert facts_of_config("m", mamba).head_size is None
+def test_a_model_of_which_nothing_is_known_is_refused_nothing():
+    gpu = HostFacts(gpu_name="H100", capability=(9, 0), vllm_build="cuda")
+    unknown = ModelFacts("m", unknown="vLLM does not know its class")
+    assert reasons("flashinfer", gpu, unknown) == []
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,35 @@ def test_a_window_that_is_too_long_is_refused_before_anything_starts():
     assert planned("cpu_attn", max_model_len=8192).refusals == []
 
 
+def test_the_window_is_what_the_person_says_else_the_models_own_else_vllms():
+    own = MODEL.model_copy(update={"max_model_len": None})
+    longer = ModelFacts("m", head_size=64, window_tokens=16_384)
+    for made, tokens in (
+        (planned("cpu_attn", model=own, facts=longer), 16_384),
+        (planned("cpu_attn", facts=longer), 8192),
+        (planned("cpu_attn", max_model_len=2048), 2048),
+        (planned("cpu_attn", max_model_len=2048, extra_args=["--max-model-len", "4k"]), 4000),
+    ):
+        assert (made.max_model_len, made.refusals) == (tokens, [])
+    nobody_knows = planned("cpu_attn", model=own, facts=ModelFacts("m", unknown="no such class"))
+    assert (nobody_knows.max_model_len, nobody_knows.refusals) == (None, [])
+    argv = command(nobody_knows, "/models/m", 8000, "python3").argv
+    assert "--max-model-len" not in argv and "None" not in argv
+
+
+def test_a_server_that_runs_already_is_not_judged_by_a_config_here():
+    """It may have been started with another window; it says it when it is asked."""
+    running = planned("cpu_attn", base_url="http://h:1", max_model_len=16_384)
+    assert running.refusals == []
+
+
+def test_flags_of_ones_own_are_judged_as_vllm_will_follow_them():
+    [reason] = planned("sdpa", H200, extra_args=["--kv-cache-dtype", "fp8"]).refusals
+    assert reason.endswith("not of fp8")
+    with pytest.raises(UserError, match="--hf-overrides wants a JSON mapping"):
+        planned("cpu_attn", extra_args=["--hf-overrides", "{"])
+
+
 def test_a_model_that_cannot_cache_prefixes_refuses_prefix_caching():
     hybrid = MODEL.model_copy(update={"server_args": ["--no-enable-prefix-caching"]})
     assert planned("cpu_attn", model=hybrid).refusals == []

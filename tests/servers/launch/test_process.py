@@ -198,16 +198,48 @@ def test_bad_input_starts_nothing(tmp_path: Path, context: server.LaunchContext)
             server.serve(request(tmp_path, port=port), out, context, print)
     asked = request(tmp_path)
     (tmp_path / "model" / "config.json").unlink()
-    with pytest.raises(UserError, match=r"no config\.json in"):
+    with pytest.raises(UserError, match=r"is a folder without config\.json"):
         server.serve(asked, out, context, print)
     none = server.LaunchContext(HostFacts(vllm_python="py"), "py", tmp_path, {})
     with pytest.raises(UserError, match="vLLM is not installed in py"):
         server.serve(request(tmp_path), out, none, print)
     with pytest.raises(UserError, match="max_model_len 9000 is longer"):
         long = request(tmp_path, max_model_len=9000)
-        (tmp_path / "model" / "config.json").write_text('{"max_position_embeddings": 4096}')
+        (tmp_path / "model" / "config.json").write_text(
+            '{"head_dim": 64, "max_position_embeddings": 4096}'
+        )
         server.serve(long, out, context, print)
     assert not out.exists()
+
+
+def test_an_override_of_the_config_lengthens_the_window(
+    tmp_path: Path, context: server.LaunchContext
+):
+    asked = request(tmp_path, max_model_len=9000)
+    (tmp_path / "model" / "config.json").write_text(
+        '{"head_dim": 64, "max_position_embeddings": 4096}'
+    )
+    longer = asked.server.model_copy(
+        update={"extra_args": ["--hf-overrides", '{"max_position_embeddings": 16384}']}
+    )
+    overridden = asked.model_copy(update={"server": longer})
+    shapes = server.shapes_of([asked, overridden], context)
+    assert [shape.window_tokens for shape in shapes] == [4096, 16_384]
+    refusals = [
+        server.planned(one, context, shape).refusals
+        for one, shape in zip((asked, overridden), shapes, strict=True)
+    ]
+    assert refusals[0][0].startswith("max_model_len 9000 is longer") and refusals[1] == []
+
+
+def test_what_a_server_runs_is_what_it_says(tmp_path: Path, context: server.LaunchContext):
+    """It was asked for 2048 tokens, one card and a KV cache as the weights; it says otherwise."""
+    launch = server.Launch(request(tmp_path, max_model_len=2048), tmp_path / "out", context, print)
+    with launch:
+        found = launch.boot()
+    assert (found.max_model_len, found.kv_cache_dtype) == (4096, "fp8_e4m3")
+    assert (found.tensor_parallel, found.pipeline_parallel, found.data_parallel) == (8, 2, 1)
+    assert found.shape is not None and found.shape.head_size == 64
 
 
 def test_an_unwritable_folder_is_said_before_a_start(tmp_path: Path, context: server.LaunchContext):
@@ -228,14 +260,17 @@ def test_a_running_server_is_described(tmp_path: Path, context: server.LaunchCon
             url = f"http://127.0.0.1:{port}"
             process.wait_healthy(url, time.monotonic() + HUNG_S)
             asked = request(tmp_path, base_url=f"{url}/v1")
-            server = probe.probe(asked, tmp_path / mode)
+            server = probe.probe(asked, tmp_path / mode, context.place)
             with pytest.raises(UserError, match="serves m, not 'other'"):
-                probe.probe(request(tmp_path, base_url=url, served_model="other"), tmp_path / "no")
+                other = request(tmp_path, base_url=url, served_model="other")
+                probe.probe(other, tmp_path / "no", context.place)
         assert (server.proof, server.served_model, server.pid) == (verdict, "m", None)
         assert (server.max_model_len, server.kv_cache_tokens) == (4096, 524288)
+        assert (server.kv_cache_dtype, server.tensor_parallel) == ("fp8_e4m3", 8)
+        assert server.shape is not None and server.shape.head_size == 64
         assert state(tmp_path / mode)["state"] == "ready"
     with pytest.raises(ServerDied, match="No vLLM server answers"):
-        probe.probe(asked, tmp_path / "dead")
+        probe.probe(asked, tmp_path / "dead", context.place)
 
 
 @pytest.mark.parametrize(
