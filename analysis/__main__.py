@@ -126,11 +126,11 @@ def simulate(args: argparse.Namespace) -> int:
 
 def import_results(args: argparse.Namespace) -> int:
     """Result files of other load generators as run directories, one a measured point."""
-    from analysis.importers.convert import read_result, write_imported
+    from analysis.importers.convert import read_result, write_all
 
     points = [point for file in args.files for point in read_result(file)]
-    for point in points:  # only now: one bad file, and nothing is written
-        print(write_imported(point, args.backend, args.out))
+    for path in write_all(points, args.backend, args.out):  # one bad file, and nothing is written
+        print(path)
     return 0
 
 

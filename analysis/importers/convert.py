@@ -6,13 +6,21 @@ What a tool did not record stays null, and the point carries notes of what it ca
 up: a run without a proof of its backend is ``unproven``, one without prompt lengths has none.
 """
 
-import json
+import shutil
 import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from analysis.importers import aiperf, guidellm, inference_perf, vllm_bench
-from analysis.importers.record import CUT, Foreign, Imported, Reader
+from analysis.importers.fields import Unfit, printable
+from analysis.importers.json_text import documents
+from analysis.importers.record import CUT, NO_TOKEN, Foreign, Imported, Reader, believed
 from greenbench import __version__
 from greenbench.contract.clock import Anchor
 from greenbench.contract.config import (
@@ -34,11 +42,12 @@ from greenbench.contract.new_run import (
     file_entries,
     point_hash,
 )
-from greenbench.contract.run_dir import JsonlWriter, RunDir, read_jsonl, slug
+from greenbench.contract.run_dir import JsonlWriter, RunDir, slug
 from greenbench.contract.schema import Event, RequestRecord
 
 NS = 1e9
 UNKNOWN = "unknown"
+TORN = "the file's last line was cut off, and is left out"
 UNKNOWN_CODE = Code(git_sha=None, dirty=None, greenbench=__version__, python=UNKNOWN, packages={})
 UNKNOWN_HOST = Host(cpu=UNKNOWN, cores=0, ram_bytes=0, kernel=UNKNOWN)
 READERS: tuple[Reader, ...] = (
@@ -54,26 +63,72 @@ def read_result(path: Path) -> list[Imported]:
     """The points of a result file, or of the directory that a tool wrote.
 
     Whose file it is shows in its content; one that is nobody's, or lacks what its tool writes, is a
-    UserError.
+    UserError. A file of several results, one after the other, holds the points of all.
     """
     file = _result_file(path)
-    data = _parsed(file)
-    reader = next((reader for reader in READERS if reader.known(data)), None)
-    if reader is None:
-        raise UserError(
-            f"{file}: not a result that is known here; readable are the per-request results of "
-            f"{', '.join(_versions())}"
-        )
-    try:
-        points = reader.read(data, file)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(
-            f"{file}: a result of {reader.tool} without what version {reader.tried} writes "
-            f"({type(error).__name__}: {error})"
-        ) from error
+    held = documents(file)
+    by_itself = _reader(held.found[0])
+    if by_itself is None:
+        reader = _reader(held.found)
+        if reader is None:
+            raise UserError(
+                f"{file}: not a result that is known here; readable are the per-request results of "
+                f"{', '.join(_versions())}"
+            )
+        points = _points(reader, held.found, file)
+    elif held.torn:
+        raise UserError(f"{file}: its last result is cut off; remove the line to import the others")
+    else:
+        points = [
+            point
+            for data in held.found
+            for point in _points(_reader(data) or by_itself, data, file)
+        ]
     if not points or any(not point.requests for point in points):
         raise UserError(f"{file}: the result holds no requests")
-    return points
+    return [_with_note(point, TORN) for point in points] if held.torn else points
+
+
+def _reader(data: Any) -> Reader | None:
+    return next((reader for reader in READERS if reader.known(data)), None)
+
+
+def _points(reader: Reader, data: Any, file: Path) -> list[Imported]:
+    """What a reader makes of its tool's data; what it lacks is said with the version that it seems to be."""
+    try:
+        points = reader.read(data, file)
+        return [_believed(point) for point in points]
+    except Unfit as error:
+        why = str(error)
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = f"its load: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        why = f"{type(error).__name__}: {error}"
+    raise UserError(
+        f"{file}: it seems to be a result of {_seems(reader, data, file)}, but {why}; what is read was "
+        f"tried with {reader.tried}"
+    )
+
+
+def _seems(reader: Reader, data: Any, file: Path) -> str:
+    try:
+        return printable(reader.seems(data, file))
+    except (Unfit, LookupError):
+        return reader.tool
+
+
+def _believed(point: Imported) -> Imported:
+    requests = [believed(request, number) for number, request in enumerate(point.requests)]
+    empty = sum(request.error == NO_TOKEN for request in requests)
+    if not empty:
+        return point
+    said = f"{empty} requests without an output token, which the tool counts as successes, are failures here"
+    return _with_note(replace(point, requests=requests), said)
+
+
+def _with_note(point: Imported, note: str) -> Imported:
+    return replace(point, cannot_tell=[*point.cannot_tell, note])
 
 
 def _versions() -> list[str]:
@@ -90,33 +145,65 @@ def _result_file(path: Path) -> Path:
     raise UserError(f"{path}: none of {', '.join(names)} is in it; give the result file itself")
 
 
-def _parsed(path: Path) -> Any:
-    try:
-        if path.suffix == ".jsonl":
-            return list(read_jsonl(path))
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give the tool's result file or its directory"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path}: not a JSON result file ({error})") from error
+def write_all(points: Sequence[Imported], backend: str, out: Path) -> list[Path]:
+    """A run directory under ``out`` for each point, in order; where one cannot be written, none is.
+
+    They are made in a folder beside and renamed when all are whole.
+    """
+    with _workshop(out) as place:
+        made = [_write(point, backend, place, out) for point in points]
+        return [Path(shutil.move(path, out / path.name)) for path in made]
 
 
 def write_imported(imported: Imported, backend: str, out: Path) -> Path:
     """A run directory under ``out``; its measured phase is from the first measured sending to the last
     end."""
+    [path] = write_all([imported], backend, out)
+    return path
+
+
+@contextmanager
+def _workshop(out: Path) -> Iterator[Path]:
+    """A folder in ``out`` that is gone afterwards, and ``out`` with it where it was made for nothing."""
+    new = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=".import-", dir=out))
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from error
+    try:
+        yield place
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        if new and not any(out.iterdir()):
+            out.rmdir()
+
+
+def _write(imported: Imported, backend: str, place: Path, out: Path) -> Path:
     anchor = Anchor.now()
     measure = _measured_phase(imported, out)
-    point = _point(imported, backend, (measure[1] - measure[0]) / NS)
+    try:
+        point = _point(imported, backend, (measure[1] - measure[0]) / NS)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{imported.tool}'s result cannot be a point here: {'.'.join(map(str, first['loc']))}: "
+            f"{first['msg']}"
+        ) from error
     new = NewRun(point, measure[0], point_hash(point, {"start": measure[0]}))
     name = new.run_id
     if (out / name).exists():
         raise UserError(f"{out / name}: it was imported before; remove it to import it again")
+    if (place / name).exists():
+        raise UserError(f"{name}: the same run stands twice in what was given; give it once")
     provenance = Provenance(UNKNOWN_CODE, UNKNOWN_HOST, clock_of(anchor, UNKNOWN))
     facts = {"imported_from": imported.tool}
     run, manifest = new.create(
-        out, _server(imported, point, name), NO_PROMPT_FILE, provenance, facts
+        place, _server(imported, point, name), NO_PROMPT_FILE, provenance, facts
     )
     with JsonlWriter(run.requests_dir / "imported.jsonl") as writer:
         for number, request in enumerate(imported.requests):
@@ -183,7 +270,7 @@ def _record(request: Foreign, name: str, number: int, anchor: Anchor) -> Request
         chunk_ns=chunks,
         chunk_tokens=list(range(1, len(chunks) + 1)) if chunks and single else None,
         error_type=None if request.error is None else _error_type(request),
-        error_message=None if request.error is None else request.error[:200],
+        error_message=None if request.error is None else printable(request.error[:200]),
     )
 
 

@@ -258,7 +258,7 @@ def test_chunks_of_several_tokens_are_not_taken_for_single_ones(tmp_path: Path) 
         ('{"aiperf_version":"0.13.0","request_latency":{"avg":1}}', "aggregates only"),
         (
             '{"metadata":{"guidellm_version":"0.1.0"},"benchmarks":[{}]}',
-            "a result of GuideLLM without what version 0.8.1 writes",
+            r"a result of GuideLLM 0\.1\.0, but benchmarks\[0\]\.args\.strategy\.type_: a text was wanted",
         ),
         (
             '{"metadata":{"guidellm_version":"0.8.1"},"benchmarks":[]}',
