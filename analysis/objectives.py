@@ -5,12 +5,13 @@ A new figure is a function from a point to its ``Measurement`` and an entry of O
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
 
 from analysis.point.joules import Denominator, ratio_of
-from analysis.point.latency import RequestLatency
+from analysis.point.latency import Edges, RequestLatency
 from analysis.point.point import Point
 from analysis.point.throughput import Throughput
 from analysis.statistics.medians import Modes
@@ -134,6 +135,10 @@ def percentile(name: RequestLatency, p: int) -> Measure:
     def of(values: np.ndarray) -> float:
         return float(np.percentile(values, p))
 
+    @cache  # a point is asked for it by each comparison
+    def edge(edges: Edges) -> float | None:
+        return edges.error(name, of)
+
     def measure(point: Point) -> Measurement:
         if point.values is None or point.edges is None:
             return NOTHING
@@ -142,7 +147,7 @@ def percentile(name: RequestLatency, p: int) -> Measure:
         reason = refusal(p, len(seconds))
         if reason is not None:
             return Measurement(n=len(seconds), reason=reason)
-        return Measurement(of(seconds), edge_error=point.edges.error(name, of), n=len(seconds))
+        return Measurement(of(seconds), edge_error=edge(point.edges), n=len(seconds))
 
     return measure
 

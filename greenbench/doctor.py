@@ -96,11 +96,12 @@ def _asked(python: Path) -> str:
 
 
 def _gpu() -> list[Finding]:
-    host = provenance.host()
+    told = nvidia_smi.ask()
+    host = provenance.host(told)
     cpu = Finding("CPU", "ok", f"{host.cpu}, {host.cores} cores, {' '.join(host.cpu_flags)}")
     unread = [
         Finding("GPU", "missing", f"nvidia-smi: {said}", "see the driver's messages: dmesg")
-        for said in nvidia_smi.ask().faults
+        for said in told.faults
     ]
     if not host.gpus:
         served = Finding("dtype auto", "ok", str(dtype_on_cpu(this_cpu().flags)))

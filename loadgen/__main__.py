@@ -39,26 +39,24 @@ def print_tasks() -> None:
 
 
 def make_ordered_prompts() -> None:
-    try:
-        listed = json.load(sys.stdin)
-    except ValueError as error:
-        raise UserError(
-            f"stdin: a JSON list of {{request, out}} was wanted, found no valid JSON ({error})"
-        ) from error
-    orders = parse(PromptOrders, {"orders": listed}, "stdin").orders
+    orders = parse(PromptOrders, {"orders": _listed("{request, out}")}, "stdin").orders
     for path in make_files([(order.request, order.out) for order in orders]):
         print(path)
 
 
 def read_traces() -> None:
+    orders = parse(TraceOrders, {"orders": _listed("{load, context_tokens}")}, "stdin").orders
+    for order in orders:
+        read_trace(order.load, order.context_tokens)
+
+
+def _listed(what: str) -> object:
     try:
-        listed = json.load(sys.stdin)
+        return json.load(sys.stdin)
     except ValueError as error:
         raise UserError(
-            f"stdin: a JSON list of {{load, context_tokens}} was wanted, found no valid JSON ({error})"
+            f"stdin: a JSON list of {what} was wanted, found no valid JSON ({error})"
         ) from error
-    for order in parse(TraceOrders, {"orders": listed}, "stdin").orders:
-        read_trace(order.load, order.context_tokens)
 
 
 COMMANDS = {"tasks": print_tasks, "prompts": make_ordered_prompts, "traces": read_traces}

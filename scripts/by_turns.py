@@ -191,7 +191,7 @@ def their_turn(
         client = Child(argv, folder / "theirs.log", True)
         client.process.wait()
     if client.code != 0:
-        print(f"vllm bench serve ended with {client.code}: {client.message()}", flush=True)
+        print(f"vllm bench serve {client.how_it_ended()}", flush=True)
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -200,7 +200,7 @@ def measure(options: argparse.Namespace) -> int:
     end_s = time.monotonic() + options.limit_s
     model_path = build_model(start.request)
     prompts = make_prompts(out, list(start.points), model_path)
-    origin = Origin(out, provenance.code(), provenance.host(), os.getpid())
+    origin = Origin(out, provenance.code(), provenance.host(), os.getpid(), lambda: None)
     with ServerStage(start.request, out / "server") as stage:
         server = stage.start(lambda: None)
         print(f"ready after {server.ready_s} s, {server.observed_backend}", flush=True)

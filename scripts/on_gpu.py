@@ -150,7 +150,7 @@ def run_argv(argv: list[str], log: Path, limit_s: float) -> None:
         child.stop(STOP_S)
         raise StageError(f"{shlex.join(argv[:4])} was stopped at its limit; see {log}") from None
     if code != 0:
-        raise StageError(f"{shlex.join(argv[:4])} ended with {code}: {child.message()}; see {log}")
+        raise StageError(f"{shlex.join(argv[:4])} {child.how_it_ended()}; see {log}")
 
 
 Wanted = tuple[str, str, str]  # model, backend, execution

@@ -180,8 +180,7 @@ def _launch_plan(request: ServerRequest, context: LaunchContext, shape: ModelSha
 
 def command_build(args: argparse.Namespace) -> int:
     model = _read_request(args.request).model if args.request else load_model(args.model)
-    context = launch_context()
-    print(ensure_model(model, context.cache, context.vllm_python, context.env))
+    print(ensure_model(model, cache(), str(vllm_python()), os.environ))
     return 0
 
 

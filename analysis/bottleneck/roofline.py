@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.bottleneck.peaks import Ceiling
+from analysis.model.cache import ELEMENT_BYTES
 from analysis.model.formats import PLAIN
 from analysis.model.source import model_source
 from analysis.model.work import ModelWork, Work, model_work
@@ -19,7 +20,6 @@ from analysis.point.steady_window import Window
 from analysis.point.tokens import count_context
 from analysis.runs.run import Run
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 WHOLE_BYTES = {kv_dtype: int(size) for kv_dtype, size in PLAIN.items() if size == int(size)}
 PhaseName = Literal["prefill", "decode"]
 
@@ -47,7 +47,7 @@ def model_of(run: Run) -> ModelWork | None:
     """The run's model; None where its config, architecture or cache format is not known."""
     server, point = run.manifest.server, run.point
     source = model_source(server, point.model.build)
-    item = ITEM_BYTES.get(server.dtype, 2)
+    item = ELEMENT_BYTES.get(server.dtype, 2)
     kv_item = item if server.kv_cache_dtype == "auto" else WHOLE_BYTES.get(server.kv_cache_dtype)
     if source.config is None or kv_item is None:
         return None

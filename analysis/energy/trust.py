@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.energy.cards import Card, CardWindow, event_bits
 from analysis.energy.result import GpuEnergy
-from analysis.runs.gpus import own_gpus, possible_gpus, untold_gpus
+from analysis.runs.gpus import gpu_facts, own_gpus, possible_gpus, untold_gpus
 
 REASONS: dict[str, str] = {
     "window_not_bracketed": "samples do not reach from before the window to after it",
@@ -83,7 +83,7 @@ def reasons_against(
 
 
 def device_reasons(sources: dict[str, Any], wanted: list[str]) -> list[str]:
-    facts = [c for c in sources.get("facts", {}).get("gpus", []) if c["uuid"] in wanted]
+    facts = [card for card in gpu_facts(sources) if card["uuid"] in wanted]
     holds = {
         "mig": any(card.get("mig") for card in facts),
         "vgpu": any(card.get("virtual") for card in facts),

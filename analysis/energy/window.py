@@ -18,6 +18,7 @@ from analysis.energy.idle import IdlePower, idle_baseline
 from analysis.energy.quantities import Measured, Scope, total
 from analysis.energy.result import EnergyResult, PerWork
 from analysis.energy.trust import RULES, Rules, card_flags, explain, reasons_against, unavailable
+from analysis.runs.gpus import gpu_facts
 from analysis.statistics.rates import Ratio
 
 
@@ -142,6 +143,5 @@ def per_work(joules: float, ratios: dict[str, Ratio]) -> PerWork:
 
 def _scope(sources: dict[str, Any], wanted: list[str]) -> Scope:
     """What the cards' sensors cover: the GPU board, or the module (CPU + GPU) on Grace-Hopper."""
-    facts = sources.get("facts", {}).get("gpus", [])
-    scopes = {card.get("scope", "gpu") for card in facts if card["uuid"] in wanted}
+    scopes = {c.get("scope", "gpu") for c in gpu_facts(sources) if c["uuid"] in wanted}
     return "module" if "module" in scopes else "gpu"

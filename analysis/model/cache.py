@@ -148,7 +148,7 @@ def _state_bytes(config: Config, kind: str, item: int) -> int | None:
     state = _first(config, "mamba_d_state", "ssm_state_size", "state_size")
     groups = _first(config, "mamba_n_groups", "mamba_ngroups", "n_groups")
     kernel = _first(config, "mamba_d_conv", "conv_kernel")
-    if kind == "conv" or None in (heads, size, state, groups, kernel):
+    if None in (heads, size, state, groups, kernel):
         return None
     inner = int(heads) * int(size)  # type: ignore[arg-type]
     window = (inner + 2 * int(groups) * int(state)) * (int(kernel) - 1)  # type: ignore[arg-type]

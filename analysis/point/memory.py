@@ -5,17 +5,16 @@ sequence keep in it, and how many sequences of each length it holds.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import pandas as pd
 
 from analysis.model.cache import CacheShape, cache_shape
 from analysis.model.source import model_source
 from analysis.runs.gpus import certain_gpus
+from analysis.runs.run import Run
 from analysis.runs.scrapes import kv_usage
-from greenbench.contract.config import LivePoint
-from greenbench.contract.manifest import Manifest
-from greenbench.contract.run_dir import SERVERS_DIR, RunDir
+from greenbench.contract.run_dir import SERVERS_DIR
 from greenbench.contract.vllm_log import total_bytes
 
 GIB = 2**30
@@ -44,26 +43,7 @@ class MemoryResult:
     reasons: list[str] = field(default_factory=list[str])
 
 
-class MemoryRun(Protocol):
-    """As much of analysis.runs.run.Run as this reads."""
-
-    @property
-    def dir(self) -> RunDir: ...
-    @property
-    def manifest(self) -> Manifest: ...
-    @property
-    def live(self) -> LivePoint: ...
-    @property
-    def gpu(self) -> pd.DataFrame: ...
-    @property
-    def host(self) -> pd.DataFrame: ...
-    @property
-    def server(self) -> pd.DataFrame: ...
-    @property
-    def sources(self) -> dict[str, Any]: ...
-
-
-def point_memory(run: MemoryRun, start_mono_ns: int, end_mono_ns: int) -> MemoryResult:
+def point_memory(run: Run, start_mono_ns: int, end_mono_ns: int) -> MemoryResult:
     """Memory of one point; peaks are those between the two monotonic moments."""
     server = run.manifest.server
     reasons: list[str] = []
@@ -118,7 +98,7 @@ def sequences_that_fit(
     return fits
 
 
-def _shape(run: MemoryRun, reasons: list[str]) -> CacheShape | None:
+def _shape(run: Run, reasons: list[str]) -> CacheShape | None:
     """The model's cache shape, as vLLM resolved it or from its config.json."""
     server = run.manifest.server
     source = model_source(server, run.live.point.model.build)
@@ -136,7 +116,7 @@ def _shape(run: MemoryRun, reasons: list[str]) -> CacheShape | None:
     return shape
 
 
-def _server_log(run: MemoryRun) -> str:
+def _server_log(run: Run) -> str:
     path = run.dir.path.parent / SERVERS_DIR / run.manifest.server.server_id / "server.log"
     return path.read_text(errors="replace") if path.is_file() else ""
 
@@ -159,7 +139,7 @@ def _peak(frame: pd.DataFrame, column: str) -> float | None:
 
 
 def _device_or_process(
-    run: MemoryRun, start_ns: int, end_ns: int
+    run: Run, start_ns: int, end_ns: int
 ) -> tuple[int | None, Literal["device", "process RSS"] | None]:
     gpu = _within(run.gpu, start_ns, end_ns)
     if not gpu.empty:

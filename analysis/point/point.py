@@ -25,6 +25,7 @@ from analysis.point.resources import PointEnergy, energy, kv_share_per_sequence,
 from analysis.point.steady_window import Window, ml_energy_window, steady_window
 from analysis.point.throughput import Rates, Throughput, point_rates, throughput
 from analysis.runs.activity import activity
+from analysis.runs.fault import Fault
 from analysis.runs.identity import Block, Candidate, Identity, Place
 from analysis.runs.labels import labels
 from analysis.runs.run import Run
@@ -157,21 +158,26 @@ def choose_window(run: Run) -> Window | None:
     )
 
 
+def window_faults(window: Window | None) -> list[Fault]:
+    """Why a run that has no other fault gives no figures; empty for a steady window."""
+    if window is None:
+        return [Fault("no_steady_state", "it has no measure phase")]
+    return [Fault("no_steady_state", f"no steady state: {reason}") for reason in window.reasons]
+
+
 def analyse(run: Run, replaced_by: str | None = None) -> Point:
     """Everything the report says of one run."""
-    found = faults(run)
     if replaced_by is not None:
         reason = f"measured again: {replaced_by} stands for it"
         return _without_metrics(run, "superseded", [reason])
+    found = faults(run)
     codes = [fault.code for fault in found]
     status = _status(run, codes)
     if status != "ok":
         return _without_metrics(run, status, [f.sentence for f in found], faults=codes)
     window = choose_window(run)
-    if window is None:
-        return _without_metrics(run, "invalid", ["it has no measure phase"])
-    if not window.valid:
-        reasons = [f"no steady state: {reason}" for reason in window.reasons]
+    if window is None or not window.valid:
+        reasons = [fault.sentence for fault in window_faults(window)]
         return _without_metrics(run, "invalid", reasons, window)
     cycles = run_cycles(run, window)
     return _with_metrics(run, window, point_requests(run, window, cycles), cycles)

@@ -45,7 +45,7 @@ def to_mono_ns(run: Run, unix_ns: int) -> int:
 
 def memory(run: Run, window: Window) -> MemoryResult:
     return point_memory(
-        run,  # type: ignore[arg-type]  # the checker does not take a cached_property for what it yields
+        run,
         to_mono_ns(run, window.start_unix_ns),
         to_mono_ns(run, window.end_unix_ns),
     )

@@ -1,6 +1,6 @@
 """Whether the report would use a run, without its figures: what the sweep asks as soon as a point ends."""
 
-from analysis.point.point import choose_window
+from analysis.point.point import choose_window, window_faults
 from analysis.runs.fault import Fault
 from analysis.runs.run import Run
 from analysis.runs.validity import faults
@@ -11,10 +11,4 @@ def verdict(run: Run) -> list[Fault]:
 
     The same rules as ``analysis.point.point.analyse``: validity first, then the steady window.
     """
-    found = faults(run)
-    if found:
-        return found
-    window = choose_window(run)
-    if window is None:
-        return [Fault("no_steady_state", "it has no measure phase")]
-    return [Fault("no_steady_state", f"no steady state: {reason}") for reason in window.reasons]
+    return faults(run) or window_faults(choose_window(run))

@@ -17,8 +17,7 @@ import yaml
 
 from analysis.runs.parquet import row_files
 from greenbench import SCHEMA_VERSION
-from greenbench.contract.config import LivePoint, SweepConfig
-from greenbench.contract.connection import measured_part
+from greenbench.contract.config import LivePoint, SweepConfig, measured_point
 from greenbench.contract.errors import UserError, nearest
 from greenbench.contract.forms import (
     ROWS,
@@ -151,8 +150,7 @@ def _of_config(manifest: dict[str, Any], config: dict[str, Any] | None) -> Itera
 
 def hash_of_point(point: dict[str, Any]) -> str:
     """``config_hash`` of a point as it stands in config.yaml."""
-    server = {k: v for k, v in point["server"].items() if k not in ("port", "boot_timeout_s")}
-    return config_hash({**point, "server": measured_part(server)})
+    return config_hash(measured_point(point))
 
 
 def _marks(path: Path, reading: Reading) -> None:

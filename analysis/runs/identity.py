@@ -11,15 +11,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from analysis.runs.gpus import own_gpus, possible_gpus
-from greenbench.contract.config import LivePoint, LoadConfig, PhaseConfig, ServerConfig, SloConfig
+from greenbench.contract.config import (
+    NOT_MEASURED,
+    LivePoint,
+    LoadConfig,
+    PhaseConfig,
+    ServerConfig,
+    SloConfig,
+)
 from greenbench.contract.connection import NO_MEASUREMENT
 from greenbench.contract.manifest import Manifest
 
-Scalar = int | float | str | bool | None
 Fields = tuple[tuple[str, Any], ...]  # name and value, sorted by name
 
 # Where a server is found and how long one waits for it say nothing of what it does.
-NOT_SETTINGS = NO_MEASUREMENT | {"base_url", "served_model", "port", "boot_timeout_s"}
+NOT_SETTINGS = NO_MEASUREMENT | NOT_MEASURED | {"base_url", "served_model"}
 # Told by the manifest as they were in the running server.
 AS_SERVED = frozenset({"dtype", "kv_cache_dtype", "execution", "tensor_parallel"})
 SEVERAL_MODELS = "several models"

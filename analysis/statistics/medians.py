@@ -69,9 +69,9 @@ def cycles_edge(
     """
     kept = usable[cycles.request] & ~np.isnan(values[cycles.request])
     some, round_of = values[cycles.request][kept], cycles.number[kept]
-    if len(some) == 0 or statistic(some) <= 0:
+    whole = statistic(some) if len(some) else 0.0
+    if whole <= 0:
         return None
-    whole = statistic(some)
     last = int(round_of.max())
     if last < 1:
         return None
@@ -90,9 +90,9 @@ def open_edge(
     statistic: SampleStatistic = median,
 ) -> float | None:
     """The same in open loop: what moving either edge inwards by up to ``reach_ns`` changes."""
-    if len(values) == 0 or statistic(values) <= 0:
+    whole = statistic(values) if len(values) else 0.0
+    if whole <= 0:
         return None
-    whole = statistic(values)
     moves = reach_ns * np.arange(1, ROUNDS + 1) / ROUNDS
     kept = [base_ns >= span_ns[0] + by for by in moves] + [
         base_ns < span_ns[1] - by for by in moves

@@ -64,22 +64,6 @@ class Ratio:
     trend: Trend | None = None
     reason: str | None = None
 
-    def scaled(self, factor: float) -> "Ratio":
-        """The ratio in another unit; relative errors stay."""
-
-        def times(value: float | None) -> float | None:
-            return None if value is None else value * factor
-
-        trend = self.trend and replace(
-            self.trend, early=self.trend.early * factor, late=self.trend.late * factor
-        )
-        return replace(
-            self,
-            value=times(self.value),
-            standard_error=times(self.standard_error),
-            trend=trend,
-        )
-
 
 @dataclass(frozen=True)
 class Cycles:

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from greenbench.contract import hub
+from greenbench.contract.access import VARIABLE
 from greenbench.contract.address import address_fault
 from greenbench.contract.connection import ConnectionConfig, measured_part
 from greenbench.contract.cpu import Dtype
@@ -178,7 +179,7 @@ SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 def _env_fault(name: str, value: str | None) -> str | None:
     """Why a sweep may not set that variable of its servers; None where it may."""
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+    if not VARIABLE.fullmatch(name):
         return "no name of a variable"
     if name in LAUNCHERS_OWN or name.startswith("GREENBENCH_"):
         return "greenbench sets it itself; take it out"
@@ -382,6 +383,15 @@ class PromptRequest(StrictModel):
         )
 
 
+NOT_MEASURED = frozenset({"port", "boot_timeout_s"})  # of a server
+
+
+def measured_point(point: dict[str, Any]) -> dict[str, Any]:
+    """A point as it stands in config.yaml, without what changes no measurement."""
+    server = {key: value for key, value in point["server"].items() if key not in NOT_MEASURED}
+    return {**point, "server": measured_part(server)}
+
+
 class PointConfig(StrictModel):
     """config.yaml of a run directory: all that load generator and recorder need to know."""
 
@@ -403,11 +413,7 @@ class PointConfig(StrictModel):
 
     def identity(self) -> dict[str, Any]:
         """What makes two points the same measurement; ports and time limits do not."""
-        whole = self.model_dump(mode="json")
-        whole["server"].pop("port")
-        whole["server"].pop("boot_timeout_s")
-        whole["server"] = measured_part(whole["server"])
-        return whole
+        return measured_point(self.model_dump(mode="json"))
 
     @property
     def workload(self) -> str:
@@ -487,7 +493,7 @@ def _model_path(name: str, source: Path) -> str:
     if config_file(f"models/{name}.yaml").is_file():
         return name
     path = find_beside(name, source)
-    is_model = path is not None and (_is_yaml(path) or (Path(path) / "config.json").is_file())
+    is_model = path is not None and (_is_yaml(path) or has_config(Path(path)))
     return path if path is not None and is_model else name
 
 

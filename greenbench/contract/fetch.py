@@ -70,13 +70,11 @@ def _error_of(said: object) -> object:
     return said
 
 
-def fetch(
-    access: Access, path: str, limits: Limits, body: object = None, method: str | None = None
-) -> Reply:
+def fetch(access: Access, path: str, limits: Limits, body: object = None) -> Reply:
     """GET, or POST with a ``body`` (sent as JSON). Raises FetchError where no answer comes whole."""
     deadline = time.monotonic() + limits.seconds
     data = None if body is None else json.dumps(body).encode()
-    method = method or ("GET" if data is None else "POST")
+    method = "GET" if data is None else "POST"
     try:
         with _connect(access, deadline) as connected:
             connected.settimeout(_left(deadline))

@@ -5,7 +5,7 @@ import re
 GIB = 1024**3
 # "1.0 (Worker_TP0 pid=11) INFO …", "(EngineCore_DP1 pid=9) …", "(VllmWorker rank=0 pid=7) …"
 _WORKER = re.compile(r"^(?:[\d.]+ )?\(([^)]*pid=\d+[^)]*)\)")
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def cards(log: str) -> tuple[int, int]:
@@ -27,13 +27,17 @@ def total_bytes(log: str, pattern: str) -> int | None:
     """
     said: dict[str, float] = {}
     for line in log.splitlines():
-        text = _ANSI.sub("", line)
+        if "GiB" not in line and "GB" not in line:  # as all of the steps' lines, the most by far
+            continue
+        text = ANSI.sub("", line)
         found = re.search(pattern, text)
         if found:
             worker = _WORKER.match(text)
             said[worker[1] if worker else ""] = float(found[1])
+    if not said:
+        return None
     all_cards, stages = cards(log)
-    if not said or (stages > 1 and len(said) < all_cards):
+    if stages > 1 and len(said) < all_cards:
         return None
     silent = max(1.0, all_cards / len(said))
     return round(sum(said.values()) * silent * GIB)

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import psutil
 from pydantic import ValidationError
 
+from greenbench.contract.access import Access
 from greenbench.contract.config import LoadConfig, ServerRequest
 from greenbench.contract.errors import USAGE_EXIT, UserError, sentence_of, signal_name
 from greenbench.contract.installation import PACKAGES, bench_env
@@ -255,10 +255,9 @@ def read_server_json(directory: Path) -> tuple[str | None, str | None, Server | 
 
 def refuses(base_url: str) -> bool:
     """True where the host itself says that nothing listens there. Silence and other faults prove nothing."""
-    address = urlsplit(base_url)
+    address = Access(base_url)
     try:
-        port = address.port or (443 if address.scheme == "https" else 80)
-        socket.create_connection((address.hostname or "", port), CONNECT_S).close()
+        socket.create_connection((address.host, address.port), CONNECT_S).close()
     except ConnectionRefusedError:
         return True
     except (OSError, ValueError):

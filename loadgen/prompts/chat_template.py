@@ -1,13 +1,14 @@
 """A model's own chat template, rendered around the user's words."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from huggingface_hub import hf_hub_download
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -39,28 +40,37 @@ def user_turn(model_path: str, **options: bool) -> Callable[[str], str]:
     if not template:
         raise UserError(f"{model_path}: the tokenizer has no chat template; {WITHOUT}")
 
+    compiled = _compiled(template)
+    tokens = {name: _token(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
+
     def rendered(content: str) -> str:
-        return render(template, settings, content, **options)
+        with _said():
+            return compiled.render(
+                messages=[{"role": "user", "content": content}],
+                add_generation_prompt=True,
+                **options,
+                **tokens,
+            )
 
     if PLACE not in rendered(PLACE):
         raise UserError(f"{model_path}: the chat template does not contain the user's message")
     return rendered
 
 
-def render(template: str, settings: dict[str, Any], content: str = PLACE, **options: bool) -> str:
+def _compiled(template: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = _strftime_now
-    tokens = {name: _token(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
+    with _said():
+        return environment.from_string(template)
+
+
+@contextmanager
+def _said() -> Iterator[None]:
     try:
-        return environment.from_string(template).render(
-            messages=[{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            **options,
-            **tokens,
-        )
+        yield
     except TemplateError as error:
         raise UserError(f"the chat template fails ({error}); {WITHOUT}") from error
 

@@ -6,6 +6,7 @@ say was read from vLLM 0.32's backend classes (``vllm/v1/attention/backends``).
 A row can also stand outside this checkout, in a person's own YAML file (``servers/backends/custom.py``).
 """
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -74,6 +75,17 @@ class Backend:
         """The row as it holds with these values of its options."""
         differ = (self.options[name].values.get(str(chosen[name]), {}) for name in chosen)
         return replace(self, **{key: value for fields in differ for key, value in fields.items()})
+
+    def plugin_env(self, options: Mapping[str, int | float | str | bool]) -> dict[str, str]:
+        """What ``servers.plugins`` reads in the server; nothing for vLLM's own."""
+        if self.class_path is None:
+            return {}
+        folder = {"GREENBENCH_ATTENTION_FOLDER": self.class_folder} if self.class_folder else {}
+        return {
+            "GREENBENCH_ATTENTION_CLASS": self.class_path,
+            "GREENBENCH_ATTENTION_OPTIONS": json.dumps(dict(options), sort_keys=True),
+            **folder,
+        }
 
     @property
     def defaults(self) -> dict[str, int | float | str | bool]:

@@ -1,6 +1,5 @@
 """What both benches compare, taken from the table of backends, and the steps they time."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -10,7 +9,7 @@ from greenbench.contract.errors import UserError
 from servers.backends.choice import parse_choices, resolve
 from servers.backends.host_facts import Device
 from servers.backends.registry import BACKENDS, Backend
-from servers.plugins import CLASS_ENV, FOLDER_ENV, OPTIONS_ENV, Option
+from servers.plugins import Option
 
 if TYPE_CHECKING:
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
@@ -27,12 +26,7 @@ class Arm:
     @property
     def env(self) -> dict[str, str]:
         """What our plugins read; nothing for vLLM's own."""
-        if self.backend.class_path is None:
-            return {}
-        env = {CLASS_ENV: self.backend.class_path, OPTIONS_ENV: json.dumps(dict(self.options))}
-        if self.backend.class_folder is not None:
-            env[FOLDER_ENV] = self.backend.class_folder
-        return env
+        return self.backend.plugin_env(self.options)
 
 
 def arms_on(device: Device, names: str | None) -> list[Arm]:

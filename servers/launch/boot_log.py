@@ -2,7 +2,7 @@
 
 import re
 
-from greenbench.contract.vllm_log import total_bytes
+from greenbench.contract.vllm_log import ANSI, total_bytes
 
 # "1795.5 (EngineCore pid=12) ERROR 11-23 18:00:00 [core.py:100] ValueError: ..." -> "ValueError: ..."
 _PREFIX = re.compile(
@@ -22,7 +22,6 @@ _CONSEQUENCES = (
     "KeyboardInterrupt",
     "SystemExit",
 )
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 MAX_LENGTH = 300
 
 
@@ -32,7 +31,7 @@ def last_error(log: str) -> str | None:
     A traceback's last line is repeated by every process above the one that failed, each time wrapped in
     a more general error; those wrappers are passed over. Without any error line: the last line there is.
     """
-    lines = [_PREFIX.sub("", _ANSI.sub("", line)).rstrip() for line in log.splitlines()]
+    lines = [_PREFIX.sub("", ANSI.sub("", line)).rstrip() for line in log.splitlines()]
     for index in range(len(lines) - 1, -1, -1):
         if _names_a_cause(lines[index]):
             return _with_detail(lines, index)[:MAX_LENGTH]

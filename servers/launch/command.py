@@ -245,11 +245,7 @@ def _env(
         "VLLM_LOGGING_COLOR": "0",
         "PYTHONUNBUFFERED": "1",
     }
-    if backend.class_path is not None:
-        env["GREENBENCH_ATTENTION_CLASS"] = backend.class_path
-        if backend.class_folder is not None:
-            env["GREENBENCH_ATTENTION_FOLDER"] = backend.class_folder
-        env["GREENBENCH_ATTENTION_OPTIONS"] = json.dumps(dict(options), sort_keys=True)
+    env |= backend.plugin_env(options)
     if model_is_local:
         env["HF_HUB_OFFLINE"] = "1"
     return env

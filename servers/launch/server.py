@@ -11,11 +11,11 @@ from typing import Any, Self
 
 from greenbench.contract import hub
 from greenbench.contract.clock import Anchor
-from greenbench.contract.config import ModelConfig, ServerRequest
+from greenbench.contract.config import ServerRequest
 from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Server
 from greenbench.contract.model_shape import ModelShape
-from servers.backends.host_facts import HostFacts, ModelFacts
+from servers.backends.host_facts import HostFacts
 from servers.launch import boot_log, inspect, proof, smoke
 from servers.launch.command import (
     CUDAGRAPH_MODES,
@@ -73,12 +73,6 @@ def shapes_of(requests: Sequence[ServerRequest], context: LaunchContext) -> list
     return model_shapes(wishes, context.place)
 
 
-def model_facts(model: ModelConfig, context: LaunchContext) -> ModelFacts:
-    """Of a model that is served with its own flags alone."""
-    [shape] = model_shapes([Wish(model)], context.place)
-    return facts_of(model.name, shape)
-
-
 def planned(request: ServerRequest, context: LaunchContext, shape: ModelShape) -> Plan:
     """The plan of one server on this machine; that its model is missing is one of the refusals."""
     made = plan(request, context.host, facts_of(request.model.name, shape))
@@ -126,10 +120,12 @@ class Launch:
         out: Path,
         context: LaunchContext,
         say: Callable[[str], None],
+        shape: ModelShape | None = None,
     ) -> None:
+        """``shape``: of the request's model, where it is known already."""
         self._say = say
         port = pick_port(request.server.port)
-        [self.shape] = shapes_of([request], context)
+        self.shape = shape or shapes_of([request], context)[0]
         self.plan = planned(request, context, self.shape)
         if self.plan.refusals:
             raise UserError("; ".join(self.plan.refusals))

@@ -60,7 +60,7 @@ def ensure_model(model: ModelConfig, cache: Path, vllm_python: str, env: Mapping
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(folder.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two launchers may want the same model at once
-        if not (folder / "config.json").is_file():
+        if not has_config(folder):
             _build(model.build, folder, vllm_python, env)
     return path
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -20,10 +20,12 @@ from greenbench import SCHEMA_VERSION
 from greenbench.contract.config import BackendChoice, ModelConfig, ServerConfig, ServerRequest
 from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Server
+from greenbench.contract.model_shape import ModelShape
 from greenbench.contract.run_dir import slug, write_atomic
 from servers.backends.choice import resolve
 from servers.launch.process import ServerDied
-from servers.launch.server import BootFailed, Launch, LaunchContext, model_facts
+from servers.launch.server import BootFailed, Launch, LaunchContext
+from servers.models.shapes import Wish, model_shapes
 from servers.verify import compare
 from servers.verify.compare import Answer, Ask, Tolerance
 
@@ -105,9 +107,10 @@ def run(
         raise UserError(
             f"'{comparison.reference.name}' is approximate by design; take an exact reference"
         )
-    known = model_facts(comparison.model, context)
-    asks = compare.requests(known.vocab_size or UNKNOWN_VOCAB)
-    servers = _servers(comparison, out / VERIFY_DIR, context, say)
+    models = (comparison.model, comparison.reference_model)
+    shapes = Shapes(*model_shapes([Wish(model) for model in models], context.place))
+    asks = compare.requests(shapes.judged.vocab_size or UNKNOWN_VOCAB)
+    servers = _servers(comparison, shapes, out / VERIFY_DIR, context, say)
     judge = _Judge(comparison, servers, asks, say)
     groups = [servers.all] if comparison.parallel else [[one] for one in servers.all]
     with closing(_answered(groups, asks)) as finished:
@@ -116,31 +119,42 @@ def run(
     return judge.verdicts()
 
 
+class Shapes(NamedTuple):
+    """Of the two models, resolved at once."""
+
+    judged: ModelShape
+    reference: ModelShape
+
+
 def _servers(
-    comparison: Comparison, folder: Path, context: LaunchContext, say: Callable[[str], None]
+    comparison: Comparison,
+    shapes: Shapes,
+    folder: Path,
+    context: LaunchContext,
+    say: Callable[[str], None],
 ) -> Servers:
     def server(
-        model: ModelConfig, choice: BackendChoice, dtype: str, prefix: str = ""
+        model: ModelConfig, shape: ModelShape, choice: BackendChoice, dtype: str, prefix: str = ""
     ) -> ComparedServer:
-        window = model.max_model_len or model_facts(model, context).window_tokens
+        window = model.max_model_len or shape.window_tokens
         config = _server_config(comparison, model, window, dtype)
         request = ServerRequest(model=model, backend=choice, server=config)
         where = folder / f"{prefix}{slug(choice.label)}"
-        return ComparedServer(choice, dtype, where, Launch(request, where, context, say))
+        return ComparedServer(choice, dtype, where, Launch(request, where, context, say, shape))
 
     model, choice = comparison.reference_model, comparison.reference
-    reference = server(model, choice, comparison.reference_dtype, "reference-")
+    reference = server(model, shapes.reference, choice, comparison.reference_dtype, "reference-")
     judged: list[ComparedServer] = []
     for backend in comparison.backends:
         try:
-            judged.append(server(comparison.model, backend, comparison.dtype))
+            judged.append(server(comparison.model, shapes.judged, backend, comparison.dtype))
         except UserError as error:
             if not comparison.skip_refused:
                 raise
             say(f"skipped {backend.label}: {error}")
     rounded = None
     if comparison.measures_rounding:
-        rounded = server(model, choice, comparison.dtype, ROUNDED)
+        rounded = server(model, shapes.reference, choice, comparison.dtype, ROUNDED)
     return Servers(reference, rounded, judged)
 
 

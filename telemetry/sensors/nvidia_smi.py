@@ -18,8 +18,8 @@ from pathlib import Path
 
 from greenbench.contract.clock import Anchor
 from greenbench.contract.errors import UserError, nearest
+from greenbench.contract.nvidia_smi import MIB, value
 from greenbench.contract.nvidia_smi import number as number_of
-from greenbench.contract.nvidia_smi import value
 from greenbench.contract.run_dir import EVENTS, read_jsonl, write_atomic
 from greenbench.contract.schema import GpuSample
 from greenbench.contract.segments import SegmentedJsonlWriter
@@ -27,7 +27,6 @@ from telemetry.sensors.capability import Capability, available, unavailable
 from telemetry.sensors.gpu import GpuIdentity, GpuReading
 from telemetry.sensors.sources import merge_capabilities
 
-MIB = 2**20
 # nvidia-smi's column -> GpuReading's, and what one unit of it is in the latter's
 COLUMNS: dict[str, tuple[str, float]] = {
     "power.draw.instant": ("power_w", 1),

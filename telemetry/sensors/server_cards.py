@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from greenbench.contract.access import Access
 from telemetry.sensors.gpu import Reader, shown_gpus
 
-DEFAULT_PORTS = {"http": 80, "https": 443}
 # Programs that listen for a server which runs elsewhere: whose cards it uses cannot be told here.
 FORWARDERS = frozenset((
     "ssh", "sshd", "autossh", "kubectl", "nginx", "haproxy", "envoy", "caddy", "traefik", "socat",
@@ -54,18 +54,18 @@ def find_server(pid: int | None, base_url: str | None, machine: Machine) -> Foun
         return Found(pid, machine.environ(pid))
     if base_url is None:
         return Found()
-    parts = urlsplit(base_url)
-    host = parts.hostname or ""
-    if not machine.is_here(host):
-        return Found(elsewhere=f"the server runs at {host}, not on this machine")
-    listening = machine.listeners(parts.port or DEFAULT_PORTS.get(parts.scheme, 80))
+    address = Access(base_url)
+    if not machine.is_here(address.host):
+        return Found(elsewhere=f"the server runs at {address.host}, not on this machine")
+    listening = machine.listeners(address.port)
     first = next((each for each in listening if machine.parent(each) not in listening), None)
     if first is None:
         return Found()
     program = machine.program(first)
     if program in FORWARDERS:
+        where = urlsplit(base_url).netloc
         return Found(
-            elsewhere=f"at {parts.netloc} listens {program}, which passes on to a server elsewhere"
+            elsewhere=f"at {where} listens {program}, which passes on to a server elsewhere"
         )
     return Found(first, machine.environ(first))
 

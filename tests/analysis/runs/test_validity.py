@@ -13,17 +13,12 @@ from analysis.runs.run import load_run, load_runs
 from analysis.runs.validity import faults, superseded
 from greenbench.contract.errors import UserError
 from greenbench.contract.run_dir import RunDir, file_sha256
+from tests.fakes.rows import edit_manifest
 from tests.fakes.rundirs import FakeRun, write_run
 
 
 def codes(run: RunDir) -> list[str]:
     return [fault.code for fault in faults(load_run(run.path))]
-
-
-def edit_manifest(run: RunDir, change: Callable[[dict[str, Any]], None]) -> None:
-    raw = json.loads(run.manifest_path.read_text())
-    change(raw)
-    run.manifest_path.write_text(json.dumps(raw))
 
 
 def edit_rows(run: RunDir, change: Callable[[dict[str, Any]], None], rehash: bool = True) -> None:

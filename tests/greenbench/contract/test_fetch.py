@@ -2,10 +2,7 @@
 
 import itertools
 import json
-import shutil
 import socket
-import ssl
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +13,7 @@ from greenbench.contract.access import Access, access
 from greenbench.contract.errors import UserError
 from greenbench.contract.fetch import FetchError, Limits, fetch
 from greenbench.contract.served import find_endpoint, served_models
+from tests.fakes.certificates import make_certificate, server_context
 from tests.fakes.plain_server import PlainServer, page, pages
 
 BRIEF = Limits(seconds=1, bytes=2**20)
@@ -110,24 +108,13 @@ def test_key_and_headers_go_out_and_are_shown_nowhere() -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not shutil.which("openssl"):
-        pytest.skip("needs openssl for a certificate")
-    folder = tmp_path_factory.mktemp("tls")
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names, *files],
-        check=True,
-        capture_output=True,
-    )
-    return folder
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 def test_a_certificate_is_trusted_by_file_by_environment_or_not_at_all(
     certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+    context = server_context(certificate)
     ca_file = str(certificate / "cert.pem")
     with PlainServer(pages({"/": page(b"in")}), context) as server:
         with pytest.raises(FetchError, match=r"not trusted .*ca_file, or SSL_CERT_FILE.*insecure"):

@@ -1,12 +1,11 @@
 """TLS over the same reads: the kernel's times stay, and every way it can fail is a row."""
 
-import shutil
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.certificates import make_certificate, server_context
 from tests.fakes.clients import PROMPT, assert_in_order, fast, request
 from tests.fakes.openai_server import (
     GoldenServer,
@@ -16,29 +15,12 @@ from tests.fakes.openai_server import (
     stream_script,
 )
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("openssl"), reason="needs openssl for a certificate"
-)
 EVENTS = completion_events(len(PROMPT), [1] * 8)
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tls")
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names, *files],
-        check=True,
-        capture_output=True,
-    )
-    return folder
-
-
-def server_context(certificate: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
-    return context
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
