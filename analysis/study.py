@@ -1,6 +1,7 @@
 """All runs under one folder, worked through once: points, cells, differences, decisions."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from analysis.runs.identity import Candidate, Place, places
 from analysis.runs.labels import Labels, labels
 from analysis.runs.run import Run, read_runs, some_readable
 from analysis.runs.unmeasured import LeftOut, left_out, without_a_point
-from greenbench.contract.config import load_sweep
+from greenbench.contract.config import SweepConfig, load_sweep
 from greenbench.contract.errors import UserError
 
 BEATEN = 1.05  # a share of a ceiling from which it was not one; below, the noise of measuring it
@@ -80,10 +81,13 @@ def study(
 ) -> Study:
     """Load and analyse every run at or below ``root``.
 
-    ``across_executions``: eager and CUDA graphs in one ranking; otherwise each has its own. ``by``: name of
-    the objective of the headline; default: the sweep's ``objective``, else DEFAULT. UserError.
+    ``across_executions``: eager and CUDA graphs in one ranking, as where the sweep's candidates differ in it;
+    otherwise each has its own. ``by``: name of the objective of the headline; default: the sweep's
+    ``objective``, else DEFAULT. UserError.
     """
-    asked = by or sweep_objective(root)
+    sweeps = _sweeps(root)
+    asked = by or sweep_objective(sweeps)
+    across_executions = across_executions or any(map(_compares_executions, sweeps))
     chosen = objective(asked) if asked else DEFAULT
     runs, unreadable = read_runs(root)
     some_readable(root, runs, unreadable)
@@ -128,7 +132,10 @@ def placed(points: Sequence[Point], across: bool) -> tuple[list[Point], Labels]:
     where = places({point.run_id: point.identity for point in points}, across)
     current = [point for point in points if point.status != "superseded"]
     named = labels(
-        [point.candidate for point in current], [where[point.run_id] for point in current], across
+        [point.candidate for point in current],
+        [where[point.run_id] for point in current],
+        across,
+        {point.candidate: name for point in current if (name := point.identity.name)},
     )
     return [
         replace(
@@ -142,19 +149,24 @@ def placed(points: Sequence[Point], across: bool) -> tuple[list[Point], Labels]:
     ], named
 
 
-def sweep_objective(root: Path) -> str | None:
-    """``objective`` of the sweep in ``root``, or of those right below it where they agree."""
-    files = [root / "sweep.yaml", root.parent / "sweep.yaml", *sorted(root.glob("*/sweep.yaml"))]
-    asked = {_objective_of(file) for file in files if file.is_file()}
+def sweep_objective(sweeps: Iterable[SweepConfig]) -> str | None:
+    """The ``objective`` that all of them ask for."""
+    asked = {sweep.objective for sweep in sweeps}
     return asked.pop() if len(asked) == 1 else None
 
 
-def _objective_of(sweep: Path) -> str | None:
-    """None as well where the file cannot be read: the report does not rest on it."""
-    try:
-        return load_sweep(sweep).objective
-    except UserError:
-        return None
+def _compares_executions(sweep: SweepConfig) -> bool:
+    return len({who.server.execution for who in sweep.contenders}) > 1
+
+
+def _sweeps(root: Path) -> list[SweepConfig]:
+    """Of ``root``, or of the folders right below it. The report does not rest on one that cannot be read."""
+    files = [root / "sweep.yaml", root.parent / "sweep.yaml", *sorted(root.glob("*/sweep.yaml"))]
+    found: list[SweepConfig] = []
+    for file in filter(Path.is_file, files):
+        with contextlib.suppress(UserError):
+            found.append(load_sweep(file))
+    return found
 
 
 def _bottlenecks(

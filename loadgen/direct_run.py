@@ -12,7 +12,6 @@ from typing import Any, get_args
 
 from greenbench.contract.access import Access, access
 from greenbench.contract.config import (
-    BackendChoice,
     LivePoint,
     LoadConfig,
     ModelConfig,
@@ -140,7 +139,7 @@ def write_point(run_path: Path, host: str | None, options: Options) -> None:
         prompts_per_point=options.prompts,
     )
     model = ModelConfig(name=served, path=root, max_model_len=window)
-    [point] = points_of(sweep, model, BackendChoice(name="unknown"))
+    [point] = points_of(sweep, model, sweep.contenders[0])
     live = LivePoint(
         point=point,
         run_id=run_path.name,

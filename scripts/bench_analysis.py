@@ -21,7 +21,6 @@ from pathlib import Path
 
 from greenbench import __version__
 from greenbench.contract.config import (
-    BackendChoice,
     BuiltModel,
     LoadConfig,
     ModelConfig,
@@ -202,7 +201,7 @@ def _point(length_s: float) -> PointConfig:
         prompts_per_point=1,
     )
     model = ModelConfig(name="generated", build=BuiltModel(config={}), max_model_len=16_384)
-    [point] = points_of(sweep, model, BackendChoice(name="generated"))
+    [point] = points_of(sweep, model, sweep.contenders[0])
     return point
 
 

@@ -93,7 +93,7 @@ def start_of(options: argparse.Namespace) -> ServerStart:
         "phases": {"warmup_s": WARMUP_S, "measure_s": options.our_s, "drain_s": 60},
         "telemetry": {"period_s": 0.05},
     })  # fmt: skip
-    (start,) = expand(sweep, [load_model(options.model)])
+    (start,) = expand(sweep, [load_model(options.model)], sweep.contenders)
     return start
 
 

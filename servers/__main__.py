@@ -54,9 +54,14 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 INTERRUPTED = 130
 
 
-def launch_context() -> LaunchContext:
-    python = str(vllm_python())
+def launch_context(asked: str | None = None) -> LaunchContext:
+    """``asked``: the Python of another vLLM than VLLM_PYTHON's."""
+    python = _python(asked)
     return LaunchContext(this_host(python, MODULES), python, cache(), dict(os.environ))
+
+
+def _python(asked: str | None) -> str:
+    return str(vllm_python(os.environ if asked is None else os.environ | {"VLLM_PYTHON": asked}))
 
 
 def say(line: str) -> None:
@@ -110,7 +115,8 @@ def _server_config(args: argparse.Namespace) -> ServerConfig:
 
 
 def command_start(args: argparse.Namespace) -> int:
-    return _serve(_read_request(args.request), Path(args.out), launch_context())
+    request = _read_request(args.request)
+    return _serve(request, Path(args.out), launch_context(request.server.vllm))
 
 
 def _serve(request: ServerRequest, out: Path, context: LaunchContext) -> int:
@@ -150,14 +156,16 @@ def command_plan(_: argparse.Namespace) -> int:
     data = _read_json("-")
     if not isinstance(data, list):
         raise UserError("plan wants a JSON list of server requests on stdin")
-    context = launch_context()
     requests = [parse(ServerRequest, item, f"request {index}") for index, item in enumerate(data)]
-    shapes = shapes_of(requests, context)
-    plans = [
-        _launch_plan(request, context, shape).model_dump(mode="json")
-        for request, shape in zip(requests, shapes, strict=True)
-    ]
-    print(json.dumps(plans, indent=1))
+    plans: dict[int, LaunchPlan] = {}
+    for asked in dict.fromkeys(request.server.vllm for request in requests):
+        context = launch_context(asked)
+        own = {i: each for i, each in enumerate(requests) if each.server.vllm == asked}
+        shapes = shapes_of(list(own.values()), context)
+        for (index, request), shape in zip(own.items(), shapes, strict=True):
+            plans[index] = _launch_plan(request, context, shape)
+    listed = [plans[index].model_dump(mode="json") for index in range(len(requests))]
+    print(json.dumps(listed, indent=1))
     return 0
 
 
@@ -179,8 +187,10 @@ def _launch_plan(request: ServerRequest, context: LaunchContext, shape: ModelSha
 
 
 def command_build(args: argparse.Namespace) -> int:
-    model = _read_request(args.request).model if args.request else load_model(args.model)
-    print(ensure_model(model, cache(), str(vllm_python()), os.environ))
+    request = _read_request(args.request) if args.request else None
+    model = load_model(args.model) if request is None else request.model
+    asked = None if request is None else request.server.vllm
+    print(ensure_model(model, cache(), _python(asked), os.environ))
     return 0
 
 

@@ -24,7 +24,6 @@ from analysis.importers.record import CUT, NO_TOKEN, Foreign, Imported, Reader, 
 from greenbench import __version__
 from greenbench.contract.clock import Anchor
 from greenbench.contract.config import (
-    BackendChoice,
     ModelConfig,
     PhaseConfig,
     PointConfig,
@@ -314,7 +313,7 @@ def _point(imported: Imported, backend: str, length_s: float) -> PointConfig:
     model = ModelConfig(
         name=slug(imported.model) or UNKNOWN, path=imported.model, max_model_len=max(lengths)
     )
-    [point] = points_of(sweep, model, BackendChoice(name=backend))
+    [point] = points_of(sweep, model, sweep.contenders[0])
     return point
 
 

@@ -6,7 +6,7 @@ replicates. Labels are derived from the values (``analysis.runs.labels``) and ar
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,7 +88,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class DeviceKind:
-    """What must agree between points that are pooled or compared: the processors' models and the driver."""
+    """What must agree between points that are pooled or compared: the processors' models and the driver.
+
+    ``gpus``: names of the cards; one where as many equal ones serve as the server's parallelism takes, which
+    is the candidate's.
+    """
 
     cpu: str
     cores: int
@@ -97,16 +101,20 @@ class DeviceKind:
 
     @property
     def words(self) -> str:
-        """``2 × NVIDIA H200 (driver 580.1)``, or the CPU."""
+        """``NVIDIA H200 (driver 580.1)``, ``2 × NVIDIA H200 (driver 580.1)``, or the CPU."""
         if not self.gpus:
             return f"{self.cpu} ({self.cores} cores)"
-        names = [f"{self.gpus.count(n)} × {n}" for n in dict.fromkeys(self.gpus)]
+        counts = {name: self.gpus.count(name) for name in dict.fromkeys(self.gpus)}
+        names = [name if n == 1 else f"{n} × {name}" for name, n in counts.items()]
         return f"{', '.join(names)} (driver {self.driver or 'unknown'})"
 
 
 @dataclass(frozen=True)
 class Device:
-    """The very device: host and, on a GPU, the cards' UUIDs. Values of two devices are never paired."""
+    """The very device: host and, on a GPU, the cards' UUIDs in the driver's order.
+
+    Values of two devices are never paired; of candidates that take several cards, the first one counts.
+    """
 
     kind: DeviceKind
     host: str
@@ -158,16 +166,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Identity:
-    """All of it, of one run."""
+    """All of it, of one run. ``name``: what the sweep calls the candidate; no part of what it is."""
 
     workload: Workload
     candidate: Candidate
     device: Device
     replicate: Replicate
+    name: str | None = field(default=None, compare=False)
 
     @property
     def block(self) -> Block:
-        device = ",".join([self.device.host, *self.device.uuids])
+        device = ",".join([self.device.host, *self.device.uuids[:1]])
         return Block(self.replicate.folder, self.replicate.repeat, device)
 
     @property
@@ -179,7 +188,8 @@ class Identity:
 
 
 def identity_of(run: Recorded) -> Identity:
-    return Identity(_workload(run), _candidate(run), _device(run), _replicate(run))
+    name = run.live.point.name
+    return Identity(_workload(run), _candidate(run), _device(run), _replicate(run), name)
 
 
 def _workload(run: Recorded) -> Workload:
@@ -227,8 +237,11 @@ def _device(run: Recorded) -> Device:
     # cards that the recorder saw the server's processes on, else those it could use; all where it saw none
     used = own_gpus(run.sources) or possible_gpus(run.sources)
     cards = [card for card in host.gpus if used is None or card.uuid in used]
-    kind = DeviceKind(host.cpu.strip(), host.cores, tuple(card.name for card in cards), host.driver)
-    return Device(kind, run.manifest.clock.host, tuple(sorted(card.uuid for card in cards)))
+    names = tuple(card.name for card in cards)
+    if len(names) == run.manifest.server.cards and len(set(names)) == 1:
+        names = names[:1]
+    kind = DeviceKind(host.cpu.strip(), host.cores, names, host.driver)
+    return Device(kind, run.manifest.clock.host, tuple(card.uuid for card in cards))
 
 
 def _replicate(run: Recorded) -> Replicate:

@@ -4,6 +4,7 @@ A label is some base words (backend, task, load) and the words of every further 
 same base words differ; of candidates, every setting in which any two of one model do.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,17 +31,22 @@ class Labels:
 
 
 def labels(
-    candidates: Iterable[Candidate], places: Iterable[Place], across: bool = False
+    candidates: Iterable[Candidate],
+    places: Iterable[Place],
+    across: bool = False,
+    names: Mapping[Candidate, str] = {},
 ) -> Labels:
     """Of all points of a study at once: whether a field must be said hangs on the others.
 
-    ``across``: executions are compared, so they are part of a candidate's name.
+    ``across``: executions are compared, so they are part of a candidate's label. ``names``: what a sweep
+    calls a candidate, which is its label unless another one has it too.
     """
     who = list(dict.fromkeys(candidates))
     where = list(dict.fromkeys(places))
     facts = {c: _candidate_facts(c, across) for c in who}
     differs = _differing(who, facts)
     several = len({c.model for c in who}) > 1
+    given = Counter((names.get(c), c.model if several else None) for c in who)
     tasks = _told_apart(where, lambda p: (p.workload.task,), lambda p: _task_facts(p.workload))
     loads = _told_apart(
         where, lambda p: (_load_base(p.workload.load), tasks[p]), lambda p: _load_facts(p.workload)
@@ -54,7 +60,9 @@ def labels(
     executions, devices = {p.execution for p in where}, {p.device for p in where}
     return Labels(
         candidates={
-            c: MARK.join([_base(c, who, several), *(facts[c][name] for name in differs)])
+            c: _named(c, names[c], several)
+            if c in names and given[names[c], c.model if several else None] == 1
+            else MARK.join([_base(c, who, several), *(facts[c][name] for name in differs)])
             for c in who
         },
         tasks=tasks,
@@ -70,6 +78,10 @@ def labels(
         },
         differs={n: tuple(dict.fromkeys(facts[c][n] for c in who)) for n in differs},
     )
+
+
+def _named(candidate: Candidate, name: str, several_models: bool) -> str:
+    return f"{candidate.model}{MARK}{name}" if several_models else name
 
 
 def _base(candidate: Candidate, among: Sequence[Candidate], several_models: bool) -> str:
@@ -108,7 +120,15 @@ def _differing(candidates: Sequence[Candidate], facts: Mapping[Candidate, Facts]
     for model in dict.fromkeys(c.model for c in candidates):
         own = [facts[c] for c in candidates if c.model == model]
         names += [n for n in own[0] if len({f[n] for f in own}) > 1 and n not in names]
+    if "vllm" in names and _told_by("vllm_version", "vllm", facts.values()):
+        names.remove("vllm")
     return names
+
+
+def _told_by(name: str, other: str, facts: Iterable[Facts]) -> bool:
+    """Whether candidates that differ in ``other`` differ in ``name`` too."""
+    pairs = {(each[name], each[other]) for each in facts}
+    return len(pairs) == len({told for told, _ in pairs})
 
 
 def _told_apart(

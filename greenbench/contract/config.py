@@ -4,27 +4,22 @@ A wrong key or value becomes one sentence that names the file, the key and the n
 Names of backends and tasks are checked by the stages that own those tables, not here.
 """
 
-import json
 import os
-import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    field_validator,
     model_serializer,
     model_validator,
 )
 
 from greenbench.contract import hub
-from greenbench.contract.access import VARIABLE
-from greenbench.contract.address import address_fault
-from greenbench.contract.connection import ConnectionConfig, measured_part
+from greenbench.contract.candidates import CandidateConfig, Contender, MatrixConfig, contenders
+from greenbench.contract.connection import measured_part
 from greenbench.contract.cpu import Dtype
 from greenbench.contract.errors import UserError, nearest
 from greenbench.contract.explain import parse as parse
@@ -33,33 +28,22 @@ from greenbench.contract.installation import ROOT as ROOT
 from greenbench.contract.installation import config_file, config_names
 from greenbench.contract.limits import MOST_POINTS, MOST_PROMPT_TOKENS, beyond_limit
 from greenbench.contract.model_folder import CONFIG, another_form, has_config, read_config
+from greenbench.contract.server_config import SECRET as SECRET
+from greenbench.contract.server_config import BackendChoice as BackendChoice
+from greenbench.contract.server_config import ServerConfig as ServerConfig
+from greenbench.contract.strict import Options as Options
+from greenbench.contract.strict import StrictModel as StrictModel
+from greenbench.contract.strict import finite_numbers
 from greenbench.contract.yaml_files import dump_yaml as dump_yaml
 from greenbench.contract.yaml_files import load_yaml as load_yaml
 
 NAME_CHARS = 100  # of a sweep: folders are called by it
 
 
-class StrictModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def _finite_numbers(value: dict[str, Any]) -> dict[str, Any]:
-    """What becomes JSON, or a flag, has no infinity."""
-    for part in value.values():
-        try:
-            json.dumps(part, allow_nan=False)
-        except ValueError as error:
-            raise ValueError("every number in it must be finite") from error
-    return value
-
-
-Options = Annotated[dict[str, int | float | str | bool], AfterValidator(_finite_numbers)]
-
-
 class BuiltModel(StrictModel):
     """A model the project makes itself: a config, seeded random weights, a tokenizer it trains."""
 
-    config: Annotated[dict[str, Any], AfterValidator(_finite_numbers)]  # becomes config.json
+    config: Annotated[dict[str, Any], AfterValidator(finite_numbers)]  # becomes config.json
     seed: int = 1
     vocab_size: int = Field(
         default=4096, ge=512
@@ -86,106 +70,6 @@ class ModelConfig(StrictModel):
         if (self.path is None) == (self.build is None):
             raise ValueError("give either 'path' (a folder or hub id) or 'build', not both")
         return self
-
-
-class BackendChoice(StrictModel):
-    """A backend by its table name or one's own YAML file, with options of its own (e.g. window)."""
-
-    name: str
-    options: Options = Field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """e.g. ``sink_window(sink=4,window=1024)``; plain name without options, a file's is its stem."""
-        own = self.name.endswith((".yaml", ".yml"))
-        name = Path(self.name).stem if own else self.name
-        if not self.options:
-            return name
-        return f"{name}({','.join(f'{k}={v}' for k, v in sorted(self.options.items()))})"
-
-
-class ServerConfig(ConnectionConfig, StrictModel):
-    """Everything that could differ between backends is pinned here. ``base_url`` uses a running server."""
-
-    base_url: str | None = None
-    served_model: str | None = None  # with base_url: the name to ask for; default: the first listed
-    execution: Literal["eager", "piecewise", "full"] = "eager"
-    dtype: Dtype | None = None  # None: the model's
-    kv_cache_dtype: str = "auto"
-    max_model_len: int | None = Field(default=None, gt=0)  # None: the model's
-    max_num_seqs: int = Field(default=64, gt=0)
-    max_num_batched_tokens: int = Field(default=2048, gt=0)
-    block_size: int | None = Field(default=None, gt=0)  # None: the table's value for the backend
-    num_gpu_blocks: int | None = Field(default=None, gt=0)  # same KV pool for all backends
-    kv_cache_gib: float | None = Field(default=None, gt=0)  # None: 1 on a CPU, a share on a GPU
-    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
-    prefix_caching: bool = False
-    tensor_parallel: int = Field(default=1, ge=1)
-    seed: int = 0
-    iteration_log: bool = True  # --enable-logging-iteration-details
-    boot_timeout_s: float = Field(default=600, gt=0)
-    port: int | None = Field(default=None, ge=1, le=65535)  # None: a free one
-    extra_args: list[str] = Field(default_factory=list[str])
-    env: dict[str, str | None] = Field(default_factory=dict[str, str | None])  # None: our own value
-
-    @field_validator("base_url")
-    @classmethod
-    def _address(cls, url: str | None) -> str | None:
-        if url is not None and (fault := address_fault(url)):
-            raise ValueError(fault)
-        return url
-
-    @field_validator("env", mode="before")
-    @classmethod
-    def _names_alone(cls, given: object) -> object:
-        """A list of names passes on their values; a number of a mapping is its text."""
-        if isinstance(given, list):
-            names = cast("list[object]", given)
-            return dict.fromkeys(map(str, names))
-        if not isinstance(given, dict):
-            return given
-        pairs = cast("dict[object, object]", given)
-        return {
-            name: str(value) if type(value) in (int, float) else value
-            for name, value in pairs.items()
-        }
-
-    @model_validator(mode="after")
-    def _env_can_be_given(self) -> Self:
-        if self.env and self.base_url is not None:
-            raise ValueError(
-                "'env' is for a server that is started here, and 'base_url' runs already"
-            )
-        for name, value in self.env.items():
-            if value is not None and SECRET.search(name):
-                # no ValueError: its sentence would show the value
-                raise UserError(
-                    f"server.env: {name}: its value would be stored in each run; give the name alone "
-                    "(env: [NAME]), and set it where you start greenbench"
-                )
-            if fault := _env_fault(name, value):
-                raise ValueError(f"env: {name}: {fault}")
-        return self
-
-
-# What greenbench sets of a server's environment: these decide what is proven and logged.
-LAUNCHERS_OWN = frozenset((
-    "VLLM_PLUGINS", "VLLM_SERVER_DEV_MODE", "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_PREFIX",
-    "VLLM_LOGGING_COLOR", "VLLM_USE_FLASHINFER_SAMPLER", "HF_HUB_OFFLINE", "PYTHONUNBUFFERED",
-))  # fmt: skip
-CARDS_ENV = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
-
-
-def _env_fault(name: str, value: str | None) -> str | None:
-    """Why a sweep may not set that variable of its servers; None where it may."""
-    if not VARIABLE.fullmatch(name):
-        return "no name of a variable"
-    if name in LAUNCHERS_OWN or name.startswith("GREENBENCH_"):
-        return "greenbench sets it itself; take it out"
-    if name in CARDS_ENV and value is not None:
-        return "set it where you start greenbench, which goes by it too"
-    return None
 
 
 class LoadConfig(StrictModel):
@@ -273,12 +157,18 @@ class TelemetryConfig(StrictModel):
 
 
 class SweepConfig(StrictModel):
-    """configs/sweeps/<name>.yaml: one server start per model × backend × repeat, all points inside."""
+    """configs/sweeps/<name>.yaml: one server start per model × candidate × repeat, all points inside.
+
+    What is compared is one of: ``backends``, each with the same server; ``candidates``, each with server
+    settings of its own; ``matrix``, backends crossed with server settings.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=NAME_CHARS)
     seed: int = Field(default=7, ge=0)
     models: list[str] = Field(min_length=1)
-    backends: list[str | BackendChoice] = Field(min_length=1)
+    backends: list[str | BackendChoice] = Field(default_factory=list[str | BackendChoice])
+    candidates: list[CandidateConfig] = Field(default_factory=list[CandidateConfig])
+    matrix: MatrixConfig | None = None
     repeats: int = Field(default=1, ge=1)
     contexts: list[Annotated[int, Field(gt=0)]] = Field(min_length=1)  # prompt length, tokens
     tasks: list[str | TaskConfig] = Field(min_length=1)
@@ -292,14 +182,24 @@ class SweepConfig(StrictModel):
     telemetry: TelemetryConfig = TelemetryConfig()
 
     @model_validator(mode="after")
+    def _one_list_of_candidates(self) -> Self:
+        given = [key for key in ("backends", "candidates", "matrix") if getattr(self, key)]
+        if len(given) != 1:
+            found = f"found {' and '.join(given)}" if given else "found none of them"
+            raise ValueError(
+                f"what is compared is given by 'backends', 'candidates' or 'matrix'; {found}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _within_limits(self) -> Self:
         if sentence := beyond_limit(self):
             raise ValueError(sentence)
-        starts = len(self.models) * len(self.backends) * self.repeats
+        starts = len(self.models) * len(self.contenders) * self.repeats
         points = starts * len(self.contexts) * len(self.tasks) * len(self.loads)
         if points > MOST_POINTS:
             raise ValueError(
-                f"{points:,} points (models × backends × repeats × contexts × tasks × loads); "
+                f"{points:,} points (models × candidates × repeats × contexts × tasks × loads); "
                 f"{MOST_POINTS:,} at most"
             )
         tokens = self.prompts_per_point * max(self.contexts)
@@ -329,24 +229,27 @@ class SweepConfig(StrictModel):
     @model_validator(mode="after")
     def _one_server_is_one_candidate(self) -> Self:
         """A running server has one backend and one model, whatever it is called in the sweep."""
-        if self.server.base_url is None:
-            return self
-        labels = sorted({choice.label for choice, _ in self.candidates})
-        for key, found in (("backends", labels), ("models", sorted(set(self.models)))):
-            if len(found) > 1:
-                raise ValueError(
-                    f"'{key}' has {', '.join(found)} against one running server ({self.server.base_url}), "
-                    "which would be measured under each name; list the one that it runs, and give each "
-                    "server a sweep of its own"
-                )
+        at: dict[str, set[str]] = {}
+        for who in self.contenders:
+            if who.server.base_url is not None:
+                at.setdefault(who.server.base_url, set()).add(who.label)
+        key = "backends" if self.backends else "candidates"
+        for base_url, labels in at.items():
+            for listed, found in ((key, labels), ("models", set(self.models))):
+                if len(found) > 1:
+                    raise ValueError(
+                        f"'{listed}' has {', '.join(sorted(found))} against one running server ({base_url}), "
+                        "which would be measured under each name; list the one that it runs, and give each "
+                        "server a sweep of its own"
+                    )
         return self
 
     @property
-    def candidates(self) -> list[tuple[BackendChoice, int]]:
-        """Each listed backend with its index among equal ones: (a, a, b) → (a, 0), (a, 1), (b, 0)."""
-        choices = [BackendChoice(name=b) if isinstance(b, str) else b for b in self.backends]
-        labels = [choice.label for choice in choices]
-        return [(c, labels[:i].count(c.label)) for i, c in enumerate(choices)]
+    def contenders(self) -> list[Contender]:
+        """What is compared, each with its number among equal ones: (a, a, b) → a 0, a 1, b 0."""
+        listed = self.candidates or (list(self.matrix.candidates) if self.matrix else [])
+        each = listed or [CandidateConfig(backend=backend) for backend in self.backends]
+        return contenders(each, self.server)
 
     @property
     def task_configs(self) -> list[TaskConfig]:
@@ -384,12 +287,18 @@ class PromptRequest(StrictModel):
 
 
 NOT_MEASURED = frozenset({"port", "boot_timeout_s"})  # of a server
+NEWER = ("vllm",)  # of a server: keys that points from before them lack, which is None
 
 
 def measured_point(point: dict[str, Any]) -> dict[str, Any]:
     """A point as it stands in config.yaml, without what changes no measurement."""
-    server = {key: value for key, value in point["server"].items() if key not in NOT_MEASURED}
-    return {**point, "server": measured_part(server)}
+    server = {
+        key: value
+        for key, value in point["server"].items()
+        if key not in NOT_MEASURED and not (key in NEWER and value is None)
+    }
+    kept = {key: value for key, value in point.items() if key != "name"}
+    return {**kept, "server": measured_part(server)}
 
 
 class PointConfig(StrictModel):
@@ -398,7 +307,8 @@ class PointConfig(StrictModel):
     sweep: str
     seed: int
     repeat: int
-    arm: int = 0  # a backend listed n times gives 0..n-1: equal candidates show the noise floor
+    arm: int = 0  # a candidate listed n times gives 0..n-1: equal candidates show the noise floor
+    name: str | None = None  # what the sweep calls the candidate
     model: ModelConfig
     backend: BackendChoice
     server: ServerConfig
@@ -421,7 +331,7 @@ class PointConfig(StrictModel):
 
 
 def points_of(
-    sweep: SweepConfig, model: ModelConfig, backend: BackendChoice, arm: int = 0, repeat: int = 0
+    sweep: SweepConfig, model: ModelConfig, who: Contender, repeat: int = 0
 ) -> list[PointConfig]:
     """Every point of one server start: contexts × tasks × loads of the sweep, in this order."""
     return [
@@ -429,10 +339,11 @@ def points_of(
             sweep=sweep.name,
             seed=sweep.seed,
             repeat=repeat,
-            arm=arm,
+            arm=who.arm,
             model=model,
-            backend=backend,
-            server=sweep.server,
+            backend=who.backend,
+            server=who.server,
+            name=who.name,
             task=task.model_copy(update={"requests": None}),
             context_tokens=context,
             load=load,
@@ -475,18 +386,47 @@ def _from_its_folder(sweep: SweepConfig, source: Path) -> SweepConfig:
         load if load.trace is None else load.model_copy(update={"trace": found(load.trace)})
         for load in sweep.loads
     ]
-    server, ca_file = sweep.server, sweep.server.ca_file
-    if ca_file is not None:
-        server = server.model_copy(update={"ca_file": found(ca_file)})
     return sweep.model_copy(
         update={
-            "server": server,
+            "server": sweep.server.model_copy(
+                update=_server_paths(sweep.server.model_dump(), source)
+            ),
             "models": [_model_path(name, source) for name in sweep.models],
             "backends": [_backend_path(backend, source) for backend in sweep.backends],
+            "candidates": [_candidate_paths(each, source) for each in sweep.candidates],
+            "matrix": None if sweep.matrix is None else _matrix_paths(sweep.matrix, source),
             "loads": loads,
             "text_file": None if sweep.text_file is None else found(sweep.text_file),
         }
     )
+
+
+SERVER_FILES = ("ca_file", "vllm")  # keys of a server that may name a file
+
+
+def _server_paths(server: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """Of a server's keys those that name a file which is there: their absolute paths."""
+    named = {key: server[key] for key in SERVER_FILES if isinstance(server.get(key), str)}
+    return {key: find_beside(text, source) or text for key, text in named.items()}
+
+
+def _candidate_paths(candidate: CandidateConfig, source: Path) -> CandidateConfig:
+    update: dict[str, Any] = {
+        "backend": _backend_path(candidate.backend, source),
+        "server": {**candidate.server, **_server_paths(candidate.server, source)},
+    }
+    if candidate.vllm is not None:
+        update |= _server_paths({"vllm": candidate.vllm}, source)
+    return candidate.model_copy(update=update)
+
+
+def _matrix_paths(matrix: MatrixConfig, source: Path) -> MatrixConfig:
+    server = {
+        key: [_server_paths({key: value}, source).get(key, value) for value in values]
+        for key, values in matrix.server.items()
+    }
+    backends = [_backend_path(backend, source) for backend in matrix.backends]
+    return matrix.model_copy(update={"backends": backends, "server": server})
 
 
 def _model_path(name: str, source: Path) -> str:

@@ -65,9 +65,12 @@ MOST_POINTS = 100_000  # more than a year of half-minutes, and more folders than
 MOST_PROMPT_TOKENS = 2_000_000_000  # of one file: some ten GB
 
 
-def beyond_limit(sweep: BaseModel) -> str | None:
-    """A sentence for the first key that is beyond its limit; None when none is."""
-    for where, value in _numbers(sweep, ()):
+def beyond_limit(model: BaseModel, at: Key = ()) -> str | None:
+    """A sentence for the first key that is beyond its limit; None when none is.
+
+    ``at``: where the model stands in a sweep.
+    """
+    for where, value in _numbers(model, at):
         limit = LIMITS.get(".".join("*" if isinstance(part, int) else part for part in where))
         if limit is not None and value > limit.most:
             key = ".".join(str(part) for part in where)

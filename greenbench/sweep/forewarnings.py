@@ -19,7 +19,7 @@ PERCENTILES = ((99, 1000), (95, 200), (90, 100))  # and the requests that each n
 def forewarnings(sweep: SweepConfig, points: list[PointConfig], gpus: bool) -> list[str]:
     """A sentence for each thing that the report will not be able to say. ``gpus``: this host has some."""
     said = [*_too_short(sweep.phases, gpus), *_too_few(points)]
-    if sweep.server.base_url is not None and sweep.repeats > 1:
+    if sweep.repeats > 1 and any(who.server.base_url for who in sweep.contenders):
         said.append(
             f"repeats: {sweep.repeats} at a running server are {sweep.repeats} times the same start, and "
             "show none of what differs from start to start"

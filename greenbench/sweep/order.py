@@ -6,11 +6,11 @@ are in seeded random order too.
 """
 
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from greenbench.contract.candidates import Contender
 from greenbench.contract.config import (
-    BackendChoice,
     ModelConfig,
     PointConfig,
     PromptRequest,
@@ -28,9 +28,10 @@ FEWEST_SCORED = 8  # by log-probabilities
 
 @dataclass(frozen=True, slots=True)
 class ServerStart:
-    """One server process and the points measured on it."""
+    """One server process and the points measured on it. ``candidate``: its label in the sweep."""
 
     request: ServerRequest
+    candidate: str
     repeat: int
     arm: int
     points: tuple[PointConfig, ...]
@@ -38,40 +39,40 @@ class ServerStart:
     @property
     def label(self) -> str:
         again = f" replicate {self.arm}" if self.arm else ""
-        return f"{self.request.model.name} {self.request.backend.label} repeat {self.repeat}{again}"
+        return f"{self.request.model.name} {self.candidate} repeat {self.repeat}{again}"
 
     @property
     def slug(self) -> str:
-        backend = slug(self.request.backend.label)[:NAME_CHARS]
-        return f"{slug(self.request.model.name)[:NAME_CHARS]}-{backend}-r{self.repeat}a{self.arm}"
+        candidate = slug(self.candidate)[:NAME_CHARS]
+        return f"{slug(self.request.model.name)[:NAME_CHARS]}-{candidate}-r{self.repeat}a{self.arm}"
 
 
-def expand(sweep: SweepConfig, models: list[ModelConfig]) -> list[ServerStart]:
+def expand(
+    sweep: SweepConfig, models: list[ModelConfig], candidates: Sequence[Contender]
+) -> list[ServerStart]:
     """All server starts of the sweep, in the order they are to run."""
     return [
-        _start(sweep, model, backend, arm, repeat)
+        _start(sweep, model, who, repeat)
         for repeat in range(sweep.repeats)
-        for model, backend, arm in _block_order(sweep, models, repeat)
+        for model, who in _block_order(sweep, models, candidates, repeat)
     ]
 
 
 def _block_order(
-    sweep: SweepConfig, models: list[ModelConfig], repeat: int
-) -> list[tuple[ModelConfig, BackendChoice, int]]:
-    block = [(model, backend, arm) for model in models for backend, arm in sweep.candidates]
+    sweep: SweepConfig, models: list[ModelConfig], candidates: Sequence[Contender], repeat: int
+) -> list[tuple[ModelConfig, Contender]]:
+    block = [(model, who) for model in models for who in candidates]
     random.Random(f"{sweep.seed}/block/{repeat}").shuffle(block)
     return block
 
 
-def _start(
-    sweep: SweepConfig, model: ModelConfig, backend: BackendChoice, arm: int, repeat: int
-) -> ServerStart:
-    points = points_of(sweep, model, backend, arm, repeat)
-    random.Random(f"{sweep.seed}/points/{repeat}/{model.name}/{backend.label}/{arm}").shuffle(
+def _start(sweep: SweepConfig, model: ModelConfig, who: Contender, repeat: int) -> ServerStart:
+    points = points_of(sweep, model, who, repeat)
+    random.Random(f"{sweep.seed}/points/{repeat}/{model.name}/{who.label}/{who.arm}").shuffle(
         points
     )
-    request = ServerRequest(model=model, backend=backend, server=sweep.server)
-    return ServerStart(request=request, repeat=repeat, arm=arm, points=tuple(points))
+    request = ServerRequest(model=model, backend=who.backend, server=who.server)
+    return ServerStart(request, who.label, repeat, who.arm, tuple(points))
 
 
 def check_names(sweep: SweepConfig, models: list[ModelConfig]) -> None:
@@ -85,13 +86,14 @@ def check_names(sweep: SweepConfig, models: list[ModelConfig]) -> None:
 
 
 def check_window(
-    sweep: SweepConfig, windows: Mapping[str, int | None], outputs: dict[str, int]
+    sweep: SweepConfig, windows: Iterable[tuple[str, int | None]], outputs: dict[str, int]
 ) -> None:
     """Every prompt with its output must fit what its server takes.
 
-    ``windows``: model → tokens, None where nobody knows; ``outputs``: task → default tokens.
+    ``windows``: of each server its name and tokens, None where nobody knows; ``outputs``: task → default
+    tokens.
     """
-    for name, window in windows.items():
+    for name, window in windows:
         if window is None:
             continue
         for task in sweep.task_configs:
@@ -99,7 +101,7 @@ def check_window(
             if context + output > window:
                 raise UserError(
                     f"sweep '{sweep.name}': context {context} plus {output} output tokens of task "
-                    f"'{task.name}' is longer than the window of model '{name}' ({window}); "
+                    f"'{task.name}' is longer than the window of {name} ({window}); "
                     "shorten 'contexts' or choose another model"
                 )
 

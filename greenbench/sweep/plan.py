@@ -1,11 +1,13 @@
 """What a sweep will run: server starts and their points, checked before the first server boots."""
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from greenbench.contract.access import access
+from greenbench.contract.candidates import Contender
 from greenbench.contract.config import (
     ServerConfig,
     SweepConfig,
@@ -42,10 +44,11 @@ class Plan:
 def plan_sweep(sweep: SweepConfig, blocks: frozenset[int] | None = None) -> list[Plan]:
     """Expand the sweep, or some repeats, and have the other stages check every name. Raises UserError."""
     check_files(sweep)
-    sweep = sweep.model_copy(update={"server": attached(sweep.server)})
+    candidates = _attached(sweep.contenders)
     models = [load_model(name) for name in sweep.models]
     check_names(sweep, models)
-    starts = [s for s in expand(sweep, models) if blocks is None or s.repeat in blocks]
+    every = expand(sweep, models, candidates)
+    starts = [start for start in every if blocks is None or start.repeat in blocks]
     tasks = call_json(python_module("loadgen", "tasks"))
     check_tasks(sweep, tasks)
     if traces := traces_of(sweep):
@@ -56,9 +59,29 @@ def plan_sweep(sweep: SweepConfig, blocks: frozenset[int] | None = None) -> list
         for launch in call_json(python_module("servers", "plan"), requests)
     ]
     plans = [Plan(start, launch) for start, launch in zip(starts, launches, strict=True)]
-    windows = {plan.start.request.model.name: plan.launch.max_model_len for plan in plans}
+    windows = [
+        (_window_owner(plan.start), plan.launch.max_model_len)
+        for plan in plans
+        if not plan.launch.refusals
+    ]
     check_window(sweep, windows, {name: task["output_tokens"] for name, task in tasks.items()})
     return plans
+
+
+def _window_owner(start: ServerStart) -> str:
+    model = f"model '{start.request.model.name}'"
+    return (
+        model if start.request.server.max_model_len is None else f"{start.candidate} with {model}"
+    )
+
+
+def _attached(candidates: Sequence[Contender]) -> list[Contender]:
+    """Each with its server as it is reached; one server is asked once."""
+    reached: dict[str, ServerConfig] = {}
+    for who in candidates:
+        key = who.server.model_dump_json()
+        reached[key] = reached.get(key) or attached(who.server)
+    return [replace(who, server=reached[who.server.model_dump_json()]) for who in candidates]
 
 
 def unknown_shapes(plans: list[Plan]) -> list[str]:
@@ -160,8 +183,14 @@ def dtype_notes(plans: list[Plan]) -> list[str]:
 
 
 def split_refused(plans: list[Plan], skip: bool) -> tuple[list[Plan], dict[str, list[str]]]:
-    """The plans that this host can run, and of the others the reasons by label."""
-    refused = {p.launch.label: p.launch.refusals for p in plans if p.launch.refusals}
+    """The plans that this host can run, and of the others the reasons by label.
+
+    UserError where nothing is left, or something is refused that may not be skipped.
+    """
+    refused = {p.start.candidate: p.launch.refusals for p in plans if p.launch.refusals}
+    if refused and skip and all(plan.launch.refusals for plan in plans):
+        said = "; ".join(f"{label}: {'; '.join(reasons)}" for label, reasons in refused.items())
+        raise UserError(f"this host can run none of the candidates. {said}")
     if refused and not skip:
         label, reasons = next(iter(refused.items()))
         raise UserError(

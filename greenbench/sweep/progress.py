@@ -49,7 +49,7 @@ class SweepProgress:
         self.console.print(f"{points} points to measure, {skipped} already complete")
 
     def server(self, start: ServerStart, state: str) -> None:
-        self.progress.update(self._task, description=f"{start.request.backend.label}: {state}")
+        self.progress.update(self._task, description=f"{start.candidate}: {state}")
         self.console.print(f"[bold]{start.label}[/]: {state}", highlight=False)
 
     def point(self, point: PointConfig) -> None:

@@ -79,9 +79,11 @@ def run_sweep(
 ) -> Outcome:
     """Measure every pending point of the sweep, or of some repeats, into ``out``.
 
-    Raises UserError before any start.
+    Of ``candidates`` and a ``matrix``, those that the host refuses are skipped. Raises UserError before any
+    start.
     """
-    plans, refused = split_refused(plan_sweep(sweep, blocks), skip_refused)
+    may_skip = skip_refused or not sweep.backends
+    plans, refused = split_refused(plan_sweep(sweep, blocks), may_skip)
     with Claim(out, blocks) as claim:
         prepare_directory(out)
         for sentence in claim.notes:

@@ -133,7 +133,7 @@ def point_config(fake: FakeRun) -> PointConfig:
         name=fake.sweep,
         seed=fake.seed,
         models=[fake.model],
-        backends=[fake.backend],
+        backends=[BackendChoice(name=fake.backend, options=fake.options)] * (fake.arm + 1),
         contexts=[fake.context_tokens],
         tasks=[TaskConfig(name=fake.task, output_tokens=fake.output_tokens)],
         loads=[load],
@@ -152,8 +152,7 @@ def point_config(fake: FakeRun) -> PointConfig:
         max_model_len=8192,
         dtype="bfloat16",
     )
-    backend = BackendChoice(name=fake.backend, options=fake.options)
-    [point] = points_of(sweep, model, backend, fake.arm, fake.repeat)
+    [point] = points_of(sweep, model, sweep.contenders[fake.arm], fake.repeat)
     return point
 
 

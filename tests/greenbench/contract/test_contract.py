@@ -163,7 +163,7 @@ def test_a_backend_listed_twice_gives_two_equal_candidates() -> None:
     sweep = parse(
         SweepConfig, {**SWEEP, "backends": ["a", "b", "a", {"name": "a", "options": {"w": 1}}]}, "x"
     )
-    assert [(choice.label, arm) for choice, arm in sweep.candidates] == [
+    assert [(who.label, who.arm) for who in sweep.contenders] == [
         ("a", 0), ("b", 0), ("a", 1), ("a(w=1)", 0),
     ]  # fmt: skip
 

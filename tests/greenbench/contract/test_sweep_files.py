@@ -144,7 +144,7 @@ def test_what_is_written_is_read_as_it_was(tmp_path: Path, value: object) -> Non
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
 def test_an_empty_file_says_what_the_least_sweep_holds(tmp_path: Path, text: str) -> None:
     assert refusal(tmp_path, text) == (
-        "keys and values are wanted, at least name, models, backends, contexts, tasks, loads; it is empty"
+        "keys and values are wanted, at least name, models, contexts, tasks, loads; it is empty"
     )
 
 

@@ -25,8 +25,7 @@ def request(**server: object) -> ServerRequest:
 
 
 def points(of: SweepConfig) -> list[PointConfig]:
-    choice, _ = of.candidates[0]
-    return points_of(of, request().model, choice)
+    return points_of(of, request().model, of.contenders[0])
 
 
 def said(gpus: bool = True, **changes: object) -> list[str]:

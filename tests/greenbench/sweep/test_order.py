@@ -7,6 +7,7 @@ from greenbench.contract.errors import UserError
 from greenbench.contract.new_run import point_hash
 from greenbench.sweep.order import (
     FEWEST_ANSWERS,
+    ServerStart,
     check_window,
     expand,
     prompt_file_name,
@@ -27,8 +28,12 @@ def sweep(**changes: object) -> SweepConfig:
     return parse(SweepConfig, {**base, **changes}, "test")
 
 
+def starts_of(config: SweepConfig) -> list[ServerStart]:
+    return expand(config, [MODEL], config.contenders)
+
+
 def test_one_start_for_each_model_backend_and_repeat_with_every_point_inside() -> None:
-    starts = expand(sweep(), [MODEL])
+    starts = starts_of(sweep())
     assert len(starts) == 1 * 2 * 3
     assert all(len(start.points) == 2 * 2 * 2 for start in starts)
     # blocks: each repeat holds each backend once before the next repeat begins
@@ -42,24 +47,24 @@ def test_the_order_is_random_over_blocks_and_the_same_for_the_same_seed() -> Non
     def order(seed: int) -> list[str]:
         return [
             s.label + str([p.workload for p in s.points])
-            for s in expand(sweep(seed=seed, repeats=8), [MODEL])
+            for s in starts_of(sweep(seed=seed, repeats=8))
         ]
 
     assert order(1) == order(1)
     assert order(1) != order(2)
-    firsts = [s.request.backend.name for s in expand(sweep(repeats=8), [MODEL])][::2]
+    firsts = [s.request.backend.name for s in starts_of(sweep(repeats=8))][::2]
     assert {"a", "b"} == set(firsts), "one backend always went first"
 
 
 def test_all_points_of_a_sweep_are_different_measurements() -> None:
-    hashes = [point_hash(point) for start in expand(sweep(), [MODEL]) for point in start.points]
+    hashes = [point_hash(point) for start in starts_of(sweep()) for point in start.points]
     assert len(hashes) == len(set(hashes)) == 48
 
 
 def test_prompts_are_the_same_for_every_backend_repeat_and_load() -> None:
     names = {
         prompt_file_name(point, prompt_request(point, "/m"))
-        for start in expand(sweep(), [MODEL])
+        for start in starts_of(sweep())
         for point in start.points
     }
     assert len(names) == 2 * 2  # contexts × tasks
@@ -67,14 +72,13 @@ def test_prompts_are_the_same_for_every_backend_repeat_and_load() -> None:
 
 def test_a_context_that_does_not_fit_the_window_is_refused_before_a_start() -> None:
     tight = sweep(contexts=[4080], tasks=["retrieve"])
-    check_window(
-        tight, {"m": 4096, "unknown": None}, {"retrieve": 16}
-    )  # 4080 + 16 = 4096, the window
+    fits = [("model 'm'", 4096), ("unknown", None)]  # 4080 + 16 = 4096, the window
+    check_window(tight, fits, {"retrieve": 16})
     with pytest.raises(UserError, match=r"4080 plus 17 output tokens of task 'retrieve' is longer"):
-        check_window(tight, {"m": 4096}, {"retrieve": 17})
+        check_window(tight, [("model 'm'", 4096)], {"retrieve": 17})
     own = sweep(contexts=[4080], tasks=[{"name": "retrieve", "output_tokens": 99}])
     with pytest.raises(UserError, match=r"4080 plus 99 output tokens"):
-        check_window(own, {"m": 4096}, {"retrieve": 16})
+        check_window(own, [("model 'm'", 4096)], {"retrieve": 16})
 
 
 def test_unknown_tasks_and_parameters_name_the_nearest() -> None:
@@ -149,7 +153,7 @@ def test_a_failure_of_the_server_is_not_overwritten_by_what_the_rows_say() -> No
 def test_a_task_may_ask_for_its_own_number_of_requests() -> None:
     """Guards the demo: 32 prompts decide a gate, and 32 long perplexities would take minutes."""
     tasks = [{"name": "retrieve", "requests": 32}, "summarize"]
-    points = expand(sweep(tasks=tasks, phases={"requests": 5}), [MODEL])[0].points
+    points = starts_of(sweep(tasks=tasks, phases={"requests": 5}))[0].points
     limits = {(point.task.name, point.phases.requests) for point in points}
     assert limits == {("retrieve", 32), ("summarize", 5)}
     # the prompts do not depend on how many of them are asked
