@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,8 @@ from rich.console import Console
 
 from greenbench import __version__
 from greenbench import doctor as doctor_module
-from greenbench.contract.config import PointConfig, SweepConfig, load_sweep
+from greenbench.choose import Wish, answer, parse_backends, parse_contexts, parse_slo, plan_choice
+from greenbench.contract.config import PointConfig, SloConfig, SweepConfig, load_sweep
 from greenbench.contract.errors import UserError, exit_on_user_error, nearest
 from greenbench.contract.installation import config_file, config_names, plugin_folder, results
 from greenbench.sweep.child_processes import StageError, passthrough, python_module
@@ -33,6 +35,7 @@ from greenbench.sweep.time_budget import estimate, fitting, trimmed, whole
 from greenbench.vllm_python import vllm_python
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+REPORT_S = 20.0  # of the time that is given, kept for the report
 PASS: dict[str, bool | list[str]] = {  # the stage reads these commands' arguments, --help too
     "allow_extra_args": True,
     "ignore_unknown_options": True,
@@ -109,6 +112,68 @@ def run(
         outcome = run_sweep(config, target, view, skip_refused, chosen, within_s)
     print_outcome(outcome, config, target)
     raise typer.Exit(1 if outcome.failures or outcome.pending else 0)
+
+
+@app.command()
+def choose(
+    model: Annotated[
+        str, typer.Argument(help="A hub id, a folder or YAML file, or a name in configs/models.")
+    ],
+    contexts: Annotated[
+        str | None,
+        typer.Option(help="Prompt lengths, e.g. 2k,8k,32k; default: those that fit the model."),
+    ] = None,
+    within: Annotated[
+        str, typer.Option(metavar="TIME", help="All of it takes no longer: 30m, 1h30m.")
+    ] = "30m",
+    objective: Annotated[
+        str | None, typer.Option(help="What decides: ttft, tpot, e2e, energy, goodput, …")
+    ] = None,
+    slo: Annotated[
+        str | None, typer.Option(help="Bounds of a good request, e.g. ttft=2,tpot=50ms.")
+    ] = None,
+    backends: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated; default: the exact ones that this host can run."),
+    ] = None,
+    users: Annotated[
+        int | None, typer.Option(min=1, help="Requests open at once; default 8, on a CPU 2.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where results go; default runs/choose-<model> here.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan; start nothing.")] = False,
+) -> None:
+    """Which backend should serve this model here? Plans, measures and answers within a time."""
+    began_s = time.monotonic()
+    within_s = parse_duration(within)
+    wish = Wish(
+        model=model,
+        contexts=None if contexts is None else parse_contexts(contexts),
+        backends=None if backends is None else parse_backends(backends),
+        objective=objective,
+        slo=SloConfig() if slo is None else parse_slo(slo),
+        users=users,
+    )
+    config = plan_choice(wish, bool(host().gpus), print)
+    target = (out or results() / config.name).expanduser().resolve()
+    if dry_run:
+        plans = plan_sweep(config)
+        print_plan(plans)
+        print_estimate(config, plans, target, within_s)
+        return
+    left_s = within_s - REPORT_S - (time.monotonic() - began_s)
+    with SweepProgress(Console(soft_wrap=True)) as view:
+        outcome = run_sweep(config, target, view, skip_refused=True, within_s=left_s)
+    print_outcome(outcome, config, target)
+    if not outcome.complete and not outcome.skipped:
+        raise typer.Exit(1)
+    code = passthrough(python_module("analysis", "report", str(target)))
+    if code == 0:
+        print()
+        for sentence in answer(target / "summary.json"):
+            print(sentence)
+    raise typer.Exit(code)
 
 
 @app.command(context_settings=PASS)

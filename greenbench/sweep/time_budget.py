@@ -11,10 +11,10 @@ from greenbench.contract.errors import UserError
 from greenbench.sweep.order import ServerStart
 
 # Guesses for what was never measured; the first start replaces them.
-BOOT_S = 60.0
+BOOT_S = 45.0
 STOP_S = 5.0
 AROUND_S = 8.0  # of a point: its recorder and load generator start, open requests drain, answers are graded
-PREFILL_PER_S = {False: 2_000.0, True: 40_000.0}  # prompt tokens a second, without and with a GPU
+PREFILL_PER_S = {False: 6_000.0, True: 40_000.0}  # prompt tokens a second, without and with a GPU
 JOULES_S = 75.0  # an auto point on a GPU: 60 s for the joules and what is not steady
 STEADY_S = 30.0  # an auto point on a CPU
 

@@ -1,42 +1,13 @@
-"""Backends as a person names them, and the rows that are meant.
+"""The row of the table, or of one's own file, that a person's choice means."""
 
-``sdpa``, with options ``sink_window(sink=4,window=2048)``, or one's own ``path/to/mine.yaml(tile=64)``.
-"""
-
-import json
-import re
 from typing import Any
 
-from greenbench.contract.config import BackendChoice, parse
+from greenbench.contract.backend_names import parse_choice as parse_choice
+from greenbench.contract.backend_names import parse_choices as parse_choices
+from greenbench.contract.config import BackendChoice
 from greenbench.contract.errors import UserError, nearest
 from servers.backends.custom import is_own, read_backend
 from servers.backends.registry import BACKENDS, Backend, Option
-
-_WRITTEN = re.compile(r"(?P<name>[\w./~-]+)(?:\((?P<options>[^()]*)\))?")
-
-
-def parse_choice(text: str) -> BackendChoice:
-    match = _WRITTEN.fullmatch(text.strip())
-    if match is None:
-        raise UserError(f"'{text}' is no backend; write name or name(option=value,option=value)")
-    pairs = [pair.partition("=") for pair in (match["options"] or "").split(",") if pair.strip()]
-    for name, equals, _ in pairs:
-        if not equals:
-            raise UserError(f"'{text}': an option wants name=value, found '{name.strip()}'")
-    options = {name.strip(): _value(value.strip()) for name, _, value in pairs}
-    return parse(BackendChoice, {"name": match["name"], "options": options}, text)
-
-
-def parse_choices(text: str) -> list[BackendChoice]:
-    """A comma-separated list; commas inside parentheses separate options."""
-    return [parse_choice(part) for part in re.split(r",(?![^(]*\))", text) if part.strip()]
-
-
-def _value(text: str) -> object:
-    try:
-        return json.loads(text.lower() if text in ("True", "False") else text)
-    except json.JSONDecodeError:
-        return text
 
 
 def find(name: str) -> Backend:

@@ -21,6 +21,7 @@ def _row(backend: Backend, reasons: list[str]) -> dict[str, Any]:
         "exact": backend.exact,
         "vllm_name": backend.vllm_name,
         "class_path": backend.class_path,
+        "flash_attn_version": backend.flash_attn_version,
         "devices": list(backend.devices),
         "dtypes": list(backend.dtypes),
         "executions": list(backend.executions),

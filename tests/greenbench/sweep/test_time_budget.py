@@ -60,10 +60,10 @@ def test_a_sweeps_time_is_that_of_its_boots_and_points() -> None:
 
 def test_a_number_of_requests_is_guessed_by_its_tokens_up_to_the_phase() -> None:
     phases = {"warmup_s": 0, "measure_s": 30, "requests": 10}
-    short = sweep(contexts=[2000], repeats=1, loads=[{"users": 1}], phases=phases)
+    short = sweep(contexts=[6000], repeats=1, loads=[{"users": 1}], phases=phases)
     assert total_s(work(short), Times()) == pytest.approx(2 * (BOOT_S + STOP_S + 10 + AROUND_S))
     assert total_s(work(short), Times(gpus=True)) == pytest.approx(
-        2 * (BOOT_S + STOP_S + 0.5 + AROUND_S)
+        2 * (BOOT_S + STOP_S + 1.5 + AROUND_S)
     )
 
 
