@@ -192,9 +192,15 @@ def default_contexts(window: int | None) -> tuple[int, ...]:
 
 
 def answer(summary: Path) -> list[str]:
-    """The first sentences of a report: what to use, what it costs, what may not be used."""
+    """The first sentences of a report: what to use, what it costs, what may not be used.
+
+    Empty where nothing could be compared. UserError when it cannot be read.
+    """
     try:
-        said = json.loads(summary.read_text())["sentences"]
+        told = json.loads(summary.read_text())
+        headline, said = told["headline"], told["sentences"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{summary}: no summary of a report can be read ({error})") from error
+    if not headline:
+        return []
     return [sentence.replace("**", "").replace("`", "") for sentence in said[:LINES]]

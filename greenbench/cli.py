@@ -35,6 +35,10 @@ from greenbench.sweep.time_budget import estimate, fitting, trimmed, whole
 from greenbench.vllm_python import vllm_python
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+NO_ANSWER = (
+    "No answer yet: fewer than two candidates have usable points at one context. Run the same command again "
+    "to go on, or give more time with --within."
+)
 REPORT_S = 20.0  # of the time that is given, kept for the report
 PASS: dict[str, bool | list[str]] = {  # the stage reads these commands' arguments, --help too
     "allow_extra_args": True,
@@ -169,11 +173,12 @@ def choose(
     if not outcome.complete and not outcome.skipped:
         raise typer.Exit(1)
     code = passthrough(python_module("analysis", "report", str(target)))
-    if code == 0:
-        print()
-        for sentence in answer(target / "summary.json"):
-            print(sentence)
-    raise typer.Exit(code)
+    if code:
+        raise typer.Exit(code)
+    said = answer(target / "summary.json")
+    print()
+    print("\n".join(said or [NO_ANSWER]))
+    raise typer.Exit(0 if said else 1)
 
 
 @app.command(context_settings=PASS)
