@@ -54,7 +54,6 @@ class MeasuredPeak(StrictModel):
 class GpuPeak(StrictModel):
     name: str  # as NVML says it, without its maker
     bf16_flops: float
-    fp8_flops: float | None = None
     hbm_bytes_per_s: float
     source: str
     measured: MeasuredPeak | None = None
