@@ -16,6 +16,7 @@ from analysis.runs.check_forms import read_forms
 from analysis.runs.fault import Fault
 from analysis.runs.run import find_runs, read_runs
 from analysis.runs.validity import faults, superseded
+from greenbench.contract.command_name import typed_as
 from greenbench.contract.errors import UserError, exit_on_user_error
 from greenbench.contract.installation import results
 
@@ -141,8 +142,9 @@ def add_command(
     commands: Commands, name: str, action: Callable[[argparse.Namespace], int]
 ) -> argparse.ArgumentParser:
     """A command whose help is the first line of its action's docstring."""
+    said = (action.__doc__ or "").splitlines()[0]
     command: argparse.ArgumentParser = commands.add_parser(
-        name, help=(action.__doc__ or "").splitlines()[0]
+        name, prog=typed_as(f"python -m analysis {name}"), help=said, description=said
     )
     command.set_defaults(action=action)
     return command
@@ -183,12 +185,19 @@ def add_report(commands: Commands) -> None:
 
 def add_ceilings(commands: Commands) -> None:
     command = add_command(commands, "ceilings", ceilings)
-    command.add_argument("--out", type=Path, default=results() / "ceilings.json")
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=results() / "ceilings.json",
+        help="file for the measured peaks; default: runs/ceilings.json",
+    )
 
 
 def add_simulate(commands: Commands) -> None:
     command = add_command(commands, "simulate", simulate)
-    command.add_argument("--trials", type=int, default=2000)
+    command.add_argument(
+        "--trials", type=int, default=2000, help="simulated sweeps per row; default 2000"
+    )
 
 
 def add_import(commands: Commands) -> None:

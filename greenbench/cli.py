@@ -1,17 +1,19 @@
 """The `greenbench` command. Each subcommand is thin: it runs a sweep, or starts the stage that does it."""
 
 import json
+import os
 import re
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from greenbench import __version__
 from greenbench import doctor as doctor_module
+from greenbench.contract.command_name import TYPED_AS
 from greenbench.contract.config import PointConfig, SweepConfig, load_sweep
 from greenbench.contract.errors import UserError, exit_on_user_error, nearest
 from greenbench.contract.installation import config_file, config_names, plugin_folder, results
@@ -38,6 +40,12 @@ PASS: dict[str, bool | list[str]] = {  # the stage reads these commands' argumen
     "ignore_unknown_options": True,
     "help_option_names": [],
 }
+
+
+def _stage(context: typer.Context, module: str, command: str) -> NoReturn:
+    """Hand the arguments over to a stage's command, which calls itself what the person typed."""
+    os.environ[TYPED_AS] = context.command_path
+    raise typer.Exit(passthrough(python_module(module, command, *context.args)))
 
 
 def _print_version(asked: bool) -> None:
@@ -114,43 +122,43 @@ def run(
 @app.command(context_settings=PASS)
 def report(context: typer.Context) -> None:
     """Analyse run directories into report.html and summary.json: report RUNS [--out FILE]."""
-    raise typer.Exit(passthrough(python_module("analysis", "report", *context.args)))
+    _stage(context, "analysis", "report")
 
 
 @app.command(context_settings=PASS)
 def check(context: typer.Context) -> None:
     """Check run directories and name every fault: check RUNS [--schema]."""
-    raise typer.Exit(passthrough(python_module("analysis", "check", *context.args)))
+    _stage(context, "analysis", "check")
 
 
 @app.command(context_settings=PASS)
 def backends(context: typer.Context) -> None:
     """Show each backend, whether this host can run it, and if not why: backends [--json]."""
-    raise typer.Exit(passthrough(python_module("servers", "backends", *context.args)))
+    _stage(context, "servers", "backends")
 
 
 @app.command(context_settings=PASS)
 def verify(context: typer.Context) -> None:
     """Compare backends' answers with an exact reference on real servers: verify --backends a,b."""
-    raise typer.Exit(passthrough(python_module("servers", "verify", *context.args)))
+    _stage(context, "servers", "verify")
 
 
 @app.command("import", context_settings=PASS)
 def import_(context: typer.Context) -> None:
     """Read other tools' results into run directories: import FILE… --out RUNS."""
-    raise typer.Exit(passthrough(python_module("analysis", "import", *context.args)))
+    _stage(context, "analysis", "import")
 
 
 @app.command(context_settings=PASS)
 def ceilings(context: typer.Context) -> None:
     """Measure what this host can reach (matrix product, copy): ceilings [--out FILE]."""
-    raise typer.Exit(passthrough(python_module("analysis", "ceilings", *context.args)))
+    _stage(context, "analysis", "ceilings")
 
 
 @app.command("energy-selftest", context_settings=PASS)
 def energy_selftest(context: typer.Context) -> None:
     """Test the GPU's energy sensors against known loads: energy-selftest --out DIR [--quick]."""
-    raise typer.Exit(passthrough(python_module("telemetry", "selftest", *context.args)))
+    _stage(context, "telemetry", "selftest")
 
 
 @app.command()

@@ -355,6 +355,6 @@ def _rate_notes(window: Window, rates: Rates) -> list[str]:
 
 def _imported_notes(run: Run) -> list[str]:
     """Where another tool's result comes from, and what it cannot tell."""
-    detail = run.manifest.server.proof_detail
-    source = detail.get("imported_from")
-    return [f"imported from {source}", *detail.get("cannot_tell", [])] if source else []
+    shown = run.manifest.server.shown
+    source = shown.imported_from
+    return [f"imported from {source}", *shown.cannot_tell] if source else []

@@ -18,8 +18,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that names the nearest known word and lists the rest, for an 'unknown X' sentence."""
     words = sorted(known)
     close = difflib.get_close_matches(name, words, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"{hint}Known: {', '.join(words) or '(none)'}."
+    hint = f"did you mean '{close[0]}'? Known" if close else "known"
+    return f"{hint}: {', '.join(words) or '(none)'}."
 
 
 def exit_on_user_error(command: Callable[[], int | None]) -> int:
