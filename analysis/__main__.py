@@ -18,6 +18,7 @@ from analysis.runs.run import find_runs, read_runs
 from analysis.runs.validity import faults, superseded
 from greenbench.contract.errors import UserError, exit_on_user_error
 from greenbench.contract.installation import results
+from greenbench.contract.terminal import visible
 
 
 def check(args: argparse.Namespace) -> int:
@@ -31,7 +32,7 @@ def check(args: argparse.Namespace) -> int:
         if run.path not in replaced:
             broken += [(run.manifest.run_id, fault) for fault in faults(run)]
     for name, fault in broken:
-        print(f"{name}: {fault.code}: {fault.sentence}")
+        print(visible(f"{name}: {fault.code}: {fault.sentence}"))
     total = len(runs) + len(unreadable)
     print(f"{total} runs, {len(replaced)} of them measured again, {len(broken)} faults")
     return 1 if broken else 0
@@ -41,7 +42,7 @@ def check_forms(root: Path) -> int:
     """Whether the files have the form of docs/contract.md, not whether they can be believed."""
     reading = read_forms(root)
     for sentence in reading.faults:
-        print(sentence)
+        print(visible(sentence))
     print(f"{reading.files} files read, {len(reading.faults)} faults")
     return 1 if reading.faults else 0
 

@@ -12,8 +12,9 @@ from rich.console import Console
 from greenbench import __version__
 from greenbench import doctor as doctor_module
 from greenbench.contract.config import PointConfig, SweepConfig, load_sweep
-from greenbench.contract.errors import UserError, exit_on_user_error, nearest
+from greenbench.contract.errors import UserError, exit_on_user_error, nearest, say_error
 from greenbench.contract.installation import config_file, config_names, plugin_folder, results
+from greenbench.contract.terminal import visible
 from greenbench.sweep.child_processes import StageError, passthrough, python_module
 from greenbench.sweep.forewarnings import forewarnings, of_running_server
 from greenbench.sweep.plan import (
@@ -89,7 +90,7 @@ def run(
             *of_running_server(plans[0].start.request),
         ]
         for sentence in ahead:
-            print(f"# {sentence}")
+            print(f"# {visible(sentence)}")
         return
     target = (out or results() / config.name).expanduser().resolve()
     with SweepProgress(console) as view:
@@ -180,11 +181,11 @@ def find_sweep(sweep: Path) -> Path:
 def print_plan(plans: list[Plan]) -> None:
     """What ``dtype: auto`` chose, then every server as one pasteable command with its points."""
     for sentence in [*dtype_notes(plans), *unknown_shapes(plans), *environment_notes(plans)]:
-        print(f"# {sentence}")
+        print(f"# {visible(sentence)}")
     for plan in plans:
-        print(f"# {plan.start.label}")
+        print(f"# {visible(plan.start.label)}")
         for refusal in plan.launch.refusals:
-            print(f"#   refused on this host: {refusal}")
+            print(f"#   refused on this host: {visible(refusal)}")
         env = " ".join(f"{key}={json.dumps(value)}" for key, value in plan.launch.env.items())
         print(f"env -C {plugin_folder()} {env} \\\n  {' '.join(plan.launch.argv)}")
         for point in plan.start.points:
@@ -209,7 +210,7 @@ def print_outcome(outcome: Outcome, config: SweepConfig, target: Path) -> None:
         f"{len(outcome.failures)} failures, {outcome.pending} not measured"
     )
     for failure in outcome.failures:
-        print(f"  {failure}")
+        print(f"  {visible(failure)}")
     if outcome.complete or outcome.skipped:
         print(f"results in {target}; `greenbench report {target}` makes the report")
 
@@ -224,5 +225,5 @@ def _command() -> int:
     try:
         return app()  # ends in SystemExit; typer itself answers a wrong option with exit code 2
     except StageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return 1
