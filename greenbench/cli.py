@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from greenbench import __version__
+from greenbench import __version__, points
 from greenbench import doctor as doctor_module
 from greenbench.contract.config import PointConfig, SweepConfig, load_sweep
 from greenbench.contract.errors import UserError, exit_on_user_error, nearest, say_error
@@ -31,6 +31,11 @@ from greenbench.sweep.runner import Outcome, run_sweep
 from greenbench.vllm_python import vllm_python
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+runs = typer.Typer(
+    no_args_is_help=True, help="Points that were measured: list, show, redo, delete."
+)
+app.add_typer(runs, name="runs")
+Point = Annotated[Path, typer.Argument(help="A point's folder, as `runs list` names it.")]
 PASS: dict[str, bool | list[str]] = {  # the stage reads these commands' arguments, --help too
     "allow_extra_args": True,
     "ignore_unknown_options": True,
@@ -83,18 +88,22 @@ def run(
     if dry_run:
         plans = plan_sweep(config, chosen)
         print_plan(plans)
-        points = [point for plan in plans for point in plan.start.points]
+        planned = [point for plan in plans for point in plan.start.points]
         ahead = [
             *undecided_quality(config),
-            *forewarnings(config, points, bool(host().gpus)),
+            *forewarnings(config, planned, bool(host().gpus)),
             *of_running_server(plans[0].start.request),
         ]
         for sentence in ahead:
             print(f"# {visible(sentence)}")
         return
     target = (out or results() / config.name).expanduser().resolve()
-    with SweepProgress(console) as view:
-        outcome = run_sweep(config, target, view, skip_refused, chosen)
+    try:
+        with SweepProgress(console) as view:
+            outcome = run_sweep(config, target, view, skip_refused, chosen)
+    except KeyboardInterrupt:
+        print(visible(points.kept_sentence(target)), flush=True)
+        raise
     print_outcome(outcome, config, target)
     raise typer.Exit(1 if outcome.failures or outcome.pending else 0)
 
@@ -139,6 +148,43 @@ def ceilings(context: typer.Context) -> None:
 def energy_selftest(context: typer.Context) -> None:
     """Test the GPU's energy sensors against known loads: energy-selftest --out DIR [--quick]."""
     raise typer.Exit(passthrough(python_module("telemetry", "selftest", *context.args)))
+
+
+@runs.command("list")
+def list_(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="RUNS", help="A sweep's folder; default runs/ here.")
+    ] = None,
+) -> None:
+    """List the points of a folder: status, name, requests, and why one does not count."""
+    for line in points.list_lines(folder or results()):
+        print(line)
+
+
+@runs.command()
+def show(point: Point) -> None:
+    """Show one point: what ran, whether it counts, its files."""
+    for line in points.show_lines(point):
+        print(line)
+
+
+@runs.command()
+def redo(point: Point) -> None:
+    """Mark a point: the next `greenbench run` of its sweep measures it again."""
+    print(visible(points.redo(point)))
+
+
+@runs.command()
+def delete(
+    point: Point,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete one point's folder, and nothing outside it."""
+    run, manifest = points.deletable(point)
+    question = f"delete {manifest.run_id} ({manifest.status}) in {run.path.parent}?"
+    if not yes and not typer.confirm(visible(question)):
+        raise typer.Exit(1)
+    print(visible(points.delete(point)))
 
 
 @app.command()

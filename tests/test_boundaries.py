@@ -14,7 +14,7 @@ PACKAGES = ("greenbench", *STAGES)
 # The rooms of each package (folders, and modules that stand alone) from the ground up: a room imports
 # only itself and rooms that stand before it.
 FLOORS = {
-    "greenbench": ("__init__", "contract", "vllm_python", "sweep", "doctor", "cli"),
+    "greenbench": ("__init__", "contract", "vllm_python", "sweep", "points", "doctor", "cli"),
     "servers": ("__init__", "backends", "models", "launch", "verify", "plugins", "bench", "__main__"),
     "telemetry": (
         "__init__", "sensors", "ticker", "sampler", "recorder", "exporter", "selftest", "__main__",
