@@ -63,6 +63,7 @@ def verdicts(_: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """One self-contained HTML file, and beside it what it shows for programs."""
+    from analysis.points_csv import write_points
     from analysis.report.page import (
         write_report,  # plotly and jinja load slowly; check needs neither
     )
@@ -75,10 +76,13 @@ def report(args: argparse.Namespace) -> int:
 
     find_runs(args.runs)  # bad input is said before anything is written
     out = report_path(args.runs, args.out)
-    make_folder(out.parent)
+    for file in filter(None, (out, args.csv)):
+        make_folder(file.parent)
     whole = study(args.runs, progress, args.across_executions, args.objective)
     write_summary(whole, summary_path(out))
     write_report(whole, out)
+    if args.csv:
+        write_points(whole, args.csv)
     print(out)
     return 0
 
@@ -168,6 +172,9 @@ def add_report(commands: Commands) -> None:
     command.add_argument("runs", type=Path, help=RUNS_HELP)
     command.add_argument(
         "--out", type=Path, help="file; default: report.html in RUNS. Its summary lies beside it"
+    )
+    command.add_argument(
+        "--csv", type=Path, metavar="FILE", help="also write each point and its figures, one a row"
     )
     command.add_argument(
         "--across-executions",

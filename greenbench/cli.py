@@ -110,7 +110,7 @@ def run(
 
 @app.command(context_settings=PASS)
 def report(context: typer.Context) -> None:
-    """Analyse run directories into report.html and summary.json: report RUNS [--out FILE]."""
+    """Analyse run directories into report.html and summary.json: report RUNS [--out FILE] [--csv FILE]."""
     raise typer.Exit(passthrough(python_module("analysis", "report", *context.args)))
 
 
