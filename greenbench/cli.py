@@ -84,7 +84,7 @@ def run(
     """Start each server of a sweep and measure every point that is not complete yet."""
     config = load_sweep(find_sweep(sweep))
     chosen = None if blocks is None else parse_blocks(blocks, config.repeats)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=not sys.stdout.isatty())  # a log keeps one line a point
     if dry_run:
         plans = plan_sweep(config, chosen)
         print_plan(plans)

@@ -28,7 +28,7 @@ class SweepProgress:
         self.console = console
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=10),  # with names and times, 80 columns
             MofNCompleteColumn(),
             TextColumn("elapsed"),
             TimeElapsedColumn(),

@@ -1,5 +1,8 @@
 """A terminal sees what others wrote as text, and obeys none of it."""
 
+import io
+import re
+
 import pytest
 from rich.console import Console
 
@@ -45,3 +48,20 @@ def test_a_sweeps_progress_escapes_sentences_and_leaves_brackets_as_they_are(
     with SweepProgress(Console(soft_wrap=True)) as view:
         view.note(f"a server says {ESC}[2J[bold]")
     assert capsys.readouterr().out == "note: a server says \\x1b[2J[bold]\n"
+
+
+def test_a_sweeps_progress_fits_80_columns() -> None:
+    """Words wrap, and the bar leaves room for a long name and both times."""
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=80, color_system=None)
+    with SweepProgress(console) as view:
+        view.start(16, 0)
+        view.note("a long sentence of a server " * 8)
+        view.progress.update(
+            view.progress.task_ids[0], description="sink_window retrieve-8192-closed8"
+        )
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue()).replace("\r", "\n").split("\n")
+    assert max(map(len, lines)) <= 80
+    assert any(
+        "retrieve-8192-closed8" in line and "0/16" in line and "left" in line for line in lines
+    )
