@@ -29,8 +29,8 @@ demo: setup ## compare backends of real vLLM servers on this machine, and write 
 serve: setup ## start one proven server: make serve BACKEND=sdpa [MODEL=tiny-llama] [PORT=8000]
 	@$(BENCH)/python -m servers --backend '$(BACKEND)' --model '$(MODEL)' --port $(PORT)
 
-load: setup ## drive a running server from Locust's web page: make load [PORT=8000]
-	@$(BENCH)/locust -f loadgen/longctx.py --host http://127.0.0.1:$(PORT)
+load: setup ## drive a running server from Locust's web page: make load [PORT=8000] [ARGS='--context-tokens 8192' or --help]
+	@$(BENCH)/python -m loadgen.longctx --host http://127.0.0.1:$(PORT) $(ARGS)
 
 run: setup ## measure a sweep: make run SWEEP=configs/sweeps/demo.yaml
 	@$(BENCH)/greenbench run $(SWEEP)

@@ -19,6 +19,7 @@ from analysis.runs.validity import faults, superseded
 from greenbench.contract.command_name import typed_as
 from greenbench.contract.errors import UserError, exit_on_user_error
 from greenbench.contract.installation import results
+from greenbench.contract.terminal import visible
 
 
 def check(args: argparse.Namespace) -> int:
@@ -32,7 +33,7 @@ def check(args: argparse.Namespace) -> int:
         if run.path not in replaced:
             broken += [(run.manifest.run_id, fault) for fault in faults(run)]
     for name, fault in broken:
-        print(f"{name}: {fault.code}: {fault.sentence}")
+        print(visible(f"{name}: {fault.code}: {fault.sentence}"))
     total = len(runs) + len(unreadable)
     print(f"{total} runs, {len(replaced)} of them measured again, {len(broken)} faults")
     return 1 if broken else 0
@@ -42,7 +43,7 @@ def check_forms(root: Path) -> int:
     """Whether the files have the form of docs/contract.md, not whether they can be believed."""
     reading = read_forms(root)
     for sentence in reading.faults:
-        print(sentence)
+        print(visible(sentence))
     print(f"{reading.files} files read, {len(reading.faults)} faults")
     return 1 if reading.faults else 0
 
@@ -63,6 +64,7 @@ def verdicts(_: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """One self-contained HTML file, and beside it what it shows for programs."""
+    from analysis.points_csv import write_points
     from analysis.report.page import (
         write_report,  # plotly and jinja load slowly; check needs neither
     )
@@ -75,10 +77,13 @@ def report(args: argparse.Namespace) -> int:
 
     find_runs(args.runs)  # bad input is said before anything is written
     out = report_path(args.runs, args.out)
-    make_folder(out.parent)
+    for file in filter(None, (out, args.csv)):
+        make_folder(file.parent)
     whole = study(args.runs, progress, args.across_executions, args.objective)
     write_summary(whole, summary_path(out))
     write_report(whole, out)
+    if args.csv:
+        write_points(whole, args.csv)
     print(out)
     return 0
 
@@ -169,6 +174,9 @@ def add_report(commands: Commands) -> None:
     command.add_argument("runs", type=Path, help=RUNS_HELP)
     command.add_argument(
         "--out", type=Path, help="file; default: report.html in RUNS. Its summary lies beside it"
+    )
+    command.add_argument(
+        "--csv", type=Path, metavar="FILE", help="also write each point and its figures, one a row"
     )
     command.add_argument(
         "--across-executions",

@@ -21,6 +21,7 @@ from greenbench.contract.installation import cache, results
 from greenbench.contract.launch import LaunchPlan
 from greenbench.contract.model_shape import ModelShape
 from greenbench.contract.run_dir import slug
+from greenbench.contract.terminal import visible
 from greenbench.vllm_python import vllm_python
 from servers.backends.choice import parse_choice, parse_choices
 from servers.backends.host_facts import Device, other_host, this_host
@@ -65,8 +66,8 @@ def _python(asked: str | None) -> str:
     return str(vllm_python(os.environ if asked is None else os.environ | {"VLLM_PYTHON": asked}))
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
+def say(lines: str) -> None:
+    print("\n".join(visible(line) for line in lines.split("\n")), flush=True)
 
 
 def _read_request(path: str) -> ServerRequest:

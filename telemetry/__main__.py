@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,7 @@ from typing import Any, TypeAlias
 
 from greenbench.contract.access import access
 from greenbench.contract.command_name import typed_as
-from greenbench.contract.errors import UserError, exit_on_user_error
+from greenbench.contract.errors import UserError, exit_on_user_error, say_error
 from greenbench.contract.installation import results
 from telemetry.exporter.exporter import Exporter
 from telemetry.recorder import Recorder, RecordRequest
@@ -156,7 +155,7 @@ def _record(args: argparse.Namespace) -> int:
     try:
         Recorder(request, args.gpu_source, stop).run()
     except OSError as error:
-        print(f"error: the recording ended: {error}", file=sys.stderr)
+        say_error(f"the recording ended: {error}")
         return 1
     return 0
 

@@ -1,11 +1,13 @@
 """One point over its whole run: requests, queue, KV usage, memory and power on one time axis."""
 
+import itertools
+
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analysis.point.point import Point
-from analysis.report.plots import COLOURS, FRAME, GIB
+from analysis.report.plots import COLOURS, DASHES, FRAME, GIB
 from analysis.runs.activity import activity, in_flight
 from analysis.runs.run import Run
 from analysis.runs.scrapes import kv_usage_series, metric_series
@@ -25,8 +27,10 @@ def timeline(run: Run, point: Point) -> go.Figure:
     ]
     zero = run.manifest.phases.get("measure", (run.manifest.created_unix_ns, 0))[0]
     figure = make_subplots(rows=len(lanes), cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    looks = itertools.cycle(itertools.product(DASHES, COLOURS))  # no two lines of one look
     for row, (title, traces) in enumerate(lanes, start=1):
-        for number, (name, unix_ns, values, step) in enumerate(traces):
+        for name, unix_ns, values, step in traces:
+            dash, colour = next(looks)
             unix_ns, values = _thin(unix_ns, values)
             figure.add_trace(
                 go.Scatter(
@@ -35,7 +39,7 @@ def timeline(run: Run, point: Point) -> go.Figure:
                     name=name,
                     mode="lines",
                     line={"shape": "hv" if step else "linear", "width": 1.5}
-                    | {"color": COLOURS[(row * 2 + number) % len(COLOURS)]},
+                    | {"color": colour, "dash": dash},
                 ),
                 row=row,
                 col=1,

@@ -140,6 +140,7 @@ def _kept(target: Path, stamp: bytes) -> pq.ParquetFile | None:
 def _convert(row: type[Row], sources: list[Path], target: Path, stamp: bytes) -> None:
     """Stream the JSONL into Parquet, some slices at a time, so memory does not grow with the run."""
     scratch = target.with_suffix(".tmp")
+    scratch.unlink(missing_ok=True)  # of an archive from elsewhere it may be a link to anywhere
     schema, whole = _full_schema(row, sources)
     kept = _finished(row, schema.empty_table()).schema
     plain = [field.name for field in kept if pa.types.is_string(field.type)]

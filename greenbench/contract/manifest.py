@@ -28,6 +28,7 @@ INVALID_REASONS: dict[str, str] = {
     "server_gone": "to the end of the measured phase nothing was answered any more",
     "mostly_failed": "most requests of the measured phase failed",
     "no_steady_state": "the measured phase has no steady stretch",
+    "redo_asked": "marked to be measured again",
 }
 
 

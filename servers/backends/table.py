@@ -1,10 +1,13 @@
 """The backend table for people and for machines."""
 
 import json
-from typing import Any
+import textwrap
+from typing import Any, Final
 
 from servers.backends.host_facts import HostFacts
 from servers.backends.registry import Backend, Option
+
+WIDTH: Final = 80  # columns of a plain terminal
 
 Rows = list[tuple[Backend, list[str]]]
 
@@ -43,14 +46,20 @@ def as_table(rows: Rows, host: HostFacts) -> str:
     lines = [f"host: {_host(host)}", ""]
     for backend, reasons in rows:
         verdict = "no " if reasons else "yes"
-        lines.append(f"{backend.name:<{width}}  {verdict}  {backend.describe}")
         indent = " " * (width + 7)
-        lines += [f"{indent}{reason}" for reason in reasons]
-        lines += [
-            f"{indent}option {name}={_values(option)}: {option.describe}"
-            for name, option in backend.options.items()
-        ]
+        lines += _wrapped(backend.describe, f"{backend.name:<{width}}  {verdict}  ", indent)
+        for reason in reasons:
+            lines += _wrapped(reason, indent, indent)
+        for name, option in backend.options.items():
+            words = f"option {name}={_values(option)}: {option.describe}"
+            lines += _wrapped(words, indent, f"{indent}  ")
     return "\n".join(lines)
+
+
+def _wrapped(text: str, first: str, further: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=further, break_on_hyphens=False
+    )
 
 
 def _values(option: Option) -> str:

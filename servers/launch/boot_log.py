@@ -85,6 +85,11 @@ def boot_stages(log: str, started_unix_s: float, healthy_unix_s: float) -> dict[
     return stages
 
 
+def stages_over(log: str) -> list[str]:
+    """Stages of the boot whose end the log shows, in the order of a boot."""
+    return [stage for stage, says in _STAGE_ENDS.items() if says.search(log)]
+
+
 def flash_attention_version(log: str) -> int | None:
     versions = re.findall(r"Using FlashAttention version (\d+)", log)
     return int(versions[-1]) if versions else None

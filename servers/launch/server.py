@@ -17,6 +17,7 @@ from greenbench.contract.manifest import Server
 from greenbench.contract.model_shape import ModelShape
 from servers.backends.host_facts import HostFacts
 from servers.launch import boot_log, inspect, proof, smoke
+from servers.launch.boot_talk import BootTalk
 from servers.launch.command import (
     CUDAGRAPH_MODES,
     Command,
@@ -196,8 +197,12 @@ class Launch:
     def _boot(self) -> Server:
         plan, process, base_url = self.plan, self.process, self.state.server.base_url
         deadline_s = self._started.mono_ns / NS + plan.request.server.boot_timeout_s
-        process.wait_healthy(base_url, deadline_s)
+        talk, began_ns = BootTalk(self._say, process.log), self._started.mono_ns
+        process.wait_healthy(
+            base_url, deadline_s, lambda: talk.look((time.monotonic_ns() - began_ns) / NS)
+        )
         healthy = Anchor.now()
+        self._say("  answering; smoke requests and the proof of the backend")
         _smoke(plan, process, base_url, deadline_s)
         smoked_ns = time.monotonic_ns()
         says = _ask(process, base_url)
