@@ -33,6 +33,7 @@ from greenbench.contract.installation import ROOT as ROOT
 from greenbench.contract.installation import config_file, config_names
 from greenbench.contract.limits import MOST_POINTS, MOST_PROMPT_TOKENS, beyond_limit
 from greenbench.contract.model_folder import CONFIG, another_form, has_config, read_config
+from greenbench.contract.newer import known_part
 from greenbench.contract.yaml_files import dump_yaml as dump_yaml
 from greenbench.contract.yaml_files import load_yaml as load_yaml
 
@@ -534,9 +535,11 @@ def check_files(sweep: SweepConfig) -> None:
             )
 
 
-def load_live_point(run_path: Path) -> LivePoint:
+def load_live_point(run_path: Path, newer: bool = False) -> LivePoint:
+    """``newer``: a newer minor version wrote it, and what that added is passed over."""
     path = run_path / "config.yaml"
-    return parse(LivePoint, load_yaml(path), str(path))
+    data = load_yaml(path)
+    return parse(LivePoint, known_part(LivePoint, data) if newer else data, str(path))
 
 
 def load_model(name: str) -> ModelConfig:
