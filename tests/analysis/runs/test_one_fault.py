@@ -8,6 +8,7 @@ import pytest
 
 from analysis.point import point as points
 from analysis.point.verdict import verdict
+from analysis.report.page import write_report
 from analysis.runs import validity
 from analysis.runs.boundary import LONGEST, of_one_run, read, sentence, words
 from analysis.runs.fault import Fault
@@ -153,6 +154,16 @@ def test_broken_ceilings_and_verifications_cost_only_themselves(tmp_path: Path) 
     assert named == {"ceilings.json", "a/verify.json", "b/verify.json", "c/verify.json"}
     write_summary(whole, tmp_path / "summary.json")
     json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_point_of_which_nothing_can_be_drawn_is_in_the_report(tmp_path: Path) -> None:
+    good, bad = two_runs(tmp_path)
+    for path in [*bad.requests_dir.iterdir(), *bad.telemetry_dir.iterdir()]:
+        path.write_bytes(b"\x00\n")
+    whole = study(tmp_path)
+    write_report(whole, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert bad.path.name in page and good.path.name in page
 
 
 @pytest.mark.parametrize("how", ["link", "file"])
