@@ -32,6 +32,10 @@ def check(args: argparse.Namespace) -> int:
     for run in runs:
         if run.path not in replaced:
             broken += [(run.manifest.run_id, fault) for fault in faults(run)]
+    for run in runs:
+        if keys := run.passed_over():
+            version = run.manifest.schema_version
+            print(f"{run.manifest.run_id}: of schema {version}; not read here: {', '.join(keys)}")
     for name, fault in broken:
         print(visible(f"{name}: {fault.code}: {fault.sentence}"))
     total = len(runs) + len(unreadable)

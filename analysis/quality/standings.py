@@ -14,6 +14,7 @@ from analysis.quality.answers import Answered, answered
 from analysis.quality.gate import LEAST_RIGHT, Gate
 from analysis.quality.reference import is_exact
 from analysis.runs.identity import Candidate
+from analysis.runs.plain_numbers import refuse_odd
 from analysis.runs.run import Run
 from analysis.statistics.noninferiority import LEVEL, MARGIN
 from greenbench.contract.explain import parse
@@ -75,25 +76,27 @@ class Standing:
 Standings = dict[Place, dict[Candidate, Standing]]
 
 
-def verifications(root: Path) -> list[Verification]:
+def verification_files(root: Path) -> list[Path]:
     """Every ``verify/<backend>/verify.json`` of a sweep, or of the sweeps below ``root``."""
-    paths = {*root.glob("verify/*/verify.json"), *root.glob("*/verify/*/verify.json")}
-    told = [parse(VerifyFile, read_json(path), str(path)) for path in sorted(paths)]
-    return [
-        Verification(
-            model=each.model,
-            backend=each.label,
-            reference=each.reference,
-            verdict=each.verdict,
-            reasons=each.reasons,
-            steps=each.steps,
-            same_choice=each.same_choice,
-            typical_gap_nats=each.typical_gap_nats,
-            worst_gap_nats=each.worst_gap_nats,
-            doubts=each.doubts,
-        )
-        for each in told
-    ]
+    return sorted({*root.glob("verify/*/verify.json"), *root.glob("*/verify/*/verify.json")})
+
+
+def verification(path: Path) -> Verification:
+    raw = read_json(path)
+    refuse_odd(raw, str(path))
+    told = parse(VerifyFile, raw, str(path))
+    return Verification(
+        model=told.model,
+        backend=told.label,
+        reference=told.reference,
+        verdict=told.verdict,
+        reasons=told.reasons,
+        steps=told.steps,
+        same_choice=told.same_choice,
+        typical_gap_nats=told.typical_gap_nats,
+        worst_gap_nats=told.worst_gap_nats,
+        doubts=told.doubts,
+    )
 
 
 def standings(

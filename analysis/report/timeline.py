@@ -15,8 +15,8 @@ from analysis.runs.scrapes import kv_usage_series, metric_series
 TIMELINE_STEPS = 600  # most points a trace of a timeline may have
 
 
-def timeline(run: Run, point: Point) -> go.Figure:
-    """Requests, the server's queue, KV usage, memory and power of one point over its whole run.
+def timeline(run: Run, point: Point) -> go.Figure | None:
+    """Requests, the server's queue, KV usage, memory and power of one point; None where it has none of them.
 
     x is seconds from the start of the measured phase; the window that counts is shaded.
     """
@@ -25,6 +25,8 @@ def timeline(run: Run, point: Point) -> go.Figure:
         for lane in (_load_lane(run), _kv_lane(run), _memory_lane(run), _power_lane(run))
         if lane[1]
     ]
+    if not lanes:
+        return None
     zero = run.manifest.phases.get("measure", (run.manifest.created_unix_ns, 0))[0]
     figure = make_subplots(rows=len(lanes), cols=1, shared_xaxes=True, vertical_spacing=0.06)
     looks = itertools.cycle(itertools.product(DASHES, COLOURS))  # no two lines of one look

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from analysis.quality.standings import verifications
+from analysis.quality.standings import verification, verification_files
 from greenbench.contract.config import BackendChoice, ModelConfig, ServerConfig, ServerRequest
 from greenbench.contract.errors import UserError
 from servers.backends.host_facts import HostFacts
@@ -367,7 +367,7 @@ def test_backends_that_agree_against_the_reference_are_told_with_their_verdicts(
         assert body["verdict"] == "fail" and len(body["doubts"]) == 28
         assert body["doubts"][0].startswith(told)
         assert body == json.loads((out / "verify" / body["label"] / "verify.json").read_text())
-    (found, _) = verifications(out)
+    (found, _) = map(verification, verification_files(out))
     assert found.doubts == verdicts[0]["doubts"]
 
 
