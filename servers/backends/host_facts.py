@@ -17,6 +17,7 @@ from greenbench.contract.cpu import ServedDtype, dtype_on_cpu, this_cpu
 from greenbench.contract.cuda_devices import Capability
 from greenbench.contract.errors import UserError, nearest
 from greenbench.contract.nvidia_smi import SmiAnswer
+from greenbench.contract.vllm_versions import Release, release_of
 
 Device = Literal["cpu", "cuda"]
 
@@ -48,6 +49,11 @@ class HostFacts:
     def device(self) -> Device:
         """Where a server of this host runs."""
         return "cuda" if self.has_gpu and self.vllm_build != "cpu" else "cpu"
+
+    @property
+    def release(self) -> Release:
+        """How its vLLM is treated."""
+        return release_of(self.vllm_version)
 
     @property
     def has_gpu(self) -> bool:

@@ -3,7 +3,9 @@
 import json
 from typing import Any
 
+from greenbench.contract.vllm_versions import NEWEST, OLDEST, warning
 from servers.backends.host_facts import HostFacts
+from servers.backends.others import others
 from servers.backends.registry import Backend, Option
 
 Rows = list[tuple[Backend, list[str]]]
@@ -20,6 +22,7 @@ def _row(backend: Backend, reasons: list[str]) -> dict[str, Any]:
         "ours": backend.is_ours,
         "exact": backend.exact,
         "vllm_name": backend.vllm_name,
+        "kv_dtypes": list(backend.kv_dtypes),
         "class_path": backend.class_path,
         "devices": list(backend.devices),
         "dtypes": list(backend.dtypes),
@@ -40,7 +43,7 @@ def _row(backend: Backend, reasons: list[str]) -> dict[str, Any]:
 def as_table(rows: Rows, host: HostFacts) -> str:
     """Aligned text: name, whether it runs here, what it is; below each name its options or refusals."""
     width = max(len(backend.name) for backend, _ in rows)
-    lines = [f"host: {_host(host)}", ""]
+    lines = [f"host: {_host(host)}", _spoken_for(host), ""]
     for backend, reasons in rows:
         verdict = "no " if reasons else "yes"
         lines.append(f"{backend.name:<{width}}  {verdict}  {backend.describe}")
@@ -50,7 +53,19 @@ def as_table(rows: Rows, host: HostFacts) -> str:
             f"{indent}option {name}={_values(option)}: {option.describe}"
             for name, option in backend.options.items()
         ]
+    listed = others(host.release)
+    lines += ["", f"vLLM {host.release.name} also lists, without a row here:"]
+    width = max(len(other.name) for other in listed)
+    lines += [
+        f"{other.name:<{width}}  {other.on(host.capability)}: {other.why}" for other in listed
+    ]
     return "\n".join(lines)
+
+
+def _spoken_for(host: HostFacts) -> str:
+    """For which vLLM the table holds."""
+    table = f"this table is of vLLM {host.release.name}; {OLDEST.name} to {NEWEST.name} are tested"
+    return warning(host.vllm_version) or table
 
 
 def _values(option: Option) -> str:
