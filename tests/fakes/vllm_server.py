@@ -62,7 +62,7 @@ def install(folder: Path) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int)
-    parser.add_argument("--attention-backend")
+    parser.add_argument("--attention-backend", default="")
     parser.add_argument("--served-model-name")
     parser.add_argument("--fake", default="good")
     parser.add_argument("--fake-note")  # a file that gets the pid of a child
