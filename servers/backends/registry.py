@@ -213,7 +213,7 @@ _ROWS = (
             ),
             (
                 *("flashinfer_trtllm", "TensorRT-LLM's kernel", TRTLLM, 38, (10,)),
-                *((64, 128, 256, 512), dict.fromkeys(NVFP4, (10,))),
+                *((64, 128, 256, 512), {"nvfp4": (10,), "nvfp4_4over6": (10,)}),
                 (*_FLASHINFER_FEATURES, "learned_sinks"),
             ),
         )
