@@ -39,7 +39,7 @@ def register() -> None:
             "add it to VLLM_PLUGINS and leave VLLM_TARGET_DEVICE unset"
         )
     _name_it(path)
-    register_backend(AttentionBackendEnum[registered_name()], path)
+    register_backend(getattr(AttentionBackendEnum, registered_name()), path)
 
 
 def registered_name() -> str:

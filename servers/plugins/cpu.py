@@ -30,7 +30,7 @@ class CustomCpuPlatform(StockCpuPlatform):
         num_heads: int | None = None,
     ) -> str:
         """The custom class's path after vLLM's own validation, which CUDA does and the CPU platform skips."""
-        wanted = AttentionBackendEnum[registered_name()]
+        wanted: AttentionBackendEnum = getattr(AttentionBackendEnum, registered_name())
         if selected_backend is not wanted:
             found = selected_backend.name if selected_backend else "none"
             raise UserError(
