@@ -15,6 +15,7 @@ from greenbench.contract.config import ServerRequest
 from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Server
 from greenbench.contract.model_shape import ModelShape
+from greenbench.contract.vllm_versions import warning
 from servers.backends.host_facts import HostFacts
 from servers.launch import boot_log, inspect, proof, smoke
 from servers.launch.boot_talk import BootTalk
@@ -150,6 +151,8 @@ class Launch:
             self._say(
                 f"not passed on to vLLM: {', '.join(dropped)}; server.env in a sweep passes more"
             )
+        if doubt := warning(self.state.server.vllm_version):
+            self._say(doubt)
         self._say(f"booting {plan.backend.name} with {model} in {plan.dtype}, log {log}")
         try:
             self.process.start()
@@ -208,7 +211,7 @@ class Launch:
         says = _ask(process, base_url)
         says.save(self.state.folder)
         log = process.log()
-        proven = proof.judge(plan.backend, says.trees, boot_log.flash_attention_version(log))
+        proven = proof.judge(plan.backend, says.trees, boot_log.kernels(log))
         self.state.describe(**self._observed(says, log, proven))
         if proven.verdict == "mismatch":
             raise BootFailed(
