@@ -147,9 +147,9 @@ def command_probe(args: argparse.Namespace) -> int:
     except ServerDied as error:
         say(f"failed: {error}")
         return BOOT_FAILED
-    detail = server.proof_detail
-    say(f"{server.base_url} serves {server.served_model}; {server.proof}: {detail['says']}")
-    for sentence in detail["lacks"]:
+    detail = server.shown
+    say(f"{server.base_url} serves {server.served_model}; {server.proof}: {detail.says}")
+    for sentence in detail.lacks:
         say(sentence)
     return 0
 

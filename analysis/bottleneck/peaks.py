@@ -17,7 +17,6 @@ from typing import Any
 
 from analysis.runs.gpus import certain_gpus, untold_gpus
 from analysis.runs.run import Run
-from analysis.runs.sources import recorded_sources
 from greenbench.contract.config import StrictModel, load_yaml, parse
 from greenbench.contract.cpu import this_cpu
 from greenbench.contract.cuda_devices import model_of
@@ -136,7 +135,7 @@ def run_ceilings(run: Run, host: HostCeilings | None) -> list[Ceiling]:
             for c in found
         ]
         return sorted(found, key=lambda c: c.kind != "measured")
-    if untold_gpus(recorded_sources(run), None):
+    if untold_gpus(run.sources, None):
         return []
     if host is None or (host.host_cpu.strip(), host.cores) != (machine.cpu.strip(), machine.cores):
         return []
@@ -147,7 +146,7 @@ def run_ceilings(run: Run, host: HostCeilings | None) -> list[Ceiling]:
 def _names_of_cards(run: Run) -> list[str]:
     """Names of the cards that served, one each; empty where they are not known or are parts of cards."""
     cards, count = run.manifest.host.gpus, max(1, run.manifest.server.cards)
-    sources = recorded_sources(run)
+    sources = run.sources
     parted = {gpu.uuid for gpu in sources.facts.gpus if gpu.mig}
     used = certain_gpus(run.gpu, sources, count)
     if parted or any(card.mig for card in cards):

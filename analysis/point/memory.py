@@ -14,7 +14,6 @@ from analysis.model.source import model_source
 from analysis.runs.gpus import certain_gpus
 from analysis.runs.run import Run
 from analysis.runs.scrapes import kv_usage
-from analysis.runs.sources import recorded_sources
 from greenbench.contract.run_dir import SERVERS_DIR
 from greenbench.contract.vllm_log import total_bytes
 
@@ -144,7 +143,7 @@ def _device_or_process(
 ) -> tuple[int | None, Literal["device", "process RSS"] | None]:
     gpu = _within(run.gpu, start_ns, end_ns)
     if not gpu.empty:
-        certain = certain_gpus(gpu, recorded_sources(run), run.manifest.server.cards)
+        certain = certain_gpus(gpu, run.sources, run.manifest.server.cards)
         used = gpu[gpu["gpu_uuid"].isin(certain or [])]
         # the cards' peaks need not fall together; a server's cards fill alike, so their sum is taken
         peaks = [_peak(rows, "mem_used_bytes") for _, rows in used.groupby("gpu_uuid")]

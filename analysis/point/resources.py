@@ -23,7 +23,6 @@ from analysis.runs.clocks import wall_clock
 from analysis.runs.gpus import certain_gpus
 from analysis.runs.run import Run
 from analysis.runs.scrapes import kv_usage_series, metric_series
-from analysis.runs.sources import recorded_sources
 from analysis.statistics.rates import Cycles
 
 
@@ -67,7 +66,7 @@ def energy(run: Run, window: Window, requests: pd.DataFrame, cycles: Cycles | No
         EnergyInputs(
             gpu=run.gpu,
             host=run.host,
-            sources=recorded_sources(run),
+            sources=run.sources,
             start_mono_ns=window.start_unix_ns - offset,
             end_mono_ns=window.end_unix_ns - offset,
             count=count,
@@ -79,7 +78,7 @@ def energy(run: Run, window: Window, requests: pd.DataFrame, cycles: Cycles | No
         )
     )
     phase, attributed = _by_phase(run, result)
-    if not run.sources and result.status == "unavailable":
+    if run.sources == Sources() and result.status == "unavailable":
         result = replace(result, explain=["no telemetry was recorded"])
     return PointEnergy(result, phase, attributed)
 
@@ -106,7 +105,7 @@ def _by_phase(run: Run, result: EnergyResult) -> tuple[PhaseEnergy | None, Attri
         return without("idle power was not measured, and the model needs it (telemetry.idle_s)")
     return None, attribute(
         run.gpu,
-        recorded_sources(run),
+        run.sources,
         work,
         result.start_mono_ns,
         result.end_mono_ns,
@@ -121,7 +120,7 @@ def _idle(run: Run, name: str) -> IdlePower | None:
         return IdlePower(None, 0.0, [rows.fault])
     if rows.value.empty:
         return None
-    return idle_power(rows.value, recorded_sources(run), server_gpus=run.manifest.server.cards)
+    return idle_power(rows.value, run.sources, server_gpus=run.manifest.server.cards)
 
 
 def kernel_share(run: Run, window: Window) -> float | None:
@@ -129,7 +128,7 @@ def kernel_share(run: Run, window: Window) -> float | None:
 
     None when not sampled, or where it is not known which cards are its own.
     """
-    used = certain_gpus(run.gpu, recorded_sources(run), run.manifest.server.cards)
+    used = certain_gpus(run.gpu, run.sources, run.manifest.server.cards)
     rows = run.gpu[run.gpu["gpu_uuid"].isin(used or [])]
     inside = rows[rows["unix_ns"].between(window.start_unix_ns, window.end_unix_ns)]
     share = inside["util_pct"].dropna()

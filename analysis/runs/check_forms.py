@@ -161,7 +161,7 @@ def _of_config(manifest: dict[str, Any], config: dict[str, Any] | None) -> Itera
     if config.get("run_id") != manifest.get("run_id"):
         yield "run_id", f"{manifest.get('run_id')}, and {CONFIG} has {config.get('run_id')}"
     wanted = hash_of_point(config["point"])
-    imported = "imported_from" in manifest.get("server", {}).get("proof_detail", {})
+    imported = Manifest.model_validate(manifest).server.shown.imported_from is not None
     if wanted != manifest.get("config_hash") and not imported:
         yield "config_hash", f"is not that of {CONFIG}'s point, {wanted}"
 

@@ -1,7 +1,5 @@
 """Which cards a server used."""
 
-from typing import Any
-
 import pandas as pd
 
 from greenbench.contract.forms import Sources
@@ -52,13 +50,3 @@ def certain_gpus(gpu: pd.DataFrame, sources: Sources, cards: int) -> list[str] |
     used = used_gpus(gpu, sources)
     known = own_cards(sources) or len(used) == cards
     return used if known and untold_gpus(sources, cards) is None else None
-
-
-def own_gpus(told: dict[str, Any]) -> list[str]:
-    """``own_cards`` of sources.json as it was parsed."""
-    return own_cards(Sources.model_validate(told))
-
-
-def possible_gpus(told: dict[str, Any]) -> list[str] | None:
-    """``possible_cards`` of sources.json as it was parsed."""
-    return possible_cards(Sources.model_validate(told))

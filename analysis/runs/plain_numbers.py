@@ -37,7 +37,7 @@ def odd_column(rows: pa.Table) -> str | None:
             continue
         if floating and pc.any(pc.is_nan(column)).as_py():
             return f"{name}: {NOT_FINITE}, found nan"
-        for number in pc.min_max(column).as_py().values():
+        for number in pc.call_function("min_max", [column]).as_py().values():
             clause = None if number is None else _clause(name, number)
             if clause is not None:
                 return f"{name}: {clause}, found {shown(number)}"

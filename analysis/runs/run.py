@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -113,8 +113,8 @@ class Run:
         return self._events.value
 
     @property
-    def sources(self) -> dict[str, Any]:
-        """telemetry/sources.json: which source was available, and why not."""
+    def sources(self) -> Sources:
+        """telemetry/sources.json: which source was available, and why not; without it, nothing of any."""
         return self._sources.value
 
     @property
@@ -174,9 +174,9 @@ class Run:
         return self._read(lambda: read_events(self.dir.events_path), list[Event])
 
     @cached_property
-    def _sources(self) -> Read[dict[str, Any]]:
+    def _sources(self) -> Read[Sources]:
         path = self.dir.telemetry_dir / "sources.json"
-        return self._read(lambda: read_sources(path), dict[str, Any])
+        return self._read(lambda: read_sources(path), Sources)
 
     @cached_property
     def _requests(self) -> Read[Ordered]:
@@ -238,16 +238,16 @@ def read_events(path: Path) -> list[Event]:
     return [Event.from_dict(row) for row in rows]
 
 
-def read_sources(path: Path) -> dict[str, Any]:
+def read_sources(path: Path) -> Sources:
     """telemetry/sources.json; empty where there is none. Another form of it raises UserError."""
     if not path.is_file():
-        return {}
+        return Sources()
     text = path.read_bytes()
     for fault in form_faults(Sources, text):
         raise UserError(f"{path}: {fault.clause}")
-    sources = json.loads(text)
-    refuse_odd(sources, str(path))
-    return sources
+    told = json.loads(text)
+    refuse_odd(told, str(path))
+    return Sources.model_validate(told)
 
 
 def _ordered(frame: pd.DataFrame, by: str | None) -> Ordered:

@@ -61,9 +61,8 @@ def _status(run: Run) -> Iterator[Fault]:
 
 def audit_over_budget(run: Run) -> list[str]:
     """What the load generator says it did worse than its budget; empty when it kept to it."""
-    audits = [audit for audit in run.manifest.client_audit.values() if isinstance(audit, dict)]
-    over = [audit.get("reasons") for audit in audits if audit.get("over_budget")]
-    return [str(reason) for reasons in over if isinstance(reasons, list) for reason in reasons]
+    audits = run.manifest.audits.values()
+    return [reason for audit in audits if audit.over_budget for reason in audit.reasons]
 
 
 def _counts(run: Run) -> Iterator[Fault]:

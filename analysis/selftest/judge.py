@@ -102,7 +102,7 @@ class Recording:
         setup = json.loads(setup_path.read_text())
         marks_path, main = folder / "marks.jsonl", folder / "main"
         marks = {row["name"]: row for row in read_jsonl(marks_path)} if marks_path.is_file() else {}
-        sources = Sources.model_validate(read_sources(main / "telemetry" / "sources.json"))
+        sources = read_sources(main / "telemetry" / "sources.json")
         sensors = _sensors(main, setup.get("gpu", {}).get("uuid"))
         return cls(setup, marks, sources, sensors, served)
 

@@ -4,7 +4,7 @@ Keys that this program does not know are typing errors in files of its own versi
 """
 
 import copy
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -63,8 +63,13 @@ def _way(data: Any, loc: Key) -> Key:
     """The place of a fault as keys of the data: pydantic puts the branch of a union among them."""
     way: list[str | int] = []
     for part in loc:
-        inside = isinstance(data, dict) and part in data
-        if inside or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
+        if _holds(data, part):
             data = data[part]
             way.append(part)
     return tuple(way)
+
+
+def _holds(data: Any, part: str | int) -> bool:
+    if isinstance(part, int) and isinstance(data, list):
+        return part < len(cast("list[Any]", data))
+    return isinstance(data, dict) and part in data
