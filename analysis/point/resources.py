@@ -24,6 +24,7 @@ from analysis.runs.gpus import certain_gpus
 from analysis.runs.run import Run
 from analysis.runs.scrapes import kv_usage_series, metric_series
 from analysis.statistics.rates import Cycles
+from greenbench.contract.forms import Sources
 
 
 @dataclass(frozen=True)
