@@ -11,7 +11,7 @@ RUNS ?= runs/demo
 BACKENDS ?= sdpa,sink_window
 export VLLM_PYTHON
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve load run report backends doctor check test test-e2e format \
+.PHONY: help setup demo serve load run report backends doctor check test test-e2e test-oldest format \
 	verify mutants bench-backends bench-client bench-peers bench-telemetry bench-analysis
 
 help: ## list the targets
@@ -29,8 +29,8 @@ demo: setup ## compare backends of real vLLM servers on this machine, and write 
 serve: setup ## start one proven server: make serve BACKEND=sdpa [MODEL=tiny-llama] [PORT=8000]
 	@$(BENCH)/python -m servers --backend '$(BACKEND)' --model '$(MODEL)' --port $(PORT)
 
-load: setup ## drive a running server from Locust's web page: make load [PORT=8000]
-	@$(BENCH)/locust -f loadgen/longctx.py --host http://127.0.0.1:$(PORT)
+load: setup ## drive a running server from Locust's web page: make load [PORT=8000] [ARGS='--context-tokens 8192' or --help]
+	@$(BENCH)/python -m loadgen.longctx --host http://127.0.0.1:$(PORT) $(ARGS)
 
 run: setup ## measure a sweep: make run SWEEP=configs/sweeps/demo.yaml
 	@$(BENCH)/greenbench run $(SWEEP)
@@ -55,6 +55,10 @@ test: check test-e2e ## check, then real vLLM servers, a real Prometheus and a r
 test-e2e: setup ## the end-to-end tests alone
 	@scripts/test_tools.sh
 	@$(BENCH)/pytest --reruns 1 -rR -m "e2e and not gpu" --ignore tests/vllm
+
+test-oldest: setup ## the tests of our backends on the oldest vLLM that is supported (CPU)
+	@scripts/setup.sh oldest
+	@.venv-vllm-oldest/bin/python -m pytest -m "not e2e and not gpu" tests/vllm
 
 format: setup ## format the code
 	@$(BENCH)/ruff format --quiet . && $(BENCH)/ruff check --fix --quiet .

@@ -16,8 +16,10 @@ from analysis.runs.check_forms import read_forms
 from analysis.runs.fault import Fault
 from analysis.runs.run import find_runs, read_runs
 from analysis.runs.validity import faults, superseded
+from greenbench.contract.command_name import typed_as
 from greenbench.contract.errors import UserError, exit_on_user_error
 from greenbench.contract.installation import results
+from greenbench.contract.terminal import visible
 
 
 def check(args: argparse.Namespace) -> int:
@@ -30,8 +32,12 @@ def check(args: argparse.Namespace) -> int:
     for run in runs:
         if run.path not in replaced:
             broken += [(run.manifest.run_id, fault) for fault in faults(run)]
+    for run in runs:
+        if keys := run.passed_over():
+            version = run.manifest.schema_version
+            print(f"{run.manifest.run_id}: of schema {version}; not read here: {', '.join(keys)}")
     for name, fault in broken:
-        print(f"{name}: {fault.code}: {fault.sentence}")
+        print(visible(f"{name}: {fault.code}: {fault.sentence}"))
     total = len(runs) + len(unreadable)
     print(f"{total} runs, {len(replaced)} of them measured again, {len(broken)} faults")
     return 1 if broken else 0
@@ -41,7 +47,7 @@ def check_forms(root: Path) -> int:
     """Whether the files have the form of docs/contract.md, not whether they can be believed."""
     reading = read_forms(root)
     for sentence in reading.faults:
-        print(sentence)
+        print(visible(sentence))
     print(f"{reading.files} files read, {len(reading.faults)} faults")
     return 1 if reading.faults else 0
 
@@ -62,6 +68,7 @@ def verdicts(_: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """One self-contained HTML file, and beside it what it shows for programs."""
+    from analysis.points_csv import write_points
     from analysis.report.page import (
         write_report,  # plotly and jinja load slowly; check needs neither
     )
@@ -74,10 +81,13 @@ def report(args: argparse.Namespace) -> int:
 
     find_runs(args.runs)  # bad input is said before anything is written
     out = report_path(args.runs, args.out)
-    make_folder(out.parent)
+    for file in filter(None, (out, args.csv)):
+        make_folder(file.parent)
     whole = study(args.runs, progress, args.across_executions, args.objective)
     write_summary(whole, summary_path(out))
     write_report(whole, out)
+    if args.csv:
+        write_points(whole, args.csv)
     print(out)
     return 0
 
@@ -141,8 +151,9 @@ def add_command(
     commands: Commands, name: str, action: Callable[[argparse.Namespace], int]
 ) -> argparse.ArgumentParser:
     """A command whose help is the first line of its action's docstring."""
+    said = (action.__doc__ or "").splitlines()[0]
     command: argparse.ArgumentParser = commands.add_parser(
-        name, help=(action.__doc__ or "").splitlines()[0]
+        name, prog=typed_as(f"python -m analysis {name}"), help=said, description=said
     )
     command.set_defaults(action=action)
     return command
@@ -169,6 +180,9 @@ def add_report(commands: Commands) -> None:
         "--out", type=Path, help="file; default: report.html in RUNS. Its summary lies beside it"
     )
     command.add_argument(
+        "--csv", type=Path, metavar="FILE", help="also write each point and its figures, one a row"
+    )
+    command.add_argument(
         "--across-executions",
         action="store_true",
         help="rank eager and CUDA graphs together; default: each separately",
@@ -183,12 +197,19 @@ def add_report(commands: Commands) -> None:
 
 def add_ceilings(commands: Commands) -> None:
     command = add_command(commands, "ceilings", ceilings)
-    command.add_argument("--out", type=Path, default=results() / "ceilings.json")
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=results() / "ceilings.json",
+        help="file for the measured peaks; default: runs/ceilings.json",
+    )
 
 
 def add_simulate(commands: Commands) -> None:
     command = add_command(commands, "simulate", simulate)
-    command.add_argument("--trials", type=int, default=2000)
+    command.add_argument(
+        "--trials", type=int, default=2000, help="simulated sweeps per row; default 2000"
+    )
 
 
 def add_import(commands: Commands) -> None:

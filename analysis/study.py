@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from analysis.bottleneck.classify import (
@@ -12,7 +13,7 @@ from analysis.bottleneck.classify import (
     fixed_shares,
     gather,
 )
-from analysis.bottleneck.peaks import find_host_ceilings, run_ceilings
+from analysis.bottleneck.peaks import HostCeilings, find_host_ceilings, run_ceilings
 from analysis.bottleneck.roofline import PhaseUse, phase_uses
 from analysis.compare.cells import Cell, cells
 from analysis.compare.crossovers import Crossing, crossings
@@ -22,7 +23,14 @@ from analysis.objectives import DEFAULT, TPOT, Objective, objective
 from analysis.point.point import Point, analyse_all
 from analysis.quality.depth_map import HeatMap, heat_maps
 from analysis.quality.gate import Gate, gates
-from analysis.quality.standings import Standings, Verification, standings, verifications
+from analysis.quality.standings import (
+    Standings,
+    Verification,
+    standings,
+    verification,
+    verification_files,
+)
+from analysis.runs import boundary
 from analysis.runs.identity import Candidate, Place, places
 from analysis.runs.labels import Labels, labels
 from analysis.runs.run import Run, read_runs, some_readable
@@ -94,14 +102,16 @@ def study(
     points, named = placed(analyse_all(runs, progress), across_executions)
     told = {point.path for point in points if point.answers_stand}
     answering = [run for run in runs if str(run.path) in told]
-    judged, checked = gates(answering, named.candidates), verifications(root)
+    judged = gates(answering, named.candidates)
+    checked, unread = _verifications(root)
     stand = standings(judged, checked, runs, points)
     able = eligible(points, stand)
     by_family = headlines(points, chosen, asked is not None)
     compared = differences(points, by_family)
     table = cells(points)
     crossed = crossings(table, compared)
-    uses, bounds, beaten = _bottlenecks(root, runs, points, crossed)
+    host, no_ceilings = _host_ceilings(root)
+    uses, bounds, beaten = _bottlenecks(host, runs, points, crossed)
     return Study(
         root=root,
         runs=runs,
@@ -118,7 +128,7 @@ def study(
         heat_maps=heat_maps(answering, named.candidates),
         standings=stand,
         eligible=able,
-        unmeasured=[*left_out(root), *without_a_point(unreadable)],
+        unmeasured=[*left_out(root), *without_a_point(unreadable), *unread, *no_ceilings],
         labels=named,
         objective=chosen,
         headlines=by_family,
@@ -169,8 +179,33 @@ def _sweeps(root: Path) -> list[SweepConfig]:
     return found
 
 
+def _verifications(root: Path) -> tuple[list[Verification], list[LeftOut]]:
+    """What ``greenbench verify`` found, and the files of it that cannot be read."""
+    read = [
+        (path, boundary.read(path.parent, partial(_one, path), list))
+        for path in verification_files(root)
+    ]
+    checked = [each for _, found in read for each in found.value]
+    unread = [
+        LeftOut(f"{path.parent.name}/{path.name}", "unreadable", found.fault)
+        for path, found in read
+        if found.fault
+    ]
+    return checked, unread
+
+
+def _one(path: Path) -> list[Verification]:
+    return [verification(path)]
+
+
+def _host_ceilings(root: Path) -> tuple[HostCeilings | None, list[LeftOut]]:
+    """The host's measured ceilings; a broken file of them costs the roofline, and is named."""
+    found = boundary.read(root, lambda: find_host_ceilings(root), lambda: None)
+    return found.value, [LeftOut("ceilings.json", "unreadable", found.fault)] if found.fault else []
+
+
 def _bottlenecks(
-    root: Path, runs: list[Run], points: list[Point], crossed: list[Crossing]
+    host: HostCeilings | None, runs: list[Run], points: list[Point], crossed: list[Crossing]
 ) -> tuple[dict[str, list[PhaseUse]], dict[str, Bottleneck], dict[str, float]]:
     """Per usable point: how near each phase came to the ceilings, and what held the point back.
 
@@ -178,7 +213,6 @@ def _bottlenecks(
     point went beyond was taken wrongly (on a busy machine, say): it is no ceiling for any point, and the
     third value names it.
     """
-    host = find_host_ceilings(root)
     by_path = {str(run.path): run for run in runs}
     uses: dict[str, list[PhaseUse]] = {}
     bounds: dict[str, Bottleneck] = {}

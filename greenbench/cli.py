@@ -1,22 +1,25 @@
 """The `greenbench` command. Each subcommand is thin: it runs a sweep, or starts the stage that does it."""
 
 import json
+import os
 import re
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
-from greenbench import __version__
+from greenbench import __version__, points
 from greenbench import doctor as doctor_module
 from greenbench.choose import Wish, answer, parse_backends, parse_contexts, parse_slo, plan_choice
+from greenbench.contract.command_name import TYPED_AS
 from greenbench.contract.config import PointConfig, SloConfig, SweepConfig, load_sweep
-from greenbench.contract.errors import UserError, exit_on_user_error, nearest
+from greenbench.contract.errors import UserError, exit_on_user_error, nearest, say_error
 from greenbench.contract.installation import config_file, config_names, plugin_folder, results
+from greenbench.contract.terminal import visible
 from greenbench.sweep.child_processes import StageError, passthrough, python_module
 from greenbench.sweep.forewarnings import forewarnings, of_running_server
 from greenbench.sweep.plan import (
@@ -40,11 +43,22 @@ NO_ANSWER = (
     "to go on, or give more time with --within."
 )
 REPORT_S = 20.0  # of the time that is given, kept for the report
+runs = typer.Typer(
+    no_args_is_help=True, help="Points that were measured: list, show, redo, delete."
+)
+app.add_typer(runs, name="runs")
+Point = Annotated[Path, typer.Argument(help="A point's folder, as `runs list` names it.")]
 PASS: dict[str, bool | list[str]] = {  # the stage reads these commands' arguments, --help too
     "allow_extra_args": True,
     "ignore_unknown_options": True,
     "help_option_names": [],
 }
+
+
+def _stage(context: typer.Context, module: str, command: str) -> NoReturn:
+    """Hand the arguments over to a stage's command, which calls itself what the person typed."""
+    os.environ[TYPED_AS] = context.command_path
+    raise typer.Exit(passthrough(python_module(module, command, *context.args)))
 
 
 def _print_version(asked: bool) -> None:
@@ -97,23 +111,27 @@ def run(
     config = load_sweep(find_sweep(sweep))
     chosen = None if blocks is None else parse_blocks(blocks, config.repeats)
     within_s = None if within is None else parse_duration(within)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=not sys.stdout.isatty())  # a log keeps one line a point
     target = (out or results() / config.name).expanduser().resolve()
     if dry_run:
         plans = plan_sweep(config, chosen)
         print_plan(plans)
         print_estimate(config, plans, target, within_s)
-        points = [point for plan in plans for point in plan.start.points]
+        planned = [point for plan in plans for point in plan.start.points]
         ahead = [
             *undecided_quality(config),
-            *forewarnings(config, points, bool(host().gpus)),
+            *forewarnings(config, planned, bool(host().gpus)),
             *of_running_server(plans[0].start.request),
         ]
         for sentence in ahead:
-            print(f"# {sentence}")
+            print(f"# {visible(sentence)}")
         return
-    with SweepProgress(console) as view:
-        outcome = run_sweep(config, target, view, skip_refused, chosen, within_s)
+    try:
+        with SweepProgress(console) as view:
+            outcome = run_sweep(config, target, view, skip_refused, chosen, within_s)
+    except KeyboardInterrupt:
+        print(visible(points.kept_sentence(target)), flush=True)
+        raise
     print_outcome(outcome, config, target)
     raise typer.Exit(1 if outcome.failures or outcome.pending else 0)
 
@@ -183,44 +201,81 @@ def choose(
 
 @app.command(context_settings=PASS)
 def report(context: typer.Context) -> None:
-    """Analyse run directories into report.html and summary.json: report RUNS [--out FILE]."""
-    raise typer.Exit(passthrough(python_module("analysis", "report", *context.args)))
+    """Analyse run directories into report.html and summary.json: report RUNS [--out FILE] [--csv FILE]."""
+    _stage(context, "analysis", "report")
 
 
 @app.command(context_settings=PASS)
 def check(context: typer.Context) -> None:
     """Check run directories and name every fault: check RUNS [--schema]."""
-    raise typer.Exit(passthrough(python_module("analysis", "check", *context.args)))
+    _stage(context, "analysis", "check")
 
 
 @app.command(context_settings=PASS)
 def backends(context: typer.Context) -> None:
     """Show each backend, whether this host can run it, and if not why: backends [--json]."""
-    raise typer.Exit(passthrough(python_module("servers", "backends", *context.args)))
+    _stage(context, "servers", "backends")
 
 
 @app.command(context_settings=PASS)
 def verify(context: typer.Context) -> None:
     """Compare backends' answers with an exact reference on real servers: verify --backends a,b."""
-    raise typer.Exit(passthrough(python_module("servers", "verify", *context.args)))
+    _stage(context, "servers", "verify")
 
 
 @app.command("import", context_settings=PASS)
 def import_(context: typer.Context) -> None:
     """Read other tools' results into run directories: import FILE… --out RUNS."""
-    raise typer.Exit(passthrough(python_module("analysis", "import", *context.args)))
+    _stage(context, "analysis", "import")
 
 
 @app.command(context_settings=PASS)
 def ceilings(context: typer.Context) -> None:
     """Measure what this host can reach (matrix product, copy): ceilings [--out FILE]."""
-    raise typer.Exit(passthrough(python_module("analysis", "ceilings", *context.args)))
+    _stage(context, "analysis", "ceilings")
 
 
 @app.command("energy-selftest", context_settings=PASS)
 def energy_selftest(context: typer.Context) -> None:
     """Test the GPU's energy sensors against known loads: energy-selftest --out DIR [--quick]."""
-    raise typer.Exit(passthrough(python_module("telemetry", "selftest", *context.args)))
+    _stage(context, "telemetry", "selftest")
+
+
+@runs.command("list")
+def list_(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="RUNS", help="A sweep's folder; default runs/ here.")
+    ] = None,
+) -> None:
+    """List the points of a folder: status, name, requests, and why one does not count."""
+    for line in points.list_lines(folder or results()):
+        print(line)
+
+
+@runs.command()
+def show(point: Point) -> None:
+    """Show one point: what ran, whether it counts, its files."""
+    for line in points.show_lines(point):
+        print(line)
+
+
+@runs.command()
+def redo(point: Point) -> None:
+    """Mark a point: the next `greenbench run` of its sweep measures it again."""
+    print(visible(points.redo(point)))
+
+
+@runs.command()
+def delete(
+    point: Point,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete one point's folder, and nothing outside it."""
+    run, manifest = points.deletable(point)
+    question = f"delete {manifest.run_id} ({manifest.status}) in {run.path.parent}?"
+    if not yes and not typer.confirm(visible(question)):
+        raise typer.Exit(1)
+    print(visible(points.delete(point)))
 
 
 @app.command()
@@ -292,11 +347,11 @@ def find_sweep(sweep: Path) -> Path:
 def print_plan(plans: list[Plan]) -> None:
     """What ``dtype: auto`` chose, then every server as one pasteable command with its points."""
     for sentence in [*dtype_notes(plans), *unknown_shapes(plans), *environment_notes(plans)]:
-        print(f"# {sentence}")
+        print(f"# {visible(sentence)}")
     for plan in plans:
-        print(f"# {plan.start.label}")
+        print(f"# {visible(plan.start.label)}")
         for refusal in plan.launch.refusals:
-            print(f"#   refused on this host: {refusal}")
+            print(f"#   refused on this host: {visible(refusal)}")
         env = " ".join(f"{key}={json.dumps(value)}" for key, value in plan.launch.env.items())
         print(f"env -C {plugin_folder()} {env} \\\n  {' '.join(plan.launch.argv)}")
         for point in plan.start.points:
@@ -321,7 +376,7 @@ def print_outcome(outcome: Outcome, config: SweepConfig, target: Path) -> None:
         f"{len(outcome.failures)} failures, {outcome.pending} not measured"
     )
     for failure in outcome.failures:
-        print(f"  {failure}")
+        print(f"  {visible(failure)}")
     if outcome.complete or outcome.skipped:
         print(f"results in {target}; `greenbench report {target}` makes the report")
 
@@ -336,5 +391,5 @@ def _command() -> int:
     try:
         return app()  # ends in SystemExit; typer itself answers a wrong option with exit code 2
     except StageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return 1

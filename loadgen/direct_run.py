@@ -76,7 +76,12 @@ def add_connection_arguments(parser: Any) -> None:
     )
     parser.add_argument("--ca-file", metavar="FILE", help="certificates to trust (PEM)")
     parser.add_argument("--insecure", action="store_true", help="trust any certificate")
-    parser.add_argument("--endpoint", choices=get_args(Endpoint), default="auto")
+    parser.add_argument(
+        "--endpoint",
+        choices=get_args(Endpoint),
+        default="auto",
+        help="auto: the first that answers a request of one token (default)",
+    )
 
 
 def _connection(options: argparse.Namespace) -> dict[str, Any]:

@@ -4,6 +4,7 @@ The locustfile (`loadgen.longctx`) starts and ends it. gevent's hub sends and re
 """
 
 import logging
+import math
 import time
 from functools import partial
 from typing import Final, NoReturn
@@ -14,6 +15,8 @@ from locust.env import Environment
 from locust.runners import WorkerRunner
 
 from greenbench.contract.schema import RequestRecord
+from greenbench.contract.slo import time_per_token_ns
+from greenbench.contract.terminal import visible
 from loadgen.driver.arrivals import shard
 from loadgen.driver.closed_loop import ClosedLoop, Finished
 from loadgen.driver.dispatch import Dispatcher, open_ahead, schedule
@@ -161,17 +164,16 @@ class Drive:
         return record
 
     def show(self, record: RequestRecord) -> None:
-        """Feed Locust's own table: TTFT and E2E as rows of their own, failures with their type."""
+        """Feed Locust's own table: TTFT, TPOT and E2E as rows of their own, failures with their type."""
         self._live.add(record)
         if record.error_type == "cut_at_drain":
             return  # a row, but no failure: the run was over
         error = None
         if record.error_type is not None:
-            error = f"{record.error_type}: {record.error_message}"
-        elif record.first_token_ns is not None:
+            error = visible(f"{record.error_type}: {record.error_message}")
+        for name, time_ns in ({} if error else token_times_ns(record)).items():
             # a row of its own and no request: it would count twice in the totals and in requests/s
-            ttft_ms = round(record.first_token_ns / 1e6)
-            self.environment.stats.get("TTFT", record.task).log(ttft_ms, 0)
+            self.environment.stats.get(name, record.task).log(round(time_ns / 1e6), 0)
         self.environment.events.request.fire(
             request_type=record.task,
             name="E2E",
@@ -180,6 +182,21 @@ class Drive:
             exception=error,
             context={},
         )
+
+
+def token_times_ns(record: RequestRecord) -> dict[str, float]:
+    """TTFT, and TPOT of a reply with two tokens or more."""
+    first_ns, last_ns = record.first_token_ns, record.last_token_ns
+    if first_ns is None:
+        return {}
+    times: dict[str, float] = {"TTFT": first_ns}
+    if last_ns is not None:
+        tpot_ns = time_per_token_ns(
+            first_ns, last_ns, record.output_tokens or 0, record.chunk_tokens
+        )
+        if not math.isnan(tpot_ns):
+            times["TPOT"] = tpot_ns
+    return times
 
 
 def run_user(drive: Drive) -> NoReturn:

@@ -3,27 +3,30 @@
 Of a sweep:    locust -f loadgen/longctx.py --headless --run-dir runs/demo/<run_id>
 By itself:     locust -f loadgen/longctx.py --headless -u 4 -t 20s          (against `make serve`)
 With the page: locust -f loadgen/longctx.py
+All options:   python -m loadgen.longctx --help      (Locust answers its own --help before it reads a file)
 
 Locust gives users, the web page, headless mode and workers; the requests themselves go through
-`loadgen.wire.connection`, and every one is a row in the run directory. TTFT and E2E are separate rows of
-Locust's table; only E2E counts as a request in its totals. Only absolute imports and one concrete
+`loadgen.wire.connection`, and every one is a row in the run directory. TTFT, TPOT and E2E are separate
+rows of Locust's table; only E2E counts as a request in its totals. Only absolute imports and one concrete
 User: Locust loads this file by path and spawns every User class it finds in it.
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import gevent
 from locust import User, events, task
-from locust.argument_parser import LocustArgumentParser
+from locust.argument_parser import LocustArgumentParser, get_parser
 from locust.env import Environment
 from locust.rpc.protocol import Message
 from locust.runners import MasterRunner, Runner, WorkerRunner
 
 from greenbench.contract.config import load_live_point
-from greenbench.contract.errors import UserError
+from greenbench.contract.errors import USAGE_EXIT, UserError, say_error
+from greenbench.contract.privacy import keep_private
 from loadgen import direct_run
 from loadgen.driver.process_setup import raise_file_limit, take_priority
 from loadgen.driver.session import Session
@@ -34,17 +37,39 @@ from loadgen.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
+LOOPBACK: Final = (
+    "127.0.0.1"  # of the page and of a master's port, which anyone could drive load with
+)
+
 
 @events.init_command_line_parser.add_listener
 def add_arguments(parser: LocustArgumentParser) -> None:
-    group = parser.add_argument_group("greenbench")
+    parser.set_defaults(web_host=LOOPBACK, master_bind_host=LOOPBACK)
+    group = parser.add_argument_group(
+        "greenbench",
+        f"The page and a master listen on {LOOPBACK}; --web-host and --master-bind-host '*' open them.",
+    )
     group.add_argument("--run-dir", type=str, default="", help="a point's run directory (headless)")
-    group.add_argument("--client", choices=("fast", "httpx"), default="fast")
+    group.add_argument(
+        "--client",
+        choices=("fast", "httpx"),
+        default="fast",
+        help="fast: times of the kernel; httpx: portable, times of the program (default: fast)",
+    )
     direct_run.add_connection_arguments(group)
-    group.add_argument("--task", choices=sorted(TASKS), default="retrieve")
-    group.add_argument("--context-tokens", type=int, default=1024)
-    group.add_argument("--prompts", type=int, default=32, help="different prompts to make")
-    group.add_argument("--seed", type=int, default=7)
+    group.add_argument(
+        "--task",
+        choices=sorted(TASKS),
+        default="retrieve",
+        help="what prompts ask (default: retrieve)",
+    )
+    group.add_argument(
+        "--context-tokens", type=int, default=1024, help="length of a prompt (default: 1024)"
+    )
+    group.add_argument(
+        "--prompts", type=int, default=32, help="different prompts to make (default: 32)"
+    )
+    group.add_argument("--seed", type=int, default=7, help="of prompts and arrivals (default: 7)")
     group.add_argument("--model-path", type=str, default="", help="tokenizer; default: as served")
     group.add_argument(
         "--telemetry-url", help="its joules go on the page, e.g. http://127.0.0.1:9400/metrics"
@@ -70,6 +95,7 @@ class LongContextUser(User):
 def on_init(environment: Environment, runner: Runner, **_: Any) -> None:
     """Of a sweep: the users come from the point's config. A bad run directory ends Locust with 2."""
     options = environment.parsed_options
+    keep_private()
     raise_file_limit()
     take_priority()
     live = Live(options.telemetry_url if options else None)
@@ -96,17 +122,17 @@ def on_init(environment: Environment, runner: Runner, **_: Any) -> None:
 
 
 def _refuse(error: UserError) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2) from error
+    say_error(error)
+    raise SystemExit(USAGE_EXIT) from error
 
 
 def _refuse_start(environment: Environment, error: UserError) -> None:
     """End Locust with 2, or only the run where there is a web page. In a greenlet an exit goes unheard."""
-    print(f"error: {error}", file=sys.stderr)
+    say_error(error)
     runner, options = environment.runner, environment.parsed_options
     assert runner is not None
     if isinstance(runner, WorkerRunner) or (options and options.headless):
-        environment.process_exit_code = 2
+        environment.process_exit_code = USAGE_EXIT
         gevent.spawn(runner.quit)
     else:  # the web page stays: the address can be corrected and the run started again
         gevent.spawn(runner.stop)
@@ -202,3 +228,15 @@ def on_test_stop(environment: Environment, **_: Any) -> None:
         runner = environment.runner
         if isinstance(runner, WorkerRunner):
             runner.send_message(DONE, drive.session.report())
+
+
+def main() -> NoReturn:
+    """Locust with this file, and a ``--help`` that names this file's options too."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        get_parser().parse_args(["--help"])
+    argv = [sys.executable, "-m", "locust", "-f", __file__, *sys.argv[1:]]
+    os.execv(sys.executable, argv)
+
+
+if __name__ == "__main__":
+    main()

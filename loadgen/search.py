@@ -29,6 +29,8 @@ from loadgen import direct_run
 from loadgen.driver.slo_search import Probe, Search, count_good, run_search
 from loadgen.tasks import TASKS
 
+UNITS = {"rate": "requests/s", "users": "users"}
+
 
 class Runner:
     """Runs one value as a point directory under ``out``, or reads it when it has been run."""
@@ -117,17 +119,71 @@ def _run(options: argparse.Namespace) -> int:
         return runner.run(value, number, slo)
 
     if options.ladder:
-        for word in options.ladder.split(","):
-            value = float(word)
+        for value in ladder_values(options.ladder):
             search.probes[value] = Probe(value, *probe(value, 0), runs=1)
             log.add(search.probes[value])
+        print(ladder_conclusion(search, options.over, slo))
         return 0
     best = run_search(search, probe, log.add)
+    print(conclusion(search, options.over, slo))
+    return 1 if best is None else 0
+
+
+def ladder_values(text: str) -> list[float]:
+    """``1,2,4`` as numbers above 0, each once; anything else raises UserError."""
+    try:
+        values = [float(word) for word in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(0 < value < float("inf") for value in values):
+        raise UserError(f"--ladder wants numbers above 0, such as 1,2,4,8, found '{text}'")
+    return list(dict.fromkeys(values))
+
+
+def conclusion(search: Search, over: str, slo: SloConfig) -> str:
+    """The answer of a search in one sentence: the value, how sure it is, and what lies above it."""
+    best, worst = search.best, search.worst
     if best is None:
-        print(f"no {options.over} from {options.start:g} down meets the SLO")
-        return 1
-    print(f"highest {options.over} that meets the SLO: {best:g}")
-    return 0
+        lowest = min(search.probes.values(), key=lambda probe: probe.value)
+        return (
+            f"no {over} from {search.start:g} down meets the SLO ({words_of(slo)}): "
+            f"at {lowest.value:g} {lowest.share:.1%} of {lowest.total} requests do, "
+            f"{search.target:.0%} wanted"
+        )
+    held = search.probes[best]
+    above = "nothing above it was probed (--most)"
+    if worst is not None:
+        above = f"at {worst:g} {search.probes[worst].share:.1%} do"
+    return (
+        f"highest {over} that meets the SLO: {best:g} {UNITS[over]}; "
+        f"{held.share:.1%} of {held.total} requests meet {words_of(slo)}, "
+        f"{search.target:.0%} wanted{_doubt(search, held)}; {above}"
+    )
+
+
+def ladder_conclusion(search: Search, over: str, slo: SloConfig) -> str:
+    """Which of the probed values hold, which fail, and which are undecided, in one sentence."""
+    told = {True: "meets the SLO", None: "undecided", False: "fails"}
+    parts: list[str] = []
+    for verdict, words in told.items():
+        values = [p.value for p in search.probes.values() if search.verdict(p) is verdict]
+        if values:
+            parts.append(f"{words} at {', '.join(f'{value:g}' for value in sorted(values))}")
+    return f"{over}, {words_of(slo)} for {search.target:.0%} of requests: {'; '.join(parts)}"
+
+
+def words_of(slo: SloConfig) -> str:
+    """e.g. ``TTFT 1 s, TPOT 0.05 s``; without a bound a request has to succeed."""
+    bounds = {"TTFT": slo.ttft_s, "TPOT": slo.tpot_s, "E2E": slo.e2e_s}
+    given = [f"{name} {limit:g} s" for name, limit in bounds.items() if limit is not None]
+    return ", ".join(given) or "success"
+
+
+def _doubt(search: Search, probe: Probe) -> str:
+    low, high = probe.interval
+    if low >= search.target:
+        return ""
+    return f", which is uncertain (95 % interval {low:.1%} to {high:.1%})"
 
 
 def _base_point(options: argparse.Namespace) -> Path:

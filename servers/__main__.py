@@ -14,12 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from greenbench.contract.command_name import typed_as
 from greenbench.contract.config import ServerConfig, ServerRequest, load_model, parse
 from greenbench.contract.errors import UserError, exit_on_user_error
 from greenbench.contract.installation import cache, results
 from greenbench.contract.launch import LaunchPlan
 from greenbench.contract.model_shape import ModelShape
 from greenbench.contract.run_dir import slug
+from greenbench.contract.terminal import visible
 from greenbench.vllm_python import vllm_python
 from servers.backends.choice import parse_choice, parse_choices
 from servers.backends.host_facts import Device, other_host, this_host
@@ -64,8 +66,8 @@ def _python(asked: str | None) -> str:
     return str(vllm_python(os.environ if asked is None else os.environ | {"VLLM_PYTHON": asked}))
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
+def say(lines: str) -> None:
+    print("\n".join(visible(line) for line in lines.split("\n")), flush=True)
 
 
 def _read_request(path: str) -> ServerRequest:
@@ -145,9 +147,9 @@ def command_probe(args: argparse.Namespace) -> int:
     except ServerDied as error:
         say(f"failed: {error}")
         return BOOT_FAILED
-    detail = server.proof_detail
-    say(f"{server.base_url} serves {server.served_model}; {server.proof}: {detail['says']}")
-    for sentence in detail["lacks"]:
+    detail = server.shown
+    say(f"{server.base_url} serves {server.served_model}; {server.proof}: {detail.says}")
+    for sentence in detail.lacks:
         say(sentence)
     return 0
 
@@ -236,7 +238,8 @@ def _verify(comparison: Comparison, out: Path, context: LaunchContext) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m servers", description=__doc__)
+    said = "Start a vLLM server with one attention backend, until Ctrl-C; or one of the commands below."
+    parser = argparse.ArgumentParser(prog="python -m servers", description=said)
     parser.set_defaults(run=command_direct)
     _direct_arguments(parser)
     commands = parser.add_subparsers(metavar="COMMAND")
@@ -244,7 +247,8 @@ def _parser() -> argparse.ArgumentParser:
     def add(
         name: str, run: Callable[[argparse.Namespace], int], help: str
     ) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=help, description=help)
+        prog = typed_as(f"python -m servers {name}")
+        command = commands.add_parser(name, prog=prog, help=help, description=help)
         command.set_defaults(run=run)
         return command
 
@@ -261,7 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--request", help="ServerRequest as JSON; - is stdin")
     which.add_argument("--model", help="name, YAML file or folder")
     backends = add("backends", command_backends, "every backend, and whether this host can run it")
-    backends.add_argument("--json", action="store_true")
+    backends.add_argument("--json", action="store_true", help="as JSON, for programs")
     backends.add_argument(
         "--for", dest="gpu", metavar="GPU", help="for another host, by its GPU: e.g. h100"
     )
@@ -289,7 +293,12 @@ def _verify_arguments(verify: argparse.ArgumentParser) -> None:
         choices=ALL_DTYPES,
         help="of the reference; in float32 (default) it also runs in --dtype, to see what rounding does",
     )
-    verify.add_argument("--execution", default="eager", choices=GRAPHS)
+    verify.add_argument(
+        "--execution",
+        default="eager",
+        choices=GRAPHS,
+        help="eager (default), or with CUDA graphs: piecewise or full",
+    )
     verify.add_argument("--kv-cache-gib", type=float, default=1.0, help="KV pool of each server")
     verify.add_argument("--parallel", action="store_true", help="all servers at once")
     verify.add_argument(
@@ -311,12 +320,26 @@ def _direct_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--backend", help=known)
     parser.add_argument("--model", default="tiny-llama", help="name, YAML file or folder")
-    parser.add_argument("--port", type=int)
-    parser.add_argument("--dtype")
-    parser.add_argument("--execution")
-    parser.add_argument("--max-model-len", type=int)
-    parser.add_argument("--kv-cache-gib", type=float)
-    parser.add_argument("--prefix-caching", action="store_true", default=None)
+    parser.add_argument("--port", type=int, help="default: a free one")
+    parser.add_argument(
+        "--dtype", help=f"auto, {', '.join(ALL_DTYPES)}; default: the model's, mostly auto"
+    )
+    parser.add_argument(
+        "--execution",
+        help=f"eager, or with CUDA graphs: piecewise or full; default {ServerConfig().execution}",
+    )
+    parser.add_argument(
+        "--max-model-len", type=int, help="longest sequence, tokens; default: the model's"
+    )
+    parser.add_argument(
+        "--kv-cache-gib", type=float, help="KV pool of the server; default: we choose by the host"
+    )
+    parser.add_argument(
+        "--prefix-caching",
+        action="store_true",
+        default=None,
+        help="serve equal beginnings of prompts from the cache; default: off",
+    )
     parser.add_argument("--extra", action="append", metavar="FLAG", help="a further vLLM flag")
     parser.add_argument(
         "--out", help="folder for server.json, log and proof; default under runs/serve"

@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from greenbench.contract.access import access
-from greenbench.contract.errors import UserError, exit_on_user_error
+from greenbench.contract.command_name import typed_as
+from greenbench.contract.errors import UserError, exit_on_user_error, say_error
 from greenbench.contract.installation import results
 from telemetry.exporter.exporter import Exporter
 from telemetry.recorder import Recorder, RecordRequest
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_record(commands: Commands) -> None:
     record = commands.add_parser("record", help="sample into a run directory until SIGTERM")
-    record.add_argument("--run-dir", type=Path, required=True)
+    record.add_argument("--run-dir", type=Path, required=True, help="where telemetry/ is written")
     record.add_argument("--pid", type=int, help="the server's process; its children count with it")
     record.add_argument("--base-url", help="the server whose /metrics is scraped")
     record.add_argument(
@@ -74,21 +74,37 @@ def _add_serve(commands: Commands) -> None:
 
 
 def _add_selftest(commands: Commands) -> None:
-    test = commands.add_parser(
-        "selftest", help="check the GPU's energy sensors against known loads"
-    )
+    said = "check the GPU's energy sensors against known loads"
+    name = typed_as("python -m telemetry selftest")
+    test = commands.add_parser("selftest", prog=name, help=said, description=said)
     test.add_argument(
         "--out",
         type=Path,
         help="new folder for the recording; default: runs/energy-selftest/<time>",
     )
     test.add_argument("--quick", action="store_true", help="about 4 minutes instead of 9")
-    test.add_argument("--steady-s", type=float, help="length of G-2's and G-3's windows")
     test.add_argument(
-        "--limit-s", type=float, default=math.inf, help="stop early, keep what there is"
+        "--steady-s",
+        type=float,
+        help="length of the windows of constant load and of none; "
+        f"default {Lengths().steady:g}, with --quick {Lengths.quick().steady:g}",
     )
-    test.add_argument("--served", type=Path, help="a finished sweep, for G-8, G-9 and G-12")
-    test.add_argument("--published-j-per-token", type=float, help="of a near model, for G-12")
+    test.add_argument(
+        "--limit-s",
+        type=float,
+        default=math.inf,
+        help="stop after so many seconds and keep what there is",
+    )
+    test.add_argument(
+        "--served",
+        type=Path,
+        help="a finished sweep, for the checks that need a served model",
+    )
+    test.add_argument(
+        "--published-j-per-token",
+        type=float,
+        help="joules per token that somebody published for a model near that of --served",
+    )
     test.set_defaults(run=_selftest)
 
 
@@ -96,8 +112,8 @@ def _add_import_smi(commands: Commands) -> None:
     smi = commands.add_parser(
         "import-smi", help="a CSV recording of nvidia-smi, into a run directory"
     )
-    smi.add_argument("file", type=Path)
-    smi.add_argument("--run-dir", type=Path, required=True)
+    smi.add_argument("file", type=Path, help="what nvidia-smi --format=csv wrote")
+    smi.add_argument("--run-dir", type=Path, required=True, help="where telemetry/ is written")
     smi.add_argument(
         "--utc", action="store_true", help="its stamps are UTC; default: this host's zone"
     )
@@ -139,7 +155,7 @@ def _record(args: argparse.Namespace) -> int:
     try:
         Recorder(request, args.gpu_source, stop).run()
     except OSError as error:
-        print(f"error: the recording ended: {error}", file=sys.stderr)
+        say_error(f"the recording ended: {error}")
         return 1
     return 0
 

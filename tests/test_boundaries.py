@@ -14,7 +14,9 @@ PACKAGES = ("greenbench", *STAGES)
 # The rooms of each package (folders, and modules that stand alone) from the ground up: a room imports
 # only itself and rooms that stand before it.
 FLOORS = {
-    "greenbench": ("__init__", "contract", "vllm_python", "sweep", "choose", "doctor", "cli"),
+    "greenbench": (
+        "__init__", "contract", "vllm_python", "sweep", "choose", "points", "doctor", "cli",
+    ),
     "servers": ("__init__", "backends", "models", "launch", "verify", "plugins", "bench", "__main__"),
     "telemetry": (
         "__init__", "sensors", "ticker", "sampler", "recorder", "exporter", "selftest", "__main__",
@@ -25,7 +27,8 @@ FLOORS = {
     ),
     "analysis": (
         "__init__", "statistics", "runs", "model", "energy", "point", "objectives", "quality",
-        "bottleneck", "compare", "study", "report", "summary", "importers", "selftest", "__main__",
+        "bottleneck", "compare", "study", "report", "summary", "points_csv", "importers", "selftest",
+        "__main__",
     ),
 }  # fmt: skip
 # library → the only files that may import it (folders end with /)

@@ -201,8 +201,7 @@ def _users_missing(run: Run, point: Point) -> list[str]:
     """
     users = run.point.load.users
     open_requests = point.window.evidence.mean_in_flight if point.window else None
-    audits = [audit for audit in run.manifest.client_audit.values() if isinstance(audit, dict)]
-    late = [why for audit in audits for why in audit.get("event_loop_late", [])]
+    late = [why for audit in run.manifest.audits.values() for why in audit.event_loop_late]
     if users is None or open_requests is None or open_requests >= AT_LIMIT * users or not late:
         return []
     return [f"on average {_short(open_requests)} of {users} requests were open", *late]

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from analysis.runs.gpus import certain_gpus, gpu_facts, untold_gpus
+from analysis.runs.gpus import certain_gpus, untold_gpus
 from analysis.runs.run import Run
 from greenbench.contract.config import StrictModel, load_yaml, parse
 from greenbench.contract.cpu import this_cpu
@@ -53,7 +53,6 @@ class MeasuredPeak(StrictModel):
 class GpuPeak(StrictModel):
     name: str  # as NVML says it, without its maker
     bf16_flops: float
-    fp8_flops: float | None = None
     hbm_bytes_per_s: float
     source: str
     measured: MeasuredPeak | None = None
@@ -147,8 +146,9 @@ def run_ceilings(run: Run, host: HostCeilings | None) -> list[Ceiling]:
 def _names_of_cards(run: Run) -> list[str]:
     """Names of the cards that served, one each; empty where they are not known or are parts of cards."""
     cards, count = run.manifest.host.gpus, max(1, run.manifest.server.cards)
-    parted = {gpu["uuid"] for gpu in gpu_facts(run.sources) if gpu.get("mig")}
-    used = certain_gpus(run.gpu, run.sources, count)
+    sources = run.sources
+    parted = {gpu.uuid for gpu in sources.facts.gpus if gpu.mig}
+    used = certain_gpus(run.gpu, sources, count)
     if parted or any(card.mig for card in cards):
         return []
     known = {card.uuid: card.name for card in cards}

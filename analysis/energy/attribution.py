@@ -17,7 +17,6 @@ true price lies within two standard errors.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +29,7 @@ from analysis.energy.series import clean
 from analysis.runs.clocks import WallClock
 from analysis.runs.gpus import used_gpus
 from analysis.statistics import student_t as student
+from greenbench.contract.forms import Sources
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -192,7 +192,7 @@ def _decode_context(tokens: Ints, end_ns: Ints, spans: _Spans) -> Floats:
 
 def attribute(
     gpu: pd.DataFrame,
-    sources: dict[str, Any],
+    sources: Sources,
     work: pd.DataFrame,
     start_mono_ns: int,
     end_mono_ns: int,

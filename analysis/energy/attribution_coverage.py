@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.energy.attribution import WORK, Attribution, attribute
+from greenbench.contract.forms import Sources
 
 Floats = npt.NDArray[np.float64]
 TRUE = {  # J a unit: about an 8B model on an H200
@@ -111,7 +112,7 @@ def simulate(served: Served, sensor: Sensor, seed: int) -> Attribution:
     rng = np.random.default_rng(seed)
     work, joules = steps(served, rng)
     gpu = readings(work, joules, sensor, rng)
-    sources = {"facts": {"gpus": [{"uuid": UUID, "visible": True}]}}
+    sources = Sources.model_validate({"facts": {"gpus": [{"uuid": UUID}]}})
     first = int((START_S + 1) * NS)
     last = int((START_S + served.length_s - 1) * NS)
     return attribute(gpu, sources, work, first, last, IDLE_W)

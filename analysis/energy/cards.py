@@ -5,7 +5,6 @@ Times are CLOCK_MONOTONIC nanoseconds: the sampler's stamps and the client's are
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +13,7 @@ from analysis.energy.result import GpuEnergy
 from analysis.energy.series import EnergyCurve, Readings, clean, energy_curve, integrate_average
 from analysis.runs.gpus import untold_gpus, used_gpus
 from analysis.statistics.rates import Floats, Ints
+from greenbench.contract.forms import Sources
 
 SW_POWER_CAP = 0x04  # NVML clocks-event bit
 FEWEST_TEMPERATURES = 10  # for a slope
@@ -87,7 +87,7 @@ class CardWindow:
     def of(
         cls,
         gpu: pd.DataFrame,
-        sources: dict[str, Any],
+        sources: Sources,
         asked_ns: tuple[int, int],
         server_gpus: int | None = None,
     ) -> "CardWindow":

@@ -5,13 +5,13 @@ an ``Estimated``, which adds to nothing measured.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.energy.quantities import Estimated, Measured, Scope, total
 from analysis.energy.series import clean, integrate_hold
+from greenbench.contract.forms import Sources
 
 # Watts of package power a hardware thread, from makers' data sheets: AMD EPYC 9654 has 360 W for 192
 # threads, Intel Core i9-13900K 253 W for 32. What this host's CPU has lies in between.
@@ -30,27 +30,24 @@ class CpuEnergy:
     reason: str | None = None
 
 
-def cpu_energy(
-    host: pd.DataFrame, sources: dict[str, Any], start_ns: int, end_ns: int
-) -> CpuEnergy:
+def cpu_energy(host: pd.DataFrame, sources: Sources, start_ns: int, end_ns: int) -> CpuEnergy:
     """Energy of all CPU packages between two monotonic moments.
 
     ``host`` has the columns of HostSample; the RAPL counters stand either in the column ``cpu_energy_uj``
     (dicts) or in one column ``cpu_energy_uj.<zone>`` each.
     """
-    rapl = sources.get("rapl", {})
-    spans: dict[str, int | None] = rapl.get("zones", {})
-    if rapl.get("status") == "available" and spans:
+    rapl = sources.source("rapl")
+    if rapl and rapl.available and rapl.zones:
         try:
-            package = _zones(host, spans, "cpu_package", "package", start_ns, end_ns)
-            dram = _zones(host, spans, "dram", "dram", start_ns, end_ns)
+            package = _zones(host, rapl.zones, "cpu_package", "package", start_ns, end_ns)
+            dram = _zones(host, rapl.zones, "dram", "dram", start_ns, end_ns)
             if package:
                 return CpuEnergy(total(package), total(dram) if dram else None)
             reason = "no package zone among the readable ones"
         except ValueError as error:
             reason = str(error)
     else:
-        reason = rapl.get("reason") or "not recorded"
+        reason = (rapl and rapl.reason) or "not recorded"
     return CpuEnergy(estimate=estimate(host, sources, start_ns, end_ns), reason=reason)
 
 
@@ -107,14 +104,12 @@ def unwrap_uj(raw_uj: np.ndarray, span_uj: int | None) -> np.ndarray:
     return np.concatenate(([0.0], np.cumsum(steps)))
 
 
-def estimate(
-    host: pd.DataFrame, sources: dict[str, Any], start_ns: int, end_ns: int
-) -> Estimated | None:
+def estimate(host: pd.DataFrame, sources: Sources, start_ns: int, end_ns: int) -> Estimated | None:
     """The interval of CPU energy from load, thread count and two bounds on watts a thread.
 
     Low: P = W_low · (0.1 + 0.9 · load³). High: P = W_high · (0.5 + 0.5 · load). None without load samples.
     """
-    threads = sources.get("facts", {}).get("cpu", {}).get("threads")
+    threads = sources.facts.cpu.threads
     if not threads or host.empty:
         return None
     load = pd.to_numeric(host["cpu_busy_share"]).to_numpy(dtype=np.float64)

@@ -1,13 +1,13 @@
 """Power of the server's cards with the server loaded and no request."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.energy.cards import CardWindow
 from analysis.energy.trust import Rules, sample_reasons, unavailable
+from greenbench.contract.forms import Sources
 
 SHORTEST = Rules(shortest_s=30.0)
 # Of the shortest length: the first and the last refresh fall off a recording.
@@ -25,7 +25,7 @@ class IdlePower:
 
 def idle_power(
     gpu: pd.DataFrame,
-    sources: dict[str, Any],
+    sources: Sources,
     rules: Rules = SHORTEST,
     server_gpus: int | None = None,
 ) -> IdlePower:

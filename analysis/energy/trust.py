@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
 from analysis.energy.cards import Card, CardWindow, event_bits
 from analysis.energy.result import GpuEnergy
-from analysis.runs.gpus import gpu_facts, own_gpus, possible_gpus, untold_gpus
+from analysis.runs.gpus import own_cards, possible_cards, untold_gpus
+from greenbench.contract.forms import Sources
 
 REASONS: dict[str, str] = {
     "window_not_bracketed": "samples do not reach from before the window to after it",
@@ -47,21 +47,21 @@ class Rules:
 RULES = Rules()
 
 
-def unavailable(gpu: pd.DataFrame, sources: dict[str, Any]) -> str | None:
+def unavailable(gpu: pd.DataFrame, sources: Sources) -> str | None:
     """Why there is no GPU energy at all, in one sentence; None when there may be."""
-    if possible_gpus(sources) == [] and not own_gpus(sources):
+    if possible_cards(sources) == [] and not own_cards(sources):
         return f"the server used no card that was read: {untold_gpus(sources, None) or 'none is visible'}"
     if not gpu.empty and gpu["energy_mj"].notna().any():
         return None
-    counter = sources.get("counter", {})
-    if counter.get("status") == "unavailable":
-        return f"no GPU energy counter: {counter.get('reason')}"
+    counter = sources.source("counter")
+    if counter is not None and not counter.available:
+        return f"no GPU energy counter: {counter.reason}"
     return "no GPU energy was recorded"
 
 
 def reasons_against(
     window: CardWindow,
-    sources: dict[str, Any],
+    sources: Sources,
     completions: int,
     mean_residence_s: float | None,
     rules: Rules,
@@ -82,12 +82,12 @@ def reasons_against(
     return list(dict.fromkeys(told))
 
 
-def device_reasons(sources: dict[str, Any], wanted: list[str]) -> list[str]:
-    facts = [card for card in gpu_facts(sources) if card["uuid"] in wanted]
+def device_reasons(sources: Sources, wanted: list[str]) -> list[str]:
+    facts = [card for card in sources.facts.gpus if card.uuid in wanted]
     holds = {
-        "mig": any(card.get("mig") for card in facts),
-        "vgpu": any(card.get("virtual") for card in facts),
-        "foreign_process": any(card.get("foreign_pids") for card in facts),
+        "mig": any(card.mig for card in facts),
+        "vgpu": any(card.virtual for card in facts),
+        "foreign_process": any(card.foreign_pids for card in facts),
     }
     return [reason for reason in holds if holds[reason]]
 
@@ -128,12 +128,13 @@ def clock_reasons(card: Card, window: CardWindow, rules: Rules) -> list[str]:
     return told
 
 
-def shortest_s(sources: dict[str, Any], mean_residence_s: float | None, rules: Rules) -> float:
+def shortest_s(sources: Sources, mean_residence_s: float | None, rules: Rules) -> float:
     """The least length of a window that the sensors and the requests allow."""
-    refreshes = [s for s in sources.get("counter", {}).get("refresh_s", {}).values() if s]
+    counter = sources.source("counter")
+    refreshes_s = counter.refreshes_s if counter else []
     return max(
         rules.shortest_s,
-        rules.refreshes * max(refreshes, default=0.0),
+        rules.refreshes * max(refreshes_s, default=0.0),
         rules.residences * (mean_residence_s or 0.0),
     )
 

@@ -8,7 +8,7 @@ Times are CLOCK_MONOTONIC nanoseconds: the sampler's stamps and the client's are
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import pandas as pd
 
@@ -18,8 +18,8 @@ from analysis.energy.idle import IdlePower, idle_baseline
 from analysis.energy.quantities import Measured, Scope, total
 from analysis.energy.result import EnergyResult, PerWork
 from analysis.energy.trust import RULES, Rules, card_flags, explain, reasons_against, unavailable
-from analysis.runs.gpus import gpu_facts
 from analysis.statistics.rates import Ratio
+from greenbench.contract.forms import Sources
 
 
 class Counted(Protocol):
@@ -50,7 +50,7 @@ class EnergyInputs:
 
     gpu: pd.DataFrame
     host: pd.DataFrame
-    sources: dict[str, Any]
+    sources: Sources
     start_mono_ns: int
     end_mono_ns: int
     count: Callable[[int, int], Counted]
@@ -141,7 +141,7 @@ def per_work(joules: float, ratios: dict[str, Ratio]) -> PerWork:
     )
 
 
-def _scope(sources: dict[str, Any], wanted: list[str]) -> Scope:
+def _scope(sources: Sources, wanted: list[str]) -> Scope:
     """What the cards' sensors cover: the GPU board, or the module (CPU + GPU) on Grace-Hopper."""
-    scopes = {c.get("scope", "gpu") for c in gpu_facts(sources) if c["uuid"] in wanted}
+    scopes = {card.scope for card in sources.facts.gpus if card.uuid in wanted}
     return "module" if "module" in scopes else "gpu"

@@ -113,7 +113,7 @@ def _points(reader: Reader, data: Any, file: Path) -> list[Imported]:
 def _seems(reader: Reader, data: Any, file: Path) -> str:
     try:
         return printable(reader.seems(data, file))
-    except (Unfit, LookupError):
+    except (ValueError, LookupError, TypeError, AttributeError):  # what is wrong may be there too
         return reader.tool
 
 

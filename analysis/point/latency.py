@@ -63,15 +63,12 @@ def doubt(run: Run) -> Doubt:
     that can be.
     """
     found = Doubt()
-    for audit in run.manifest.client_audit.values():
-        if not isinstance(audit, dict):
-            continue
-        figures = audit.get("figures") or {}
-        if audit.get("itl_in_doubt"):
-            off_ms = figures.get("shared_time_p90_ms") or 0
+    for audit in run.manifest.audits.values():
+        if audit.itl_in_doubt:
+            off_ms = audit.figures.shared_time_p90_ms or 0
             found = replace(found, gaps=f"chunks shared reads: {off_ms:.3g} ms of doubt at p90")
-        if audit.get("itl_tail_in_doubt"):
-            off_ms = figures.get("shared_time_p99_ms") or 0
+        if audit.itl_tail_in_doubt:
+            off_ms = audit.figures.shared_time_p99_ms or 0
             found = replace(found, tail=f"chunks shared reads: {off_ms:.3g} ms of doubt at p99")
     return found
 

@@ -25,6 +25,7 @@ from analysis.point.resources import PointEnergy, energy, kv_share_per_sequence,
 from analysis.point.steady_window import Window, ml_energy_window, steady_window
 from analysis.point.throughput import Rates, Throughput, point_rates, throughput
 from analysis.runs.activity import activity
+from analysis.runs.boundary import of_one_run
 from analysis.runs.fault import Fault
 from analysis.runs.identity import Block, Candidate, Identity, Place
 from analysis.runs.labels import labels
@@ -170,6 +171,15 @@ def analyse(run: Run, replaced_by: str | None = None) -> Point:
     if replaced_by is not None:
         reason = f"measured again: {replaced_by} stands for it"
         return _without_metrics(run, "superseded", [reason])
+    return of_one_run(run.path, lambda: _analysed(run), lambda why: _unfit(run, why))
+
+
+def _unfit(run: Run, why: str) -> Point:
+    """Of a run that holds what no rule foresaw."""
+    return _without_metrics(run, "invalid", [why], faults=["unreadable"])
+
+
+def _analysed(run: Run) -> Point:
     found = faults(run)
     codes = [fault.code for fault in found]
     status = _status(run, codes)
@@ -355,6 +365,6 @@ def _rate_notes(window: Window, rates: Rates) -> list[str]:
 
 def _imported_notes(run: Run) -> list[str]:
     """Where another tool's result comes from, and what it cannot tell."""
-    detail = run.manifest.server.proof_detail
-    source = detail.get("imported_from")
-    return [f"imported from {source}", *detail.get("cannot_tell", [])] if source else []
+    shown = run.manifest.server.shown
+    source = shown.imported_from
+    return [f"imported from {source}", *shown.cannot_tell] if source else []

@@ -24,6 +24,7 @@ from analysis.runs.gpus import certain_gpus
 from analysis.runs.run import Run
 from analysis.runs.scrapes import kv_usage_series, metric_series
 from analysis.statistics.rates import Cycles
+from greenbench.contract.forms import Sources
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def energy(run: Run, window: Window, requests: pd.DataFrame, cycles: Cycles | No
         )
     )
     phase, attributed = _by_phase(run, result)
-    if not run.sources and result.status == "unavailable":
+    if run.sources == Sources() and result.status == "unavailable":
         result = replace(result, explain=["no telemetry was recorded"])
     return PointEnergy(result, phase, attributed)
 
@@ -104,7 +105,12 @@ def _by_phase(run: Run, result: EnergyResult) -> tuple[PhaseEnergy | None, Attri
     if result.idle_w is None:
         return without("idle power was not measured, and the model needs it (telemetry.idle_s)")
     return None, attribute(
-        run.gpu, run.sources, work, result.start_mono_ns, result.end_mono_ns, result.idle_w
+        run.gpu,
+        run.sources,
+        work,
+        result.start_mono_ns,
+        result.end_mono_ns,
+        result.idle_w,
     )
 
 

@@ -1,6 +1,7 @@
 """Whether the report would use a run, without its figures: what the sweep asks as soon as a point ends."""
 
 from analysis.point.point import choose_window, window_faults
+from analysis.runs.boundary import of_one_run
 from analysis.runs.fault import Fault
 from analysis.runs.run import Run
 from analysis.runs.validity import faults
@@ -11,4 +12,8 @@ def verdict(run: Run) -> list[Fault]:
 
     The same rules as ``analysis.point.point.analyse``: validity first, then the steady window.
     """
-    return faults(run) or window_faults(choose_window(run))
+    return faults(run) or of_one_run(
+        run.path,
+        lambda: window_faults(choose_window(run)),
+        lambda why: [Fault("unreadable", why)],
+    )

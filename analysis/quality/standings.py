@@ -3,7 +3,6 @@
 ``standings`` says it of every candidate; a disqualified one may not win there.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,12 @@ from analysis.quality.answers import Answered, answered
 from analysis.quality.gate import LEAST_RIGHT, Gate
 from analysis.quality.reference import is_exact
 from analysis.runs.identity import Candidate
+from analysis.runs.plain_numbers import refuse_odd
 from analysis.runs.run import Run
 from analysis.statistics.noninferiority import LEVEL, MARGIN
+from greenbench.contract.explain import parse
+from greenbench.contract.forms import VerifyFile
+from greenbench.contract.run_dir import read_json
 
 StandingKind = Literal["proven", "undecided", "disqualified", "reference"]
 Place = tuple[str, int]  # model, context
@@ -33,7 +36,7 @@ class Verification:
     model: str
     backend: str
     reference: str
-    verdict: str  # pass | fail | not_comparable
+    verdict: Literal["pass", "fail", "not_comparable"]
     reasons: list[str]
     steps: int | None = None
     same_choice: int | None = None
@@ -73,26 +76,27 @@ class Standing:
 Standings = dict[Place, dict[Candidate, Standing]]
 
 
-def verifications(root: Path) -> list[Verification]:
+def verification_files(root: Path) -> list[Path]:
     """Every ``verify/<backend>/verify.json`` of a sweep, or of the sweeps below ``root``."""
-    found: list[Verification] = []
-    for path in sorted({*root.glob("verify/*/verify.json"), *root.glob("*/verify/*/verify.json")}):
-        raw = json.loads(path.read_text())
-        found.append(
-            Verification(
-                model=str(raw.get("model")),
-                backend=str(raw.get("label")),
-                reference=str(raw.get("reference")),
-                verdict=str(raw.get("verdict")),
-                reasons=[str(reason) for reason in raw.get("reasons", [])],
-                steps=raw.get("steps"),
-                same_choice=raw.get("same_choice"),
-                typical_gap_nats=raw.get("typical_gap_nats"),
-                worst_gap_nats=raw.get("worst_gap_nats"),
-                doubts=[str(doubt) for doubt in raw.get("doubts", [])],
-            )
-        )
-    return found
+    return sorted({*root.glob("verify/*/verify.json"), *root.glob("*/verify/*/verify.json")})
+
+
+def verification(path: Path) -> Verification:
+    raw = read_json(path)
+    refuse_odd(raw, str(path))
+    told = parse(VerifyFile, raw, str(path))
+    return Verification(
+        model=told.model,
+        backend=told.label,
+        reference=told.reference,
+        verdict=told.verdict,
+        reasons=told.reasons,
+        steps=told.steps,
+        same_choice=told.same_choice,
+        typical_gap_nats=told.typical_gap_nats,
+        worst_gap_nats=told.worst_gap_nats,
+        doubts=told.doubts,
+    )
 
 
 def standings(

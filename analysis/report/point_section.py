@@ -27,9 +27,7 @@ def point_sections(whole: Study, figures: Figures) -> list[PointSection]:
         PointSection(
             point=point,
             anchor=f"point-{number}",
-            figure=figures.add(timeline(whole.run(point), point))
-            if point.status not in ("superseded", "interrupted")
-            else None,
+            figure=_timeline(whole, figures, point),
             facts=_point_facts(point)
             + energy_section.point_facts(point)
             + _bound_facts(whole, point)
@@ -37,6 +35,13 @@ def point_sections(whole: Study, figures: Figures) -> list[PointSection]:
         )
         for number, point in enumerate(whole.points)
     ]
+
+
+def _timeline(whole: Study, figures: Figures, point: Point) -> str | None:
+    if point.status in ("superseded", "interrupted"):
+        return None
+    drawn = timeline(whole.run(point), point)
+    return None if drawn is None else figures.add(drawn)
 
 
 def _bound_facts(whole: Study, point: Point) -> list[tuple[str, str]]:

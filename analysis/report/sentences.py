@@ -423,7 +423,7 @@ def _energy(usable: list[Point]) -> list[str]:
         else ""
     )
     why = "; ".join(reasons) or "no energy source was recorded"
-    return [f"GPU energy was not measured: {why}.{guess}"]
+    return [f"GPU energy was not measured ({why}).{guess}"]
 
 
 def _scope(whole: Study) -> list[str]:

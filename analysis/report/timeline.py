@@ -1,11 +1,13 @@
 """One point over its whole run: requests, queue, KV usage, memory and power on one time axis."""
 
+import itertools
+
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analysis.point.point import Point
-from analysis.report.plots import COLOURS, FRAME, GIB
+from analysis.report.plots import COLOURS, DASHES, FRAME, GIB
 from analysis.runs.activity import activity, in_flight
 from analysis.runs.run import Run
 from analysis.runs.scrapes import kv_usage_series, metric_series
@@ -13,8 +15,8 @@ from analysis.runs.scrapes import kv_usage_series, metric_series
 TIMELINE_STEPS = 600  # most points a trace of a timeline may have
 
 
-def timeline(run: Run, point: Point) -> go.Figure:
-    """Requests, the server's queue, KV usage, memory and power of one point over its whole run.
+def timeline(run: Run, point: Point) -> go.Figure | None:
+    """Requests, the server's queue, KV usage, memory and power of one point; None where it has none of them.
 
     x is seconds from the start of the measured phase; the window that counts is shaded.
     """
@@ -23,10 +25,14 @@ def timeline(run: Run, point: Point) -> go.Figure:
         for lane in (_load_lane(run), _kv_lane(run), _memory_lane(run), _power_lane(run))
         if lane[1]
     ]
+    if not lanes:
+        return None
     zero = run.manifest.phases.get("measure", (run.manifest.created_unix_ns, 0))[0]
     figure = make_subplots(rows=len(lanes), cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    looks = itertools.cycle(itertools.product(DASHES, COLOURS))  # no two lines of one look
     for row, (title, traces) in enumerate(lanes, start=1):
-        for number, (name, unix_ns, values, step) in enumerate(traces):
+        for name, unix_ns, values, step in traces:
+            dash, colour = next(looks)
             unix_ns, values = _thin(unix_ns, values)
             figure.add_trace(
                 go.Scatter(
@@ -35,7 +41,7 @@ def timeline(run: Run, point: Point) -> go.Figure:
                     name=name,
                     mode="lines",
                     line={"shape": "hv" if step else "linear", "width": 1.5}
-                    | {"color": COLOURS[(row * 2 + number) % len(COLOURS)]},
+                    | {"color": colour, "dash": dash},
                 ),
                 row=row,
                 col=1,

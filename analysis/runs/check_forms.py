@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
+from analysis.runs.boundary import words
 from analysis.runs.parquet import row_files
 from greenbench import SCHEMA_VERSION
 from greenbench.contract.config import LivePoint, SweepConfig, measured_point
@@ -29,6 +31,7 @@ from greenbench.contract.forms import (
     line_faults,
 )
 from greenbench.contract.manifest import Manifest
+from greenbench.contract.newer import is_newer, known_part
 from greenbench.contract.run_dir import (
     CONFIG,
     EVENTS,
@@ -38,6 +41,7 @@ from greenbench.contract.run_dir import (
     RunDir,
     config_hash,
     list_runs,
+    read_json,
 )
 from greenbench.contract.yaml_text import parse_yaml
 
@@ -57,7 +61,8 @@ class Reading:
     faults: list[str] = field(default_factory=list[str])
 
     def say(self, place: Path, line: int | None, clause: str) -> None:
-        self.faults.append(f"{place}:{line}: {clause}" if line else f"{place}: {clause}")
+        where = f"{place}:{line}" if line else str(place)
+        self.faults.append(f"{where}: {words(clause)}")
 
 
 def read_forms(root: Path) -> Reading:
@@ -75,6 +80,14 @@ def read_forms(root: Path) -> Reading:
     for run in runs:
         _run(run, reading)
     return reading
+
+
+def _is_newer(run: RunDir) -> bool:
+    """Whether a newer minor version wrote the run, whose keys need not be known here."""
+    try:
+        return is_newer(_schema_version(read_json(run.manifest_path)))
+    except (UserError, RecursionError):
+        return False
 
 
 def _sweep(folder: Path, reading: Reading) -> None:
@@ -97,8 +110,9 @@ def _run(run: RunDir, reading: Reading) -> None:
             reading.say(
                 run.path / name, None, f"no name of a run directory; {nearest(name, IN_RUN)}"
             )
-    manifest = _json(Manifest, run.manifest_path, reading)
-    config = _yaml(LivePoint, run.config_path, reading)
+    newer = _is_newer(run)
+    manifest = _json(Manifest, run.manifest_path, reading, newer)
+    config = _yaml(LivePoint, run.config_path, reading, newer)
     files = _rows(run.path, reading)
     _sources(run.path, reading)
     for pattern in (EVENTS, "requests/*.jsonl"):
@@ -120,9 +134,13 @@ def _manifest_agrees(
 
 
 def _version(manifest: dict[str, Any]) -> Iterator[Clause]:
-    version = str(manifest.get("schema_version", "none"))
+    version = _schema_version(manifest)
     if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
         yield "schema_version", f"{version}, and this program reads {SCHEMA_VERSION}"
+
+
+def _schema_version(manifest: Any) -> str:
+    return str(manifest.get("schema_version", "none")) if isinstance(manifest, dict) else "none"
 
 
 def _finished(run: RunDir, manifest: dict[str, Any]) -> Iterator[Clause]:
@@ -143,7 +161,7 @@ def _of_config(manifest: dict[str, Any], config: dict[str, Any] | None) -> Itera
     if config.get("run_id") != manifest.get("run_id"):
         yield "run_id", f"{manifest.get('run_id')}, and {CONFIG} has {config.get('run_id')}"
     wanted = hash_of_point(config["point"])
-    imported = "imported_from" in manifest.get("server", {}).get("proof_detail", {})
+    imported = Manifest.model_validate(manifest).server.shown.imported_from is not None
     if wanted != manifest.get("config_hash") and not imported:
         yield "config_hash", f"is not that of {CONFIG}'s point, {wanted}"
 
@@ -205,22 +223,31 @@ def _sources(folder: Path, reading: Reading) -> None:
         _json(Sources, path, reading)
 
 
-def _json(form: type, path: Path, reading: Reading) -> dict[str, Any] | None:
-    return _document(form, path, reading, json.loads)
+def _json(
+    form: type[BaseModel], path: Path, reading: Reading, newer: bool = False
+) -> dict[str, Any] | None:
+    return _document(form, path, reading, json.loads, newer)
 
 
-def _yaml(form: type, path: Path, reading: Reading) -> dict[str, Any] | None:
-    return _document(form, path, reading, lambda text: parse_yaml(text.decode()))
+def _yaml(
+    form: type[BaseModel], path: Path, reading: Reading, newer: bool = False
+) -> dict[str, Any] | None:
+    return _document(form, path, reading, lambda text: parse_yaml(text.decode()), newer)
 
 
 def _document(
-    form: type, path: Path, reading: Reading, load: Callable[[bytes], Any]
+    form: type[BaseModel],
+    path: Path,
+    reading: Reading,
+    load: Callable[[bytes], Any],
+    newer: bool,
 ) -> dict[str, Any] | None:
     """The parsed file when it has its form; else None, and what is wrong is said."""
     reading.files += 1
     try:
         text = path.read_bytes()
         parsed = load(text)
+        parsed = known_part(form, parsed) if newer else parsed
         faults = form_faults(form, json.dumps(parsed, allow_nan=False).encode())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from analysis.runs.gpus import own_gpus, possible_gpus
+from analysis.runs.gpus import own_cards, possible_cards
 from greenbench.contract.config import (
     NOT_MEASURED,
     LivePoint,
@@ -20,6 +20,7 @@ from greenbench.contract.config import (
     SloConfig,
 )
 from greenbench.contract.connection import NO_MEASUREMENT
+from greenbench.contract.forms import Sources
 from greenbench.contract.manifest import Manifest
 
 Fields = tuple[tuple[str, Any], ...]  # name and value, sorted by name
@@ -41,7 +42,7 @@ class Recorded(Protocol):
     @property
     def live(self) -> LivePoint: ...
     @property
-    def sources(self) -> dict[str, Any]: ...
+    def sources(self) -> Sources: ...
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def identity_of(run: Recorded) -> Identity:
 
 def _workload(run: Recorded) -> Workload:
     point = run.live.point
-    imported = "imported_from" in run.manifest.server.proof_detail
+    imported = run.manifest.server.shown.imported_from is not None
     return Workload(
         task=point.task.name,
         params=_fields(point.task.params),
@@ -235,7 +236,7 @@ def _candidate(run: Recorded) -> Candidate:
 def _device(run: Recorded) -> Device:
     host = run.manifest.host
     # cards that the recorder saw the server's processes on, else those it could use; all where it saw none
-    used = own_gpus(run.sources) or possible_gpus(run.sources)
+    used = own_cards(run.sources) or possible_cards(run.sources)
     cards = [card for card in host.gpus if used is None or card.uuid in used]
     names = tuple(card.name for card in cards)
     if len(names) == run.manifest.server.cards and len(set(names)) == 1:

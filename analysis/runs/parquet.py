@@ -8,8 +8,9 @@ out; a line elsewhere that is broken, or lacks what may not be missing, is a Use
 import gzip
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from functools import cache, partial
 from itertools import islice
@@ -23,6 +24,7 @@ import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
 from analysis.runs.chunk_marks import chunk_marks
+from analysis.runs.derived import places
 from greenbench import SCHEMA_VERSION
 from greenbench.contract.errors import UserError
 from greenbench.contract.forms import line_faults
@@ -111,11 +113,36 @@ def parquet_file(run_path: Path, table: str) -> pq.ParquetFile:
     row = SOURCES[table][0]
     sources = table_sources(run_path, table)
     stamp = _stamp(sources)
-    target = run_path / "derived" / f"{table}.parquet"
-    kept = _kept(target, stamp)
-    if kept is not None:
-        return kept
-    target.parent.mkdir(exist_ok=True)
+    targets = [place / f"{table}.parquet" for place in places(run_path)]
+    for target in targets:
+        kept = _kept(target, stamp)
+        if kept is not None:
+            return kept
+    for target in targets[:-1]:
+        try:
+            return _made(row, sources, target, stamp)
+        except OSError:
+            continue  # read-only or full; the last place's reason is said
+    return _made(row, sources, targets[-1], stamp)
+
+
+def read_table(run_path: Path, table: str, without: Sequence[str] = ()) -> pa.Table:
+    """The columns of one table; a cache that is damaged inside is built again."""
+    try:
+        return _columns(parquet_file(run_path, table), without)
+    except (pa.ArrowException, OSError):
+        for place in places(run_path):
+            with suppress(OSError):
+                (place / f"{table}.parquet").unlink()
+    return _columns(parquet_file(run_path, table), without)
+
+
+def _columns(file: pq.ParquetFile, without: Sequence[str]) -> pa.Table:
+    return file.read(columns=[name for name in file.schema_arrow.names if name not in without])
+
+
+def _made(row: type[Row], sources: list[Path], target: Path, stamp: bytes) -> pq.ParquetFile:
+    target.parent.mkdir(exist_ok=True, parents=target.parent.name != "derived")
     _convert(row, sources, target, stamp)
     return pq.ParquetFile(target)
 
@@ -129,7 +156,7 @@ def _kept(target: Path, stamp: bytes) -> pq.ParquetFile | None:
     """The cache, when it was built from these very sources."""
     try:
         file = pq.ParquetFile(target)
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError):
         return None  # there is none, or one cut off while it was written
     if (file.schema_arrow.metadata or {}).get(STAMP) == stamp:
         return file
@@ -139,25 +166,30 @@ def _kept(target: Path, stamp: bytes) -> pq.ParquetFile | None:
 
 def _convert(row: type[Row], sources: list[Path], target: Path, stamp: bytes) -> None:
     """Stream the JSONL into Parquet, some slices at a time, so memory does not grow with the run."""
-    scratch = target.with_suffix(".tmp")
+    scratch = target.with_suffix(f".{os.getpid()}.tmp")
+    scratch.unlink(missing_ok=True)  # of an archive from elsewhere it may be a link to anywhere
     schema, whole = _full_schema(row, sources)
     kept = _finished(row, schema.empty_table()).schema
     plain = [field.name for field in kept if pa.types.is_string(field.type)]
-    with pq.ParquetWriter(
-        scratch,
-        kept.with_metadata({STAMP: stamp}),
-        compression="lz4",
-        use_dictionary=plain,  # type: ignore[arg-type]
-        write_statistics=False,
-    ) as writer:
-        for path in sources:
-            if path in whole:
-                read = [_finished(row, whole[path].select(schema.names))]
-            else:
-                read = _tables(path, partial(_part, schema, row))
-            for table in read:
-                writer.write_table(table.cast(kept))
-    scratch.replace(target)
+    try:
+        with pq.ParquetWriter(
+            scratch,
+            kept.with_metadata({STAMP: stamp}),
+            compression="lz4",
+            use_dictionary=plain,  # type: ignore[arg-type]
+            write_statistics=False,
+        ) as writer:
+            for path in sources:
+                if path in whole:
+                    read = [_finished(row, whole[path].select(schema.names))]
+                else:
+                    read = _tables(path, partial(_part, schema, row))
+                for table in read:
+                    writer.write_table(table.cast(kept))
+        scratch.replace(target)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def _tables(path: Path, parse: Callable[[Path, pa.Buffer], pa.Table]) -> Iterator[pa.Table]:

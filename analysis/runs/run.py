@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from analysis.runs.boundary import OF_THE_DATA, Read, read, sentence
 from analysis.runs.engine_steps import read_steps
 from analysis.runs.gpu_rows import read_gpu_rows
 from analysis.runs.identity import Identity, identity_of
@@ -26,14 +27,17 @@ from analysis.runs.parquet import (
     empty_table,
     first_fault,
     parquet_file,
+    read_table,
     required_columns,
     table_sources,
 )
-from greenbench.contract.config import LivePoint, PointConfig, load_live_point
+from analysis.runs.plain_numbers import odd_column, refuse_odd
+from greenbench.contract.config import LivePoint, PointConfig, load_live_point, load_yaml
 from greenbench.contract.errors import UserError
 from greenbench.contract.forms import Sources, form_faults, line_faults
 from greenbench.contract.manifest import Manifest
-from greenbench.contract.run_dir import SERVERS_DIR, RunDir, list_runs, read_jsonl
+from greenbench.contract.newer import is_newer, unknown_keys
+from greenbench.contract.run_dir import SERVERS_DIR, RunDir, list_runs, read_json, read_jsonl
 from greenbench.contract.schema import Event
 
 CHUNK_COLUMNS = ("chunk_ns", "chunk_tokens")
@@ -41,14 +45,6 @@ BATCH_ROWS = 32_768
 FEW_BYTES = 1 << 18  # of a run's request rows, chunks and all: a thousand such runs are 256 MB
 WITH_NULLS = {pa.int64(): pd.Int64Dtype()}
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class Read(Generic[Value]):
-    """What a file holds; where it cannot be read, nothing of it, and a sentence that names file and line."""
-
-    value: Value
-    fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,8 +113,8 @@ class Run:
         return self._events.value
 
     @property
-    def sources(self) -> dict[str, Any]:
-        """telemetry/sources.json: which source was available, and why not."""
+    def sources(self) -> Sources:
+        """telemetry/sources.json: which source was available, and why not; without it, nothing of any."""
         return self._sources.value
 
     @property
@@ -154,6 +150,20 @@ class Run:
         log = self.dir.logs_dir / "server.log"
         return read_steps(log, self.manifest.server.async_scheduling, self.requests)
 
+    def passed_over(self) -> list[str]:
+        """Keys that a newer minor version added to manifest and config, and that are not read here."""
+        if not is_newer(self.manifest.schema_version):
+            return []
+        files = (
+            (Manifest, self.dir.manifest_path, read_json(self.dir.manifest_path)),
+            (LivePoint, self.dir.config_path, load_yaml(self.dir.config_path)),
+        )
+        return [
+            f"{path.name}: {'.'.join(map(str, key))}"
+            for form, path, data in files
+            for key in unknown_keys(form, data)
+        ]
+
     def idle(self, name: str) -> Read[pd.DataFrame]:
         """GPU rows of the loaded server without requests: ``idle_before`` or ``idle_after``."""
         folder = self.path.parent / SERVERS_DIR / self.manifest.server.server_id / name
@@ -164,9 +174,9 @@ class Run:
         return self._read(lambda: read_events(self.dir.events_path), list[Event])
 
     @cached_property
-    def _sources(self) -> Read[dict[str, Any]]:
+    def _sources(self) -> Read[Sources]:
         path = self.dir.telemetry_dir / "sources.json"
-        return self._read(lambda: read_sources(path), dict[str, Any])
+        return self._read(lambda: read_sources(path), Sources)
 
     @cached_property
     def _requests(self) -> Read[Ordered]:
@@ -194,11 +204,8 @@ class Run:
             lambda: _ordered(_no_rows(name, without), by),
         )
 
-    def _read(self, read: Callable[[], Value], nothing: Callable[[], Value]) -> Read[Value]:
-        try:
-            return Read(read())
-        except (UserError, OSError, ValueError, pa.ArrowException) as error:
-            return Read(nothing(), str(error).replace(f"{self.path}/", ""))
+    def _read(self, load: Callable[[], Value], nothing: Callable[[], Value]) -> Read[Value]:
+        return read(self.path, load, nothing)
 
     def chunk_batches(self) -> Iterator[ChunkBatch]:
         """The requests with their chunks, some tens of thousands at a time."""
@@ -225,17 +232,22 @@ def read_events(path: Path) -> list[Event]:
     with path.open("rb") as lines:
         for number, clause in line_faults(Event, lines, unknown_keys=False):
             raise UserError(f"{path}:{number}: {clause}")
-    return [Event.from_dict(row) for row in read_jsonl(path)]
+    rows = list(read_jsonl(path))
+    for number, row in enumerate(rows, start=1):
+        refuse_odd(row, f"{path}:{number}")
+    return [Event.from_dict(row) for row in rows]
 
 
-def read_sources(path: Path) -> dict[str, Any]:
+def read_sources(path: Path) -> Sources:
     """telemetry/sources.json; empty where there is none. Another form of it raises UserError."""
     if not path.is_file():
-        return {}
+        return Sources()
     text = path.read_bytes()
     for fault in form_faults(Sources, text):
         raise UserError(f"{path}: {fault.clause}")
-    return json.loads(text)
+    told = json.loads(text)
+    refuse_odd(told, str(path))
+    return Sources.model_validate(told)
 
 
 def _ordered(frame: pd.DataFrame, by: str | None) -> Ordered:
@@ -253,13 +265,14 @@ def _frame(path: Path, table: str, without: tuple[str, ...] = ()) -> pd.DataFram
     sources = table_sources(path, table)
     if not sources:
         return _no_rows(table, without)
-    file = parquet_file(path, table)
-    names = [name for name in file.schema_arrow.names if name not in without]
-    rows = file.read(columns=names)
+    rows = read_table(path, table, without)
     holes = [name for name in required_columns(row) if rows.column(name).null_count]
     if holes:
         said = f"{path / pattern}: {', '.join(holes)} may not be null"
         raise UserError(first_fault(row, sources) or said)
+    odd = odd_column(rows.flatten())
+    if odd is not None:
+        raise UserError(f"{path / pattern}: {odd}")
     return _complete(_to_pandas(rows), table, without)
 
 
@@ -317,12 +330,12 @@ def _lengths(lists: pa.ListArray) -> np.ndarray:
 
 def load_run(path: Path) -> Run:
     """One run directory; another major schema version or a broken file raises UserError."""
-    run = RunDir(path)
-    manifest = run.manifest()
-    try:
-        return Run(run, manifest, load_live_point(path))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{run.config_path}: not UTF-8 ({error})") from error
+    folder = RunDir(path)
+    manifest = folder.manifest()
+    live = load_live_point(path, is_newer(manifest.schema_version))
+    refuse_odd(manifest.model_dump(), str(folder.manifest_path))
+    refuse_odd(live.model_dump(), str(folder.config_path))
+    return Run(folder, manifest, live)
 
 
 def find_runs(root: Path) -> list[RunDir]:
@@ -344,10 +357,13 @@ def read_runs(root: Path) -> tuple[list[Run], list[Unreadable]]:
     unreadable: list[Unreadable] = []
     for folder in find_runs(root):
         try:
-            runs.append(load_run(folder.path))
-        except (UserError, OSError, ValueError, RecursionError) as error:
-            why = str(error).replace(f"{folder.path}/", "")
-            unreadable.append(Unreadable(folder.path, why))
+            run = load_run(folder.path)
+            _ = (
+                run.identity
+            )  # of manifest, config and sources: what nobody can tell apart is no run
+            runs.append(run)
+        except OF_THE_DATA as error:
+            unreadable.append(Unreadable(folder.path, sentence(error, folder.path)))
     return runs, unreadable
 
 

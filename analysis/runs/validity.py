@@ -6,6 +6,7 @@ A fault makes a point invalid for the report. Nothing is mended and nothing is w
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from analysis.runs.boundary import of_one_run
 from analysis.runs.fault import Fault
 from analysis.runs.identity import Identity
 from analysis.runs.invariants import broken, imported
@@ -32,12 +33,16 @@ def faults(run: Run) -> list[Fault]:
     listed += [Fault("unreadable", sentence) for sentence in run.unreadable]
     if run.unreadable or run.manifest.status not in ("complete", "invalid"):
         return listed
-    whole = [*_counts(run), *_files(run)]
-    seen = [*whole, *_backend(run), *_good_requests(run), *_failed_requests(run)]
+    whole = [*_asked(_counts, run), *_asked(_files, run)]
+    seen = [*whole, *(fault for ask in ALWAYS for fault in _asked(ask, run))]
     if not whole:
-        seen += [fault for ask in ASKED for fault in ask(run)]
+        seen += [fault for ask in ASKED for fault in _asked(ask, run)]
     codes = {fault.code for fault in seen}  # what was seen says more than its code in the manifest
     return [*(fault for fault in listed if fault.code not in codes), *seen]
+
+
+def _asked(ask: Callable[[Run], Iterator[Fault]], run: Run) -> list[Fault]:
+    return of_one_run(run.path, lambda: list(ask(run)), lambda why: [Fault("unreadable", why)])
 
 
 def _status(run: Run) -> Iterator[Fault]:
@@ -56,9 +61,8 @@ def _status(run: Run) -> Iterator[Fault]:
 
 def audit_over_budget(run: Run) -> list[str]:
     """What the load generator says it did worse than its budget; empty when it kept to it."""
-    audits = [audit for audit in run.manifest.client_audit.values() if isinstance(audit, dict)]
-    over = [audit.get("reasons") for audit in audits if audit.get("over_budget")]
-    return [str(reason) for reasons in over if isinstance(reasons, list) for reason in reasons]
+    audits = run.manifest.audits.values()
+    return [reason for audit in audits if audit.over_budget for reason in audit.reasons]
 
 
 def _counts(run: Run) -> Iterator[Fault]:
@@ -198,7 +202,9 @@ def _token_totals(run: Run) -> Iterator[Fault]:
         )
 
 
-ASKED: tuple[Callable[[Run], Iterator[Fault]], ...] = (
+Ask = Callable[[Run], Iterator[Fault]]
+ALWAYS: tuple[Ask, ...] = (_backend, _good_requests, _failed_requests)
+ASKED: tuple[Ask, ...] = (
     _usage,
     _prefix_cache,
     _token_totals,

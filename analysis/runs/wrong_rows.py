@@ -12,7 +12,7 @@ Mask = pd.Series
 
 
 def imported(run: Run) -> bool:
-    return "imported_from" in run.manifest.server.proof_detail
+    return run.manifest.server.shown.imported_from is not None
 
 
 def good(rows: pd.DataFrame) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from analysis.energy.series import (
     integrate_hold,
 )
 from analysis.runs.gpu_rows import read_gpu_rows
+from analysis.runs.run import read_sources
 from analysis.selftest.served import (
     Judged,
     Missing,
@@ -33,10 +34,12 @@ from analysis.selftest.served import (
     same_backend_twice,
 )
 from greenbench.contract.errors import UserError, exit_on_user_error
+from greenbench.contract.forms import SourceName, Sources
 from greenbench.contract.run_dir import read_jsonl, write_atomic
 
 SECOND_NS = 1_000_000_000
 SETTLE_NS = 2_000_000_000  # a load's first two seconds: the 1 s average has not arrived yet
+WATCHED: tuple[SourceName, ...] = ("counter", "average", "instant", "memory_scope")
 FILLS = ("", "-zeros", "-uniform")
 
 
@@ -85,7 +88,7 @@ class Recording:
 
     setup: dict[str, Any]
     marks: dict[str, dict[str, Any]]
-    sources: dict[str, Any]
+    sources: Sources
     sensors: Sensors | None
     served: Served | None = None
 
@@ -99,8 +102,7 @@ class Recording:
         setup = json.loads(setup_path.read_text())
         marks_path, main = folder / "marks.jsonl", folder / "main"
         marks = {row["name"]: row for row in read_jsonl(marks_path)} if marks_path.is_file() else {}
-        sources_path = main / "telemetry" / "sources.json"
-        sources = json.loads(sources_path.read_text()) if sources_path.is_file() else {}
+        sources = read_sources(main / "telemetry" / "sources.json")
         sensors = _sensors(main, setup.get("gpu", {}).get("uuid"))
         return cls(setup, marks, sources, sensors, served)
 
@@ -165,12 +167,7 @@ def _sensors(folder: Path, uuid: str | None) -> Sensors | None:
 
 def refresh_and_boxcar(r: Recording) -> Judged:
     """A boxcar of length b answers a step by a ramp of length b, which lags by b/2."""
-    periods = {
-        source: next(
-            (p for p in r.sources.get(source, {}).get("refresh_s", {}).values() if p), None
-        )
-        for source in ("counter", "average", "instant", "memory_scope")
-    }
+    periods = {name: _refresh_s(r.sources, name) for name in WATCHED}
     step_ns = r.mark("matmul")["start_mono_ns"]
     sensors = r.see()
     low_w = sensors.average_w(step_ns - 2_000_000_000, step_ns)
@@ -182,6 +179,11 @@ def refresh_and_boxcar(r: Recording) -> Judged:
     boxcar_s = 2 * (truth_j - spent.joules) / (high_w - low_w)
     told = ", ".join(f"{s} {p * 1e3:.0f} ms" if p else f"{s} –" for s, p in periods.items())
     return f"{told}; average window {boxcar_s:.2f} s", "window 0.7 to 1.3 s", 0.7 <= boxcar_s <= 1.3
+
+
+def _refresh_s(sources: Sources, name: SourceName) -> float | None:
+    status = sources.source(name)
+    return next(iter(status.refreshes_s), None) if status else None
 
 
 def matmul(r: Recording) -> Judged:

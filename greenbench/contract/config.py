@@ -28,6 +28,7 @@ from greenbench.contract.installation import ROOT as ROOT
 from greenbench.contract.installation import config_file, config_names
 from greenbench.contract.limits import MOST_POINTS, MOST_PROMPT_TOKENS, beyond_limit
 from greenbench.contract.model_folder import CONFIG, another_form, has_config, read_config
+from greenbench.contract.newer import known_part
 from greenbench.contract.server_config import SECRET as SECRET
 from greenbench.contract.server_config import BackendChoice as BackendChoice
 from greenbench.contract.server_config import ServerConfig as ServerConfig
@@ -474,9 +475,11 @@ def check_files(sweep: SweepConfig) -> None:
             )
 
 
-def load_live_point(run_path: Path) -> LivePoint:
+def load_live_point(run_path: Path, newer: bool = False) -> LivePoint:
+    """``newer``: a newer minor version wrote it, and what that added is passed over."""
     path = run_path / "config.yaml"
-    return parse(LivePoint, load_yaml(path), str(path))
+    data = load_yaml(path)
+    return parse(LivePoint, known_part(LivePoint, data) if newer else data, str(path))
 
 
 def load_model(name: str) -> ModelConfig:

@@ -6,6 +6,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 
+from greenbench.contract.privacy import keep_private
+from greenbench.contract.terminal import visible
+
 USAGE_EXIT = 2
 SAID = ("error: ", "failed: ")  # what a command's last word to a person starts with
 
@@ -18,20 +21,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that names the nearest known word and lists the rest, for an 'unknown X' sentence."""
     words = sorted(known)
     close = difflib.get_close_matches(name, words, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"{hint}Known: {', '.join(words) or '(none)'}."
+    hint = f"did you mean '{close[0]}'? Known" if close else "known"
+    return f"{hint}: {', '.join(words) or '(none)'}."
 
 
 def exit_on_user_error(command: Callable[[], int | None]) -> int:
     """The boundary of every command: a person's error is one line on stderr and exit code 2.
 
     So is a file or folder that the system refuses (full disk, no permission, read-only). A reader of
-    stdout that went away (``| head``) ends the command without a word.
+    stdout that went away (``| head``) ends the command without a word. GREENBENCH_PRIVATE holds from here on.
     """
+    keep_private()
     try:
         return command() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return USAGE_EXIT
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush
@@ -39,13 +43,18 @@ def exit_on_user_error(command: Callable[[], int | None]) -> int:
     except OSError as error:
         if error.errno is None:
             raise
-        print(f"error: {system_sentence(error)}", file=sys.stderr)
+        say_error(system_sentence(error))
         return USAGE_EXIT
     except RecursionError:
-        print("error: the input is nested too deeply to be read", file=sys.stderr)
+        say_error("the input is nested too deeply to be read")
         return USAGE_EXIT
     except KeyboardInterrupt:
         return 130
+
+
+def say_error(what: object) -> None:
+    """On stderr, in one line."""
+    print(f"error: {visible(what)}", file=sys.stderr)
 
 
 def system_sentence(error: OSError) -> str:

@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from greenbench.contract.config import LivePoint, PromptRequest, SweepConfig
 from greenbench.contract.errors import nearest
-from greenbench.contract.manifest import Manifest, Server
+from greenbench.contract.manifest import ClientAudit, Manifest, Open, Server
 from greenbench.contract.run_dir import write_atomic
 from greenbench.contract.schema import (
     Event,
@@ -29,20 +29,30 @@ from greenbench.contract.schema import (
 )
 
 SHOWN_CHARS = 60  # of a wrong value
-
-
-class Open(BaseModel):
-    """A part that may hold more than is named."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
+SourceName = Literal[
+    "counter", "average", "instant", "memory_scope", "gpm", "rapl", "process", "metrics"
+]
 
 
 class SourceStatus(Open):
-    """Whether one source of readings answered. ``refresh_s``: uuid -> seconds between its changes."""
+    """Whether one source of readings answered. ``refresh_s``: uuid -> seconds between its changes.
+
+    ``zones``, of ``rapl``: its name -> µJ at which the zone's counter starts again; None: not known.
+    """
 
     status: Literal["available", "unavailable"]
     reason: str | None = None
     refresh_s: dict[str, float | None] = Field(default_factory=dict[str, float | None])
+    zones: dict[str, int | None] = Field(default_factory=dict[str, int | None])
+
+    @property
+    def available(self) -> bool:
+        return self.status == "available"
+
+    @property
+    def refreshes_s(self) -> list[float]:
+        """Seconds between changes, of the cards where that is known."""
+        return [seconds for seconds in self.refresh_s.values() if seconds]
 
 
 class GpuFacts(Open):
@@ -79,6 +89,29 @@ class Sources(Open):
 
     __pydantic_extra__: dict[str, SourceStatus]  # type: ignore[misc]
     facts: SourceFacts = SourceFacts()
+
+    def source(self, name: SourceName) -> SourceStatus | None:
+        """None where the recording does not say."""
+        return self.__pydantic_extra__.get(name)
+
+
+class VerifyFile(Open):
+    """verify/<backend>/verify.json: log-probabilities of a backend against a reference's.
+
+    Figures are None where no request could be compared, and in older files. ``doubts``: of the reference
+    itself.
+    """
+
+    model: str
+    label: str
+    reference: str
+    verdict: Literal["pass", "fail", "not_comparable"]
+    reasons: list[str] = Field(default_factory=list[str])
+    steps: int | None = None
+    same_choice: int | None = None
+    typical_gap_nats: float | None = None
+    worst_gap_nats: float | None = None
+    doubts: list[str] = Field(default_factory=list[str])
 
 
 class ServerFile(Open):
@@ -120,6 +153,8 @@ FORMS: dict[str, type] = {
     "server_metric": ServerMetric,
     "sources": Sources,
     "server": ServerFile,
+    "client_audit": ClientAudit,
+    "verify": VerifyFile,
     "prompt_head": PromptHead,
     "prompt": PromptLine,
     "sweep": SweepConfig,

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from greenbench import SCHEMA_VERSION
 from greenbench.contract.model_shape import ModelShape
@@ -28,6 +28,7 @@ INVALID_REASONS: dict[str, str] = {
     "server_gone": "to the end of the measured phase nothing was answered any more",
     "mostly_failed": "most requests of the measured phase failed",
     "no_steady_state": "the measured phase has no steady stretch",
+    "redo_asked": "marked to be measured again",
 }
 
 
@@ -35,6 +36,45 @@ class Part(BaseModel):
     """Every part is frozen and knows its keys; a typo in a file is an error, not a default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Open(BaseModel):
+    """A part that may hold more than is named; what a newer version adds is kept and not read."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class AuditFigures(Open):
+    """Of a client's self-check, the figures that the report shows."""
+
+    shared_time_p90_ms: float | None = None
+    shared_time_p99_ms: float | None = None
+
+
+class ClientAudit(Open):
+    """client_audit/<client>.json: what a load generator says of itself. ``invalid``: codes it causes."""
+
+    over_budget: bool = False
+    reasons: list[str] = Field(default_factory=list[str])
+    warnings: list[str] = Field(default_factory=list[str])
+    event_loop_late: list[str] = Field(default_factory=list[str])
+    clock_stepped: bool = False
+    itl_tail_in_doubt: bool = False
+    itl_in_doubt: bool = False
+    figures: AuditFigures = AuditFigures()
+    invalid: list[str] = Field(default_factory=list[str])
+
+
+class ProofDetail(Open):
+    """What stands behind ``proof``, and what a server or another tool's result cannot tell."""
+
+    says: str | None = None
+    prefix_caching: bool | None = None  # of a server that was found running
+    endpoint: str | None = None  # where it completed a token
+    lacks: list[str] = Field(default_factory=list[str])  # a sentence for each page it does not give
+    log_offset_ready: int | None = None  # byte of server.log at which it was ready
+    imported_from: str | None = None  # the other tool
+    cannot_tell: list[str] = Field(default_factory=list[str])  # a sentence each
 
 
 class Clock(Part):
@@ -117,6 +157,17 @@ class Server(Part):
     ready_s: float | None = None
     boot_stages_s: dict[str, float] = Field(default_factory=dict[str, float])
 
+    @field_validator("proof_detail")
+    @classmethod
+    def _is_proof_detail(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        ProofDetail.model_validate(raw)
+        return raw
+
+    @property
+    def shown(self) -> ProofDetail:
+        """``proof_detail`` by its keys."""
+        return ProofDetail.model_validate(self.proof_detail)
+
     @property
     def cards(self) -> int:
         """Cards of all its engines; what is not known counts as 1."""
@@ -159,3 +210,18 @@ class Manifest(Part):
     counts: Counts = Counts()
     client_audit: dict[str, Any] = Field(default_factory=dict[str, Any])
     files: dict[str, FileEntry] = Field(default_factory=dict[str, FileEntry])
+
+    @field_validator("client_audit")
+    @classmethod
+    def _are_audits(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        audits_of(raw)
+        return raw
+
+    @property
+    def audits(self) -> dict[str, ClientAudit]:
+        """``client_audit`` by its keys."""
+        return audits_of(self.client_audit)
+
+
+def audits_of(raw: dict[str, Any]) -> dict[str, ClientAudit]:
+    return {client: ClientAudit.model_validate(said) for client, said in raw.items()}

@@ -16,9 +16,9 @@ from typing import Any, Self, cast
 
 from pydantic import ValidationError
 
-from greenbench import SCHEMA_VERSION
 from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Manifest
+from greenbench.contract.newer import is_newer, known_part, refuse_other_major
 from greenbench.contract.schema import Row
 
 NAME_CHARS = 80  # of a backend or a workload in the name of a folder, which has 255
@@ -172,13 +172,9 @@ class RunDir:
         """Read the manifest; another major schema version or a broken file raises UserError."""
         raw = read_json(self.manifest_path)
         version = str(raw.get("schema_version", "none"))
-        if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-            raise UserError(
-                f"{self.manifest_path}: schema version {version}, this program reads {SCHEMA_VERSION}; "
-                "use the version of greenbench that wrote it"
-            )
+        refuse_other_major(version, str(self.manifest_path))
         try:
-            return Manifest.model_validate(raw)
+            return Manifest.model_validate(known_part(Manifest, raw) if is_newer(version) else raw)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])

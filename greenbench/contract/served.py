@@ -60,11 +60,17 @@ def find_endpoint(access: Access, model: str, wanted: str) -> Served:
 
 
 def _refuse_strangers(access: Access, reply: Reply) -> None:
-    if reply.status in NO_KEY:
+    if reply.status not in NO_KEY:
+        return
+    if any(name.lower() == "authorization" for name, _ in access.headers):
         raise UserError(
-            f"{access.base_url} wants a key ({_said(reply)}); put it into an environment variable and name "
-            "that: 'api_key_env: OPENAI_API_KEY' in the sweep's 'server', or --api-key-env"
+            f"{access.base_url} refuses the key that it was given ({_said(reply)}); check the value of the "
+            "environment variable that api_key_env names"
         )
+    raise UserError(
+        f"{access.base_url} wants a key ({_said(reply)}); put it into an environment variable and name "
+        "that: 'api_key_env: OPENAI_API_KEY' in the sweep's 'server', or --api-key-env"
+    )
 
 
 def _said(reply: Reply) -> str:

@@ -74,7 +74,7 @@ def of_running_server(request: ServerRequest) -> list[str]:
 
 def against(server: Server, request: ServerRequest) -> list[str]:
     """Of a server that was found running: settings that make the sweep's points invalid."""
-    cached = server.proof_detail.get("prefix_caching") is True
+    cached = server.shown.prefix_caching
     if request.server.base_url is None or not cached or request.server.prefix_caching:
         return []
     return [

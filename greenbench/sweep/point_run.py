@@ -11,7 +11,7 @@ from greenbench.contract import run_dir
 from greenbench.contract.clock import Anchor
 from greenbench.contract.config import PointConfig
 from greenbench.contract.errors import UserError, system_sentence
-from greenbench.contract.manifest import Code, Host, Manifest, Server
+from greenbench.contract.manifest import Code, Host, Manifest, Server, audits_of
 from greenbench.contract.new_run import (
     NewRun,
     Prompts,
@@ -175,7 +175,7 @@ def _finish(
 ) -> Manifest:
     _slice_server_log(run, stage, log_start)
     rows, phases, audit = _what_was_written(run)
-    verdict = judge(rows, audit, phases, faults)
+    verdict = judge(rows, audits_of(audit), phases, faults)
     final = manifest.model_copy(
         update={
             "status": verdict.status,

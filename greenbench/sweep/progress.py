@@ -4,6 +4,7 @@ import statistics
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,6 +17,7 @@ from rich.progress import (
 from greenbench.contract.config import PointConfig
 from greenbench.contract.manifest import Manifest
 from greenbench.contract.run_dir import RunDir, read_jsonl
+from greenbench.contract.terminal import visible
 from greenbench.sweep.order import ServerStart
 
 
@@ -26,7 +28,7 @@ class SweepProgress:
         self.console = console
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=10),  # with names and times, 80 columns
             MofNCompleteColumn(),
             TextColumn("elapsed"),
             TimeElapsedColumn(),
@@ -49,23 +51,34 @@ class SweepProgress:
         self.console.print(f"{points} points to measure, {skipped} already complete")
 
     def server(self, start: ServerStart, state: str) -> None:
-        self.progress.update(self._task, description=f"{start.candidate}: {state}")
-        self.console.print(f"[bold]{start.label}[/]: {state}", highlight=False)
+        self._describe(f"{start.candidate}: {state}")
+        self.console.print(f"[bold]{_shown(start.label)}[/]: {_shown(state)}", highlight=False)
 
     def point(self, point: PointConfig) -> None:
-        self.progress.update(self._task, description=f"{point.backend.label} {point.workload}")
+        self._describe(f"{point.backend.label} {point.workload}")
 
     def point_done(self, point: PointConfig, manifest: Manifest, run: RunDir) -> None:
         self.progress.advance(self._task)
         line = f"  {point.backend.label} {point.workload}: {manifest.status}, {figures(run)}"
         why = manifest.failure or ", ".join(manifest.invalid_reasons)
-        self.console.print(line + (f" ({why})" if why else ""), highlight=False, markup=False)
+        self._print(line + (f" ({why})" if why else ""))
 
     def note(self, sentence: str) -> None:
-        self.console.print(f"note: {sentence}", highlight=False, markup=False)
+        self._print(f"note: {sentence}")
 
     def tick(self) -> None:
         self.progress.refresh()
+
+    def _describe(self, doing: str) -> None:
+        self.progress.update(self._task, description=_shown(doing))
+
+    def _print(self, line: str) -> None:
+        self.console.print(visible(line), highlight=False, markup=False)
+
+
+def _shown(text: str) -> str:
+    """As text within rich's markup."""
+    return escape(visible(text))
 
 
 def figures(run: RunDir) -> str:

@@ -4,7 +4,7 @@ Boots and points are kept by what they were, so that the next estimate rests on 
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -63,7 +63,7 @@ class Stopwatch:
         self.file = own if own is not None and same else TimesFile(host=host, gpus=gpus)
 
     @contextmanager
-    def spend(self, activity: Activity) -> Iterator[None]:
+    def spend(self, activity: Activity) -> Generator[None]:
         start_s = time.monotonic()
         try:
             yield

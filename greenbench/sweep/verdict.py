@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from greenbench.contract import run_dir
-from greenbench.contract.manifest import (
-    Counts,
-    Status,
-)
+from greenbench.contract.explain import parse
+from greenbench.contract.manifest import ClientAudit, Counts, Status
 from greenbench.contract.run_dir import RunDir
 
 SHOWN_KINDS = 3
@@ -47,7 +45,7 @@ def count(rows: list[dict[str, Any]]) -> Counts:
 
 def judge(
     rows: list[dict[str, Any]],
-    audit: dict[str, Any],
+    audits: dict[str, ClientAudit],
     phases: dict[str, tuple[int, int]],
     faults: Faults,
 ) -> Faults:
@@ -64,7 +62,7 @@ def judge(
     reasons = list(faults.reasons)
     if any(row.get("error_type") == "length_mismatch" for row in measured):
         reasons.append("prompt_length_mismatch")
-    reasons += sorted({reason for report in audit.values() for reason in report.get("invalid", [])})
+    reasons += sorted({reason for audit in audits.values() for reason in audit.invalid})
     return Faults(None, tuple(reasons))
 
 
@@ -90,7 +88,8 @@ def client_audit(run: RunDir) -> dict[str, Any]:
     audits: dict[str, Any] = {}
     for path in sorted((run.path / "client_audit").glob("*.json")):
         report = run_dir.read_json(path)
-        invalid = ["client_bound"] if report.get("over_budget") else []
-        invalid += ["clock_stepped"] if report.get("clock_stepped") else []
+        audit = parse(ClientAudit, report, str(path))
+        invalid = ["client_bound"] if audit.over_budget else []
+        invalid += ["clock_stepped"] if audit.clock_stepped else []
         audits[path.stem] = {**report, "invalid": invalid}
     return audits

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from greenbench.contract.config import StrictModel, load_yaml, parse
 from greenbench.contract.errors import UserError
+from greenbench.contract.vllm_versions import PLACEHOLDER
 from servers.backends.host_facts import Device
 from servers.backends.registry import (
     ANY_HEAD_SIZE,
@@ -75,7 +76,7 @@ def read_backend(name: str) -> Backend:
         )
     return Backend(
         name=path.stem,
-        vllm_name="CUSTOM",
+        vllm_name=PLACEHOLDER,
         describe=row.describe,
         devices=tuple(row.devices),
         impls=tuple(row.impls),

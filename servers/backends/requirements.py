@@ -62,6 +62,8 @@ def _capability(case: Case) -> Iterator[str]:
         yield (
             f"{backend.name} is built up to compute capability {_dotted(backend.capability_max)}, {card}"
         )
+    if backend.capability_majors and has[0] not in backend.capability_majors:
+        yield f"{backend.name} needs compute capability {_majors(backend.capability_majors)}, {card}"
 
 
 def _dotted(capability: tuple[int, int]) -> str:
@@ -84,20 +86,26 @@ def _dtype(case: Case) -> Iterator[str]:
 
 
 def _kv_dtype(case: Case) -> Iterator[str]:
+    if case.model is None:  # no server is asked for, so no KV cache either
+        return
     wanted, backend, has = case.server.kv_cache_dtype, case.backend, case.host.capability
+    majors, since = backend.kv_majors.get(wanted), backend.kv_since.get(wanted)
     if wanted not in backend.kv_dtypes and not (wanted == case.dtype != "auto"):
         yield f"{backend.name} reads a KV cache of {_or(backend.kv_dtypes)}, not of {wanted}"
-    elif (
-        wanted in FP8
-        and backend.fp8_capability_majors is not None
-        and has is not None
-        and has[0] not in backend.fp8_capability_majors
-    ):
-        majors = _or([f"{major}.x" for major in backend.fp8_capability_majors])
+    elif majors is not None and has is not None and has[0] not in majors:
         yield (
-            f"{backend.name} reads an fp8 KV cache on compute capability {majors} only, "
+            f"{backend.name} reads a KV cache of {wanted} on compute capability {_majors(majors)} only, "
             f"{case.host.gpu_name} has {_dotted(has)}"
         )
+    elif since is not None and case.host.release.series < since:
+        yield (
+            f"{backend.name} reads a KV cache of {wanted} since vLLM {since[0]}.{since[1]}, "
+            f"{case.host.vllm_version} is installed"
+        )
+
+
+def _majors(majors: tuple[int, ...]) -> str:
+    return _or([f"{major}.x" for major in majors])
 
 
 def _cpu_fp8(case: Case) -> Iterator[str]:
@@ -125,6 +133,14 @@ def _features(case: Case) -> Iterator[str]:
             yield f"{case.backend.name} does not serve {FEATURES[feature]}, which {case.model.name} has"  # type: ignore[union-attr]
 
 
+def _needs(case: Case) -> Iterator[str]:
+    model = case.model
+    if model is None or model.unknown is not None:
+        return
+    for feature in sorted(case.backend.needs - model.features):
+        yield f"{case.backend.name} is for {FEATURES[feature]} alone, which {model.name} has not"
+
+
 def _execution(case: Case) -> Iterator[str]:
     wanted, backend = case.server.execution, case.backend
     if wanted == "eager":
@@ -149,5 +165,6 @@ CHECKS: tuple[Callable[[Case], Iterator[str]], ...] = (
     _cpu_fp8,
     _head_size,
     _features,
+    _needs,
     _execution,
 )

@@ -1,10 +1,15 @@
 """The backend table for people and for machines."""
 
 import json
-from typing import Any
+import textwrap
+from typing import Any, Final
 
+from greenbench.contract.vllm_versions import NEWEST, OLDEST, warning
 from servers.backends.host_facts import HostFacts
+from servers.backends.others import others
 from servers.backends.registry import Backend, Option
+
+WIDTH: Final = 80  # columns of a plain terminal
 
 Rows = list[tuple[Backend, list[str]]]
 
@@ -20,6 +25,7 @@ def _row(backend: Backend, reasons: list[str]) -> dict[str, Any]:
         "ours": backend.is_ours,
         "exact": backend.exact,
         "vllm_name": backend.vllm_name,
+        "kv_dtypes": list(backend.kv_dtypes),
         "class_path": backend.class_path,
         "flash_attn_version": backend.flash_attn_version,
         "devices": list(backend.devices),
@@ -41,17 +47,35 @@ def _row(backend: Backend, reasons: list[str]) -> dict[str, Any]:
 def as_table(rows: Rows, host: HostFacts) -> str:
     """Aligned text: name, whether it runs here, what it is; below each name its options or refusals."""
     width = max(len(backend.name) for backend, _ in rows)
-    lines = [f"host: {_host(host)}", ""]
+    lines = [*_wrapped(_host(host), "host: ", "  "), *_wrapped(_spoken_for(host), "", ""), ""]
     for backend, reasons in rows:
         verdict = "no " if reasons else "yes"
-        lines.append(f"{backend.name:<{width}}  {verdict}  {backend.describe}")
         indent = " " * (width + 7)
-        lines += [f"{indent}{reason}" for reason in reasons]
-        lines += [
-            f"{indent}option {name}={_values(option)}: {option.describe}"
-            for name, option in backend.options.items()
-        ]
+        lines += _wrapped(backend.describe, f"{backend.name:<{width}}  {verdict}  ", indent)
+        for reason in reasons:
+            lines += _wrapped(reason, indent, indent)
+        for name, option in backend.options.items():
+            words = f"option {name}={_values(option)}: {option.describe}"
+            lines += _wrapped(words, indent, f"{indent}  ")
+    listed = others(host.release)
+    lines += ["", f"vLLM {host.release.name} also lists, without a row here:"]
+    width = max(len(other.name) for other in listed)
+    for other in listed:
+        words = f"{other.on(host.capability)}: {other.why}"
+        lines += _wrapped(words, f"{other.name:<{width}}  ", " " * (width + 2))
     return "\n".join(lines)
+
+
+def _wrapped(text: str, first: str, further: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=further, break_on_hyphens=False
+    )
+
+
+def _spoken_for(host: HostFacts) -> str:
+    """For which vLLM the table holds."""
+    table = f"this table is of vLLM {host.release.name}; {OLDEST.name} to {NEWEST.name} are tested"
+    return warning(host.vllm_version) or table
 
 
 def _values(option: Option) -> str:

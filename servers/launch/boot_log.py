@@ -1,6 +1,7 @@
 """Reading vLLM's own log: why it died, and what it said about its kernels. Pure text in, facts out."""
 
 import re
+from dataclasses import dataclass
 
 from greenbench.contract.vllm_log import ANSI, total_bytes
 
@@ -85,9 +86,33 @@ def boot_stages(log: str, started_unix_s: float, healthy_unix_s: float) -> dict[
     return stages
 
 
-def flash_attention_version(log: str) -> int | None:
+def stages_over(log: str) -> list[str]:
+    """Stages of the boot whose end the log shows, in the order of a boot."""
+    return [stage for stage, says in _STAGE_ENDS.items() if says.search(log)]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """What the log says of the attention kernels; None and empty where it says nothing."""
+
+    flash_attention: int | None = None  # the version
+    flashinfer_decode: str | None = None  # e.g. ``xqa``; where KV groups differ joined by ``+``
+    chosen: tuple[str, ...] = ()  # vLLM's names of the backends that it takes
+
+
+_CHOSEN = re.compile(
+    r"Using (?:AttentionBackendEnum\.)?([A-Z][A-Z0-9_]+) (?:backend\.|attention backend out of)"
+)
+
+
+def kernels(log: str) -> Kernels:
     versions = re.findall(r"Using FlashAttention version (\d+)", log)
-    return int(versions[-1]) if versions else None
+    decodes = dict.fromkeys(re.findall(r"decode_backend=([\w-]+)", log))
+    return Kernels(
+        int(versions[-1]) if versions else None,
+        "+".join(decodes) or None,
+        tuple(dict.fromkeys(_CHOSEN.findall(log))),
+    )
 
 
 def changed_cudagraph_mode(log: str) -> str | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from greenbench.contract.config import SECRET, ServerConfig, ServerRequest
 from greenbench.contract.cpu import ServedDtype
+from greenbench.contract.vllm_versions import Release
 from servers.backends.choice import resolve
 from servers.backends.host_facts import Device, HostFacts, ModelFacts, served_dtype
 from servers.backends.own_flags import OwnFlags, own_flags
@@ -18,8 +19,6 @@ from servers.backends.requirements import Case, refusals
 
 GIB = 1024**3
 CPU_KV_POOL_GIB = 1.0
-# Works from vLLM 0.26 to 0.32 and without the `vllm` command, which the CPU build's package lacks.
-ENTRY_POINT = ("-m", "vllm.entrypoints.openai.api_server")
 
 # What a server takes over from the person's environment. VLLM_* and everything else that could change what
 # is measured stays out unless the sweep names it (server.env); secrets are passed on and never recorded.
@@ -74,6 +73,7 @@ class Plan:
     dtype: ServedDtype
     facts: ModelFacts
     server: ServerConfig  # as vLLM will follow it: the person's own flags count
+    vllm: Release
 
 
 def plan(request: ServerRequest, host: HostFacts, facts: ModelFacts) -> Plan:
@@ -89,7 +89,18 @@ def plan(request: ServerRequest, host: HostFacts, facts: ModelFacts) -> Plan:
     max_model_len = server.max_model_len or request.model.max_model_len or own_window
     windowed = [] if running else _window_reasons(max_model_len, facts)
     reasons = [*refusals(case), *windowed, *_flag_conflicts(request)]
-    return Plan(request, backend, options, reasons, max_model_len, device, dtype, facts, server)
+    return Plan(
+        request,
+        backend,
+        options,
+        reasons,
+        max_model_len,
+        device,
+        dtype,
+        facts,
+        server,
+        host.release,
+    )
 
 
 def _as_served(server: ServerConfig, flags: OwnFlags) -> ServerConfig:
@@ -108,7 +119,7 @@ def command(
     request = plan.request
     return Command(
         argv=[
-            *(vllm_python, *ENTRY_POINT),
+            *(vllm_python, "-m", plan.vllm.entry_point),
             *_model_flags(plan, model_path),
             *("--host", "127.0.0.1", "--port", str(port)),
             *_backend_flags(plan),
@@ -118,7 +129,7 @@ def command(
             *request.model.server_args,
             *request.server.extra_args,
         ],
-        env=_given(request) | _env(plan.backend, plan.options, model_is_local),
+        env=_given(request) | _env(plan, model_is_local),
     )
 
 
@@ -174,9 +185,11 @@ def _model_flags(plan: Plan, path: str) -> tuple[str, ...]:
 
 def _backend_flags(plan: Plan) -> list[str]:
     server, backend = plan.request.server, plan.backend
-    flags = ["--attention-backend", backend.vllm_name]
+    flags = ["--attention-backend", backend.name_in(plan.vllm)]
     if backend.flash_attn_version is not None:
         flags += ["--attention-config.flash_attn_version", str(backend.flash_attn_version)]
+    for name, value in backend.attention_config.items():
+        flags += [f"--attention-config.{name}", value]
     flags += ["--kv-cache-dtype", server.kv_cache_dtype]
     flags += ["--block-size", str(server.block_size or backend.block_sizes[plan.device])]
     flags += ["--max-num-seqs", str(server.max_num_seqs)]
@@ -229,9 +242,8 @@ def _given(request: ServerRequest) -> dict[str, str]:
     return {name: value for name, value in request.server.env.items() if value is not None}
 
 
-def _env(
-    backend: Backend, options: Mapping[str, int | float | str | bool], model_is_local: bool
-) -> dict[str, str]:
+def _env(plan: Plan, model_is_local: bool) -> dict[str, str]:
+    backend = plan.backend
     env = {
         # unset, vLLM would load every plugin that happens to be installed; 'none' matches no plugin
         "VLLM_PLUGINS": "greenbench,greenbench_cpu" if backend.is_ours else "none",
@@ -245,7 +257,7 @@ def _env(
         "VLLM_LOGGING_COLOR": "0",
         "PYTHONUNBUFFERED": "1",
     }
-    env |= backend.plugin_env(options)
+    env |= backend.plugin_env(plan.options, backend.name_in(plan.vllm))
     if model_is_local:
         env["HF_HUB_OFFLINE"] = "1"
     return env

@@ -12,6 +12,7 @@ from greenbench.contract.model_shape import ModelShape
 from greenbench.contract.served import find_endpoint
 from servers.backends.choice import resolve
 from servers.launch import inspect, proof
+from servers.launch.boot_log import Kernels
 from servers.launch.inspect import ServerSays
 from servers.launch.process import ServerDied
 from servers.launch.state_file import StateFile
@@ -32,7 +33,7 @@ def probe(request: ServerRequest, out: Path, place: Place) -> Server:
     says, endpoint = _answers(request, reached)
     listed = {str(model["id"]): model for model in says.served_models}
     served = request.server.served_model or next(iter(listed), "")
-    proven = proof.judge(backend, says.trees, None)
+    proven = proof.judge(backend, says.trees, Kernels())
     root = str(listed[served].get("root") or "")
     server = Server(
         server_id=out.name,

@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -72,10 +72,16 @@ class ServerProcess:
         cause = last_error(self.log()) or "its log is empty"
         raise ServerDied(f"The server ended with {how} {doing}: {cause}")
 
-    def wait_healthy(self, base_url: str, deadline_s: float) -> None:
-        """Return when /health answers 200. Dying or passing ``deadline_s`` (monotonic) raises ServerDied."""
+    def wait_healthy(
+        self, base_url: str, deadline_s: float, waiting: Callable[[], None] = lambda: None
+    ) -> None:
+        """Return when /health answers 200. Dying or passing ``deadline_s`` (monotonic) raises ServerDied.
+
+        ``waiting`` is called before each look.
+        """
         with httpx.Client(timeout=2.0, trust_env=False) as client:
             while time.monotonic() < deadline_s:
+                waiting()
                 self.check_alive("while booting")
                 try:
                     if client.get(f"{base_url}/health").is_success:

@@ -15,8 +15,10 @@ from greenbench.contract.config import ServerRequest
 from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Server
 from greenbench.contract.model_shape import ModelShape
+from greenbench.contract.vllm_versions import warning
 from servers.backends.host_facts import HostFacts
 from servers.launch import boot_log, inspect, proof, smoke
+from servers.launch.boot_talk import BootTalk
 from servers.launch.command import (
     CUDAGRAPH_MODES,
     Command,
@@ -149,6 +151,8 @@ class Launch:
             self._say(
                 f"not passed on to vLLM: {', '.join(dropped)}; server.env in a sweep passes more"
             )
+        if doubt := warning(self.state.server.vllm_version):
+            self._say(doubt)
         self._say(f"booting {plan.backend.name} with {model} in {plan.dtype}, log {log}")
         try:
             self.process.start()
@@ -196,14 +200,18 @@ class Launch:
     def _boot(self) -> Server:
         plan, process, base_url = self.plan, self.process, self.state.server.base_url
         deadline_s = self._started.mono_ns / NS + plan.request.server.boot_timeout_s
-        process.wait_healthy(base_url, deadline_s)
+        talk, began_ns = BootTalk(self._say, process.log), self._started.mono_ns
+        process.wait_healthy(
+            base_url, deadline_s, lambda: talk.look((time.monotonic_ns() - began_ns) / NS)
+        )
         healthy = Anchor.now()
+        self._say("  answering; smoke requests and the proof of the backend")
         _smoke(plan, process, base_url, deadline_s)
         smoked_ns = time.monotonic_ns()
         says = _ask(process, base_url)
         says.save(self.state.folder)
         log = process.log()
-        proven = proof.judge(plan.backend, says.trees, boot_log.flash_attention_version(log))
+        proven = proof.judge(plan.backend, says.trees, boot_log.kernels(log))
         self.state.describe(**self._observed(says, log, proven))
         if proven.verdict == "mismatch":
             raise BootFailed(

@@ -1,7 +1,8 @@
 """The two entry points through which vLLM finds our attention backends. Nothing heavy is imported here.
 
-The launcher names one backend class a server in the environment and passes ``--attention-backend CUSTOM``.
-Without that variable both functions do nothing, so a stock server is left as it is.
+The launcher names one backend class a server in the environment, and the name under which vLLM is asked for
+it (``--attention-backend``): one of its own, or CUSTOM where vLLM knows no other. Without the class both
+functions do nothing, so a stock server is left as it is.
 """
 
 import importlib.util
@@ -11,8 +12,10 @@ import sys
 from collections.abc import Mapping
 
 from greenbench.contract.errors import UserError, nearest
+from greenbench.contract.vllm_versions import PLACEHOLDER
 
 CLASS_ENV = "GREENBENCH_ATTENTION_CLASS"  # dotted path of the backend class
+NAME_ENV = "GREENBENCH_ATTENTION_NAME"  # what vLLM calls it
 FOLDER_ENV = "GREENBENCH_ATTENTION_FOLDER"  # of a person's own class: where its file lies
 OPTIONS_ENV = "GREENBENCH_ATTENTION_OPTIONS"  # JSON object
 
@@ -20,7 +23,7 @@ Option = int | float | str | bool
 
 
 def register() -> None:
-    """``vllm.general_plugins``: make CUSTOM mean the class named in the environment, or raise."""
+    """``vllm.general_plugins``: tell vLLM the class named in the environment by its name, or raise."""
     path = os.environ.get(CLASS_ENV)
     if not path:
         return
@@ -35,7 +38,21 @@ def register() -> None:
             f"{CLASS_ENV} is set but the platform plugin greenbench_cpu is not active; "
             "add it to VLLM_PLUGINS and leave VLLM_TARGET_DEVICE unset"
         )
-    register_backend(AttentionBackendEnum.CUSTOM, path)
+    _name_it(path)
+    register_backend(getattr(AttentionBackendEnum, registered_name()), path)
+
+
+def registered_name() -> str:
+    """What vLLM calls the backend of this process."""
+    return os.environ.get(NAME_ENV) or PLACEHOLDER
+
+
+def _name_it(path: str) -> None:
+    """Make the name one that vLLM knows, in this process, unless it does already."""
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    if registered_name() not in AttentionBackendEnum.__members__:
+        register_backend(registered_name(), path)
 
 
 def _check_class(path: str, folder: str | None) -> None:
@@ -62,11 +79,17 @@ def _is_there(module: str) -> bool:
 
 
 def cpu_platform() -> str | None:
-    """``vllm.platform_plugins``: our CPU platform when a backend of ours is asked for, else None."""
-    if not os.environ.get(CLASS_ENV):
+    """``vllm.platform_plugins``: our CPU platform when a backend of ours is asked for, else None.
+
+    Also where the name is told first: a worker reads its config, which has the name in it, after vLLM has
+    chosen a platform and before it loads general plugins.
+    """
+    path = os.environ.get(CLASS_ENV)
+    if not path:
         return None
     from vllm.platforms import cpu_platform_plugin
 
+    _name_it(path)
     return "servers.plugins.cpu.CustomCpuPlatform" if cpu_platform_plugin() else None
 
 

@@ -1,4 +1,4 @@
-"""vLLM's CPU platform, except that CUSTOM is honoured instead of being replaced by CPU_ATTN."""
+"""vLLM's CPU platform, except that our backend is honoured instead of being replaced by CPU_ATTN."""
 
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,7 @@ from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from greenbench.contract.errors import UserError
+from servers.plugins import registered_name
 
 if TYPE_CHECKING:
     from vllm.v1.attention.selector import AttentionSelectorConfig
@@ -29,16 +30,17 @@ class CustomCpuPlatform(StockCpuPlatform):
         num_heads: int | None = None,
     ) -> str:
         """The custom class's path after vLLM's own validation, which CUDA does and the CPU platform skips."""
-        if selected_backend is not AttentionBackendEnum.CUSTOM:
+        wanted: AttentionBackendEnum = getattr(AttentionBackendEnum, registered_name())
+        if selected_backend is not wanted:
             found = selected_backend.name if selected_backend else "none"
             raise UserError(
                 f"a custom attention class is named but the backend asked for is {found}; "
-                "pass --attention-backend CUSTOM"
+                f"pass --attention-backend {wanted.name}"
             )
-        backend = AttentionBackendEnum.CUSTOM.get_class()
+        backend = wanted.get_class()
         reasons = backend.validate_configuration(
             **attn_selector_config._asdict(), device_capability=NO_CAPABILITY
         )
         if reasons:
             raise UserError(f"{backend.__name__} cannot serve this model: {', '.join(reasons)}")
-        return AttentionBackendEnum.CUSTOM.get_path()
+        return wanted.get_path()

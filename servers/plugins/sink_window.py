@@ -48,7 +48,7 @@ class SinkWindowImpl(StepImpl):
             )
         seen, free_blocks = sink_window_options()
         if free_blocks:
-            # heavy, and bound to one vLLM series: imported only when asked for
+            # heavy, and deep in vLLM's scheduler: imported only when asked for
             from servers.plugins.sink_window_blocks import free_unseen_blocks
 
             free_unseen_blocks(seen)

@@ -1,11 +1,12 @@
 """KV blocks between the first tokens and the window, given back while a request still runs.
 
-vLLM 0.32 asks an attention layer for a KV-cache spec and takes the manager registered for the spec's
+vLLM asks an attention layer for a KV-cache spec and takes the manager registered for the spec's
 class. A layer of ours gets a spec whose manager frees what no later query can see; the block table then
 holds vLLM's null block there, which sink_window never reads. Importing this module registers the
 manager: the scheduler's process learns of the class only by unpickling the spec.
 """
 
+import inspect
 from dataclasses import dataclass
 from functools import cache, wraps
 from typing import Any, Self
@@ -21,8 +22,6 @@ from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from greenbench.contract.errors import UserError
 from servers.plugins.step import visibility_of
 from servers.plugins.visibility import Visibility
-
-VLLM_SERIES = "0.32."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +68,34 @@ class SinkWindowManager(FullAttentionManager):
         )
 
 
+SEAMS: tuple[tuple[Any, str], ...] = (
+    (FullAttentionManager, "remove_skipped_blocks"),
+    (FullAttentionManager, "_remove_blocks_in_range"),
+    (Attention, "get_kv_cache_spec"),
+    (VllmConfig, "max_in_flight_tokens"),
+)
+
+
+def refuse_without_seams() -> None:
+    """Raise a UserError where vLLM has no place any more into which the freeing is hooked.
+
+    Its scheduler calls remove_skipped_blocks; a manager of another name for it would free nothing.
+    """
+    gone = [f"{owner.__name__}.{name}" for owner, name in SEAMS if not hasattr(owner, name)]
+    taken = inspect.signature(FullAttentionManager.__init__).parameters
+    if "max_admission_blocks_per_request" not in taken:
+        gone.append("FullAttentionManager's max_admission_blocks_per_request")
+    if gone:
+        raise UserError(
+            f"sink_window: free_blocks needs {', '.join(gone)} of vLLM, which {vllm.__version__} has not; "
+            "serve with free_blocks=false"
+        )
+
+
 @cache  # once a process, whatever the number of its layers
 def free_unseen_blocks(seen: Visibility) -> None:
     """From now on this process's sink_window layers ask vLLM for the freeing manager."""
-    if not vllm.__version__.startswith(VLLM_SERIES):
-        raise UserError(
-            f"sink_window: free_blocks works with vLLM {VLLM_SERIES}x, found {vllm.__version__}; "
-            "serve with free_blocks=false"
-        )
+    refuse_without_seams()
     stock = Attention.get_kv_cache_spec
 
     @wraps(stock)

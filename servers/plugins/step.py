@@ -25,6 +25,7 @@ from vllm.v1.attention.backend import (
 from vllm.v1.kv_cache_interface import AttentionSpec
 
 from greenbench.contract.errors import UserError
+from servers.plugins import registered_name
 from servers.plugins.cache import KernelWrite, ScatterWrite, cache_write
 from servers.plugins.limits import refuse
 from servers.plugins.plan import Plan
@@ -229,7 +230,7 @@ class StepBackend(AttentionBackend):
 
     @staticmethod
     def get_name() -> str:
-        return "CUSTOM"
+        return registered_name()
 
     @staticmethod
     def get_supported_kernel_block_sizes(kv_cache_spec: object = None) -> list[int | MultipleOf]:

@@ -9,6 +9,7 @@ import pandas as pd
 from analysis.energy.cards import Joules
 from analysis.energy.window import EnergyInputs
 from analysis.statistics.rates import Ratio
+from greenbench.contract.forms import Sources
 from greenbench.contract.schema import GpuSample
 from tests.fakes.nvml import SECOND, FakeGpu, record
 
@@ -74,5 +75,9 @@ def inputs(
 
     values = {"host": NO_HOST, "count": lambda start_ns, end_ns: done, "per": per} | given
     return EnergyInputs(
-        gpu=gpu, sources=told, start_mono_ns=ns(start_s), end_mono_ns=ns(end_s), **values
+        gpu=gpu,
+        sources=Sources.model_validate(told),
+        start_mono_ns=ns(start_s),
+        end_mono_ns=ns(end_s),
+        **values,
     )

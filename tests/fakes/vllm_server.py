@@ -62,7 +62,7 @@ def install(folder: Path) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int)
-    parser.add_argument("--attention-backend")
+    parser.add_argument("--attention-backend", default="")
     parser.add_argument("--served-model-name")
     parser.add_argument("--fake", default="good")
     parser.add_argument("--fake-note")  # a file that gets the pid of a child
@@ -113,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reply({})
 
     def complete(self, body: dict) -> None:
-        custom = ARGS.attention_backend == "CUSTOM"
+        custom = ARGS.attention_backend.startswith("GREENBENCH_")
         if ARGS.fake == "die_on_request":
             print(
                 "(EngineCore pid=20) ERROR 11-23 18:58:56 [core.py:9] IndexError: index 8 is out",
@@ -155,7 +155,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def inspect(self) -> None:
         ours = os.environ.get("GREENBENCH_ATTENTION_CLASS", "SdpaBackend").rpartition(".")[2]
-        custom = ARGS.attention_backend == "CUSTOM" and ARGS.fake != "mismatch"
+        custom = ARGS.attention_backend.startswith("GREENBENCH_") and ARGS.fake != "mismatch"
         impl = ours.replace("Backend", "Impl") if custom else "CPUAttentionBackendImpl"
         self.reply(
             None if ARGS.fake == "no_inspection" else {"results": [TREE.replace("IMPL", impl)]}

@@ -9,7 +9,9 @@ import pytest
 from scipy.stats import binomtest
 
 from greenbench.contract.config import SloConfig
+from greenbench.contract.errors import UserError
 from loadgen.driver.slo_search import Probe, Search, meets, run_search, wilson
+from loadgen.search import conclusion, ladder_conclusion, ladder_values
 from tests.fakes.loadruns import make_run
 from tests.fakes.openai_server import GoldenServer, Script, Seen, well_behaved
 from tests.fakes.waiting import HUNG_S
@@ -56,6 +58,46 @@ def test_nothing_good_anywhere_and_everything_good_end() -> None:
     assert run_search(Search(start=1.0), lambda v, _: (0, 50), lambda p: None) is None
     assert run_search(Search(start=1.0, most=64), lambda v, _: (50, 50), lambda p: None) == 64
     assert Search(start=1.0).verdict(Probe(1.0, 0, 0, runs=1)) is False  # nothing came back
+
+
+SLO = SloConfig(ttft_s=1, tpot_s=0.05)
+
+
+def searched(*probes: tuple[float, int, int]) -> Search:
+    search = Search(start=8)
+    search.probes = {value: Probe(value, good, 200, runs) for value, good, runs in probes}
+    return search
+
+
+def test_a_search_ends_with_its_answer_and_how_sure_it_is() -> None:
+    """Wilson's interval of 181 of 200 is 85.6 % to 93.8 %; that of 198 lies above 90 %."""
+    sure = conclusion(searched((2, 198, 1), (3, 40, 1)), "rate", SLO)
+    assert sure == (
+        "highest rate that meets the SLO: 2 requests/s; 99.0% of 200 requests meet TTFT 1 s, TPOT 0.05 s, "
+        "90% wanted; at 3 20.0% do"
+    )
+    unsure = conclusion(searched((2, 181, 3)), "users", SLO)
+    assert ", which is uncertain (95 % interval 85.6% to 93.8%); " in unsure
+    assert unsure.endswith("nothing above it was probed (--most)")
+    none = conclusion(searched((8, 10, 1), (4, 20, 1)), "rate", SLO)
+    assert none == (
+        "no rate from 8 down meets the SLO (TTFT 1 s, TPOT 0.05 s): "
+        "at 4 10.0% of 200 requests do, 90% wanted"
+    )
+
+
+def test_a_ladder_ends_with_what_holds_and_what_fails() -> None:
+    ladder = searched((4, 181, 1), (1, 200, 1), (8, 2, 1), (2, 199, 1))
+    assert ladder_conclusion(ladder, "users", SloConfig()) == (
+        "users, success for 90% of requests: meets the SLO at 1, 2; undecided at 4; fails at 8"
+    )
+
+
+@pytest.mark.parametrize("text", ["1,x", "", "0,1", "1,-2", "inf", "nan,1"])
+def test_a_ladder_that_is_none_is_one_sentence(text: str) -> None:
+    with pytest.raises(UserError, match="numbers above 0"):
+        ladder_values(text)
+    assert ladder_values("4,1,4") == [4, 1]
 
 
 def row(**more: object) -> dict[str, object]:
@@ -105,4 +147,4 @@ def test_a_search_on_a_server_is_resumed_without_probing_again(tmp_path: Path) -
     found = json.loads((tmp_path / "out" / "search.json").read_text())
     assert (found["best"], found["first_failing"]) == (3.0, 4.0)
     assert first.stdout == again.stdout
-    assert "highest users that meets the SLO: 3" in first.stdout
+    assert first.stdout.splitlines()[-1].startswith("highest users that meets the SLO: 3 users; ")

@@ -92,7 +92,17 @@ def test_specs_of_unlike_layers_do_not_merge():
         SinkWindowSpec.merge([spec(32, 4), spec(64, 4)])
 
 
-def test_another_vllm_is_refused(monkeypatch):
-    monkeypatch.setattr(vllm, "__version__", "0.33.0")
-    with pytest.raises(UserError, match=r"free_blocks works with vLLM 0\.32\.x, found 0\.33\.0"):
+@pytest.mark.parametrize("owner, name", sink_window_blocks.SEAMS)
+def test_a_vllm_without_the_seam_is_refused(monkeypatch, owner, name):
+    """Guards against freeing that vLLM never calls; any release that has the seams is taken."""
+    monkeypatch.setattr(vllm, "__version__", "0.99.0")
+    sink_window_blocks.refuse_without_seams()
+    holder = next(base for base in owner.__mro__ if name in vars(base))
+    monkeypatch.delattr(holder, name)
+    for base in holder.__mro__[1:]:
+        if name in vars(base):
+            monkeypatch.delattr(base, name)
+    with pytest.raises(
+        UserError, match=rf"free_blocks needs .*{name} of vLLM, which 0\.99\.0 has not"
+    ):
         sink_window_blocks.free_unseen_blocks(Visibility(window=32, sink=4))

@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import vllm
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 import servers.plugins as plugins
 from greenbench.contract.errors import UserError
+from greenbench.contract.vllm_versions import release_of
 
 SDPA = "servers.plugins.sdpa.SdpaBackend"
 
@@ -19,6 +21,24 @@ from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 print(type(current_platform).__name__, AttentionBackendEnum.CUSTOM.is_overridden())
 """
+SPAWNED = """
+import multiprocessing
+from vllm.config import AttentionConfig
+
+def main(config):
+    print(config.backend.name, config.backend.get_path(), end=" ")
+
+if __name__ == "__main__":
+    from vllm.plugins import load_general_plugins
+    load_general_plugins()
+    config = AttentionConfig(backend="GREENBENCH_SDPA")
+    child = multiprocessing.get_context("spawn").Process(target=main, args=(config,))
+    child.start()
+    child.join()
+"""
+BY_NAME = pytest.mark.skipif(
+    not release_of(vllm.__version__).names_backends, reason="this vLLM takes no new names"
+)
 
 
 def load_plugins(**env: str) -> subprocess.CompletedProcess[str]:
@@ -40,6 +60,27 @@ def test_a_stock_server_is_left_alone(monkeypatch):
 def test_the_named_class_becomes_custom():
     done = load_plugins(GREENBENCH_ATTENTION_CLASS=SDPA, VLLM_PLUGINS="greenbench,greenbench_cpu")
     assert done.stdout.split() == ["CustomCpuPlatform", "True"], done.stderr[-500:]
+
+
+@BY_NAME
+def test_a_name_of_ours_reaches_spawned_workers(tmp_path):
+    """They read a config with the name in it before general plugins are loaded."""
+    script = tmp_path / "spawned.py"
+    script.write_text(SPAWNED)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("GREENBENCH_", "VLLM_"))}
+    named = {
+        "GREENBENCH_ATTENTION_CLASS": SDPA,
+        "GREENBENCH_ATTENTION_NAME": "GREENBENCH_SDPA",
+        "VLLM_PLUGINS": "greenbench,greenbench_cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=clean | named,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.split() == ["GREENBENCH_SDPA", SDPA], done.stderr[-800:]
 
 
 def test_a_persons_own_class_becomes_custom_from_its_folder(tmp_path):

@@ -20,6 +20,7 @@ from analysis.energy.attribution import (
 from analysis.energy.attribution_coverage import Sensor, Served, coverage, simulate
 from analysis.energy.result import EnergyResult
 from analysis.runs.clocks import WallClock
+from greenbench.contract.forms import Sources
 from tests.fakes.energy_frames import ns, sources
 from tests.fakes.nvml import SECOND, FakeGpu, constant
 
@@ -252,7 +253,7 @@ def test_energy_of_a_run_goes_to_the_work_of_its_steps() -> None:
             "power_avg_w": 300.0,
         }
     )
-    told = sources([FakeGpu(constant(1), uuid="GPU-a")])
+    told = Sources.model_validate(sources([FakeGpu(constant(1), uuid="GPU-a")]))
     found = attribute(gpu, told, work, ns(10.1), ns(209.9), IDLE_W)
     assert found.status == "attributed", found.reasons
     for price in found.prices[1:]:

@@ -275,3 +275,35 @@ def test_nothing_was_fetched_and_no_error_was_logged(page: Page) -> None:
         or (e["method"] == "Log.entryAdded" and e["params"]["entry"]["level"] == "error")
     ]
     assert errors == []
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_an_anchor_stops_below_the_header_and_tables_scroll_in_themselves(
+    page: Page, width: int
+) -> None:
+    page.send(
+        "Emulation.setDeviceMetricsOverride",
+        width=width,
+        height=900,
+        deviceScaleFactor=1,
+        mobile=False,
+    )
+    try:
+        below = page.js(
+            "[...document.querySelectorAll('nav a')].map(a => { location.hash = ''; location.hash = a.hash;"
+            " const top = document.querySelector(a.hash + ' h2').getBoundingClientRect().top;"
+            " return top - document.querySelector('header').getBoundingClientRect().bottom; })"
+        )
+        assert len(below) > 10 and min(below) >= 0, below
+        assert page.js("document.documentElement.scrollWidth <= innerWidth")
+        wide = (
+            "[...document.querySelectorAll('main table')].filter(t => t.offsetWidth > innerWidth)"
+        )
+        assert page.js(
+            f"{wide}.every(t => t.parentElement.scrollWidth > t.parentElement.offsetWidth)"
+        )
+        if width == 400:
+            assert page.js(f"{wide}.length") > 0
+    finally:
+        page.send("Emulation.clearDeviceMetricsOverride")
+        page.js("location.hash = ''")

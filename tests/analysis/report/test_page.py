@@ -16,6 +16,7 @@ from analysis.report.page import is_none, render
 from analysis.report.sentences import summary_sentences
 from analysis.study import Study, study, without_beaten
 from analysis.summary import summary
+from greenbench import SCHEMA_VERSION
 from tests.fakes.pages import words
 from tests.fakes.rundirs import FakeRun, write_run
 
@@ -150,7 +151,10 @@ def test_command_writes_both_files_where_its_relative_paths_say(tmp_path: Path) 
     assert (done.returncode, done.stdout.strip()) == (0, "../deep/page.html"), done.stderr
     out = tmp_path / "deep" / "page.html"
     assert out.read_text().startswith("<!doctype html>")
-    assert json.loads((out.parent / "page.summary.json").read_text())["schema_version"] == "1.0"
+    assert (
+        json.loads((out.parent / "page.summary.json").read_text())["schema_version"]
+        == SCHEMA_VERSION
+    )
 
 
 @pytest.mark.parametrize("out", [[], ["--out", "pages/page.html"]])

@@ -5,14 +5,17 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis.runs.gpus import certain_gpus, possible_gpus, untold_gpus, used_gpus
+from analysis.runs.gpus import certain_gpus, possible_cards, untold_gpus, used_gpus
+from greenbench.contract.forms import Sources
 
 ROWS = pd.DataFrame({"gpu_uuid": ["GPU-a", "GPU-b", "GPU-a"]})
+NOTHING = Sources.model_validate({})
 WHY = "CUDA's order cannot be told"
 
 
-def told(a: dict[str, Any], b: dict[str, Any], why: str | None = None) -> dict[str, Any]:
-    return {"facts": {"gpus": [{"uuid": "GPU-a"} | a, {"uuid": "GPU-b"} | b], "which_gpus": why}}
+def told(a: dict[str, Any], b: dict[str, Any], why: str | None = None) -> Sources:
+    gpus = [{"uuid": "GPU-a"} | a, {"uuid": "GPU-b"} | b]
+    return Sources.model_validate({"facts": {"gpus": gpus, "which_gpus": why}})
 
 
 @pytest.mark.parametrize(
@@ -24,12 +27,11 @@ def told(a: dict[str, Any], b: dict[str, Any], why: str | None = None) -> dict[s
         (told({"visible": None}, {"visible": None}, WHY), ["GPU-a", "GPU-b"], False, True),
         (told({"visible": None}, {"visible": None, "own_pids": [7]}, WHY), ["GPU-b"], True, True),
         (told({"visible": False}, {"visible": False}, "elsewhere"), [], False, False),
-        ({}, ["GPU-a", "GPU-b"], False, True),
-        ({"facts": {"gpus": []}}, ["GPU-a", "GPU-b"], False, True),
+        (NOTHING, ["GPU-a", "GPU-b"], False, True),
     ],
 )
 def test_cards_are_certain_when_seen_or_when_all_are_needed(
-    sources: dict[str, Any], used: list[str], of_one: bool, of_two: bool
+    sources: Sources, used: list[str], of_one: bool, of_two: bool
 ) -> None:
     assert used_gpus(ROWS, sources) == used
     for cards, certain in ((1, of_one), (2, of_two)):
@@ -44,7 +46,7 @@ def test_the_reason_stands_until_the_cards_are_known() -> None:
         WHY,
     )
     assert untold_gpus(told({"visible": True}, {"visible": True}), 1) is None
-    assert possible_gpus({}) is None and untold_gpus({}, 1) is None
+    assert possible_cards(NOTHING) is None and untold_gpus(NOTHING, 1) is None
 
 
 def test_processes_on_a_card_that_the_server_was_not_shown_are_another_s() -> None:

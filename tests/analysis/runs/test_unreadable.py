@@ -121,7 +121,7 @@ BROKEN_RUNS: list[tuple[str, Damage, str]] = [
     ("manifest.json", lambda _: b"\xff\xfe", "manifest.json: cannot be read as JSON"),
     (
         "manifest.json",
-        lambda whole: whole.replace(b'"schema_version": "1.0"', b'"schema_version": "2.0"'),
+        lambda whole: whole.replace(b'"schema_version": "1.1"', b'"schema_version": "2.0"'),
         "manifest.json: schema version 2.0, this program reads 1.",
     ),
     (

@@ -113,6 +113,22 @@ def first_is_over(out: Path) -> bool:
     return any(RunDir(run.path).manifest().status != "running" for run in list_runs(out))
 
 
+def test_an_interrupted_sweep_says_what_is_kept_and_how_to_go_on(
+    tmp_path: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    out = tmp_path / "out"
+    with GoldenServer() as server:
+        process = begin(sweep_file(tmp_path, server.url, LONG_S), out, started)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=HUNG_S)
+    assert process.returncode == 130
+    assert output.splitlines()[-1] == (
+        f"interrupted: 0 complete points kept in {out}; run the same command again to measure the rest, "
+        f"or `greenbench report {out}` for a report of these"
+    )
+    assert [m["invalid_reasons"] for m in manifests(out)] == [["interrupted"]]
+
+
 @pytest.mark.parametrize("stage", ["locust", "telemetry"])
 def test_a_killed_client_or_recorder_is_a_sentence_and_the_point_no_result(
     tmp_path: Path, started: list[subprocess.Popen[str]], stage: str

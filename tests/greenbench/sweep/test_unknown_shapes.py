@@ -19,7 +19,7 @@ def planned(base_url: str | None = None, **launch: object) -> Plan:
         "label": "b", "argv": [], "env": {}, "model_path": "/m", "dtype": ServedDtype("bfloat16"),
         "refusals": [], **launch,
     }  # fmt: skip
-    return Plan(ServerStart(request, 0, 0, ()), LaunchPlan.model_validate(known))
+    return Plan(ServerStart(request, "b", 0, 0, ()), LaunchPlan.model_validate(known))
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_kv_dtype():
         "flash_attn2 reads a KV cache of auto, bfloat16 or float16, not of fp8"
     ]
     assert reasons("flash_attn", GPU, kv_cache_dtype="fp8") == [
-        "flash_attn reads an fp8 KV cache on compute capability 9.x or 10.x only, L4 has 8.9"
+        "flash_attn reads a KV cache of fp8 on compute capability 9.x or 10.x only, L4 has 8.9"
     ]
     assert reasons("cpu_attn", kv_cache_dtype="fp8") == []
     old = HostFacts(vllm_build="cpu", cpu_flags=frozenset({"avx2"}))

@@ -79,7 +79,7 @@ def home(name: str) -> HostFacts:
     backend = BACKENDS[name]
     if "cpu" in backend.devices:
         return CPU
-    return B200 if backend.capability_min and backend.capability_min > (9, 0) else H200
+    return H200 if 9 in (backend.capability_majors or (9,)) else B200
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -89,7 +89,10 @@ def test_every_backend_has_every_pinned_flag(name: str):
     for flag in PINNED:
         assert flag in found, flag
     assert found["--host"] == "127.0.0.1"
-    assert found["--attention-backend"] == BACKENDS[name].vllm_name
+    row = BACKENDS[name]
+    assert found["--attention-backend"] == (
+        f"GREENBENCH_{name.upper()}" if row.is_ours else row.vllm_name
+    )
 
 
 @pytest.mark.parametrize("host", [CPU, H200], ids=["cpu", "cuda"])
@@ -100,6 +103,7 @@ def test_backends_of_one_host_differ_only_where_the_table_says(host: HostFacts):
             "--attention-backend",
             "--block-size",
             "--attention-config.flash_attn_version",
+            "--attention-config.use_trtllm_attention",
         ):
             found.pop(allowed, None)
         return found
@@ -122,6 +126,25 @@ def test_plugins_are_always_named(name: str):
         assert env["VLLM_PLUGINS"] == "none"
         assert not any(key.startswith("GREENBENCH") for key in env)
     assert env["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("version", "entry_point", "name"),
+    [
+        ("0.30.1", "vllm.entrypoints.openai.api_server", "CUSTOM"),
+        ("0.31.0", "vllm.entrypoints.launchers.api_server.entry", "CUSTOM"),
+        ("0.32.0", "vllm.entrypoints.launchers.api_server.entry", "GREENBENCH_SDPA"),
+        ("0.33.1.dev7+g1", "vllm.entrypoints.launchers.api_server.entry", "GREENBENCH_SDPA"),
+        ("0.40.0", "vllm.entrypoints.launchers.api_server.entry", "GREENBENCH_SDPA"),
+    ],
+)
+def test_a_backend_of_ours_has_its_own_name_where_vllm_takes_one(
+    version: str, entry_point: str, name: str
+):
+    made = written("sdpa", replace(CPU, vllm_version=version))
+    assert made.argv[1:3] == ["-m", entry_point]
+    assert flags(made.argv)["--attention-backend"] == name
+    assert made.env["GREENBENCH_ATTENTION_NAME"] == name
 
 
 def test_executions_become_a_fixed_graph_mode():

@@ -115,3 +115,9 @@ def test_the_key_reaches_every_page_and_is_stored_nowhere(
         pytest.raises(UserError, match=r"wants a key .*api_key_env"),
     ):
         probe(request(server.url), tmp_path / "t")
+    with (
+        PlainServer(pages({"/v1/models": unauthorized})) as server,
+        pytest.raises(UserError, match=r"refuses the key that it was given .*Unauthorized") as told,
+    ):
+        probe(request(server.url, api_key_env="TEAM_KEY"), tmp_path / "t")
+    assert "sk-team" not in str(told.value)

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from analysis.quality.standings import verifications
+from analysis.quality.standings import verification, verification_files
 from greenbench.contract.config import BackendChoice, ModelConfig, ServerConfig, ServerRequest
 from greenbench.contract.errors import UserError
 from servers.backends.host_facts import HostFacts
@@ -158,7 +158,7 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, number: int
     assert (out / "model_inspection.txt").read_text().count("SdpaImpl") == 1
     assert json.loads((out / "server_info.json").read_text())
     log = (out / "server.log").read_text()
-    assert "stray" not in log and "--attention-backend', 'CUSTOM'" in log
+    assert "stray" not in log and "--attention-backend', 'GREENBENCH_SDPA'" in log
     launcher.send_signal(number)
     assert launcher.wait(HUNG_S) == code
     assert state(out)["state"] == "stopped" and state(out)["error"] is None
@@ -252,7 +252,15 @@ def test_an_unwritable_folder_is_said_before_a_start(tmp_path: Path, context: se
 
 def test_a_running_server_is_described(tmp_path: Path, context: server.LaunchContext):
     port = pick_port(None)
-    argv = [context.vllm_python, "-m", "x", "--port", str(port), "--attention-backend", "CUSTOM"]
+    argv = [
+        context.vllm_python,
+        "-m",
+        "x",
+        "--port",
+        str(port),
+        "--attention-backend",
+        "GREENBENCH_SDPA",
+    ]
     for mode, verdict in (("good", "proven"), ("no_inspection", "unproven")):
         log = tmp_path / f"{mode}.log"
         with running(
@@ -367,7 +375,7 @@ def test_backends_that_agree_against_the_reference_are_told_with_their_verdicts(
         assert body["verdict"] == "fail" and len(body["doubts"]) == 28
         assert body["doubts"][0].startswith(told)
         assert body == json.loads((out / "verify" / body["label"] / "verify.json").read_text())
-    (found, _) = verifications(out)
+    (found, _) = map(verification, verification_files(out))
     assert found.doubts == verdicts[0]["doubts"]
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from servers.backends.registry import BACKENDS
 from servers.launch import boot_log
+from servers.launch.boot_log import Kernels
 from servers.launch.proof import count_layers, judge
 from tests.fakes.vllm_server import BOOT_DEATH_LOG, ROOT_CAUSE, TREE
 
@@ -50,7 +51,7 @@ def test_collapsed_layers_count_as_many_as_they_stand_for():
 
 
 def test_the_class_asked_for_is_proven():
-    proof = judge(BACKENDS["sdpa"], [tree("SdpaImpl")], None)
+    proof = judge(BACKENDS["sdpa"], [tree("SdpaImpl")], Kernels())
     assert (proof.verdict, proof.observed_backend) == ("proven", "SdpaImpl x4")
     assert proof.detail["attention_layers"] == {"SdpaImpl": 4}
 
@@ -58,23 +59,23 @@ def test_the_class_asked_for_is_proven():
 @pytest.mark.parametrize("trees", [[HYBRID], [tree("SdpaImpl"), tree("CPUAttentionBackendImpl")]])
 def test_one_wrong_layer_or_worker_is_a_mismatch(trees: list[str]):
     """A silent fallback in one layer would make the arm a mix."""
-    assert judge(BACKENDS["sdpa"], trees, None).verdict == "mismatch"
+    assert judge(BACKENDS["sdpa"], trees, Kernels()).verdict == "mismatch"
 
 
 def test_a_hybrid_names_its_other_mixers():
     hybrid = HYBRID.replace("CPUAttentionBackendImpl", "SdpaImpl")
-    proof = judge(BACKENDS["sdpa"], [hybrid], None)
+    proof = judge(BACKENDS["sdpa"], [hybrid], Kernels())
     assert (proof.verdict, proof.observed_backend) == ("proven", "SdpaImpl x4")
     assert "beside MambaMixer2 x3" in proof.sentence
 
 
 def test_no_inspection_is_unproven():
-    assert judge(BACKENDS["sdpa"], None, None).verdict == "unproven"
-    assert judge(BACKENDS["sdpa"], ["Model()(\n)"], None).verdict == "unproven"
+    assert judge(BACKENDS["sdpa"], None, Kernels()).verdict == "unproven"
+    assert judge(BACKENDS["sdpa"], ["Model()(\n)"], Kernels()).verdict == "unproven"
 
 
 def test_a_model_without_attention_says_what_it_has():
-    proof = judge(BACKENDS["cpu_attn"], [STATE_SPACE], None)
+    proof = judge(BACKENDS["cpu_attn"], [STATE_SPACE], Kernels())
     assert (proof.verdict, proof.observed_backend) == ("proven", "MambaMixer2 x6")
     assert "no attention layer" in proof.sentence
     assert proof.detail["attention_layers"] == {}
@@ -82,8 +83,7 @@ def test_a_model_without_attention_says_what_it_has():
 
 def test_flash_attention_version_is_recorded():
     log = "INFO 11-23 [flash_attn.py:1118] Using FlashAttention version 3\n"
-    version = boot_log.flash_attention_version(log)
-    proof = judge(BACKENDS["flash_attn"], [tree("FlashAttentionImpl")], version)
+    proof = judge(BACKENDS["flash_attn"], [tree("FlashAttentionImpl")], boot_log.kernels(log))
     assert proof.observed_backend == "FlashAttentionImpl x4 (FlashAttention 3)"
     assert proof.detail["flash_attn_version"] == 3
 
@@ -91,8 +91,63 @@ def test_flash_attention_version_is_recorded():
 @pytest.mark.parametrize(("named", "verdict"), [(2, "proven"), (3, "mismatch"), (None, "unproven")])
 def test_a_pinned_version_must_be_the_one_in_the_log(named: int | None, verdict: str):
     """FlashAttention falls back to version 2 with a warning; the arm would carry the wrong name."""
-    proof = judge(BACKENDS["flash_attn2"], [tree("FlashAttentionImpl")], named)
+    proof = judge(BACKENDS["flash_attn2"], [tree("FlashAttentionImpl")], Kernels(named))
     assert proof.verdict == verdict
+
+
+DECODE = (
+    "INFO 11-29 [flashinfer.py:1106] FlashInfer resolved query dtypes: prefill=torch.bfloat16, "
+    "decode=torch.bfloat16, decode_backend=%s, kv_cache_dtype=auto, arch=sm90\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "logged", "verdict"),
+    [
+        ("flashinfer", ["flashinfer-native"], "proven"),
+        ("flashinfer", ["xqa"], "mismatch"),  # seen on Hopper, where vLLM prefers it where it can
+        ("flashinfer_xqa", ["xqa", "xqa"], "proven"),
+        ("flashinfer_xqa", ["xqa", "flashinfer-native"], "mismatch"),  # one KV group each
+        ("flashinfer_trtllm", ["trtllm-gen"], "proven"),
+        ("flashinfer_xqa", [], "unproven"),
+    ],
+)
+def test_the_decode_kernel_is_part_of_the_proof(name: str, logged: list[str], verdict: str):
+    """Guards against XQA measured as FlashInfer's own decode: the class is the same."""
+    said = boot_log.kernels("".join(DECODE % kernel for kernel in logged))
+    proof = judge(BACKENDS[name], [tree("FlashInferImpl")], said)
+    assert proof.verdict == verdict
+    assert proof.detail["decode_kernel"] == ("+".join(dict.fromkeys(logged)) or None)
+
+
+_LINE = next(line.strip() for line in TREE.splitlines() if "IMPL" in line)
+MLA_TREE = TREE.replace(_LINE, "(attn): MLAAttention()")
+
+
+@pytest.mark.parametrize(
+    ("line", "verdict"),
+    [
+        ("Using AttentionBackendEnum.FLASHMLA backend.", "proven"),
+        ("Using FLASHMLA attention backend out of potential backends: [FLASHMLA]", "proven"),
+        ("Using TRITON_MLA attention backend out of potential backends: [X]", "mismatch"),
+        ("Using FLASH_ATTN MLA prefill backend.", "unproven"),
+    ],
+)
+def test_latent_attention_is_proven_by_the_log(line: str, verdict: str):
+    """vLLM's inspection shows the layer alone; its log names the class that it then makes."""
+    assert "MLAAttention" in MLA_TREE
+    proof = judge(BACKENDS["flashmla"], [MLA_TREE], boot_log.kernels(f"INFO [cuda.py:9] {line}\n"))
+    assert proof.verdict == verdict
+    assert proof.detail["attention_layers"] == {"MLAAttention": 4}
+
+
+def test_turboquant_may_leave_layers_out_but_not_all():
+    """It keeps the outer layers of a dense model; without one of its own it would be another backend."""
+    row = BACKENDS["turboquant"]
+    mixed = HYBRID.replace("SdpaImpl", "TurboQuantAttentionImpl")
+    mixed = mixed.replace("CPUAttentionBackendImpl", "FlashAttentionImpl")
+    assert judge(row, [mixed], Kernels(2)).verdict == "proven"
+    assert judge(row, [tree("FlashAttentionImpl")], Kernels(2)).verdict == "mismatch"
 
 
 def test_operators_are_named_once():

@@ -16,6 +16,7 @@ from analysis.energy.window import point_energy
 from analysis.point.steady_window import steady_window
 from analysis.runs.activity import activity
 from analysis.runs.clocks import wall_clock
+from greenbench.contract.forms import Sources
 from greenbench.contract.schema import HostSample
 from telemetry.sensors.gpu import visible_uuids
 from telemetry.sensors.nvml import CLOCK_EVENTS
@@ -271,9 +272,9 @@ def test_cards_that_nobody_can_tell_apart_are_not_all_charged() -> None:
 
 def test_idle_power_and_its_drift() -> None:
     card = FakeGpu(constant(124))
-    idle = idle_power(recorded([card], 31), sources([card]))
+    idle = idle_power(recorded([card], 31), Sources.model_validate(sources([card])))
     assert idle.reasons == [] and idle.power_w == pytest.approx(124)
-    short = idle_power(recorded([card], 10), sources([card]))
+    short = idle_power(recorded([card], 10), Sources.model_validate(sources([card])))
     assert (short.power_w, short.reasons) == (None, ["window_too_short"])
     work = FakeGpu(constant(300))
     gpu = recorded([work], 80)
@@ -318,14 +319,14 @@ def test_rapl_packages_add_up_and_cores_inside_them_do_not() -> None:
         "a:0:0 core": [n * 3_000_000 for n in range(40)],
         "a:0:1 dram": [n * 500_000 for n in range(40)],
     }
-    found = cpu_energy(host(40, 0.5, zones), told, ns(2), ns(32))
+    found = cpu_energy(host(40, 0.5, zones), Sources.model_validate(told), ns(2), ns(32))
     assert found.package == Measured(180.0, "cpu_package", "rapl")  # (5 + 1) J/s · 30 s
     assert found.dram == Measured(15.0, "dram", "rapl")
     assert found.estimate is None
     flat = host(40, 0.5).assign(
         **{f"cpu_energy_uj.{zone}": values for zone, values in zones.items()}
     )
-    assert cpu_energy(flat, told, ns(2), ns(32)).package == found.package
+    assert cpu_energy(flat, Sources.model_validate(told), ns(2), ns(32)).package == found.package
 
 
 def test_without_rapl_there_is_an_interval_and_the_reason() -> None:
@@ -333,7 +334,7 @@ def test_without_rapl_there_is_an_interval_and_the_reason() -> None:
         "rapl": {"status": "unavailable", "reason": "no /sys/class/powercap"},
         "facts": {"cpu": {"threads": 2}},
     }
-    found = cpu_energy(host(40, 0.5), told, ns(2), ns(32))
+    found = cpu_energy(host(40, 0.5), Sources.model_validate(told), ns(2), ns(32))
     assert (found.package, found.reason) == (None, "no /sys/class/powercap")
     assert found.estimate is not None
     low, high = WATTS_PER_THREAD
@@ -395,8 +396,10 @@ def test_no_joules_where_the_cards_are_not_known() -> None:
     # a server of both cards uses both, whatever their order
     both = point_energy(inputs(gpu, told, START_S, END_S, server_gpus=2))
     assert both.status == "measured" and both.power_w == pytest.approx(460, rel=1e-3)
-    assert idle_power(gpu, told).reasons == ["cards_not_told"]
-    assert idle_power(gpu, told, server_gpus=2).power_w == pytest.approx(460, rel=1e-3)
+    assert idle_power(gpu, Sources.model_validate(told)).reasons == ["cards_not_told"]
+    assert idle_power(gpu, Sources.model_validate(told), server_gpus=2).power_w == pytest.approx(
+        460, rel=1e-3
+    )
 
 
 def test_a_server_on_no_card_of_this_host_has_no_energy_here() -> None:

@@ -1,0 +1,154 @@
+"""Locust as the README starts it: who can reach its page, what its help says, what its summary holds."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from greenbench.contract.schema import RequestRecord
+from tests.fakes.loadruns import make_run
+from tests.fakes.openai_server import GoldenServer, Seen, json_script
+from tests.fakes.waiting import HUNG_S, wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCUST = [sys.executable, "-m", "locust", "-f", "loadgen/longctx.py"]
+
+
+def run(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*argv],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=HUNG_S,
+        check=False,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "address"),
+    [([], "127.0.0.1"), (["--master"], "127.0.0.1"), (["--web-host", "*"], "0.0.0.0")],
+    ids=["by itself", "master", "opened"],
+)
+def test_nothing_listens_beyond_this_machine_unless_asked(more: list[str], address: str) -> None:
+    ports = {free_port(), *([free_port()] if "--master" in more else [])}
+    page, *master = ports
+    argv = [*LOCUST, "--web-port", str(page), *more]
+    argv += [word for port in master for word in ("--master-bind-port", str(port))]
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def listening() -> dict[int, str]:
+        found = psutil.Process(process.pid).net_connections("inet")
+        return {c.laddr.port: c.laddr.ip for c in found if c.status == psutil.CONN_LISTEN}
+
+    try:
+        wait_until(lambda: set(listening()) >= ports, "Locust listens", HUNG_S)
+        assert {ip.replace("::", "0.0.0.0") for ip in listening().values()} == {address}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(HUNG_S)
+
+
+def test_the_help_names_every_option_of_the_locustfile_with_what_it_is_for() -> None:
+    said = run(sys.executable, "-m", "loadgen.longctx", "--help")
+    assert said.returncode == 0
+    own = said.stdout.partition("\ngreenbench:\n")[2].partition("\nExamples:")[0]
+    for name in (
+        "run-dir",
+        "client",
+        "endpoint",
+        "task",
+        "context-tokens",
+        "prompts",
+        "seed",
+        "out",
+    ):
+        option = re.search(rf"^  --{name}\b[^\n]*\n?((?!  --)[^\n]*\n)", own, flags=re.MULTILINE)
+        assert option, name
+        assert len(re.sub(r"--\S+|\{.*?\}|[A-Z_]{3,}", "", option[0]).split()) >= 2, option[0]
+    assert "--headless" in said.stdout  # Locust's own are there too
+
+
+def test_the_file_runs_locust_with_itself(tmp_path: Path) -> None:
+    with GoldenServer() as server:
+        point = make_run(tmp_path, server.url)
+        argv = ["--headless", "--run-dir", str(point), "--only-summary"]
+        ended = run(sys.executable, "-m", "loadgen.longctx", *argv)
+        sent = len(server.seen)
+    assert ended.returncode == 0, ended.stderr
+    assert sent > 4
+
+
+def summary(said: str) -> dict[str, list[int]]:
+    """Name → requests, and average, least, most and median ms, of the table at the end."""
+    pattern = r"^\w*\s+(TTFT|TPOT|E2E|Aggregated)\s+(\d+)\s+\S+ \|\s*(\d+)\s+(\d+)\s+(\d+)\s+(\d+)"
+    return {
+        m[1]: [int(n) for n in m.groups()[1:]] for m in re.finditer(pattern, said, re.MULTILINE)
+    }
+
+
+def test_locusts_summary_has_ttft_and_tpot_as_the_rows_have_them(tmp_path: Path) -> None:
+    with GoldenServer() as server:
+        point = make_run(tmp_path, server.url)
+        ended = run(*LOCUST, "--headless", "--run-dir", str(point), "--only-summary")
+    table = summary(ended.stderr + ended.stdout)
+    files = point.glob("requests/*.jsonl")
+    records = [RequestRecord.from_dict(json.loads(line)) for f in files for line in f.open()]
+    tpot_ms = [
+        (r.last_token_ns - r.first_token_ns) / 7 / 1e6  # 8 tokens, one a chunk
+        for r in records
+        if r.last_token_ns is not None and r.first_token_ns is not None
+    ]
+    assert table["TPOT"][0] == table["TTFT"][0] == table["E2E"][0] == len(tpot_ms) == len(records)
+    assert table["Aggregated"][0] == len(records)  # a request counts once
+    assert table["TPOT"][1] == pytest.approx(sum(tpot_ms) / len(tpot_ms), abs=1)
+    assert table["TPOT"][2] == pytest.approx(min(tpot_ms), abs=1)
+    assert table["TPOT"][3] == pytest.approx(max(tpot_ms), abs=1)
+
+
+def test_a_servers_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    def hostile(_: Seen) -> object:
+        return json_script({"error": {"message": "no \x1b[2J\x1b]0;owned\x07 model"}}, "400 Bad")
+
+    with GoldenServer(hostile) as server:  # type: ignore[arg-type]
+        point = make_run(tmp_path, server.url)
+        ended = run(*LOCUST, "--headless", "--run-dir", str(point), "--only-summary")
+    said = ended.stderr + ended.stdout
+    assert "\x1b[2J" not in said and "\x07" not in said
+    assert r"no \x1b[2J" in said
+
+
+SECRET = "hunter2secret"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [*LOCUST, "--headless", "-u", "1", "-t", "1s", "--host"],
+        [sys.executable, "-m", "loadgen.search", "--over", "users", "--ttft-s", "1", "--base-url"],
+    ],
+    ids=["locust", "search"],
+)
+def test_a_password_in_an_address_is_refused_and_stored_nowhere(
+    argv: list[str], tmp_path: Path
+) -> None:
+    given = f"http://me:{SECRET}@127.0.0.1:9/v1"
+    ended = run(*argv, given, "--out", str(tmp_path / "out"))
+    assert ended.returncode == 2
+    assert "user or password" in ended.stderr
+    assert SECRET not in ended.stderr + ended.stdout
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and SECRET in p.read_text()]
