@@ -25,7 +25,11 @@ from locust.runners import MasterRunner, Runner, WorkerRunner
 from greenbench.contract.config import load_live_point
 from greenbench.contract.errors import UserError
 from loadgen import direct_run
-from loadgen.driver.process_setup import raise_file_limit, take_priority
+from loadgen.driver.process_setup import (
+    end_measuring_on_signal,
+    raise_file_limit,
+    take_priority,
+)
 from loadgen.driver.session import Session
 from loadgen.driver.worker_split import DONE, START, Part, WorkerReports, parts
 from loadgen.locust_run import Drive, run_httpx_user, run_user
@@ -135,6 +139,7 @@ def on_test_start(environment: Environment, **_: Any) -> None:
         else:
             run_path = _run_path(environment)
             session = Session(run_path, load_live_point(run_path), "locust")
+            end_measuring_on_signal(session.phases)
     except UserError as error:
         _refuse_start(environment, error)
         return

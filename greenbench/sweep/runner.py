@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -35,6 +36,7 @@ from greenbench.sweep.child_processes import (
 from greenbench.sweep.claims import Claim
 from greenbench.sweep.directory import prepare_directory, shortage
 from greenbench.sweep.forewarnings import against
+from greenbench.sweep.live import Live
 from greenbench.sweep.order import ServerStart, prompt_file_name, prompt_request
 from greenbench.sweep.orphans import RUNNER_FILE, stop_orphans
 from greenbench.sweep.plan import (
@@ -48,6 +50,9 @@ from greenbench.sweep.plan import (
 from greenbench.sweep.point_run import Origin, run_point
 from greenbench.sweep.report_rules import usable_hashes
 
+# what another time may not show again; what the server or its backend did, it may
+AGAIN = frozenset({"no_steady_state", "client_bound", "clock_stepped"})
+
 
 class View(Protocol):
     """What the runner tells whoever watches."""
@@ -58,6 +63,7 @@ class View(Protocol):
     def point_done(self, point: PointConfig, manifest: Manifest, run: RunDir) -> None: ...
     def note(self, sentence: str) -> None: ...
     def tick(self) -> None: ...
+    def alive(self, point: PointConfig, live: Live) -> None: ...
 
 
 @dataclass
@@ -117,10 +123,11 @@ def _measure_pending(plans: list[Plan], claim: Claim, view: View) -> Outcome:
         return outcome
     origin = Origin(out, provenance.code(), provenance.host(), os.getpid(), claim.give_up_room)
     try:
-        for plan, points in todo:
-            if points:
-                _may_go_on(claim)
-                _run_start(origin, claim, plan, points, view, outcome)
+        with origin.judge:
+            for plan, points in todo:
+                if points:
+                    _may_go_on(claim)
+                    _run_start(origin, claim, plan, points, view, outcome)
     except SweepStopped as error:
         outcome.failures.append(str(error))
         view.note(str(error))
@@ -198,7 +205,16 @@ def _run_points(
     for number, point in enumerate(points):
         _may_go_on(claim)
         view.point(point)
-        manifest = run_point(origin, stage, server, point, prompts[point_hash(point)], view.tick)
+        prompt_file = prompts[point_hash(point)]
+        watched = partial(view.alive, point)
+        manifest = run_point(origin, stage, server, point, prompt_file, view.tick, watched)
+        if stage.alive and (longer := worth_another_try(point, manifest)) is not None:
+            view.note(
+                f"{manifest.run_id}: invalid ({manifest.failure}); measured once more, for "
+                f"{longer.phases.cap_s:g} s at most"
+            )
+            _may_go_on(claim)
+            manifest = run_point(origin, stage, server, longer, prompt_file, view.tick, watched)
         run = RunDir(origin.sweep_dir / manifest.run_id)
         view.point_done(point, manifest, run)
         outcome.pending -= 1
@@ -210,6 +226,16 @@ def _run_points(
         left = len(points) - number - 1
         if left and not stage.alive:
             raise StageError(f"the server died; {left} of its points were not measured")
+
+
+def worth_another_try(point: PointConfig, manifest: Manifest) -> PointConfig | None:
+    """An auto point with twice its cap, where only its times are not to be believed; else None."""
+    if not point.phases.auto or manifest.status != "invalid":
+        return None
+    if not AGAIN.issuperset(manifest.invalid_reasons):
+        return None
+    phases = point.phases.with_cap(2 * point.phases.cap_s)
+    return point.model_copy(update={"phases": phases})
 
 
 def build_model(request: ServerRequest) -> str:
