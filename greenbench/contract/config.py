@@ -156,7 +156,8 @@ class PhaseConfig(StrictModel):
             raise ValueError(
                 "'measure_s' is the length of 'measure: fixed'; the longest of 'measure: auto' is 'cap_s'"
             )
-        if foreign := sorted(self.model_fields_set & NO_KEYS[self.measure]):
+        foreign = sorted(self.model_fields_set & NO_KEYS["fixed"])
+        if self.measure == "fixed" and foreign:
             raise ValueError(
                 f"'{foreign[0]}' belongs to 'measure: auto'; leave out 'measure_s' or '{foreign[0]}'"
             )
