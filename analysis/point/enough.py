@@ -139,11 +139,10 @@ def judge(so_far: SoFar, question: Question) -> Answer:
     requests = requests.reset_index(drop=True)
     phase = so_far.phase(requests)
     if phase is None:
-        return Answer(enough=False, steady_s=0.0, completions=0, lacking=[NO_ROWS])
+        return _nothing(question, [NO_ROWS])
     window = window_of(requests, phase, so_far.load, so_far.kv_usage())
     if not window.valid:
-        lacking = [f"no steady state: {reason}" for reason in window.reasons]
-        return Answer(enough=False, steady_s=0.0, completions=0, lacking=lacking)
+        return _nothing(question, [f"no steady state: {reason}" for reason in window.reasons])
     counted, fault = counted_requests(requests, window, so_far.load)
     lacking = [
         *([f"no rates: {fault}"] if fault else []),
@@ -151,8 +150,16 @@ def judge(so_far: SoFar, question: Question) -> Answer:
         *_less(counted, question.completions, "requests counted in it"),
     ]
     return Answer(
-        enough=not lacking, steady_s=window.duration_s, completions=counted, lacking=lacking
+        path=question.path,
+        enough=not lacking,
+        steady_s=window.duration_s,
+        completions=counted,
+        lacking=lacking,
     )
+
+
+def _nothing(question: Question, lacking: list[str]) -> Answer:
+    return Answer(path=question.path, enough=False, steady_s=0.0, completions=0, lacking=lacking)
 
 
 def _less(found: float, wanted: float, what: str) -> list[str]:

@@ -34,6 +34,7 @@ class Answer(StrictModel):
     ``took_s``: processor time of the answer.
     """
 
+    path: str  # the question's
     enough: bool
     steady_s: float
     completions: int

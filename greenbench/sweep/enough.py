@@ -86,8 +86,9 @@ class Judge:
             self._process.wait()
 
     def start(self) -> None:
-        """Its imports take seconds: best while the load warms up."""
-        if self._process is None:
+        """Its imports take seconds: best while the load warms up. One that died is replaced."""
+        if not self._lives:
+            self._text, self.busy = b"", False
             self._process = subprocess.Popen(
                 python_module("analysis", "enough"),
                 stdin=subprocess.PIPE,
@@ -102,10 +103,9 @@ class Judge:
 
     def ask(self, question: Question) -> None:
         """Nothing while an earlier question is open."""
-        if self.busy:
+        if self.busy or self._process is None:
             return
-        self.start()
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process.stdin is not None
         with suppress(OSError):
             self._process.stdin.write(question.model_dump_json().encode() + b"\n")
             self._process.stdin.flush()
@@ -171,6 +171,8 @@ class AutoEnd:
         self._look_s = now_s + LOOK_S
         self.live.look()
         found = self.judge.answer()
+        if found is not None and found.path != self.question.path:
+            found = None  # to what was asked of the point before
         if found is not None:
             self._ask_s = now_s + max(ASK_EVERY_S, REST * found.took_s)
         measured_s = self.live.measured_s
