@@ -7,7 +7,7 @@ Names of backends and tasks are checked by the stages that own those tables, not
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     AfterValidator,
@@ -144,9 +144,10 @@ class PhaseConfig(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _fixed_by_its_length(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("measure_s") is not None:
-            return {"measure": "fixed", **given}
-        return given
+        if not isinstance(given, dict):
+            return given
+        keys = cast(dict[str, Any], given)
+        return keys if keys.get("measure_s") is None else {"measure": "fixed", **keys}
 
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> Self:
@@ -166,7 +167,7 @@ class PhaseConfig(StrictModel):
     @model_serializer(mode="wrap")
     def _of_its_kind(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A fixed one as it was before there was another."""
-        unsaid = NO_KEYS[self.measure] | (set() if self.auto else {"measure"})
+        unsaid = NO_KEYS[self.measure] if self.auto else NO_KEYS[self.measure] | {"measure"}
         return {key: value for key, value in dump(self).items() if key not in unsaid}
 
     @property

@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
+from pydantic import ValidationError
+
 from greenbench.contract.config import PhaseConfig
 from greenbench.contract.enough import (
     JOULES_REQUESTS,
@@ -112,7 +114,7 @@ class Judge:
             self.busy = True
 
     def answer(self) -> Answer | None:
-        """That to the open question, once it is there."""
+        """That to the open question, once it is there and can be read."""
         if self._process is None or not self.busy:
             return None
         assert self._process.stdout is not None
@@ -121,7 +123,10 @@ class Judge:
         if not end:
             return None
         self._text, self.busy = rest, False
-        return Answer.model_validate_json(line)
+        try:
+            return Answer.model_validate_json(line)
+        except ValidationError:  # of another version: the checkout was changed meanwhile
+            return None
 
     def last_answer(self, question: Question, waiting: Callable[[], None]) -> Answer | None:
         """That to this question, waited for; None where there is none in time."""
@@ -182,6 +187,7 @@ class AutoEnd:
             self.ended_by = found
             self.load.send_signal(signal.SIGUSR1)
         elif self._may_be_enough(measured_s) and now_s >= self._ask_s:
+            self._ask_s = now_s + ASK_EVERY_S
             self.judge.ask(self.question)
 
     def _may_be_enough(self, measured_s: float) -> bool:
