@@ -26,7 +26,7 @@ from greenbench.contract.enough import (
 )
 from greenbench.contract.errors import UserError
 from greenbench.contract.installation import bench_env
-from greenbench.contract.run_dir import RunDir, read_json
+from greenbench.contract.run_dir import RunDir, read_json, read_jsonl
 from greenbench.sweep.child_processes import end_with_parent, python_module
 from greenbench.sweep.live import Live
 
@@ -35,6 +35,7 @@ ASK_EVERY_S = 2.0
 REST = 20  # times as long as an answer took: the asking takes a twentieth of a core at most
 LAST_ANSWER_S = 20.0
 LOOK_S = 0.5
+ENOUGH, CAP_REACHED = "measured_enough", "cap_reached"  # events
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,3 +203,14 @@ class AutoEnd:
         found = self.judge.last_answer(self.question, waiting)
         lacking = ["the report's rules gave no answer"] if found is None else found.lacking
         return f"the cap of {cap_s:g} s came first: {'; '.join(lacking)}" if lacking else None
+
+
+def left_undone(run: RunDir) -> str | None:
+    """Of an auto point that ended at its cap: what it lacks, in one sentence."""
+    if not run.events_path.exists():
+        return None
+    with suppress(UserError):  # events that cannot be read are a fault of the report's rules
+        for event in read_jsonl(run.events_path):
+            if event.get("name") == CAP_REACHED:
+                return event["detail"]["lacking"]
+    return None

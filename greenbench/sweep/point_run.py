@@ -30,7 +30,7 @@ from greenbench.sweep.child_processes import (
     start_load,
 )
 from greenbench.sweep.directory import shortage
-from greenbench.sweep.enough import AutoEnd, Judge
+from greenbench.sweep.enough import CAP_REACHED, ENOUGH, AutoEnd, Judge
 from greenbench.sweep.live import Live
 from greenbench.sweep.provenance import hostname
 from greenbench.sweep.report_rules import hold_to_rules
@@ -40,7 +40,6 @@ LOAD_SLACK_S = 90.0  # the client's own start, reading of prompts, and grading a
 DEATH_GRACE_S = 5.0  # after the server died: time for the client to write the rows of open requests
 STOP_LOAD_S = 10.0
 POLL_S = 0.1
-ENOUGH, CAP_REACHED = "measured_enough", "cap_reached"  # events
 SERVER_DIED = Faults("the server died during the point", ("server_died",))
 
 
@@ -201,13 +200,6 @@ def _note_the_end(run: RunDir, ending: AutoEnd, waiting: Callable[[], None]) -> 
         _mark(run, ENOUGH, ending.ended_by.model_dump(include={"steady_s", "completions"}))
     elif (sentence := ending.at_the_cap(waiting)) is not None:
         _mark(run, CAP_REACHED, {"lacking": sentence})
-
-
-def left_undone(run: RunDir) -> str | None:
-    """Of an auto point that ended at its cap: what it lacks, in one sentence."""
-    events = run_dir.read_jsonl(run.events_path) if run.events_path.exists() else ()
-    said = [event["detail"]["lacking"] for event in events if event["name"] == CAP_REACHED]
-    return said[0] if said else None
 
 
 def _mark(run: RunDir, name: str, detail: dict[str, Any] | None = None) -> None:

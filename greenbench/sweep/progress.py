@@ -17,9 +17,9 @@ from rich.progress import (
 from greenbench.contract.config import PointConfig
 from greenbench.contract.manifest import Manifest
 from greenbench.contract.run_dir import RunDir, read_jsonl
+from greenbench.sweep.enough import left_undone
 from greenbench.sweep.live import Live
 from greenbench.sweep.order import ServerStart
-from greenbench.sweep.point_run import left_undone
 
 SIGN_S = 10.0  # without a terminal a line at least this often
 VIEW_S = 1.0  # on a terminal

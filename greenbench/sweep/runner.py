@@ -110,8 +110,9 @@ def run_sweep(
 
 def _measure_pending(plans: list[Plan], claim: Claim, view: View) -> Outcome:
     out = claim.out
-    wanted = {point_hash(point) for plan in plans for point in plan.start.points}
-    done, notes = usable_hashes(out, wanted)
+    wanted = {point_hash(point): point for plan in plans for point in plan.start.points}
+    caps = {digest: p.phases.cap_s for digest, p in wanted.items() if p.phases.auto}
+    done, notes = usable_hashes(out, set(wanted), caps)
     for sentence in notes:
         view.note(sentence)
     todo = [(plan, _pending(plan.start, done)) for plan in plans]

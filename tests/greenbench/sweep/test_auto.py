@@ -17,8 +17,7 @@ from greenbench.contract.enough import Question
 from greenbench.contract.installation import ROOT
 from greenbench.contract.manifest import Manifest
 from greenbench.contract.run_dir import RunDir, list_runs
-from greenbench.sweep.enough import JOULES_S, Judge, Wanted, joules_to_measure
-from greenbench.sweep.point_run import left_undone
+from greenbench.sweep.enough import JOULES_S, Judge, Wanted, joules_to_measure, left_undone
 from greenbench.sweep.runner import worth_another_try
 from tests.fakes.manifests import manifest
 from tests.fakes.openai_server import GoldenServer, Script, Seen, well_behaved
