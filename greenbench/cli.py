@@ -1,6 +1,7 @@
 """The `greenbench` command. Each subcommand is thin: it runs a sweep, or starts the stage that does it."""
 
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -25,8 +26,10 @@ from greenbench.sweep.plan import (
     unknown_shapes,
 )
 from greenbench.sweep.progress import SweepProgress
-from greenbench.sweep.provenance import host
+from greenbench.sweep.provenance import host, hostname
 from greenbench.sweep.runner import Outcome, run_sweep
+from greenbench.sweep.stopwatch import Stopwatch
+from greenbench.sweep.time_budget import estimate, fitting, trimmed, whole
 from greenbench.vllm_python import vllm_python
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -74,14 +77,25 @@ def run(
         str | None,
         typer.Option(help="Only these repeats, e.g. 0-2 or 1,3: to share a sweep among GPUs."),
     ] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Measure what fits into this time, e.g. 20m or 1h30m: fewer repeats, then contexts, then "
+            "loads, for all candidates alike. Run again to go on.",
+        ),
+    ] = None,
 ) -> None:
     """Start each server of a sweep and measure every point that is not complete yet."""
     config = load_sweep(find_sweep(sweep))
     chosen = None if blocks is None else parse_blocks(blocks, config.repeats)
+    within_s = None if within is None else parse_duration(within)
     console = Console(soft_wrap=True)
+    target = (out or results() / config.name).expanduser().resolve()
     if dry_run:
         plans = plan_sweep(config, chosen)
         print_plan(plans)
+        print_estimate(config, plans, target, within_s)
         points = [point for plan in plans for point in plan.start.points]
         ahead = [
             *undecided_quality(config),
@@ -91,9 +105,8 @@ def run(
         for sentence in ahead:
             print(f"# {sentence}")
         return
-    target = (out or results() / config.name).expanduser().resolve()
     with SweepProgress(console) as view:
-        outcome = run_sweep(config, target, view, skip_refused, chosen)
+        outcome = run_sweep(config, target, view, skip_refused, chosen, within_s)
     print_outcome(outcome, config, target)
     raise typer.Exit(1 if outcome.failures or outcome.pending else 0)
 
@@ -147,6 +160,35 @@ def doctor() -> None:
     for finding in findings:
         print(finding.line())
     raise typer.Exit(any(finding.state == "missing" for finding in findings))
+
+
+DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``20m``, ``1h30m`` or ``90s``. UserError for anything else."""
+    found = DURATION.fullmatch(text.strip().lower())
+    hours, mins, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
+    total = hours * 3600 + mins * 60 + seconds
+    if total == 0:
+        raise UserError(f"--within wants a time such as 20m, 1h30m or 90s, found '{text}'")
+    return float(total)
+
+
+def print_estimate(
+    config: SweepConfig, plans: list[Plan], target: Path, within_s: float | None
+) -> None:
+    """What is pending, how long it takes, and what of it fits."""
+    here = host()
+    watch = Stopwatch(target, hostname(), [gpu.name for gpu in here.gpus])
+    work = [(plan.start, plan.start.points) for plan in plans if not plan.launch.refusals]
+    basis = "from earlier runs" if watch.times.point_s else "a guess: nothing like it was run here"
+    print(f"# all of it takes {estimate(work, watch.times)} ({basis})")
+    if within_s is not None:
+        scope = fitting(config, work, watch.times, within_s)
+        if said := trimmed(whole(config), scope):
+            print(f"# {said}")
+            print(f"# that takes {estimate(scope.of(work), watch.times)}")
 
 
 def parse_blocks(text: str, repeats: int) -> frozenset[int]:

@@ -38,9 +38,14 @@ class ServerStart:
     points: tuple[PointConfig, ...]
 
     @property
+    def server(self) -> str:
+        """What is started, the same for every repeat and arm."""
+        return f"{self.request.model.name} {self.candidate}"
+
+    @property
     def label(self) -> str:
         again = f" replicate {self.arm}" if self.arm else ""
-        return f"{self.request.model.name} {self.candidate} repeat {self.repeat}{again}"
+        return f"{self.server} repeat {self.repeat}{again}"
 
     @property
     def slug(self) -> str:

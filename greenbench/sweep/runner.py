@@ -21,7 +21,7 @@ from greenbench.contract.config import (
     SweepConfig,
     dump_yaml,
 )
-from greenbench.contract.errors import system_sentence
+from greenbench.contract.errors import UserError, system_sentence
 from greenbench.contract.manifest import Manifest, Server
 from greenbench.contract.new_run import Prompts, point_hash
 from greenbench.contract.run_dir import RunDir, write_atomic
@@ -49,6 +49,8 @@ from greenbench.sweep.plan import (
 )
 from greenbench.sweep.point_run import Origin, run_point
 from greenbench.sweep.report_rules import usable_hashes
+from greenbench.sweep.stopwatch import Stopwatch, split
+from greenbench.sweep.time_budget import estimate, fitting, trimmed, whole
 
 # what another time may not show again; what the server or its backend did, it may
 AGAIN = frozenset({"no_steady_state", "client_bound", "clock_stepped"})
@@ -76,18 +78,31 @@ class Outcome:
     pending: int = 0
 
 
+@dataclass(frozen=True)
+class Job:
+    """What one invocation works with."""
+
+    origin: Origin
+    claim: Claim
+    view: View
+    watch: Stopwatch
+    outcome: Outcome
+
+
 def run_sweep(
     sweep: SweepConfig,
     out: Path,
     view: View,
     skip_refused: bool = False,
     blocks: frozenset[int] | None = None,
+    within_s: float | None = None,
 ) -> Outcome:
     """Measure every pending point of the sweep, or of some repeats, into ``out``.
 
-    Of ``candidates`` and a ``matrix``, those that the host refuses are skipped. Raises UserError before any
-    start.
+    Of ``candidates`` and a ``matrix``, those that the host refuses are skipped. ``within_s``: what does not
+    fit is left out, for all candidates alike, and said. Raises UserError before any start.
     """
+    began_s = time.monotonic()
     may_skip = skip_refused or not sweep.backends
     plans, refused = split_refused(plan_sweep(sweep, blocks), may_skip)
     with Claim(out, blocks) as claim:
@@ -105,10 +120,16 @@ def run_sweep(
         ]:
             view.note(sentence)
         write_atomic(out / "sweep.yaml", dump_yaml(sweep))
-        return _measure_pending(plans, claim, view)
+        deadline_s = None if within_s is None else began_s + within_s
+        return _measure_pending(sweep, plans, claim, view, deadline_s)
 
 
-def _measure_pending(plans: list[Plan], claim: Claim, view: View) -> Outcome:
+Todo = list[tuple[Plan, list[PointConfig]]]
+
+
+def _measure_pending(
+    sweep: SweepConfig, plans: list[Plan], claim: Claim, view: View, deadline_s: float | None
+) -> Outcome:
     out = claim.out
     wanted = {point_hash(point): point for plan in plans for point in plan.start.points}
     caps = {digest: p.phases.cap_s for digest, p in wanted.items() if p.phases.auto}
@@ -122,17 +143,61 @@ def _measure_pending(plans: list[Plan], claim: Claim, view: View) -> Outcome:
     view.start(pending, outcome.skipped)
     if pending == 0:
         return outcome
-    origin = Origin(out, provenance.code(), provenance.host(), os.getpid(), claim.give_up_room)
+    host = provenance.host()
+    watch = Stopwatch(out, provenance.hostname(), [gpu.name for gpu in host.gpus])
+    origin = Origin(out, provenance.code(), host, os.getpid(), claim.give_up_room)
+    job = Job(origin, claim, view, watch, outcome)
     try:
         with origin.judge:
-            for plan, points in todo:
-                if points:
-                    _may_go_on(claim)
-                    _run_start(origin, claim, plan, points, view, outcome)
+            if deadline_s is None:
+                _measure_all(job, todo)
+            else:
+                _measure_what_fits(job, sweep, todo, deadline_s)
     except SweepStopped as error:
         outcome.failures.append(str(error))
         view.note(str(error))
+    if said := split(watch.file.spent):
+        view.note(f"time so far: {said}")
     return outcome
+
+
+def _measure_all(job: Job, todo: Todo) -> None:
+    for index, (plan, points) in enumerate(todo):
+        if points:
+            job.view.note(estimate(_work(todo[index:]), job.watch.times))
+            _may_go_on(job.claim)
+            _run_start(job, plan, points)
+
+
+def _measure_what_fits(job: Job, sweep: SweepConfig, todo: Todo, deadline_s: float) -> None:
+    """Again and again the largest part of what is pending that fits; what was measured makes it exact."""
+    tried = False
+    while any(points for _, points in todo):
+        left_s = deadline_s - time.monotonic()
+        try:
+            scope = fitting(sweep, _work(todo), job.watch.times, left_s)
+        except UserError as error:
+            if tried:
+                job.view.note(f"the time is used up: {error}")
+                return
+            raise
+        if said := trimmed(whole(sweep), scope):
+            job.view.note(said)
+        fits = [(plan, list(filter(scope.holds, points))) for plan, points in todo]
+        job.view.note(estimate(_work(fits), job.watch.times))
+        at = next(index for index, (_, points) in enumerate(fits) if points)
+        plan, points = fits[at]
+        _may_go_on(job.claim)
+        _run_start(job, plan, points)
+        tried = True
+        todo = [
+            (other, [p for p in own if p not in points] if i == at else own)
+            for i, (other, own) in enumerate(todo)
+        ]
+
+
+def _work(todo: Todo) -> list[tuple[ServerStart, list[PointConfig]]]:
+    return [(plan.start, points) for plan, points in todo]
 
 
 class SweepStopped(Exception):
@@ -153,38 +218,39 @@ def _pending(start: ServerStart, done: set[str]) -> list[PointConfig]:
     return [point for point in start.points if point_hash(point) not in done]
 
 
-def _run_start(
-    origin: Origin,
-    claim: Claim,
-    plan: Plan,
-    points: list[PointConfig],
-    view: View,
-    outcome: Outcome,
-) -> None:
-    start = plan.start
+def _run_start(job: Job, plan: Plan, points: list[PointConfig]) -> None:
+    start, view, watch, out = plan.start, job.view, job.watch, job.origin.sweep_dir
     try:
         view.server(start, "getting the model")
-        model_path = build_model(start.request)
+        with watch.spend("model"):
+            model_path = build_model(start.request)
         view.server(start, "making prompts")
-        prompts = make_prompts(origin.sweep_dir, points, model_path)
+        with watch.spend("prompts"):
+            prompts = make_prompts(out, points, model_path)
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        directory = origin.sweep_dir / run_dir.SERVERS_DIR / f"{start.slug}-{stamp}"
+        directory = out / run_dir.SERVERS_DIR / f"{start.slug}-{stamp}"
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomic(directory / RUNNER_FILE, claim.runner.model_dump_json() + "\n")
+        write_atomic(directory / RUNNER_FILE, job.claim.runner.model_dump_json() + "\n")
         view.server(start, "booting")
+        booting_s = time.monotonic()
         with ServerStage(start.request, directory) as stage:
             server = stage.start(view.tick)
+            watch.booted(start, time.monotonic() - booting_s)
             view.server(start, f"ready, backend {server.proof}")
             for sentence in against(server, start.request):
                 view.note(sentence)
-            _record_idle(directory / "idle_before", server, start, view)
-            _run_points(origin, claim, stage, server, points, prompts, view, outcome)
+            with watch.spend("idle"):
+                _record_idle(directory / "idle_before", server, start, view)
+            _run_points(job, stage, server, start, points, prompts)
             if stage.alive:
-                _record_idle(directory / "idle_after", server, start, view)
+                with watch.spend("idle"):
+                    _record_idle(directory / "idle_after", server, start, view)
             view.server(start, "stopping")
+            stopping_s = time.monotonic()
+        watch.spent("stop", time.monotonic() - stopping_s)
     except StageError as error:
         sentence = f"{start.label}: {error}"
-        outcome.failures.append(sentence)
+        job.outcome.failures.append(sentence)
         view.note(sentence)
     except OSError as error:
         raise SweepStopped(
@@ -194,28 +260,34 @@ def _run_start(
 
 
 def _run_points(
-    origin: Origin,
-    claim: Claim,
+    job: Job,
     stage: ServerStage,
     server: Server,
+    start: ServerStart,
     points: list[PointConfig],
     prompts: dict[str, Prompts],
-    view: View,
-    outcome: Outcome,
 ) -> None:
-    for number, point in enumerate(points):
-        _may_go_on(claim)
-        view.point(point)
+    origin, view, outcome = job.origin, job.view, job.outcome
+
+    def measured(point: PointConfig) -> Manifest:
+        began_s = time.monotonic()
         prompt_file = prompts[point_hash(point)]
         watched = partial(view.alive, point)
-        manifest = run_point(origin, stage, server, point, prompt_file, view.tick, watched)
+        made = run_point(origin, stage, server, point, prompt_file, view.tick, watched)
+        job.watch.point(start, point, made, time.monotonic() - began_s)
+        return made
+
+    for number, point in enumerate(points):
+        _may_go_on(job.claim)
+        view.point(point)
+        manifest = measured(point)
         if stage.alive and (longer := worth_another_try(point, manifest)) is not None:
             view.note(
                 f"{manifest.run_id}: invalid ({manifest.failure}); measured once more, for "
                 f"{longer.phases.cap_s:g} s at most"
             )
-            _may_go_on(claim)
-            manifest = run_point(origin, stage, server, longer, prompt_file, view.tick, watched)
+            _may_go_on(job.claim)
+            manifest = measured(longer)
         run = RunDir(origin.sweep_dir / manifest.run_id)
         view.point_done(point, manifest, run)
         outcome.pending -= 1

@@ -103,7 +103,8 @@ def test_a_point_without_a_steady_state_is_measured_once_more_with_twice_the_cap
     first, second = (point.manifest() for point in points)
     assert (first.status, second.status) == ("invalid", "complete")
     assert first.config_hash == second.config_hash and 8 < length_s(second) < 16.01
-    (note,) = [line for line in done.stdout.splitlines() if line.startswith("note: ")]
+    (note,) = [line for line in done.stdout.splitlines() if "measured once more" in line]
+    assert note.startswith(f"note: {first.run_id}: invalid (")
     assert "the mean request time drifted" in note
     assert note.endswith("measured once more, for 16 s at most")
     assert "1 points measured, 0 already complete, 0 failures" in done.stdout

@@ -39,6 +39,16 @@ POINT = parse(
 )  # fmt: skip
 
 
+SWEEP = parse(
+    SweepConfig,
+    {
+        "name": "s", "models": ["m"], "backends": ["a"], "contexts": [4], "tasks": ["t"],
+        "loads": [{"users": 1}],
+    },
+    "test",
+)  # fmt: skip
+
+
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(SLEEPER, start_new_session=True)
@@ -69,12 +79,12 @@ def test_a_full_disk_is_said_before_anything_starts(
 
 
 def test_a_refused_sweep_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = SimpleNamespace(points=[POINT])
+    start = SimpleNamespace(points=[POINT], candidate="m flashinfer")
     launch = launch_plan(label="m flashinfer", refusals=["it needs an NVIDIA GPU", "and more"])
     monkeypatch.setattr(runner, "plan_sweep", lambda *_: [plan.Plan(start, launch)])  # type: ignore[arg-type]
     said = r"m flashinfer cannot run on this host: it needs an NVIDIA GPU; and more\. Take it out"
     with pytest.raises(UserError, match=said):
-        runner.run_sweep(SimpleNamespace(), tmp_path / "runs", SimpleNamespace())  # type: ignore[arg-type]
+        runner.run_sweep(SWEEP, tmp_path / "runs", SimpleNamespace())  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
