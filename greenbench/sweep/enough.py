@@ -35,6 +35,7 @@ ASK_EVERY_S = 2.0
 REST = 20  # times as long as an answer took: the asking takes a twentieth of a core at most
 LAST_ANSWER_S = 20.0
 LOOK_S = 0.5
+ROUNDING_S = 1e-3  # marks are whole nanoseconds
 ENOUGH, CAP_REACHED = "measured_enough", "cap_reached"  # events
 
 
@@ -198,7 +199,7 @@ class AutoEnd:
         """Once the load has ended: what the cap left undone, in a sentence; None where it ended nothing."""
         self.live.look()
         cap_s = self.live.point.phases.cap_s
-        if (self.live.length_s or 0.0) < cap_s:
+        if (self.live.length_s or 0.0) < cap_s - ROUNDING_S:
             return None
         found = self.judge.last_answer(self.question, waiting)
         lacking = ["the report's rules gave no answer"] if found is None else found.lacking
