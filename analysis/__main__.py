@@ -66,6 +66,15 @@ def verdicts(_: argparse.Namespace) -> int:
     return 0
 
 
+def enough(_: argparse.Namespace) -> int:
+    """Of a run that is being measured, one question (JSON) a line on stdin: whether it has enough by now."""
+    from analysis.point.enough import answers
+
+    for answer in answers(sys.stdin):
+        print(answer.model_dump_json(), flush=True)
+    return 0
+
+
 def report(args: argparse.Namespace) -> int:
     """One self-contained HTML file, and beside it what it shows for programs."""
     from analysis.points_csv import write_points
@@ -173,6 +182,10 @@ def add_verdict(commands: Commands) -> None:
     add_command(commands, "verdict", verdicts)
 
 
+def add_enough(commands: Commands) -> None:
+    add_command(commands, "enough", enough)
+
+
 def add_report(commands: Commands) -> None:
     command = add_command(commands, "report", report)
     command.add_argument("runs", type=Path, help=RUNS_HELP)
@@ -235,7 +248,15 @@ def add_import(commands: Commands) -> None:
 
 
 RUNS_HELP = "a run, a sweep, or a folder of sweeps"
-COMMANDS = (add_check, add_verdict, add_report, add_ceilings, add_simulate, add_import)
+COMMANDS = (
+    add_check,
+    add_verdict,
+    add_enough,
+    add_report,
+    add_ceilings,
+    add_simulate,
+    add_import,
+)
 
 
 def main() -> int:

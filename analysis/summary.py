@@ -81,7 +81,9 @@ def _point_json(point: Point) -> dict[str, Any]:
         | {
             "params": dict(workload.params),
             "load": workload.load.model_dump(mode="json"),
-            "phases": workload.phases.model_dump(mode="json") if workload.phases else None,
+            "phases": workload.phases.model_dump(mode="json", exclude={"cap_s"})
+            if workload.phases
+            else None,
             "slo": workload.slo.model_dump(mode="json"),
         },
         "device": asdict(point.identity.device),

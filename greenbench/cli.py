@@ -361,12 +361,13 @@ def print_plan(plans: list[Plan]) -> None:
 
 def describe(point: PointConfig) -> str:
     phases = point.phases
-    measure = f"measure={phases.measure_s:g}s"
+    longest = f"<={phases.longest_s:g}s"
+    measure = f"until p{phases.percentile}, {longest}" if phases.auto else longest[2:]
     if phases.requests is not None:
-        measure = f"measure={phases.requests} requests, <={phases.measure_s:g}s"
+        measure = f"{phases.requests} requests, {longest}"
     return (
         f"{point.task.name} context={point.context_tokens} load={point.load.label} "
-        f"warmup={phases.warmup_s:g}s {measure} drain<={phases.drain_s:g}s"
+        f"warmup={phases.warmup_s:g}s measure={measure} drain<={phases.drain_s:g}s"
     )
 
 

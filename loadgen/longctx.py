@@ -28,7 +28,11 @@ from greenbench.contract.config import load_live_point
 from greenbench.contract.errors import USAGE_EXIT, UserError, say_error
 from greenbench.contract.privacy import keep_private
 from loadgen import direct_run
-from loadgen.driver.process_setup import raise_file_limit, take_priority
+from loadgen.driver.process_setup import (
+    end_measuring_on_signal,
+    raise_file_limit,
+    take_priority,
+)
 from loadgen.driver.session import Session
 from loadgen.driver.worker_split import DONE, START, Part, WorkerReports, parts
 from loadgen.locust_run import Drive, run_httpx_user, run_user
@@ -161,6 +165,7 @@ def on_test_start(environment: Environment, **_: Any) -> None:
         else:
             run_path = _run_path(environment)
             session = Session(run_path, load_live_point(run_path), "locust")
+            end_measuring_on_signal(session.phases)
     except UserError as error:
         _refuse_start(environment, error)
         return

@@ -17,7 +17,11 @@ from greenbench.contract.errors import UserError, exit_on_user_error
 from loadgen.driver.arrivals import shard
 from loadgen.driver.dispatch import schedule
 from loadgen.driver.open_loop import drive
-from loadgen.driver.process_setup import raise_file_limit, take_priority
+from loadgen.driver.process_setup import (
+    end_measuring_on_signal,
+    raise_file_limit,
+    take_priority,
+)
 from loadgen.driver.session import Session
 
 logger = logging.getLogger(__name__)
@@ -51,6 +55,7 @@ def _run(run_path: Path, client: str, part: str) -> None:
     take_priority()
     part_of_it = shard(schedule(live.point), *place)
     session = Session(run_path, live, f"openloop{place[0]}", place)
+    end_measuring_on_signal(session.phases)
     try:
         asyncio.run(drive(session, part_of_it, client))
     finally:

@@ -8,6 +8,7 @@ import pandas as pd
 from analysis.energy.cards import Card, CardWindow, event_bits
 from analysis.energy.result import GpuEnergy
 from analysis.runs.gpus import own_cards, possible_cards, untold_gpus
+from greenbench.contract.enough import JOULES_REQUESTS, JOULES_S
 from greenbench.contract.forms import Sources
 
 REASONS: dict[str, str] = {
@@ -31,10 +32,10 @@ THERMAL_OR_HW_SLOWDOWN = 0x08 | 0x20 | 0x40 | 0x80  # NVML clocks-event bits
 class Rules:
     """Limits of a believable window (rules R9, R12, R19, R21 of docs/energy.md)."""
 
-    shortest_s: float = 60.0
+    shortest_s: float = JOULES_S
     refreshes: int = 30
     residences: float = 3.0
-    completions: int = 30
+    completions: int = JOULES_REQUESTS
     agreement: float = 0.02  # |counter / integral − 1|, windows of agreement_from_s or more
     agreement_short: float = 0.05
     agreement_from_s: float = 60.0

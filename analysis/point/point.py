@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import pandas as pd
+
 from analysis.point.answers import Answers, answers
 from analysis.point.failures import errors, failures
 from analysis.point.goodput import Goodput, good_requests, goodput
@@ -24,7 +26,7 @@ from analysis.point.requests import PointRequests, point_requests, run_cycles
 from analysis.point.resources import PointEnergy, energy, kv_share_per_sequence, memory
 from analysis.point.steady_window import Window, ml_energy_window, steady_window
 from analysis.point.throughput import Rates, Throughput, point_rates, throughput
-from analysis.runs.activity import activity
+from analysis.runs.activity import Series, activity
 from analysis.runs.boundary import of_one_run
 from analysis.runs.fault import Fault
 from analysis.runs.identity import Block, Candidate, Identity, Place
@@ -33,6 +35,7 @@ from analysis.runs.run import Run
 from analysis.runs.scrapes import kv_usage_series
 from analysis.runs.validity import faults, superseded
 from analysis.statistics.rates import Cycles, users_of
+from greenbench.contract.config import LoadConfig
 from greenbench.contract.manifest import Counts
 
 PointStatus = Literal["ok", "invalid", "failed", "interrupted", "superseded"]
@@ -148,15 +151,16 @@ def choose_window(run: Run) -> Window | None:
     phase = measured_phase(run)
     if phase is None:
         return None
-    load = run.point.load
+    return window_of(run.requests, phase, run.point.load, kv_usage_series(run))
+
+
+def window_of(
+    requests: pd.DataFrame, phase: tuple[int, int], load: LoadConfig, kv_usage: Series | None
+) -> Window:
+    """The steady window of requests in order of sending."""
     pausing = load.turn_pause_s if load.turns > 1 else 0.0
-    users = users_of(run.requests) if pausing else None
-    return steady_window(
-        activity(run.requests, users, pausing),
-        phase,
-        load.users,
-        kv_usage_series(run),
-    )
+    users = users_of(requests) if pausing else None
+    return steady_window(activity(requests, users, pausing), phase, load.users, kv_usage)
 
 
 def window_faults(window: Window | None) -> list[Fault]:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from analysis.runs.activity import Activity, Series, in_flight, mean_level, steps_within
 from greenbench.contract.clock import NS_PER_S as NS
+from greenbench.contract.enough import WINDOW_REQUESTS
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class WindowRule:
     )
     pace_limit: float = 1.5  # … and beyond this ratio either way a closed loop has no steady state
     min_residences: float = 3.0  # window length over the mean time in the server
-    min_completions: int = 6  # the fewest for which a median has a 95 % interval
+    min_completions: int = WINDOW_REQUESTS  # the fewest for which a median has a 95 % interval
     steps: int = 10  # the search trims by tenths …
     kept_share: float = 0.5  # … and keeps at least so much, or it would find calm by chance
 

@@ -30,6 +30,7 @@ NOT_SETTINGS = NO_MEASUREMENT | NOT_MEASURED | {"base_url", "served_model"}
 # Told by the manifest as they were in the running server.
 AS_SERVED = frozenset({"dtype", "kv_cache_dtype", "execution", "tensor_parallel"})
 SEVERAL_MODELS = "several models"
+ANY_CAP_S = 0.0  # how long a point may be measured says nothing of what was asked
 
 
 class Recorded(Protocol):
@@ -203,7 +204,7 @@ def _workload(run: Recorded) -> Workload:
         requests=point.task.requests,
         context_tokens=point.context_tokens,
         load=point.load,
-        phases=None if imported else point.phases,
+        phases=None if imported else point.phases.with_cap(ANY_CAP_S),
         slo=point.slo,
         prompts=run.live.prompts_sha256,
     )

@@ -193,11 +193,17 @@ def _phase_facts(phases: PhaseConfig | None) -> Facts:
         return {"phases": "imported"}
     return {
         "warmup": f"{phases.warmup_s:g} s of warm-up",
-        "measure": f"measured for {phases.measure_s:g} s",
+        "measure": _measured_words(phases),
         "drain": f"drained for {phases.drain_s:g} s",
         "count": f"{phases.requests} requests" if phases.requests else "by time",
         "timeout": f"requests cut at {phases.request_timeout_s:g} s",
     }
+
+
+def _measured_words(phases: PhaseConfig) -> str:
+    if phases.measure_s is None:
+        return f"measured until p{phases.percentile} is known"
+    return f"measured for {phases.measure_s:g} s"
 
 
 def _slo_facts(slo: SloConfig) -> Facts:

@@ -48,7 +48,12 @@ def _samples(run: Run, metric: str) -> pd.DataFrame:
 
 def kv_usage_series(run: Run) -> Series | None:
     """Share (0..1) of the KV pool of all engines in use over time; None when not scraped."""
-    usage = kv_usage(run.server)
+    return usage_series(run.server)
+
+
+def usage_series(server: pd.DataFrame) -> Series | None:
+    """The same of a table as ``Run.server``."""
+    usage = kv_usage(server)
     if usage.empty:
         return None
     return Series(usage["unix_ns"].to_numpy(dtype=np.int64), usage["value"].to_numpy(dtype=float))

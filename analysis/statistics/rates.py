@@ -210,7 +210,7 @@ def _too_few(cycles: Cycles, missing_turns: int) -> str | None:
     if len(cycles) < LEAST_CYCLES * present:
         return (
             f"the window holds {cycles.per_user:.1f} whole cycles a user (end of a request to the end of its "
-            f"next), about three are needed; a longer phases.measure_s helps"
+            f"next), about three are needed; a longer measured phase helps"
         )
     if missing_turns:
         return f"{missing_turns} turns of a conversation have no whole cycle in the window"

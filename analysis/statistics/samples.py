@@ -5,12 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import bdtr
 
-
-def needed(percentile: int) -> int:
-    """Values that a percentile needs: of a tail ten beyond it (p90: 10 of 100, p99: 10 of 1,000), of the
-    median 6, the fewest for which two order statistics enclose it with 95 % (1 − 2·0.5⁶ = 0.969).
-    """
-    return 6 if percentile == 50 else -(-10 * 100 // (100 - percentile))
+from greenbench.contract.enough import needed as needed
 
 
 def refusal(percentile: int, n: int) -> str | None:

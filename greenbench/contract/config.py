@@ -7,7 +7,7 @@ Names of backends and tasks are checked by the stages that own those tables, not
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     AfterValidator,
@@ -122,14 +122,66 @@ class LoadConfig(StrictModel):
         return f"open{self.rate_per_s:g}" + (f"to{self.ramp_to_per_s:g}" if self.ramp_s else "")
 
 
+# keys of phases that have no meaning there
+NO_KEYS = {"fixed": frozenset({"cap_s", "percentile"}), "auto": frozenset({"measure_s"})}
+
+
 class PhaseConfig(StrictModel):
-    """Seconds of each phase. Requests sent in ``warmup`` are kept and never measured."""
+    """Seconds of each phase. Requests sent in ``warmup`` are kept and never measured.
+
+    ``measure: auto``, where no ``measure_s`` is given, measures until the report can give its figures: a
+    steady window, enough requests for a percentile, and where the server uses a GPU enough for joules.
+    """
 
     warmup_s: float = Field(default=5, ge=0)
-    measure_s: float = Field(default=30, gt=0)
+    measure: Literal["auto", "fixed"] = "auto"
+    measure_s: float | None = Field(default=None, gt=0)  # fixed
+    cap_s: float = Field(default=300, gt=0)  # auto: measured no longer than this
+    percentile: Literal[50, 90, 95, 99] = 90  # auto: measured until there is so high a one
     drain_s: float = Field(default=60, gt=0)  # longest wait for open requests after measure
     requests: int | None = Field(default=None, ge=1)  # stop measuring after so many sent
     request_timeout_s: float = Field(default=300, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fixed_by_its_length(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        keys = cast(dict[str, Any], given)
+        return keys if keys.get("measure_s") is None else {"measure": "fixed", **keys}
+
+    @model_validator(mode="after")
+    def _keys_of_its_kind(self) -> Self:
+        if self.measure == "fixed" and self.measure_s is None:
+            raise ValueError("'measure: fixed' needs 'measure_s', the seconds to measure")
+        if self.measure == "auto" and self.measure_s is not None:
+            raise ValueError(
+                "'measure_s' is the length of 'measure: fixed'; the longest of 'measure: auto' is 'cap_s'"
+            )
+        foreign = sorted(self.model_fields_set & NO_KEYS["fixed"])
+        if self.measure == "fixed" and foreign:
+            raise ValueError(
+                f"'{foreign[0]}' belongs to 'measure: auto'; leave out 'measure_s' or '{foreign[0]}'"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _of_its_kind(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A fixed one as it was before there was another."""
+        unsaid = NO_KEYS[self.measure] if self.auto else NO_KEYS[self.measure] | {"measure"}
+        return {key: value for key, value in dump(self).items() if key not in unsaid}
+
+    @property
+    def auto(self) -> bool:
+        return self.measure == "auto"
+
+    @property
+    def longest_s(self) -> float:
+        """The measured phase lasts so long, or less where requests or the rules of ``auto`` end it."""
+        return self.cap_s if self.measure_s is None else self.measure_s
+
+    def with_cap(self, cap_s: float) -> Self:
+        return self.model_copy(update={"cap_s": cap_s})
 
 
 class SloConfig(StrictModel):
@@ -292,14 +344,15 @@ NEWER = ("vllm",)  # of a server: keys that points from before them lack, which 
 
 
 def measured_point(point: dict[str, Any]) -> dict[str, Any]:
-    """A point as it stands in config.yaml, without what changes no measurement."""
+    """A point as it stands in config.yaml, without what changes no measurement: ports, time limits."""
     server = {
         key: value
         for key, value in point["server"].items()
         if key not in NOT_MEASURED and not (key in NEWER and value is None)
     }
+    phases = {key: value for key, value in point["phases"].items() if key != "cap_s"}
     kept = {key: value for key, value in point.items() if key != "name"}
-    return {**kept, "server": measured_part(server)}
+    return {**kept, "phases": phases, "server": measured_part(server)}
 
 
 class PointConfig(StrictModel):

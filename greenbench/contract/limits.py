@@ -45,6 +45,7 @@ LIMITS: dict[str, Limit] = {  # key of the sweep → limit; * is a place in a li
     "loads.*.trace_speed": Limit(1_000_000, "a day of traffic in a tenth of a second"),
     "phases.warmup_s": _PHASE,
     "phases.measure_s": _PHASE,
+    "phases.cap_s": _PHASE,
     "phases.drain_s": _PHASE,
     "phases.request_timeout_s": _PHASE,
     "phases.requests": _REQUESTS,

@@ -100,7 +100,7 @@ def ended_with(code: int, output: str) -> str:
     )
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """TERM for this process when the one that started it dies, also by kill -9 (Linux only)."""
     if hasattr(_LIBC, "prctl"):
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -126,7 +126,7 @@ class Child:
                 cwd=cwd,
                 env=bench_env(),
                 start_new_session=True,
-                preexec_fn=_end_with_parent if ends_with_us else None,
+                preexec_fn=end_with_parent if ends_with_us else None,
             )
 
     @property

@@ -5,15 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from greenbench.contract.config import PhaseConfig, PointConfig, ServerRequest, SweepConfig
+from greenbench.contract.enough import (
+    JOULES_REQUESTS,
+    JOULES_S,
+    PERCENTILES,
+    WINDOW_REQUESTS,
+    needed,
+)
 from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Server
 from greenbench.sweep.child_processes import ServerStage, StageError
-
-# What the report asks of a point (docs/method.md, docs/energy.md):
-JOULES_S = 60.0  # the shortest window whose energy is given
-JOULES_REQUESTS = 30
-WINDOW_REQUESTS = 6  # completions of a steady window
-PERCENTILES = ((99, 1000), (95, 200), (90, 100))  # and the requests that each needs
 
 
 def forewarnings(sweep: SweepConfig, points: list[PointConfig], gpus: bool) -> list[str]:
@@ -28,26 +29,33 @@ def forewarnings(sweep: SweepConfig, points: list[PointConfig], gpus: bool) -> l
 
 
 def _too_short(phases: PhaseConfig, gpus: bool) -> Iterator[str]:
-    if gpus and phases.measure_s < JOULES_S:
+    key = "cap_s" if phases.auto else "measure_s"
+    if gpus and phases.longest_s < JOULES_S:
         yield (
-            f"'measure_s' is {phases.measure_s:g}: no joules, which need a steady window of {JOULES_S:g} s "
+            f"'{key}' is {phases.longest_s:g}: no joules, which need a steady window of {JOULES_S:g} s "
             f"with {JOULES_REQUESTS} requests; a little more than that, {JOULES_S * 1.25:g}, is enough"
         )
 
 
 def _too_few(points: list[PointConfig]) -> Iterator[str]:
     """By the most requests that a point can measure, where the plan bounds them."""
-    seen: dict[str, int] = {}
+    seen: dict[str, tuple[int, int]] = {}
     for point in points:
         if (most := most_requests(point)) is not None:
-            seen.setdefault(point.workload, most)
-    for workload, most in seen.items():
+            wanted = point.phases.percentile if point.phases.auto else max(PERCENTILES)
+            seen.setdefault(point.workload, (most, wanted))
+    for workload, (most, wanted) in seen.items():
+        lacking = [
+            f"p{p} ({needed(p):,})"
+            for p in reversed(PERCENTILES[1:])
+            if p <= wanted and most < needed(p)
+        ]
         if most < WINDOW_REQUESTS:
             yield (
                 f"{workload}: about {most} requests are measured; below {WINDOW_REQUESTS} a point has no "
-                "steady window and is invalid; raise 'measure_s' or 'requests'"
+                "steady window and is invalid; measure longer or raise 'requests'"
             )
-        elif lacking := [f"p{p} ({need:,})" for p, need in PERCENTILES if most < need]:
+        elif lacking:
             yield f"{workload}: about {most} requests are measured, too few for {', '.join(lacking)}"
 
 
@@ -55,7 +63,7 @@ def most_requests(point: PointConfig) -> int | None:
     """How many requests the measured phase can hold; None where only the server's pace bounds them."""
     phases, load = point.phases, point.load
     rate = max(load.rate_per_s or 0, load.ramp_to_per_s or 0)
-    by_rate = round(rate * phases.measure_s) if rate else None
+    by_rate = round(rate * phases.longest_s) if rate else None
     bounds = [bound for bound in (by_rate, phases.requests) if bound is not None]
     return min(bounds, default=None)
 

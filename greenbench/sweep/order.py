@@ -18,6 +18,7 @@ from greenbench.contract.config import (
     SweepConfig,
     points_of,
 )
+from greenbench.contract.enough import needed as requests_for
 from greenbench.contract.errors import UserError
 from greenbench.contract.run_dir import NAME_CHARS, config_hash, slug
 
@@ -127,13 +128,25 @@ def quality_warnings(sweep: SweepConfig, scored: Collection[str]) -> list[str]:
                 f"{task.name}: {prompts} prompts a point are too few to show that answers are no worse, "
                 f"so its quality will be undecided; {needed} are needed at least: raise '{limit}'"
             )
-        elif asked is None:
-            said.append(
-                f"{task.name}: fewer than {needed} prompts answered in {sweep.phases.measure_s:g} s leave "
-                f"its quality undecided; 'requests: {sweep.prompts_per_point}' and a long enough 'measure_s' "
-                "make sure of them"
-            )
+        elif asked is None and (unsure := _may_be_fewer(sweep, needed)) is not None:
+            said.append(f"{task.name}: {unsure}")
     return said
+
+
+def _may_be_fewer(sweep: SweepConfig, needed: int) -> str | None:
+    """Whether the time a point is measured may hold fewer prompts than quality needs."""
+    phases = sweep.phases
+    if not phases.auto:
+        return (
+            f"fewer than {needed} prompts answered in {phases.longest_s:g} s leave its quality undecided; "
+            f"'requests: {sweep.prompts_per_point}' and a long enough 'measure_s' make sure of them"
+        )
+    if requests_for(phases.percentile) >= needed:
+        return None
+    return (
+        f"a point measured until p{phases.percentile} is known may answer fewer than the {needed} prompts "
+        "that decide its quality; a higher 'percentile' makes sure of them"
+    )
 
 
 def prompt_request(point: PointConfig, model_path: str) -> PromptRequest:

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from greenbench.sweep.child_processes import (
     start_load,
 )
 from greenbench.sweep.directory import shortage
+from greenbench.sweep.enough import CAP_REACHED, ENOUGH, AutoEnd, Judge
+from greenbench.sweep.live import Live
 from greenbench.sweep.provenance import hostname
 from greenbench.sweep.report_rules import hold_to_rules
 from greenbench.sweep.verdict import Faults, client_audit, count, judge, rows_of
@@ -50,9 +52,28 @@ class Origin:
     host: Host
     pid: int
     give_up_room: Callable[[], None]
+    judge: Judge = field(default_factory=Judge)
 
     def at(self, moment: Anchor) -> Provenance:
         return Provenance(self.code, self.host, clock_of(moment, hostname()), self.pid)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who looks on while a point is measured."""
+
+    waiting: Callable[[], None]
+    watched: Callable[[Live], None]
+    judge: Judge
+
+    def tick(self, live: Live, ending: AutoEnd | None) -> Callable[[], None]:
+        def tick() -> None:
+            self.watched(live)
+            self.waiting()
+            if ending is not None:
+                ending.look()
+
+        return tick
 
 
 def run_point(
@@ -62,8 +83,11 @@ def run_point(
     point: PointConfig,
     prompts: Prompts,
     waiting: Callable[[], None],
+    watched: Callable[[Live], None] = lambda live: None,
 ) -> Manifest:
     """Measure one point on a ready server. Every ending but kill -9 leaves a final manifest.
+
+    ``watched``: called with the point's view while its load runs.
 
     OSError when even the last room (``Origin.give_up_room``) is not enough for it; the run then says
     ``running`` and is closed by the next sweep.
@@ -73,7 +97,7 @@ def run_point(
     run, manifest = new.create(origin.sweep_dir, server, prompts, origin.at(now))
     log_start = stage.log_size()
     try:
-        faults = _measure(run, stage, server, point, waiting)
+        faults = _measure(run, stage, server, point, Watch(waiting, watched, origin.judge))
     except KeyboardInterrupt:
         _finish(run, manifest, stage, log_start, Faults("stopped by Ctrl-C", ("interrupted",)))
         raise
@@ -91,7 +115,7 @@ def _measure(
     stage: ServerStage,
     server: Server,
     point: PointConfig,
-    waiting: Callable[[], None],
+    watch: Watch,
 ) -> Faults:
     try:
         recorder = RecorderStage(run, server, point.telemetry.period_s, point.telemetry.scrape_s)
@@ -101,7 +125,13 @@ def _measure(
     try:
         recorder.wait_started()
         load = start_load(point.load, run)
-        faults = _watch(load, recorder.child, stage, point, waiting)
+        live = Live(run, point)
+        ending = None
+        if point.phases.auto:
+            ending = AutoEnd(watch.judge, live, load.process)
+        faults = _watch(load, recorder.child, stage, point, watch.tick(live, ending))
+        if ending is not None and faults.failure is None:
+            _note_the_end(run, ending, watch.waiting)
         died = recorder.child.code is not None
     except StageError as error:
         return Faults(str(error), ("recorder_failed",))
@@ -137,7 +167,7 @@ def _watch(
 ) -> Faults:
     """Wait for the load generator to end, for the server or the recorder to die, or for the time limit."""
     phases = point.phases
-    limit_s = phases.warmup_s + phases.measure_s + phases.drain_s + LOAD_SLACK_S
+    limit_s = phases.warmup_s + phases.longest_s + phases.drain_s + LOAD_SLACK_S
     deadline = time.monotonic() + limit_s
     while load.code is None:
         if not stage.alive:
@@ -164,10 +194,18 @@ def _wait(child: Child, seconds: float) -> None:
         time.sleep(POLL_S)
 
 
-def _mark(run: RunDir, name: str) -> None:
+def _note_the_end(run: RunDir, ending: AutoEnd, waiting: Callable[[], None]) -> None:
+    """Why the measured phase of an auto point ended when it did, as an event."""
+    if ending.ended_by is not None:
+        _mark(run, ENOUGH, ending.ended_by.model_dump(include={"steady_s", "completions"}))
+    elif (sentence := ending.at_the_cap(waiting)) is not None:
+        _mark(run, CAP_REACHED, {"lacking": sentence})
+
+
+def _mark(run: RunDir, name: str, detail: dict[str, Any] | None = None) -> None:
     now = Anchor.now()
     with JsonlWriter(run.events_path) as events:
-        events.write(Event(unix_ns=now.unix_ns, mono_ns=now.mono_ns, name=name))
+        events.write(Event(now.unix_ns, now.mono_ns, name, detail or {}))
 
 
 def _finish(

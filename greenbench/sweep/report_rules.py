@@ -4,14 +4,17 @@ The rules belong to the analysis (docs/contract.md, "Validity rules"; docs/metho
 asked as a process of its own: ``python -m analysis verdict``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+from greenbench.contract.clock import NS_PER_S
 from greenbench.contract.config import StrictModel, parse
 from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Manifest
 from greenbench.contract.run_dir import RunDir, list_runs
 from greenbench.sweep.child_processes import StageError, call_json, python_module
+from greenbench.sweep.enough import left_undone
 
 SENTENCE_CHARS = 1000
 
@@ -61,12 +64,17 @@ def hold_to_rules(run: RunDir, manifest: Manifest) -> Manifest:
     return judged
 
 
-def usable_hashes(out: Path, wanted: set[str]) -> tuple[set[str], list[str]]:
+def usable_hashes(
+    out: Path, wanted: set[str], caps: Mapping[str, float] = MappingProxyType({})
+) -> tuple[set[str], list[str]]:
     """Config hashes, of those wanted, that have a complete run which the report would use.
 
-    And sentences: of points that are measured again because it would not, and of runs that cannot be read.
+    ``caps``: how long an auto point may be measured now; one that ended at a shorter cap and lacks something
+    is not usable. And sentences: of points that are measured again because it would not, and of runs that
+    cannot be read.
     """
     complete: dict[Path, Manifest] = {}
+    again: dict[Path, str] = {}
     notes: list[str] = []
     for run in list_runs(out):
         try:
@@ -76,6 +84,8 @@ def usable_hashes(out: Path, wanted: set[str]) -> tuple[set[str], list[str]]:
             continue
         if manifest.status == "complete" and manifest.config_hash in wanted:
             complete[run.path] = manifest
+            if why := _cut_short(run, manifest, caps.get(manifest.config_hash, 0.0)):
+                again[run.path] = why
     try:
         faults = ask_rules(complete)
     except (StageError, UserError) as error:
@@ -83,8 +93,15 @@ def usable_hashes(out: Path, wanted: set[str]) -> tuple[set[str], list[str]]:
             f"the report's rules could not be asked ({error}); complete points are taken as usable"
         )
         faults = {}
-    usable = {m.config_hash for path, m in complete.items() if not faults.get(path)}
+    again |= {path: found[0].sentence for path, found in faults.items() if found}
+    usable = {m.config_hash for path, m in complete.items() if path not in again}
     for path, manifest in complete.items():
-        if faults.get(path) and manifest.config_hash not in usable:
-            notes.append(f"{manifest.run_id} is measured again: {faults[path][0].sentence}")
+        if path in again and manifest.config_hash not in usable:
+            notes.append(f"{manifest.run_id} is measured again: {again[path]}")
     return usable, notes
+
+
+def _cut_short(run: RunDir, manifest: Manifest, cap_s: float) -> str | None:
+    """Why a longer cap would give an auto point something that it lacks."""
+    start, end = manifest.phases.get("measure", (0, 0))
+    return left_undone(run) if cap_s > (end - start) / NS_PER_S + 1 else None

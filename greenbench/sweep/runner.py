@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -35,6 +36,7 @@ from greenbench.sweep.child_processes import (
 from greenbench.sweep.claims import Claim
 from greenbench.sweep.directory import prepare_directory, shortage
 from greenbench.sweep.forewarnings import against
+from greenbench.sweep.live import Live
 from greenbench.sweep.order import ServerStart, prompt_file_name, prompt_request
 from greenbench.sweep.orphans import RUNNER_FILE, stop_orphans
 from greenbench.sweep.plan import (
@@ -50,6 +52,9 @@ from greenbench.sweep.report_rules import usable_hashes
 from greenbench.sweep.stopwatch import Stopwatch, split
 from greenbench.sweep.time_budget import estimate, fitting, trimmed, whole
 
+# what another time may not show again; what the server or its backend did, it may
+AGAIN = frozenset({"no_steady_state", "client_bound", "clock_stepped"})
+
 
 class View(Protocol):
     """What the runner tells whoever watches."""
@@ -60,6 +65,7 @@ class View(Protocol):
     def point_done(self, point: PointConfig, manifest: Manifest, run: RunDir) -> None: ...
     def note(self, sentence: str) -> None: ...
     def tick(self) -> None: ...
+    def alive(self, point: PointConfig, live: Live) -> None: ...
 
 
 @dataclass
@@ -125,8 +131,9 @@ def _measure_pending(
     sweep: SweepConfig, plans: list[Plan], claim: Claim, view: View, deadline_s: float | None
 ) -> Outcome:
     out = claim.out
-    wanted = {point_hash(point) for plan in plans for point in plan.start.points}
-    done, notes = usable_hashes(out, wanted)
+    wanted = {point_hash(point): point for plan in plans for point in plan.start.points}
+    caps = {digest: p.phases.cap_s for digest, p in wanted.items() if p.phases.auto}
+    done, notes = usable_hashes(out, set(wanted), caps)
     for sentence in notes:
         view.note(sentence)
     todo = [(plan, _pending(plan.start, done)) for plan in plans]
@@ -141,10 +148,11 @@ def _measure_pending(
     origin = Origin(out, provenance.code(), host, os.getpid(), claim.give_up_room)
     job = Job(origin, claim, view, watch, outcome)
     try:
-        if deadline_s is None:
-            _measure_all(job, todo)
-        else:
-            _measure_what_fits(job, sweep, todo, deadline_s)
+        with origin.judge:
+            if deadline_s is None:
+                _measure_all(job, todo)
+            else:
+                _measure_what_fits(job, sweep, todo, deadline_s)
     except SweepStopped as error:
         outcome.failures.append(str(error))
         view.note(str(error))
@@ -260,12 +268,26 @@ def _run_points(
     prompts: dict[str, Prompts],
 ) -> None:
     origin, view, outcome = job.origin, job.view, job.outcome
+
+    def measured(point: PointConfig) -> Manifest:
+        began_s = time.monotonic()
+        prompt_file = prompts[point_hash(point)]
+        watched = partial(view.alive, point)
+        made = run_point(origin, stage, server, point, prompt_file, view.tick, watched)
+        job.watch.point(start, point, made, time.monotonic() - began_s)
+        return made
+
     for number, point in enumerate(points):
         _may_go_on(job.claim)
         view.point(point)
-        began_s = time.monotonic()
-        manifest = run_point(origin, stage, server, point, prompts[point_hash(point)], view.tick)
-        job.watch.point(start, point, manifest, time.monotonic() - began_s)
+        manifest = measured(point)
+        if stage.alive and (longer := worth_another_try(point, manifest)) is not None:
+            view.note(
+                f"{manifest.run_id}: invalid ({manifest.failure}); measured once more, for "
+                f"{longer.phases.cap_s:g} s at most"
+            )
+            _may_go_on(job.claim)
+            manifest = measured(longer)
         run = RunDir(origin.sweep_dir / manifest.run_id)
         view.point_done(point, manifest, run)
         outcome.pending -= 1
@@ -277,6 +299,16 @@ def _run_points(
         left = len(points) - number - 1
         if left and not stage.alive:
             raise StageError(f"the server died; {left} of its points were not measured")
+
+
+def worth_another_try(point: PointConfig, manifest: Manifest) -> PointConfig | None:
+    """An auto point with twice its cap, where only its times are not to be believed; else None."""
+    if not point.phases.auto or manifest.status != "invalid":
+        return None
+    if not AGAIN.issuperset(manifest.invalid_reasons):
+        return None
+    phases = point.phases.with_cap(2 * point.phases.cap_s)
+    return point.model_copy(update={"phases": phases})
 
 
 def build_model(request: ServerRequest) -> str:

@@ -50,7 +50,10 @@ def guess_s(point: PointConfig, gpus: bool) -> float:
 
 
 def _measure_s(point: PointConfig, gpus: bool) -> float:
-    return point.phases.measure_s
+    phases = point.phases
+    return (
+        min(phases.longest_s, JOULES_S if gpus else STEADY_S) if phases.auto else phases.longest_s
+    )
 
 
 def start_s(start: ServerStart, points: Sequence[PointConfig], times: Times) -> float:

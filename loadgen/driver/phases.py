@@ -2,7 +2,7 @@
 
 The marks are those of docs/contract.md: `measure_start` comes ``warmup_s`` after the first send; from
 `measure_end` on nothing is sent. With a limit of requests, `measure_end` is the moment at which one
-more than the limit would have been sent.
+more than the limit would have been sent; of `measure: auto` that at which SIGUSR1 says that it is enough.
 """
 
 from greenbench.contract.config import PhaseConfig
@@ -14,7 +14,7 @@ class PhaseClock:
 
     def __init__(self, config: PhaseConfig) -> None:
         self._warmup_ns = round(config.warmup_s * 1e9)
-        self._measure_ns = round(config.measure_s * 1e9)
+        self._measure_ns = round(config.longest_s * 1e9)
         self._drain_ns = round(config.drain_s * 1e9)
         self._limit = config.requests
         self._measured = 0

@@ -1,9 +1,14 @@
-"""What a load process asks of the operating system: open files and scheduling priority."""
+"""What a load process asks of the operating system: open files, scheduling priority, a signal."""
 
 import contextlib
 import os
 import resource
+import signal
+import time
+from types import FrameType
 from typing import Final
+
+from loadgen.driver.phases import PhaseClock
 
 REALTIME_PRIORITY: Final = 1
 NICENESS: Final = -10
@@ -27,3 +32,16 @@ def take_priority() -> None:
     with contextlib.suppress(OSError):
         policy = os.SCHED_RR | os.SCHED_RESET_ON_FORK
         os.sched_setscheduler(0, policy, os.sched_param(REALTIME_PRIORITY))
+
+
+def end_measuring_on_signal(phases: PhaseClock) -> None:
+    """SIGUSR1 ends the measured phase now; what is open gets its drain.
+
+    A handler of Python's own, which outlives the event loop: a signal that comes while replies are graded
+    would end the process otherwise. Loops wake for their ticks, so it runs within one.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        phases.stop(time.monotonic_ns())
+
+    signal.signal(signal.SIGUSR1, end)

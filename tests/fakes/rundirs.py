@@ -79,6 +79,7 @@ class FakeRun:
     rate_per_s: float | None = None  # open loop instead of users
     warmup_s: float = 2.0
     measure_s: float = 40.0
+    cap_s: float | None = None  # an auto point that ended after measure_s
     ramp_s: float = 0.0  # users start evenly spread over this time
     jitter: float = 0.0
     start_factor: float = 1.0  # speed of this server start: multiplies every time
@@ -141,7 +142,9 @@ def point_config(fake: FakeRun) -> PointConfig:
             max_num_seqs=fake.max_num_seqs,
             execution=fake.execution,  # type: ignore[arg-type]
         ),
-        phases=PhaseConfig(warmup_s=fake.warmup_s, measure_s=fake.measure_s),
+        phases=PhaseConfig(warmup_s=fake.warmup_s, measure_s=fake.measure_s)
+        if fake.cap_s is None
+        else PhaseConfig(warmup_s=fake.warmup_s, cap_s=fake.cap_s),
         slo=SloConfig(ttft_s=fake.slo_ttft_s, tpot_s=fake.slo_tpot_s),
         prompts_per_point=fake.prompts,
     )

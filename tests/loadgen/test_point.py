@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,31 @@ def test_a_limit_of_requests_ends_the_measuring_early(tmp_path: Path) -> None:
     assert [r["phase"] for r in rows(run)] == ["measure"] * 10
     length_ns = marks(run)["measure_end"].mono_ns - marks(run)["measure_start"].mono_ns
     assert length_ns < phases["measure_s"] * 1e9
+
+
+@pytest.mark.parametrize("load", [{"kind": "closed", "users": 3}, OPEN], ids=["closed", "open"])
+def test_a_signal_ends_the_measuring_and_what_is_open_is_answered(
+    load: dict[str, Any], tmp_path: Path
+) -> None:
+    phases = {"warmup_s": 0, "measure": "auto", "measure_s": None, "cap_s": 300, "drain_s": 20}
+    runner = ["loadgen.openloop"]
+    if load is not OPEN:
+        runner = ["locust", "-f", "loadgen/longctx.py", "--headless"]
+    with GoldenServer(well_behaved(0.2, 0.05)) as server:
+        run = make_run(tmp_path, server.url, load=load, phases=phases)
+        argv = [sys.executable, "-m", *runner, "--run-dir", str(run)]
+        process = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        wait_until(lambda: any((run / "requests").glob("*")) and len(rows(run)) > 5, "some rows")
+        process.send_signal(signal.SIGUSR1)
+        _, said = process.communicate(timeout=HUNG_S)
+        asked = len(server.seen)
+    assert process.returncode == 0, said
+    records = rows(run)
+    assert len(records) == asked and {r["error_type"] for r in records} == {None}
+    end_ns = marks(run)["measure_end"].mono_ns
+    assert max(r["sent_mono_ns"] for r in records) < end_ns + 50_000_000  # a due one may be late
+    assert any(r["sent_mono_ns"] + r["end_ns"] > end_ns for r in records)
+    assert len(rows(run, "outputs")) == len(records)
 
 
 @pytest.mark.parametrize("load", [{"kind": "closed", "users": 3}, OPEN], ids=["closed", "open"])

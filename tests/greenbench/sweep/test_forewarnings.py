@@ -57,6 +57,18 @@ def test_a_window_too_short_for_joules_is_said_where_there_are_cards() -> None:
     assert said(gpus=False, phases={"measure_s": 59}) == []
     (sentence,) = said(phases={"measure_s": 59})
     assert sentence.startswith("'measure_s' is 59: no joules, which need a steady window of 60 s")
+    (sentence,) = said(phases={"cap_s": 59})
+    assert sentence.startswith("'cap_s' is 59: no joules")
+    assert said(phases={}) == []
+
+
+def test_of_a_point_that_ends_by_itself_only_the_percentile_it_waits_for_is_forewarned() -> None:
+    """2 requests/s for 300 s at most: 600, enough for p95 and not for p99."""
+    assert said(loads=OPEN, phases={"percentile": 95}) == []
+    (sentence,) = said(loads=OPEN, phases={"percentile": 99})
+    assert (
+        sentence == "retrieve-256-open2: about 600 requests are measured, too few for p99 (1,000)"
+    )
 
 
 def test_percentiles_that_will_be_lacking_are_named_with_what_they_need() -> None:

@@ -178,5 +178,8 @@ def test_too_few_prompts_for_a_verdict_on_quality_are_said_before_the_start() ->
     few = warned([{"name": "retrieve", "requests": 64}], prompts_per_point=16)
     assert "16 prompts a point" in few["retrieve"] and "'prompts_per_point'" in few["retrieve"]
     # repeated prompts say nothing new, and without a count only the clock ends a point
-    assert "'requests: 80'" in warned(["retrieve"])["retrieve"]
+    assert "'requests: 80'" in warned(["retrieve"], phases={"measure_s": 30})["retrieve"]
     assert warned(["retrieve"], phases={"requests": 80}) == {}
+    # p90 takes 100 requests, more than quality; p50 takes 6
+    assert warned(["retrieve"]) == {}
+    assert "a higher 'percentile'" in warned(["retrieve"], phases={"percentile": 50})["retrieve"]

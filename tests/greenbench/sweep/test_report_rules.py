@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from greenbench.contract.new_run import file_entries
+from greenbench.contract.run_dir import JsonlWriter
+from greenbench.contract.schema import Event
 from greenbench.sweep import report_rules
 from greenbench.sweep.child_processes import StageError
 from greenbench.sweep.report_rules import hold_to_rules, usable_hashes
-from tests.fakes.rundirs import FakeRun, write_run
+from tests.fakes.rundirs import MONO_OFFSET_NS, FakeRun, write_run
 
 SOUND = FakeRun()
 SHORT = replace(SOUND, measure_s=1.5, repeat=1)  # no steady state in so short a window
@@ -34,6 +37,27 @@ def test_a_resumed_sweep_measures_again_what_was_complete_and_is_not_usable(
     assert len(notes) == 1
     assert notes[0].startswith(f"{short.run_id} is measured again: no steady state: ")
     assert usable_hashes(tmp_path, {sound.config_hash}) == ({sound.config_hash}, [])
+
+
+def test_a_point_that_ended_at_its_cap_is_measured_again_under_a_longer_one(tmp_path: Path) -> None:
+    """One lacked something at its cap of 40 s, the other had all that was wanted after 40 s."""
+    capped, content = (
+        write_run(tmp_path, replace(SOUND, cap_s=40.0, repeat=repeat)) for repeat in (0, 1)
+    )
+    lacking = "the cap of 40 s came first: 99 requests counted in it, 100 are wanted"
+    ended_ns = capped.manifest().phases["measure"][1]
+    with JsonlWriter(capped.events_path) as events:
+        events.write(
+            Event(ended_ns, ended_ns - MONO_OFFSET_NS, "cap_reached", {"lacking": lacking})
+        )
+    files = file_entries(capped, sorted(capped.path.rglob("*.jsonl")))
+    capped.write_manifest(capped.manifest().model_copy(update={"files": files}))
+    lacks, has = capped.manifest(), content.manifest()
+    for cap_s, usable in ((40.0, {lacks.config_hash, has.config_hash}), (80.0, {has.config_hash})):
+        caps = {lacks.config_hash: cap_s, has.config_hash: cap_s}
+        found, notes = usable_hashes(tmp_path, set(caps), caps)
+        assert found == usable
+    assert notes == [f"{lacks.run_id} is measured again: {lacking}"]
 
 
 def test_only_complete_points_are_skipped_and_a_broken_one_costs_itself(tmp_path: Path) -> None:

@@ -10,10 +10,13 @@ from greenbench.sweep.order import ServerStart, expand
 from greenbench.sweep.time_budget import (
     AROUND_S,
     BOOT_S,
+    JOULES_S,
+    STEADY_S,
     STOP_S,
     Times,
     estimate,
     fitting,
+    guess_s,
     minutes,
     total_s,
     trimmed,
@@ -109,3 +112,19 @@ def test_what_is_left_out_is_said_and_too_little_time_is_refused() -> None:
 )
 def test_times_are_said_as_people_say_them(seconds: float, said: str) -> None:
     assert minutes(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("phases", "gpus", "seconds"),
+    [
+        ({"measure_s": 40}, True, 40),
+        ({}, True, JOULES_S),
+        ({}, False, STEADY_S),
+        ({"cap_s": 20}, True, 20),
+    ],
+)
+def test_a_point_that_ends_by_itself_is_guessed_by_what_it_waits_for(
+    phases: dict[str, float], gpus: bool, seconds: float
+) -> None:
+    (start, *_) = expand(sweep(phases={"warmup_s": 5, **phases}), [MODEL], sweep().contenders)
+    assert guess_s(start.points[0], gpus) == pytest.approx(5 + seconds + AROUND_S)
