@@ -62,7 +62,7 @@ GPU = Machine(
         {"name": "variables", "requests": ANSWERS},
     ),
     random_tasks=({"name": "retrieve", "output_tokens": 128},),
-    phases={"warmup_s": 5, "measure_s": 70, "drain_s": 60},
+    phases={"warmup_s": 5, "measure": "auto", "cap_s": 180, "drain_s": 60},
 )
 
 

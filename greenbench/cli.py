@@ -20,7 +20,7 @@ from greenbench.contract.config import PointConfig, SloConfig, SweepConfig, load
 from greenbench.contract.errors import UserError, exit_on_user_error, nearest, say_error
 from greenbench.contract.installation import config_file, config_names, plugin_folder, results
 from greenbench.contract.terminal import visible
-from greenbench.sweep.child_processes import StageError, passthrough, python_module
+from greenbench.sweep.child_processes import StageError, call, passthrough, python_module
 from greenbench.sweep.forewarnings import forewarnings, of_running_server
 from greenbench.sweep.plan import (
     Plan,
@@ -43,6 +43,7 @@ NO_ANSWER = (
     "to go on, or give more time with --within."
 )
 REPORT_S = 20.0  # of the time that is given, kept for the report
+CEILINGS_S = 60.0  # left of it, so that the ceilings of the roofline are measured
 runs = typer.Typer(
     no_args_is_help=True, help="Points that were measured: list, show, redo, delete."
 )
@@ -190,6 +191,8 @@ def choose(
     print_outcome(outcome, config, target)
     if not outcome.complete and not outcome.skipped:
         raise typer.Exit(1)
+    if within_s - (time.monotonic() - began_s) >= CEILINGS_S + REPORT_S:
+        measure_ceilings(target)
     code = passthrough(python_module("analysis", "report", str(target)))
     if code:
         raise typer.Exit(code)
@@ -197,6 +200,17 @@ def choose(
     print()
     print("\n".join(said or [NO_ANSWER]))
     raise typer.Exit(0 if said else 1)
+
+
+def measure_ceilings(target: Path) -> None:
+    """For the report's roofline, once a folder; what it cannot measure is said and costs no more."""
+    path = target / "ceilings.json"
+    if path.exists():
+        return
+    try:
+        call(python_module("analysis", "ceilings", "--out", str(path)))
+    except (StageError, UserError) as error:
+        print(f"the report has no roofline: {error}")
 
 
 @app.command(context_settings=PASS)
