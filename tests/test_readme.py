@@ -23,7 +23,7 @@ def blocks(language: str) -> list[str]:
 def test_the_sweep_of_the_readme_is_a_sweep() -> None:
     (sweep,) = blocks("yaml")
     config = parse(SweepConfig, yaml.safe_load(sweep), "README.md")
-    assert len(config.candidates) == 4 and config.repeats == 3
+    assert len(config.contenders) == 4 and config.repeats == 3
 
 
 def test_the_row_of_the_readme_is_enough_to_plan_a_server(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,15 @@
 """What ``greenbench choose`` plans: from a person's words and the table of backends."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from greenbench import cli
 from greenbench.choose import (
+    answer,
     best_of,
     common_execution,
     default_contexts,
@@ -13,8 +18,11 @@ from greenbench.choose import (
     parse_slo,
 )
 from greenbench.cli import parse_duration
-from greenbench.contract.config import BackendChoice
+from greenbench.contract.config import BackendChoice, SweepConfig, parse
 from greenbench.contract.errors import UserError
+from greenbench.contract.manifest import Host
+from greenbench.sweep.child_processes import StageError
+from greenbench.sweep.runner import Outcome
 
 
 def row(name: str, vllm_name: str, **changes: Any) -> dict[str, Any]:
@@ -114,3 +122,82 @@ def test_lengths_bounds_and_times_are_read_as_people_write_them() -> None:
 def test_what_cannot_be_read_is_said(read: Any, text: str, said: str) -> None:
     with pytest.raises(UserError, match=said.replace("(", r"\(")):
         read(text)
+
+
+def test_the_answer_is_the_reports_first_three_sentences_as_plain_text(tmp_path: Path) -> None:
+    file = tmp_path / "summary.json"
+    told = {"headline": ["Use `a`."], "sentences": ["Use `a`.", "It costs **2 %**.", "c", "d"]}
+    file.write_text(json.dumps(told))
+    assert answer(file) == ["Use a.", "It costs 2 %.", "c"]
+    file.write_text(json.dumps(told | {"headline": []}))
+    assert answer(file) == []
+    file.write_text("{")
+    with pytest.raises(UserError, match="no summary of a report can be read"):
+        answer(file)
+
+
+SWEEP = parse(
+    SweepConfig,
+    {
+        "name": "choose-m", "models": ["m"], "backends": ["a", "b"], "contexts": [4],
+        "tasks": ["retrieve"], "loads": [{"users": 1}],
+    },
+    "test",
+)  # fmt: skip
+MEASURED = Outcome(complete=2)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "ceilings", "report", "headline", "code", "done"),
+    [
+        (MEASURED, None, 0, ["Use a."], 0, ["ceilings", "report"]),
+        (MEASURED, StageError("no torch"), 0, ["Use a."], 0, ["ceilings", "report"]),
+        (MEASURED, UserError("no torch"), 0, ["Use a."], 0, ["ceilings", "report"]),
+        (MEASURED, None, 0, [], 1, ["ceilings", "report"]),  # one candidate alone is no answer
+        (MEASURED, None, 2, ["Use a."], 2, ["ceilings", "report"]),
+        (Outcome(failures=["it did not boot"]), None, 0, [], 1, []),
+    ],
+)
+def test_what_fails_on_the_way_costs_no_more_than_itself(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    outcome: Outcome,
+    ceilings: Exception | None,
+    report: int,
+    headline: list[str],
+    code: int,
+    done: list[str],
+) -> None:
+    ran: list[str] = []
+
+    def run_stage(argv: list[str]) -> int:
+        ran.append(argv[argv.index("analysis") + 1])
+        if ran[-1] == "ceilings" and ceilings is not None:
+            raise ceilings
+        return report
+
+    (tmp_path / "summary.json").write_text(
+        json.dumps({"headline": headline, "sentences": [*headline, "and more"]})
+    )
+    machine = Host(cpu="c", cores=1, ram_bytes=1, kernel="k")
+    monkeypatch.setattr(cli, "plan_choice", lambda *_: SWEEP)
+    monkeypatch.setattr(cli, "host", lambda: machine)
+    monkeypatch.setattr(cli, "run_sweep", lambda *_, **__: outcome)
+    monkeypatch.setattr(cli, "call", run_stage)
+    monkeypatch.setattr(cli, "passthrough", run_stage)
+    with pytest.raises(typer.Exit) as ended:
+        cli.choose("m", out=tmp_path, within="5m")
+    assert (ended.value.exit_code, ran) == (code, done)
+    printed = capsys.readouterr().out
+    assert ("the report has no roofline: no torch" in printed) is (ceilings is not None)
+    assert ("Use a." in printed) is (code == 0)
+    assert ("No answer yet" in printed) is (code == 1 and outcome is MEASURED)
+
+
+def test_the_ceilings_of_a_folder_are_measured_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ceilings.json").write_text("{}")
+    monkeypatch.setattr(cli, "call", lambda *_: pytest.fail("measured again"))
+    cli.measure_ceilings(tmp_path)
