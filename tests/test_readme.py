@@ -21,9 +21,18 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_sweep_of_the_readme_is_a_sweep() -> None:
-    (sweep,) = blocks("yaml")
+    sweep, _ = blocks("yaml")
     config = parse(SweepConfig, yaml.safe_load(sweep), "README.md")
     assert len(config.contenders) == 4 and config.repeats == 3
+
+
+@pytest.mark.parametrize(("key", "count"), [("candidates", 4), ("matrix", 2 * 3 * 2)])
+def test_the_candidates_of_the_readme_stand_in_place_of_its_backends(key: str, count: int) -> None:
+    sweep, others = (yaml.safe_load(text) for text in blocks("yaml"))
+    del sweep["backends"]
+    config = parse(SweepConfig, sweep | {key: others[key]}, "README.md")
+    assert len(config.contenders) == count
+    assert len({who.label for who in config.contenders}) == count
 
 
 def test_the_row_of_the_readme_is_enough_to_plan_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
