@@ -114,13 +114,12 @@ def scopes(full: Scope) -> Iterator[Scope]:
 
 
 def fitting(sweep: SweepConfig, work: Work, times: Times, within_s: float) -> Scope:
-    """The largest part of the pending work that fits. UserError where not even the least does."""
-    least: Scope | None = None
-    for scope in scopes(whole(sweep)):
+    """The largest part of the sweep that has pending work and fits. UserError where not even the least does."""
+    pending = [scope for scope in scopes(whole(sweep)) if any(own for _, own in scope.of(work))]
+    for scope in pending:
         if total_s(scope.of(work), times) <= within_s:
             return scope
-        least = scope
-    assert least is not None
+    least = pending[-1]
     needed = total_s(least.of(work), times)
     raise UserError(
         f"sweep '{sweep.name}': {minutes(within_s)} were given, and about {minutes(needed)} are needed for "

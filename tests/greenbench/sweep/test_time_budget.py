@@ -107,6 +107,15 @@ def test_what_is_left_out_is_said_and_too_little_time_is_refused() -> None:
         fitting(config, work(config), known(config), 209)
 
 
+def test_a_part_that_is_measured_already_is_no_part_that_fits() -> None:
+    """Of the longest context nothing is pending: what is left is too long, and said to be."""
+    config = sweep(repeats=1, contexts=[2048, 32768], loads=[{"users": 1}])
+    left = [(s, [p for p in own if p.context_tokens == 2048]) for s, own in work(config)]
+    assert fitting(config, left, known(config), 2 * (45 + 60)).contexts == (2048, 32768)
+    with pytest.raises(UserError, match="about 4 min are needed"):
+        fitting(config, left, known(config), 100)
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"), [(45, "45 s"), (720, "12 min"), (11_400, "3 h 10 min")]
 )
