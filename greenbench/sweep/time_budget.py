@@ -114,7 +114,7 @@ def scopes(full: Scope) -> Iterator[Scope]:
 
 
 def fitting(sweep: SweepConfig, work: Work, times: Times, within_s: float) -> Scope:
-    """The largest part of the sweep that has pending work and fits. UserError where not even the least does."""
+    """The largest part with pending work that fits. UserError where not even the least does."""
     pending = [scope for scope in scopes(whole(sweep)) if any(own for _, own in scope.of(work))]
     for scope in pending:
         if total_s(scope.of(work), times) <= within_s:
