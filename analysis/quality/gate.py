@@ -109,10 +109,12 @@ class Gate:
 
 def default_names(groups: Mapping[Question, Mapping[Candidate, Answered]]) -> dict[Candidate, str]:
     """The backend of each candidate, and the settings in which candidates of one model differ."""
-    found = {who for by_candidate in groups.values() for who in by_candidate}
+    everyone = {who for by_candidate in groups.values() for who in by_candidate}
+    by_model: dict[str, list[Candidate]] = {}
+    for who in sorted(everyone, key=repr):
+        by_model.setdefault(who.model, []).append(who)
     names: dict[Candidate, str] = {}
-    for model in {who.model for who in found}:
-        own = sorted((who for who in found if who.model == model), key=repr)
+    for own in by_model.values():
         names |= labels(own, [], across=True).candidates
     return names
 
