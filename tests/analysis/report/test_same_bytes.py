@@ -1,4 +1,4 @@
-"""The report of the same runs is the same, byte for byte: no set's order, which differs by process, is seen."""
+"""Two processes write the same report byte for byte: no order of a set, which is each process's own, is seen."""
 
 import os
 import subprocess
