@@ -1,4 +1,4 @@
-"""Two processes write the same report byte for byte: no order of a set, which is each process's own, is seen."""
+"""Two processes write the same report byte for byte: the order of a set, their own, is nowhere seen."""
 
 import os
 import subprocess
