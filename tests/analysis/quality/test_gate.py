@@ -200,8 +200,8 @@ def test_answers_of_other_parameters_length_or_settings_are_not_pooled(tmp_path:
         write_run(tmp_path, replace(fake, started_s=number, **common))  # type: ignore[arg-type]
     found = {(g.task, g.backend): g.verdict for g in gates(load_runs(tmp_path))}
     assert found == {
-        ("retrieve, 11 tokens out", "alpha · max_num_seqs 8"): "worse",
-        ("retrieve, 22 tokens out", "alpha · max_num_seqs 8"): "no worse",
+        ("retrieve · 11 tokens out", "alpha · max_num_seqs 8"): "worse",
+        ("retrieve · 22 tokens out", "alpha · max_num_seqs 8"): "no worse",
     }
 
 
