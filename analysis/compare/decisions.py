@@ -65,6 +65,12 @@ class Decision:
         return self.front[0] if self.outcome in ("winner", "indicative") else None
 
     @property
+    def among_all(self) -> bool:
+        """Whether the front is everyone that may win, and more than two."""
+        able = sum(each.eligible.may_win for each in self.contenders)
+        return 2 < able == len(self.front)
+
+    @property
     def out(self) -> tuple[Contender, ...]:
         """Those that have a value and may not win."""
         return tuple(each for each in self.contenders if not each.eligible.may_win)
@@ -184,15 +190,16 @@ def _may_win(
     """
     if standing is not None and standing.kind == "disqualified":
         return Eligible(False, standing.sentence, "disqualified", disqualified=True)
+    failed = f"{failed_share * 100:.0f} % of its requests failed"
     if failed_share >= HALF_FAILED:
-        return Eligible(False, f"{failed_share:.0%} of its requests failed", "failing")
+        return Eligible(False, failed, "failing")
     undecided = standing is not None and standing.kind == "undecided"
     words = "unproven" if unproven else "answers undecided"
     if standing is not None and undecided and others_proven:
         return Eligible(False, standing.sentence, words)
     marks = [
         *(["unproven"] if unproven else []),
-        *([f"{failed_share:.0%} of its requests failed"] if failed_share > FAILING else []),
+        *([failed] if failed_share > FAILING else []),
     ]
     if standing is not None and standing.doubted and not marks:
         marks = ["answers in doubt"]

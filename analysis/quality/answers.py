@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from analysis.runs.identity import Candidate, Fields
+from analysis.runs.labels import task_facts, told_apart
 from analysis.runs.run import Run
 from greenbench.contract.run_dir import read_jsonl
 
@@ -80,22 +81,12 @@ def answered(runs: Sequence[Run]) -> dict[Question, dict[Candidate, Answered]]:
 
 
 def task_words(questions: Iterable[Question]) -> dict[Question, str]:
-    """``retrieve(depth=0)``; with the output's length where one task is asked at several."""
-    plain = {each: _task_and_params(each) for each in questions}
-    lengths: dict[tuple[str, str], set[int | None]] = {}
-    for each, words in plain.items():
-        lengths.setdefault((each.model, words), set()).add(each.output_tokens)
-    return {
-        each: words
-        if len(lengths[each.model, words]) == 1
-        else f"{words}, {each.output_tokens or 'usual number of'} tokens out"
-        for each, words in plain.items()
-    }
-
-
-def _task_and_params(question: Question) -> str:
-    said = ",".join(f"{name}={value}" for name, value in question.params)
-    return f"{question.task}({said})" if said else question.task
+    """``retrieve``, or ``retrieve · depth 0`` where it is asked in several ways, as the tables have it."""
+    return told_apart(
+        list(questions),
+        lambda each: (each.task,),
+        lambda each: task_facts(each.params, each.output_tokens),
+    )
 
 
 def answers_by_prompt(runs: Sequence[Run]) -> dict[str, PromptAnswer]:

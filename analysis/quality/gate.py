@@ -80,7 +80,8 @@ class Gate:
 
     ``high`` is its 95 % upper limit (answers: one-sided). ``could_lose``: whether the reference answers
     enough right for a loss to show. ``tells``: that, and enough prompts for equal answers to pass; a gate
-    that does not tell can accuse and not acquit. ``backend`` and ``reference`` are names for people.
+    that does not tell can accuse and not acquit. ``backend`` and ``reference`` are names for people;
+    ``sentence`` says what was found of the candidate, which it does not name.
     """
 
     model: str
@@ -109,10 +110,12 @@ class Gate:
 
 def default_names(groups: Mapping[Question, Mapping[Candidate, Answered]]) -> dict[Candidate, str]:
     """The backend of each candidate, and the settings in which candidates of one model differ."""
-    found = {who for by_candidate in groups.values() for who in by_candidate}
+    everyone = {who for by_candidate in groups.values() for who in by_candidate}
+    by_model: dict[str, list[Candidate]] = {}
+    for who in sorted(everyone, key=repr):
+        by_model.setdefault(who.model, []).append(who)
     names: dict[Candidate, str] = {}
-    for model in {who.model for who in found}:
-        own = sorted((who for who in found if who.model == model), key=repr)
+    for own in by_model.values():
         names |= labels(own, [], across=True).candidates
     return names
 
@@ -166,8 +169,9 @@ def _answer_gate(about: dict[str, Any], reference: Answered, told: Answered) -> 
         verdict = "undecided"
     high = most_lost(lost, gained, n)
     counts = (
-        f"{about['backend']} {own_right} of {n} right, {about['reference']} {exact_right} of {n}"
+        f"{own_right} of {n} prompts right against {exact_right} of {n} with `{about['reference']}`"
     )
+    doubt = _answer_doubt(could_lose, n, high) if verdict == "undecided" else ""
     lost_first = sorted(
         (k for k in shared if exact[k].right and not own[k].right),
         key=lambda k: own[k].prompt_index,
@@ -178,7 +182,7 @@ def _answer_gate(about: dict[str, Any], reference: Answered, told: Answered) -> 
         verdict=verdict,
         could_lose=could_lose,
         tells=could_lose and n >= FEWEST_PAIRS,
-        sentence=f"{counts}: {_answer_words(verdict, could_lose, n, high)}{_stand_in(about['basis'])}",
+        sentence=f"{counts}{doubt}{_stand_in(about['basis'])}",
         prompts=n,
         worse_by=(lost - gained) / n,
         high=high,
@@ -190,14 +194,14 @@ def _answer_gate(about: dict[str, Any], reference: Answered, told: Answered) -> 
     )
 
 
-def _answer_words(verdict: Verdict, could_lose: bool, n: int, high: float) -> str:
-    if verdict != "undecided":
-        return verdict
+def _answer_doubt(could_lose: bool, n: int, high: float) -> str:
+    """Why neither a loss nor its absence is shown."""
     if not could_lose:
-        return f"undecided, the model answers too few prompts correctly for a loss of {MARGIN:.0%} to show"
+        loss = f"{MARGIN * 100:.0f} %"
+        return f"; the model answers too few prompts correctly for a loss of {loss} to show"
     if n < FEWEST_PAIRS:
-        return f"undecided, {n} prompts are too few ({FEWEST_PAIRS} are needed at least)"
-    return f"undecided, up to {high:.0%} of prompts may be lost"
+        return f"; {n} prompts are too few ({FEWEST_PAIRS} are needed at least)"
+    return f"; up to {high * 100:.0f} % of prompts may be lost"
 
 
 def _stand_in(basis: Basis) -> str:
@@ -234,9 +238,9 @@ def _drift_gate(
     absolute, signed = size.mean(axis=1), change.mean(axis=1)
     n, middle = len(pairs), float(absolute.mean())
     verdict, high = judge_drift(absolute, signed)
-    words = verdict
+    doubt = "; whether that is a loss is not shown" if verdict == "undecided" else ""
     if n < MIN_DRIFT_PROMPTS:
-        words = f"undecided, {n} prompts are too few ({MIN_DRIFT_PROMPTS} are needed at least)"
+        doubt = f"; {n} prompts are too few ({MIN_DRIFT_PROMPTS} are needed at least)"
     return Gate(
         **about,
         kind="log-probabilities",
@@ -244,8 +248,8 @@ def _drift_gate(
         could_lose=True,
         tells=n >= MIN_DRIFT_PROMPTS,
         sentence=(
-            f"{about['backend']} differs from {about['reference']} by {middle:.3g} nats a token "
-            f"({float(signed.mean()):+.3g} in −log p) over {n} prompts: {words}{_stand_in(about['basis'])}"
+            f"{middle:.3g} nats a token from `{about['reference']}` ({float(signed.mean()):+.3g} in "
+            f"−log p) over {n} prompts{doubt}{_stand_in(about['basis'])}"
         ),
         prompts=n,
         worse_by=middle,

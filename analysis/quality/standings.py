@@ -153,7 +153,8 @@ def _standing(
         if (v.model, v.backend, v.verdict) == (place[0], who.backend_label, "fail")
     ]
     if failed:
-        why = f"it fails verification against {failed[0].reference}: {'; '.join(failed[0].reasons[:1])}"
+        because = f" ({failed[0].reasons[0]})" if failed[0].reasons else ""
+        why = f"it fails verification against `{failed[0].reference}`{because}"
         return Standing("disqualified", why, evidence)
     kind, sentence, doubted = by_gates(own, [g for g in here if g.reference_candidate == who])
     if kind == "undecided" and not here and _alone_and_exact(graded):
@@ -182,26 +183,29 @@ def by_gates(own: Sequence[Gate], held_to: Sequence[Gate]) -> tuple[StandingKind
     worse = [g for g in own if g.verdict == "worse"]
     if worse:
         first = max(worse, key=lambda g: (g.kind == "answers", g.worse_by))
-        return "disqualified", f"{first.task}: {first.sentence}", False
+        return "disqualified", _said([first]), False
     doubts = [g for g in own if g.verdict == "undecided" and (g.tells or _lost_some(g))]
     if doubts:
-        return "undecided", "; ".join(f"{g.task}: {g.sentence}" for g in doubts), True
+        return "undecided", _said(doubts), True
     reference_of = [g for g in held_to if g.could_lose]
     if reference_of:
         said = f"the reference here, as the {reference_of[0].basis} candidate"
         above = [g for g in reference_of if g.p_gained is not None and g.p_gained <= LEVEL]
         if above:
-            said += f"; {above[0].task}: {above[0].backend} answers more correctly ({above[0].sentence})"
+            said += f"; `{above[0].backend}` answers more correctly ({_said(above[:1])})"
         return "reference", said, bool(above)
     passed = [g for g in own if g.verdict == "no worse"]
     asked = [g for g in own if g.kind == "answers" and g.could_lose]
     if passed and (not asked or any(g.kind == "answers" for g in passed)):
-        said = "; ".join(f"{g.task}: {g.sentence}" for g in passed)
         only = "" if asked else " (of the prompt's tokens only: no answers were judged)"
-        return "proven", f"{said}{only}", False
+        return "proven", f"{_said(passed)}{only}", False
     if own:
-        return "undecided", "; ".join(f"{g.task}: {g.sentence}" for g in own), False
+        return "undecided", _said(own), False
     return "undecided", "its answers were not compared with another's", False
+
+
+def _said(told: Sequence[Gate]) -> str:
+    return "; ".join(f"on {gate.task}, {gate.sentence}" for gate in told)
 
 
 def _lost_some(gate: Gate) -> bool:

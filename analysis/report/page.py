@@ -38,7 +38,12 @@ def render(whole: Study) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
     )
     environment.tests["none"] = is_none
-    environment.filters |= {"code": code, "answer": formats.answer, "breakable": breakable}
+    environment.filters |= {
+        "code": code,
+        "answer": formats.answer,
+        "breakable": breakable,
+        "bare": bare,
+    }
     environment.globals |= {"f": formats, "span": span}
     figures = Figures()
     named = [point.backend for point in whole.points] + [gate.backend for gate in whole.gates]
@@ -52,7 +57,7 @@ def render(whole: Study) -> str:
         servers=servers(whole),
         weights_random=any(p.weights == "random" for p in whole.usable),
         decisions=decision_rows(whole),
-        objective=whole.objective,
+        headline_by=" or ".join(dict.fromkeys(each.title for each in whole.headlines.values())),
         tested=any(d.tested for d in whole.decisions),
         tables=tables(whole.cells, joules=energy.gpu is None),
         charts=charts(whole.cells, look, figures),
@@ -98,6 +103,11 @@ def code(text: str) -> Markup:
     return Markup("".join(f"<b>{p}</b>" if i % 2 else p for i, p in enumerate(strong)))
 
 
+def bare(text: str) -> str:
+    """A sentence where no element can stand, as in a title: without its marks."""
+    return text.replace("`", "").replace("**", "")
+
+
 def breakable(label: str) -> Markup:
-    """A backend's label may break before its options, and nowhere else."""
-    return Markup(str(escape(label)).replace("(", "<wbr>("))
+    """A backend's label may break at its spaces, before its options and between them."""
+    return Markup(str(escape(label)).replace("(", "<wbr>(").replace(",", ",<wbr>"))

@@ -56,7 +56,7 @@ def _point_facts(point: Point) -> list[tuple[str, str]]:
     facts = [
         ("Run", point.run_id),
         ("Server start", f"{point.server_id}, block {point.repeat}"),
-        ("Attention class", f"{point.observed_backend or 'unknown'} ({point.proof})"),
+        ("Attention class", f"{point.observed_backend or 'unknown'}, {point.proof}"),
         ("Requests", f"{point.counts.ok} good, {point.counts.failed} failed"),
     ]
     if point.window is not None:
@@ -91,7 +91,7 @@ def _window_words(window: Window) -> str:
 
 
 def _statistic_words(found: Statistic) -> str:
-    refused = f"; refused: {', '.join(found.refused)}" if found.refused else ""
+    refused = f"; not given: {'; '.join(found.refused)}" if found.refused else ""
     return (
         f"p50 {formats.seconds(found.p50)}, p90 {formats.seconds(found.p90)}, "
         f"p99 {formats.seconds(found.p99)}, mean {formats.seconds(found.mean)}, "

@@ -152,7 +152,8 @@ def _outcome(decision: Decision) -> tuple[str, tuple[str, ...]]:
 def _span(whole: Study, span: Sequence[Decision]) -> str:
     last = span[-1]
     peaked = any(_peaked(whole, each) for each in last.against)
-    by = "its times have two peaks, so no ratio is given" if peaked else _by(last)
+    ahead = _ahead_words(last) if len(span) == 1 else _by(last)
+    by = "its times have two peaks, so no ratio is given" if peaked else ahead
     at = _lengths([d.place.context_tokens for d in span])
     if last.outcome == "winner":
         return f"**take {_marked(last, last.front[0])} {at}** ({by})"
@@ -167,6 +168,8 @@ def _span(whole: Study, span: Sequence[Decision]) -> str:
         return f"no candidate can be recommended {at}"
     if last.outcome == "not comparable":
         return f"not comparable {at} ({last.against[0].reason if last.against else 'no pair'})"
+    if last.among_all and len(last.front) > MOST:
+        return f"no clear winner {at} among all {len(last.front)} that may win"
     return f"no clear winner {at} ({_list(_marked(last, name) for name in last.front)})"
 
 
@@ -181,12 +184,16 @@ def _marked(decision: Decision, label: str) -> str:
 
 
 def _by(decision: Decision) -> str:
-    """By how much the leader is ahead of its rivals at that decision's context, nearest rival first."""
+    return f"{_ahead_words(decision)} at {count(decision.place.context_tokens)} tokens"
+
+
+def _ahead_words(decision: Decision) -> str:
+    """By how much the leader is ahead of its rivals, nearest rival first."""
     nearest = sorted(decision.against, key=lambda d: d.gain or float("inf"))
     parts = [difference_words(each) for each in nearest[:MOST_RIVALS]]
     if len(nearest) > MOST_RIVALS:
-        parts.append(f"more than {len(nearest) - MOST_RIVALS} others by more")
-    return f"{', '.join(parts)} at {count(decision.place.context_tokens)} tokens"
+        parts.append(f"ahead of {len(nearest) - MOST_RIVALS} others by more")
+    return ", ".join(parts)
 
 
 def difference_words(difference: Difference) -> str:
@@ -306,7 +313,7 @@ def _may_not_win(whole: Study) -> list[str]:
         _, last = max(held, key=lambda each: each[0])
         verb = "is disqualified" if last.disqualified else f"is not recommended ({mark})"
         at = f"at {count(contexts[-1])} tokens, " if len(contexts) > 1 else ""
-        words = f"`{label}` {verb} at {', '.join(map(count, contexts))} tokens: {at}{last.why_not}"
+        words = f"`{label}` {verb} at {_list(map(count, contexts))} tokens: {at}{last.why_not}"
         said.append(f"{words}{_though(whole, label, contexts[-1])}.")
     return said
 
@@ -370,12 +377,14 @@ def _limits(whole: Study) -> list[str]:
                 continue
             bottleneck = whole.bottlenecks[point.run_id]
             phases = [
-                f"{v.phase} {v.bound}" for v in bottleneck.phases if v.bound != "undetermined"
+                f"{v.bound}-bound in {v.phase}"
+                for v in bottleneck.phases
+                if v.bound != "undetermined"
             ]
             if bottleneck.bound in LIMITS:
                 words[point.backend] = f"limited by {LIMITS[bottleneck.bound]}"
             elif phases:
-                words[point.backend] = f"{', '.join(phases)}-bound"
+                words[point.backend] = " and ".join(phases)
         if words:
             told = "; ".join(f"`{name}` is {word}" for name, word in sorted(words.items()))
             if len(words) > 1 and len(set(words.values())) == 1:
@@ -394,10 +403,17 @@ def _answers(whole: Study) -> list[str]:
             shares.setdefault(point.backend, []).append(graded)
     if not shares:
         return []
-    words = ", ".join(
-        f"`{backend}` {percent(sum(s * n for s, n in held) / sum(n for _, n in held))}"
+    over_all = {
+        backend: sum(s * n for s, n in held) / sum(n for _, n in held)
         for backend, held in sorted(shares.items())
-    )
+    }
+    words = ", ".join(f"`{backend}` {percent(share)}" for backend, share in over_all.items())
+    if len(over_all) > MOST:
+        least, most = (pick(over_all, key=over_all.__getitem__) for pick in (min, max))
+        span = f"{percent(over_all[least])} (`{least}`) to {percent(over_all[most])} (`{most}`)"
+        if over_all[least] == over_all[most]:
+            span = percent(over_all[least])
+        words = f"{span} with {len(over_all)} candidates"
     fails = all(share < FAILS for held in shares.values() for share, _ in held)
     verdict = " The model fails its task with every candidate." if fails else ""
     return [f"Correct answers over all tasks and lengths: {words}.{verdict}"]
@@ -487,7 +503,7 @@ def _not_compared(whole: Study) -> list[str]:
     lonely = sorted((label, where) for label, where in alone if label not in together)
     if len(everyone) < 2 or not lonely:
         return []
-    told = "; ".join(f"`{label}`: {where}" for label, where in lonely[:MOST])
+    told = "; ".join(f"`{label}` ({where})" for label, where in lonely[:MOST])
     return [f"Not compared, because no other candidate ran the same workload: {told}."]
 
 
@@ -519,7 +535,7 @@ def _missing_lengths(whole: Study) -> list[str]:
 
 def _why_unusable(cell: Cell) -> str:
     last = cell.points[-1]
-    return f"{last.status}: {last.reasons[0]}" if last.reasons else last.status
+    return f"{last.status} because {last.reasons[0]}" if last.reasons else last.status
 
 
 def _list(names: Iterable[str]) -> str:
@@ -531,4 +547,4 @@ def _excluded(whole: Study) -> list[str]:
     out = [p.status for p in whole.points if p.status in ("failed", "invalid", "interrupted")]
     words = [f"{out.count(kind)} {kind}" for kind in sorted(set(out))]
     words += [f"`{server.label}` ({server.status})" for server in whole.unmeasured]
-    return [f"Excluded: {', '.join(words)}; the reasons are under Excluded."] if words else []
+    return [f"Not used: {', '.join(words)}; the reasons are under Excluded."] if words else []

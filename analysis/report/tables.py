@@ -1,5 +1,6 @@
 """The rows of the report's tables: decisions, cells, server starts, provenance, what bounds each point."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ def provenance(runs: Iterable[Run]) -> list[tuple[str, str]]:
     facts: dict[str, list[str]] = {}
     for run in runs:
         m = run.manifest
-        gpus = ", ".join(f"{gpu.name} ({formats.size(gpu.memory_bytes)})" for gpu in m.host.gpus)
+        gpus = _counted(f"{gpu.name} ({formats.size(gpu.memory_bytes)})" for gpu in m.host.gpus)
         dirty = " with uncommitted changes" if m.code.dirty else ""
         why = f": {m.server.dtype_why}" if m.server.dtype_why else ""
         for name, value in (
@@ -46,6 +47,12 @@ def provenance(runs: Iterable[Run]) -> list[tuple[str, str]]:
             if value not in values:
                 values.append(value)
     return [(name, "; ".join(values)) for name, values in facts.items()]
+
+
+def _counted(names: Iterable[str]) -> str:
+    """``2 × NVIDIA H200 (140 GiB)``."""
+    counts = Counter(names)
+    return ", ".join(name if n == 1 else f"{n} × {name}" for name, n in counts.items())
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def decision_rows(whole: Study) -> list[DecisionRow]:
     made = whole.decisions
     decided = {decision.objective for decision in made}
     columns = [objective for objective in shown("decisions") if objective in decided]
-    columns.sort(key=lambda o: o is not whole.objective)
+    columns.sort(key=lambda o: o not in whole.headlines.values())
     by_key = {(d.place, d.objective): d for d in made}
     return [
         DecisionRow(
@@ -187,9 +194,11 @@ def number_columns(joules: bool) -> list[Column]:
     columns: list[Column] = []
     for objective in shown("numbers"):
         if joules or objective is not ENERGY:
-            unit = objective.unit if objective.unit in formats.BARE else None
-            entry = _entry_of(objective)
-            columns.append(Column(_title(objective), unit, entry, objective.streamed))
+            title, entry = _title(objective), _entry_of(objective)
+            bare = objective.unit in formats.BARE and not title.endswith("/s")
+            columns.append(
+                Column(title, objective.unit if bare else None, entry, objective.streamed)
+            )
         if objective is TPOT:
             columns.append(Column("ITL", None, lambda cell: _latency(cell.latency.itl_s), True))
     return columns

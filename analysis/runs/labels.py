@@ -7,12 +7,13 @@ same base words differ; of candidates, every setting in which any two of one mod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from analysis.runs.identity import Candidate, Place, Workload
+from analysis.runs.identity import Candidate, Fields, Place, Workload
 from greenbench.contract.config import LoadConfig, PhaseConfig, SloConfig
 
 Facts = Mapping[str, str]  # name -> words
+Value = TypeVar("Value")
 MARK = " · "
 
 
@@ -47,12 +48,12 @@ def labels(
     differs = _differing(who, facts)
     several = len({c.model for c in who}) > 1
     given = Counter((names.get(c), c.model if several else None) for c in who)
-    tasks = _told_apart(where, lambda p: (p.workload.task,), lambda p: _task_facts(p.workload))
-    loads = _told_apart(
+    tasks = told_apart(where, lambda p: (p.workload.task,), lambda p: _task_facts(p.workload))
+    loads = told_apart(
         where, lambda p: (_load_base(p.workload.load), tasks[p]), lambda p: _load_facts(p.workload)
     )
     # prompts of two contexts always differ: their hash counts within one context
-    loads = _told_apart(
+    loads = told_apart(
         where,
         lambda p: (loads[p], tasks[p], p.context_tokens, p.execution, p.device, p.model),
         lambda p: {"prompts": f"prompts {p.workload.prompts[:8]}"},
@@ -131,16 +132,16 @@ def _told_by(name: str, other: str, facts: Iterable[Facts]) -> bool:
     return len(pairs) == len({told for told, _ in pairs})
 
 
-def _told_apart(
-    places: Sequence[Place],
-    base: Callable[[Place], tuple[Any, ...]],
-    facts: Callable[[Place], Facts],
-) -> dict[Place, str]:
-    """The first of the base and, among places whose base is equal, every fact in which they differ."""
-    groups: dict[tuple[Any, ...], list[Place]] = {}
-    for place in places:
-        groups.setdefault(base(place), []).append(place)
-    out: dict[Place, str] = {}
+def told_apart(
+    values: Sequence[Value],
+    base: Callable[[Value], tuple[Any, ...]],
+    facts: Callable[[Value], Facts],
+) -> dict[Value, str]:
+    """The first of the base and, among values whose base is equal, every fact in which they differ."""
+    groups: dict[tuple[Any, ...], list[Value]] = {}
+    for value in values:
+        groups.setdefault(base(value), []).append(value)
+    out: dict[Value, str] = {}
     for (words, *_), members in groups.items():
         known = {member: facts(member) for member in members}
         names = list(dict.fromkeys(name for each in known.values() for name in each))
@@ -151,12 +152,14 @@ def _told_apart(
     return out
 
 
+def task_facts(params: Fields, output_tokens: int | None) -> Facts:
+    length = f"{output_tokens} tokens out" if output_tokens else "the task's own length"
+    return {**{name: f"{name} {value}" for name, value in params}, "output_tokens": length}
+
+
 def _task_facts(workload: Workload) -> Facts:
-    facts = {name: f"{name} {value}" for name, value in workload.params}
-    tokens = workload.output_tokens
-    facts["output_tokens"] = f"{tokens} tokens out" if tokens else "the task's own length"
-    facts["requests"] = f"{workload.requests} requests" if workload.requests else "by time"
-    return facts
+    count = f"{workload.requests} requests" if workload.requests else "by time"
+    return {**task_facts(workload.params, workload.output_tokens), "requests": count}
 
 
 def _load_base(load: LoadConfig) -> str:

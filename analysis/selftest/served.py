@@ -55,7 +55,7 @@ def _block_ratio(
     left = {(p.repeat, place(p)): _log_j(p) for p in first}
     right = {(p.repeat, place(p)): _log_j(p) for p in second}
     blocks: dict[int, list[float]] = {}
-    for key in left.keys() & right.keys():
+    for key in (key for key in left if key in right):
         blocks.setdefault(key[0], []).append(right[key] - left[key])
     if not blocks:
         return None

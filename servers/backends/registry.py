@@ -249,6 +249,7 @@ _ROWS = (
         # refuse them. Left to choose, it takes it for every layer whose cache is TurboQuant's.
         vllm_name="auto",
         describe="TurboQuant's kernels on a KV cache of 3 to 8 bits (kv_cache_dtype: turboquant_…)",
+        reference_rank=6,
         devices=("cuda",),
         impls=("TurboQuantAttentionImpl",),
         beside=("FlashAttentionImpl",),
@@ -260,7 +261,7 @@ _ROWS = (
         "cpu_mla",
         vllm_name="CPU_MLA",
         describe="vLLM's reference of multi-head latent attention on the CPU",
-        reference_rank=5,
+        reference_rank=7,
         devices=("cpu",),
         impls=("CPUMLAImpl",),
         dtypes=ALL_DTYPES,

@@ -71,6 +71,7 @@ class FakeRun:
     backend: str = "alpha"
     options: dict[str, int | float | str | bool] = field(default_factory=dict)
     task: str = "retrieve"
+    task_params: dict[str, int | float | str | bool] = field(default_factory=dict)
     context_tokens: int = 1024
     output_tokens: int = 11
     ttft_s: float = 0.5
@@ -136,7 +137,9 @@ def point_config(fake: FakeRun) -> PointConfig:
         models=[fake.model],
         backends=[BackendChoice(name=fake.backend, options=fake.options)] * (fake.arm + 1),
         contexts=[fake.context_tokens],
-        tasks=[TaskConfig(name=fake.task, output_tokens=fake.output_tokens)],
+        tasks=[
+            TaskConfig(name=fake.task, output_tokens=fake.output_tokens, params=fake.task_params)
+        ],
         loads=[load],
         server=ServerConfig(
             max_num_seqs=fake.max_num_seqs,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from vllm.config import ModelConfig as VllmModel
 from vllm.utils.torch_utils import nvfp4_kv_cache_full_dim
 from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend
@@ -16,6 +17,7 @@ from analysis.model.cache import cache_shape
 from analysis.model.formats import kept_by_heads
 from greenbench.contract.config import (
     CONFIGS,
+    ROOT,
     BackendChoice,
     ModelConfig,
     ServerRequest,
@@ -234,11 +236,9 @@ def test_nvfp4_keeps_half_a_byte_and_the_scales_of_blocks() -> None:
     assert (kept.values, kept.scales) == (2 * 4 * nvfp4_kv_cache_full_dim(128), 0)
 
 
-BUILT = [
-    path.stem
-    for path in sorted((CONFIGS / "models").glob("*.yaml"))
-    if load_model(path.stem).build is not None
-]
+RECIPES = [path.stem for path in sorted((CONFIGS / "models").glob("*.yaml"))]
+BUILT = [name for name in RECIPES if load_model(name).build is not None]
+TRAINED = [name for name in RECIPES if name not in BUILT]
 
 
 def built(name: str) -> tuple[ModelConfig, ModelShape]:
@@ -252,15 +252,32 @@ def test_a_model_that_the_project_builds(name: str) -> None:
     """It fits its window, can be planned, and its bare recipe gives the same cache as its class."""
     model, shape = built(name)
     facts = facts_of(name, shape)
-    assert facts.window_tokens is None or (model.max_model_len or 0) <= facts.window_tokens
+    assert model.max_model_len and fits(model.max_model_len, shape)
     assert model.build is not None and facts.vocab_size == model.build.vocab_size
-    assert facts.head_size is None or facts.head_size in BACKENDS["cpu_attn"].head_sizes
+    on_cpu = "cpu_mla" if shape.mla else "cpu_attn"
+    assert facts.head_size is None or facts.head_size in BACKENDS[on_cpu].head_sizes
     tiny = name.startswith("tiny-")
     host = HostFacts(vllm_build="cpu") if tiny else other_host("h100")
-    choice = BackendChoice(name="cpu_attn" if tiny else "flash_attn")
+    choice = BackendChoice(name=on_cpu if tiny else "flash_attn")
     assert plan(ServerRequest(model=model, backend=choice), host, facts).refusals == []
     by_class = cache_shape(shape.config, "auto", "bfloat16", shape)
     assert by_class == cache_shape(model.build.config, "auto", "bfloat16")
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_model_that_the_project_trained(name: str) -> None:
+    """It fits its window, and the model has an embedding for every token of its tokenizer."""
+    model = load_model(name)
+    assert model.path is not None and model.max_model_len
+    shape = ModelShape.model_validate(resolver.answer({"folder": str(ROOT / model.path)})["shape"])
+    assert fits(model.max_model_len, shape)
+    tokens = Tokenizer.from_file(str(ROOT / model.path / "tokenizer.json")).get_vocab().values()
+    assert shape.vocab_size is not None and max(tokens) < shape.vocab_size
+
+
+def fits(tokens: int, shape: ModelShape) -> bool:
+    """Whether vLLM accepts such a ``max_model_len``; a model without positions has no window."""
+    return shape.unknown is None and (shape.window_tokens is None or tokens <= shape.window_tokens)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,9 @@ def test_failed_verification_bars_everywhere(tmp_path: Path) -> None:
     (folder / "verify.json").write_text(json.dumps(verdict))
     whole = study(tmp_path)
     assert disqualified(whole) == {
-        1024: {"sink_window": "it fails verification against cpu_attn: alone-640: token 3 differs"}
+        1024: {
+            "sink_window": "it fails verification against `cpu_attn` (alone-640: token 3 differs)"
+        }
     }
     assert {d.front for d in whole.decisions} == {("cpu_attn",)}
 
@@ -146,8 +148,10 @@ def test_a_window_is_no_worse_inside_and_disqualified_beyond(tmp_path: Path) -> 
     }
     assert fronts == {512: ("sink_window",), 2048: ("cpu_attn",), 6144: ("cpu_attn",)}
     text = " ".join(summary_sentences(whole))
-    assert "`sink_window` is disqualified at 2,048, 6,144 tokens" in text
-    assert "sink_window 5 of 30 right, cpu_attn 30 of 30" in text
+    assert (
+        "`sink_window` is disqualified at 2,048 and 6,144 tokens: at 6,144 tokens, on retrieve, "
+        "5 of 30 prompts right against 30 of 30 with `cpu_attn`"
+    ) in text
     assert "though it has 2.0× higher total tokens/s than `cpu_attn` there" in text
 
 
@@ -196,8 +200,8 @@ def test_answers_of_other_parameters_length_or_settings_are_not_pooled(tmp_path:
         write_run(tmp_path, replace(fake, started_s=number, **common))  # type: ignore[arg-type]
     found = {(g.task, g.backend): g.verdict for g in gates(load_runs(tmp_path))}
     assert found == {
-        ("retrieve, 11 tokens out", "alpha · max_num_seqs 8"): "worse",
-        ("retrieve, 22 tokens out", "alpha · max_num_seqs 8"): "no worse",
+        ("retrieve · 11 tokens out", "alpha · max_num_seqs 8"): "worse",
+        ("retrieve · 22 tokens out", "alpha · max_num_seqs 8"): "no worse",
     }
 
 

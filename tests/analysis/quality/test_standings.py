@@ -49,7 +49,7 @@ def test_a_window_that_answers_wrong_never_stands(
     )
     assert kinds(found) == {"flash_attn3": "reference", "sink_window": "disqualified"}
     said = found["sink_window"].sentence
-    assert "sink_window 3 of 40 right, flash_attn3 40 of 40: worse" in said
+    assert "on retrieve, 3 of 40 prompts right against 40 of 40 with `flash_attn3`" in said
     assert ("no candidate is known to be exact" in said) == (ranks[0] is None)
 
 
@@ -113,7 +113,7 @@ def test_an_approximate_one_that_answers_better_does_not_unseat_an_exact_one(
     found = judged(tmp_path, fake("flash_attn", 0.6, 70), fake("sink_window", 1.0, 0))
     assert kinds(found) == {"flash_attn": "reference", "sink_window": "proven"}
     assert found["flash_attn"].doubted
-    assert "sink_window answers more correctly" in found["flash_attn"].sentence
+    assert "`sink_window` answers more correctly" in found["flash_attn"].sentence
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_failed_verification_disqualifies_at_every_length(tmp_path: Path) -> Non
     found = judged(tmp_path, fake("exact", 1.0, 90), fake("other", 1.0, 20), checked=(check,))
     assert kinds(found) == {"exact": "reference", "other": "disqualified"}
     assert found["other"].sentence == (
-        "it fails verification against exact: alone-640: token 3 differs"
+        "it fails verification against `exact` (alone-640: token 3 differs)"
     )
 
 

@@ -224,6 +224,36 @@ def test_level_backends_are_not_ranked_and_many_rivals_do_not_fill_the_page(tmp_
     assert "3 others by more" in text
 
 
+def test_many_ties_are_counted_and_one_task_has_one_spelling(tmp_path: Path) -> None:
+    """Eight equal candidates at two depths of one task."""
+    for number in range(8):
+        for depth in (0.02, 0.5):
+            fake = FakeRun(backend=f"equal{number}", task_params={"depth": depth}, measure_s=15)
+            write_run(tmp_path, fake)
+    whole = study(tmp_path)
+    tasks = {"retrieve · depth 0.02", "retrieve · depth 0.5"}
+    assert {point.task for point in whole.points} == {gate.task for gate in whole.gates} == tasks
+    page = render(whole)
+    assert "retrieve(depth" not in page
+    table = page[page.index('<table class="decision">') :].partition("</table>")[0]
+    goodput = re.findall(r"<td>.*?</td>", table, flags=re.S)[0]
+    assert words(goodput) == "no clear winner all 8"
+    said = " ".join(summary_sentences(whole))
+    assert "no clear winner at 1,024 tokens among all 8 that may win" in said
+    assert "Correct answers over all tasks and lengths: 0 % with 8 candidates." in said
+
+
+def test_the_decision_table_says_what_the_headline_goes_by(tmp_path: Path) -> None:
+    """Without an SLO there is no goodput, so the headline goes by E2E, which is the first column."""
+    for backend in ("alpha", "beta"):
+        write_run(tmp_path, FakeRun(backend=backend, slo_ttft_s=None))
+    page = render(study(tmp_path))
+    text = words(page)
+    assert "the headline goes by E2E p50" in text and "goes by Goodput" not in text
+    columns = [words(each) for each in re.findall(r"<th scope=.col.*?</th>", page, flags=re.S)]
+    assert columns[:4] == ["Task", "Load", "Context", "E2E p50"]
+
+
 def test_what_to_take_is_said_by_load_where_loads_disagree(tmp_path: Path) -> None:
     """Guards against a majority over loads that names a backend which some of them should not take."""
     for repeat in range(4):

@@ -57,5 +57,5 @@ def test_it_stands_in_page_summary_and_sentences(tmp_path: Path) -> None:
     assert "tiny beta did not start no &lt;memory&gt;" in page
     assert "tiny delta repeat 0 refused needs a GPU; and a module" in page
     assert [entry["label"] for entry in summary(whole)["left_out"]] == [s.label for s in EXPECTED]
-    (sentence,) = [s for s in summary_sentences(whole) if s.startswith("Excluded")]
+    (sentence,) = [s for s in summary_sentences(whole) if s.startswith("Not used")]
     assert "`tiny beta` (did not start)" in sentence and "`tiny gamma` (died)" in sentence
