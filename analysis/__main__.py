@@ -17,7 +17,7 @@ from analysis.runs.fault import Fault
 from analysis.runs.run import find_runs, read_runs
 from analysis.runs.validity import faults, superseded
 from greenbench.contract.command_name import typed_as
-from greenbench.contract.errors import UserError, exit_on_user_error
+from greenbench.contract.errors import UserError, exit_on_user_error, system_sentence
 from greenbench.contract.installation import results
 from greenbench.contract.terminal import visible
 
@@ -93,10 +93,14 @@ def report(args: argparse.Namespace) -> int:
     for file in filter(None, (out, args.csv)):
         make_folder(file.parent)
     whole = study(args.runs, progress, args.across_executions, args.objective)
-    write_summary(whole, summary_path(out))
-    write_report(whole, out)
-    if args.csv:
-        write_points(whole, args.csv)
+    try:
+        write_summary(whole, summary_path(out))
+        write_report(whole, out)
+        if args.csv:
+            write_points(whole, args.csv)
+    except OSError as error:
+        why = system_sentence(error)
+        raise UserError(f"{why}; --out (and --csv) name another place for the report") from error
     print(out)
     return 0
 

@@ -251,7 +251,7 @@ def _without_metrics(
     faults: list[str] | None = None,
 ) -> Point:
     return replace(
-        _bare(run, status, reasons, _imported_notes(run)),
+        _bare(run, status, reasons, _source_notes(run)),
         window=window,
         answers=answers(run) if answers_stand(status, faults or []) else None,
         faults=faults or [],
@@ -328,7 +328,7 @@ def _notes(
         notes.append(f"{failed} measured requests failed")
     if measured.untimed:
         notes.append(f"{measured.untimed} requests carry no token counts per chunk: not in ITL")
-    notes += _imported_notes(run)
+    notes += _source_notes(run)
     if run.manifest.code.dirty:
         notes.append("the code had uncommitted changes")
     return notes
@@ -367,8 +367,8 @@ def _rate_notes(window: Window, rates: Rates) -> list[str]:
     return notes
 
 
-def _imported_notes(run: Run) -> list[str]:
-    """Where another tool's result comes from, and what it cannot tell."""
+def _source_notes(run: Run) -> list[str]:
+    """Where another tool's result comes from and what it cannot tell; what a running server does not give."""
     shown = run.manifest.server.shown
-    source = shown.imported_from
-    return [f"imported from {source}", *shown.cannot_tell] if source else []
+    imported = [f"imported from {shown.imported_from}"] if shown.imported_from else []
+    return [*imported, *shown.cannot_tell, *(f"the server gives {lack}" for lack in shown.lacks)]

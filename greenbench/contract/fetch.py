@@ -79,9 +79,9 @@ def fetch(access: Access, path: str, limits: Limits, body: object = None) -> Rep
         with _connect(access, deadline) as connected:
             connected.settimeout(_left(deadline))
             connected.sendall(_head(access, method, path, data) + (data or b""))
-            return _read(connected, method, deadline, limits.bytes)
+            return _read(connected, method, deadline, path, limits.bytes)
     except TimeoutError as error:
-        raise FetchError(f"no whole answer within {limits.seconds:g} s") from error
+        raise FetchError(f"no whole answer to {path} within {limits.seconds:g} s") from error
     except ssl.SSLCertVerificationError as error:
         raise FetchError(
             f"its certificate is not trusted ({error.verify_message}); name the file of its issuer's "
@@ -166,7 +166,7 @@ class _Source:
         return self._file
 
 
-def _read(connected: socket.socket, method: str, deadline: float, most: int) -> Reply:
+def _read(connected: socket.socket, method: str, deadline: float, path: str, most: int) -> Reply:
     response = http.client.HTTPResponse(_Source(_Drops(connected, deadline)), method=method)  # type: ignore[arg-type]
     response.begin()
     pieces: list[bytes] = []
@@ -174,7 +174,7 @@ def _read(connected: socket.socket, method: str, deadline: float, most: int) -> 
     while piece := response.read1(PIECE_BYTES):
         size += len(piece)
         if size > most:
-            raise FetchError(f"the answer is over {most // 2**20} MiB")
+            raise FetchError(f"the answer to {path} is over {most // 2**20} MiB")
         pieces.append(piece)
     if response.length:
         raise FetchError(f"the answer is cut: {response.length} bytes of it are missing")

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from pathlib import Path
@@ -55,8 +56,12 @@ def write_atomic(path: Path, text: str) -> None:
     try:
         scratch.write_text(text, encoding="utf-8")
         scratch.replace(path)
-    except OSError:
-        scratch.unlink(missing_ok=True)
+    except OSError as error:
+        with suppress(OSError):  # a read-only file system refuses this too
+            scratch.unlink()
+        error.filename = str(
+            path
+        )  # a failed write names no file, and nobody knows the scratch file
         raise
 
 

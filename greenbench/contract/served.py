@@ -24,16 +24,24 @@ NO_KEY: Final = (401, 403)
 NOT_NOW: Final = (408, 425, 429)  # says nothing of whether the endpoint is there
 
 
+class NoModels(FetchError):
+    """It answers, and does not list its models: what it says instead."""
+
+
 def served_models(access: Access) -> list[dict[str, Any]]:
-    """The entries of /v1/models with an ``id``. Raises FetchError; UserError where a key is wanted."""
+    """The entries of /v1/models with an ``id``.
+
+    Raises FetchError where nothing answers, NoModels where what answers lists none, UserError where a key
+    is wanted.
+    """
     reply = fetch(access, "/v1/models", MODELS_LIMITS)
     _refuse_strangers(access, reply)
     if not reply.is_success:
-        raise FetchError(f"/v1/models: {_said(reply)}")
+        raise NoModels(f"/v1/models: {_said(reply)}")
     said = reply.json()
     listed = cast("dict[str, object]", said).get("data") if isinstance(said, dict) else said
     if not isinstance(listed, list):
-        raise FetchError(f"/v1/models gives no list of models: {reply.words or 'nothing'}")
+        raise NoModels(f"/v1/models gives no list of models: {reply.words or 'nothing'}")
     each_one = cast("list[object]", listed)
     entries = [cast("dict[str, Any]", each) for each in each_one if isinstance(each, dict)]
     return [each for each in entries if isinstance(each.get("id"), str)]

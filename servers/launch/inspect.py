@@ -13,6 +13,9 @@ from greenbench.contract.manifest import Server
 from greenbench.contract.served import served_models
 
 PAGE_LIMITS = Limits(60.0, 64 * 2**20)  # of a model inspection, which large models make long
+ANOTHERS_PAGE_LIMITS = Limits(
+    10.0, 16 * 2**20
+)  # of what a server may lack, and a sweep does without
 MODEL_INSPECTION = "model_inspection.txt"
 SERVER_INFO = "server_info.json"
 CACHE_INFO = "vllm:cache_config_info"  # a sample of /metrics whose labels are the settings
@@ -169,8 +172,9 @@ def _trees(inspection: dict[str, Any] | None) -> list[str] | None:
 
 
 def _page(server: Access, path: str, own: bool, body: object = None) -> Reply:
+    short = not own and body is None
     try:
-        return fetch(server, path, PAGE_LIMITS, body)
+        return fetch(server, path, ANOTHERS_PAGE_LIMITS if short else PAGE_LIMITS, body)
     except FetchError:
         if own:
             raise

@@ -9,7 +9,7 @@ from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Server
 from greenbench.contract.model_folder import has_config
 from greenbench.contract.model_shape import ModelShape
-from greenbench.contract.served import find_endpoint
+from greenbench.contract.served import NoModels, find_endpoint
 from servers.backends.choice import resolve
 from servers.launch import inspect, proof
 from servers.launch.boot_log import Kernels
@@ -92,6 +92,11 @@ def _answers(request: ServerRequest, reached: Access) -> tuple[ServerSays, str]:
             )
         wanted = request.server.endpoint
         endpoint = find_endpoint(reached, served, wanted)
+    except NoModels as error:
+        raise ServerDied(
+            f"{reached.base_url} answers, but not as an OpenAI-compatible server ({error}); is a prefix of "
+            "its address missing, or one too many?"
+        ) from error
     except OSError as error:
         raise ServerDied(f"No vLLM server answers at {reached.base_url} ({error})") from error
     if wanted == "auto" and endpoint == "chat":  # prompts are made before, and for completions

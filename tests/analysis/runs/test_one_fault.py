@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,10 @@ from tests.fakes.rows import edit, edit_manifest, rehash
 from tests.fakes.rundirs import FakeRun, write_run
 
 FAKE = FakeRun(gpu_power_w=300.0)
+VERIFIED = {
+    "model": "tiny", "label": "alpha", "reference": "beta", "verdict": "pass", "reasons": [], "steps": 64,
+    "same_choice": 63, "typical_gap_nats": 0.01, "worst_gap_nats": 0.2, "doubts": [],
+}  # fmt: skip
 
 
 def two_runs(root: Path) -> tuple[RunDir, RunDir]:
@@ -146,7 +152,7 @@ def test_broken_ceilings_and_verifications_cost_only_themselves(tmp_path: Path) 
         (sweep / "verify" / name).mkdir(parents=True)
         (sweep / "verify" / name / "verify.json").write_text(text)
     (sweep / "verify" / "d").mkdir()
-    (sweep / "verify" / "d" / "verify.json").write_text('{"model": "tiny", "label": "alpha"}')
+    (sweep / "verify" / "d" / "verify.json").write_text(json.dumps(VERIFIED))
     whole = study(sweep)
     assert all(point.usable for point in whole.points)
     assert [each.backend for each in whole.verifications] == ["alpha"]
@@ -208,3 +214,16 @@ def test_a_cache_whose_middle_is_damaged_is_built_again(tmp_path: Path) -> None:
     body[4:600] = bytes(596)  # what the footer speaks of, with the footer whole
     path.write_bytes(bytes(body))
     assert verdict(load_run(run.path)) == []
+
+
+def test_a_report_that_finds_no_place_says_which_file_and_what_to_do(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", FAKE)
+    (tmp_path / "page.summary.json").mkdir()  # in the way, as a full disk or a read-only one is
+    command = [sys.executable, "-m", "analysis", "report", "runs", "--out", "page.html"]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    said = "page.summary.json: Is a directory; --out (and --csv) name another place for the report"
+    assert (done.returncode, done.stderr.strip()) == (2, f"error: {said}")
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "page.summary.json"}

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from greenbench.contract.errors import exit_on_user_error, how_it_ended, sentence_of, signal_name
+from greenbench.contract.errors import (
+    exit_on_user_error,
+    how_it_ended,
+    sentence_of,
+    signal_name,
+    system_sentence,
+)
 from greenbench.contract.run_dir import write_atomic
 
 
@@ -85,7 +91,8 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as told:
         write_atomic(path, "new")
+    assert system_sentence(told.value) == f"{path}: No space left on device"
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -1,7 +1,9 @@
 """A server that somebody else runs: what is said where it answers poorly, is not vLLM, or wants a key."""
 
 import json
+import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -51,12 +53,36 @@ def test_a_server_that_is_not_vllm_is_taken_and_what_it_lacks_is_said(tmp_path: 
 def test_pages_that_never_end_cost_only_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspect, "PAGE_LIMITS", Limits(10, 1000))
+    for name in ("PAGE_LIMITS", "ANOTHERS_PAGE_LIMITS"):
+        monkeypatch.setattr(inspect, name, Limits(10, 1000))
     endless = {name: page(b"x" * 2000) for name in ("/metrics", "/server_info", "/collective_rpc")}
     version = page(b'{"version":"0.32.0"}')
     with PlainServer(pages({**BARE, **endless, "/version": version})) as server:
         found = probe(request(server.url), tmp_path / "s")
     assert (found.vllm_version, found.kv_cache_tokens) == ("0.32.0", None)
+
+
+def test_pages_of_one_byte_a_second_are_waited_for_for_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model inspection may take a minute; no other page of a stranger holds up the sweep so long."""
+    assert inspect.ANOTHERS_PAGE_LIMITS.seconds <= 10
+    monkeypatch.setattr(inspect, "ANOTHERS_PAGE_LIMITS", Limits(0.5, 1000))
+    answer, dripped = pages(BARE), ("/metrics", "/server_info", "/version")
+
+    def drip(connected: socket.socket, asked: bytes) -> None:
+        if not asked.split(b" ", 2)[1].decode().startswith(dripped):
+            return answer(connected, asked)
+        connected.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
+        while True:
+            connected.sendall(b"x")
+            time.sleep(0.1)
+
+    began_s = time.monotonic()
+    with PlainServer(drip) as server:
+        found = probe(request(server.url), tmp_path / "s")
+    assert time.monotonic() - began_s < inspect.PAGE_LIMITS.seconds
+    assert (found.vllm_version, len(found.shown.lacks)) == (None, 2)
 
 
 def test_a_vllm_lacks_nothing(tmp_path: Path) -> None:

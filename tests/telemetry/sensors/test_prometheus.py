@@ -104,7 +104,7 @@ def test_a_page_beyond_its_limits_is_a_failed_scrape_with_its_reason() -> None:
     with PlainServer(pages({"/metrics": page(many)})) as server:
         with pytest.raises(ValueError, match="over 20000 samples"):
             prometheus.parse(prometheus.fetch(server.url), 0, 0)
-        with pytest.raises(OSError, match="the answer is over"):
+        with pytest.raises(OSError, match="the answer to /metrics is over"):
             prometheus.fetch(server.url, most=len(many) - 1)
     rows: list[ServerMetric] = []
     loop = ScrapeLoop("http://127.0.0.1:9", Anchor.now(), 0.5, rows.append, threading.Event())
