@@ -186,7 +186,7 @@ def test_the_points_and_prompt_tokens_of_a_whole_sweep_are_bounded(tmp_path: Pat
     contexts = ", ".join(str(n) for n in range(1, 1002))
     many = {**LINES, "repeats": "100", "contexts": f"[{contexts}]"}  # 100 × 1,001
     text = "".join(f"{k}: {v}\n" for k, v in many.items())
-    assert refusal(tmp_path, text).startswith("100,100 points (models × backends")
+    assert refusal(tmp_path, text).startswith("100,100 points (models × candidates")
     large = {**LINES, "contexts": "[1000000]", "prompts_per_point": "2001"}
     text = "".join(f"{k}: {v}\n" for k, v in large.items())
     assert "are 2,001,000,000 tokens in one file; 2,000,000,000 at most" in refusal(tmp_path, text)
