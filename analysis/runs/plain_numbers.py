@@ -29,13 +29,17 @@ def refuse_odd(value: object, source: str) -> None:
             raise UserError(f"{source}: {where}: {clause}, found {shown(number)}")
 
 
+def _holds_nan(column: pa.ChunkedArray) -> bool:
+    return bool(pc.call_function("any", [pc.call_function("is_nan", [column])]).as_py())
+
+
 def odd_column(rows: pa.Table) -> str | None:
     """The first flat column of a table that holds an odd number, and what is wrong; None: none does."""
     for name, column in zip(rows.column_names, rows.columns, strict=True):
         floating = pa.types.is_floating(column.type)
         if not floating and not pa.types.is_integer(column.type):
             continue
-        if floating and pc.any(pc.is_nan(column)).as_py():
+        if floating and _holds_nan(column):
             return f"{name}: {NOT_FINITE}, found nan"
         for number in pc.call_function("min_max", [column]).as_py().values():
             clause = None if number is None else _clause(name, number)

@@ -87,7 +87,7 @@ class SourceFacts(Open):
 class Sources(Open):
     """telemetry/sources.json: every other key is a source."""
 
-    __pydantic_extra__: dict[str, SourceStatus]  # type: ignore[misc]
+    __pydantic_extra__: dict[str, SourceStatus] = Field(init=False)  # type: ignore[misc]
     facts: SourceFacts = SourceFacts()
 
     def source(self, name: SourceName) -> SourceStatus | None:

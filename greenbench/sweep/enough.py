@@ -70,7 +70,7 @@ def joules_to_measure(run: RunDir) -> bool:
 def _aside() -> None:
     """What is measured comes first."""
     end_with_parent()
-    os.nice(19)
+    os.nice(10)
 
 
 class Judge:
