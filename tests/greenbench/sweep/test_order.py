@@ -4,6 +4,7 @@ import pytest
 
 from greenbench.contract.config import ModelConfig, SweepConfig, parse
 from greenbench.contract.errors import UserError
+from greenbench.contract.manifest import ClientAudit
 from greenbench.contract.new_run import point_hash
 from greenbench.sweep.order import (
     FEWEST_ANSWERS,
@@ -140,7 +141,7 @@ def test_some_failed_requests_leave_the_point_complete_with_both_counts() -> Non
 
 def test_a_wrong_prompt_length_or_a_client_over_budget_makes_the_point_invalid() -> None:
     rows = [row(), row(error="length_mismatch")]
-    verdict = judge(rows, {"w0": {"invalid": ["client_bound"]}}, MEASURED, Faults())
+    verdict = judge(rows, {"w0": ClientAudit(invalid=["client_bound"])}, MEASURED, Faults())
     assert verdict.status == "invalid"
     assert verdict.reasons == ("prompt_length_mismatch", "client_bound")
 
