@@ -89,7 +89,7 @@ def test_a_chat_is_found_asked_in_exact_lengths_and_counted(
     model: Path, tmp_path: Path, running_usage: bool
 ) -> None:
     with GoldenServer(chat_only(model, running_usage)) as server:
-        argv = ["-H", server.url, "-t", "4s", "--context-tokens", "256", "--prompts", "3"]
+        argv = ["-H", server.url, "-t", "10s", "--context-tokens", "256", "--prompts", "3"]
         ended = run(*LOCUST, *argv, "--model-path", str(model), "--out", str(tmp_path))
     assert ended.returncode == 0, ended.stderr
     done = [row for row in rows(tmp_path) if row["error_type"] != "cut_at_drain"]
@@ -118,7 +118,7 @@ def guarded(seen: Seen) -> Script:
 
 
 def test_locust_sends_the_key_and_stores_it_nowhere(tmp_path: Path) -> None:
-    argv = ["-t", "4s", "--context-tokens", "256", "--prompts", "2", "--out", str(tmp_path)]
+    argv = ["-t", "10s", "--context-tokens", "256", "--prompts", "2", "--out", str(tmp_path)]
     argv += ["--model-path", str(ROOT / "models/retriever/model"), "--header", "X-Route=b"]
     with GoldenServer(guarded) as server:
         argv += ["-H", server.url + "/v1/"]
