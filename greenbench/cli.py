@@ -112,7 +112,6 @@ def run(
     config = load_sweep(find_sweep(sweep))
     chosen = None if blocks is None else parse_blocks(blocks, config.repeats)
     within_s = None if within is None else parse_duration(within)
-    console = Console(soft_wrap=not sys.stdout.isatty())  # a log keeps one line a point
     target = (out or results() / config.name).expanduser().resolve()
     if dry_run:
         plans = plan_sweep(config, chosen)
@@ -127,14 +126,26 @@ def run(
         for sentence in ahead:
             print(f"# {visible(sentence)}")
         return
+    outcome = measure(config, target, skip_refused, chosen, within_s)
+    print_outcome(outcome, config, target)
+    raise typer.Exit(1 if outcome.failures or outcome.pending else 0)
+
+
+def measure(
+    config: SweepConfig,
+    target: Path,
+    skip_refused: bool,
+    blocks: frozenset[int] | None = None,
+    within_s: float | None = None,
+) -> Outcome:
+    """Run the sweep before the person's eyes; Ctrl-C ends with what is kept."""
+    console = Console(soft_wrap=not sys.stdout.isatty())  # a log keeps one line a point
     try:
         with SweepProgress(console) as view:
-            outcome = run_sweep(config, target, view, skip_refused, chosen, within_s)
+            return run_sweep(config, target, view, skip_refused, blocks, within_s)
     except KeyboardInterrupt:
         print(visible(points.kept_sentence(target)), flush=True)
         raise
-    print_outcome(outcome, config, target)
-    raise typer.Exit(1 if outcome.failures or outcome.pending else 0)
 
 
 @app.command()
@@ -186,8 +197,7 @@ def choose(
         print_estimate(config, plans, target, within_s)
         return
     left_s = within_s - REPORT_S - (time.monotonic() - began_s)
-    with SweepProgress(Console(soft_wrap=True)) as view:
-        outcome = run_sweep(config, target, view, skip_refused=True, within_s=left_s)
+    outcome = measure(config, target, skip_refused=True, within_s=left_s)
     print_outcome(outcome, config, target)
     if not outcome.complete and not outcome.skipped:
         raise typer.Exit(1)
