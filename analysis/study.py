@@ -31,7 +31,7 @@ from analysis.quality.standings import (
     verification_files,
 )
 from analysis.runs import boundary
-from analysis.runs.identity import Candidate, Place, places
+from analysis.runs.identity import Candidate, Scenario, scenarios
 from analysis.runs.labels import Labels, labels
 from analysis.runs.run import Run, read_runs, some_readable
 from analysis.runs.unmeasured import LeftOut, left_out, without_a_point
@@ -59,7 +59,7 @@ class Study:
     verifications: list[Verification]
     heat_maps: list[HeatMap]
     standings: Standings
-    eligible: dict[tuple[Place, Candidate], Eligible]
+    eligible: dict[tuple[Scenario, Candidate], Eligible]
     unmeasured: list[LeftOut]
     labels: Labels
     objective: Objective  # what was asked for, else the default
@@ -99,7 +99,7 @@ def study(
     chosen = objective(asked) if asked else DEFAULT
     runs, unreadable = read_runs(root)
     some_readable(root, runs, unreadable)
-    points, named = placed(analyse_all(runs, progress), across_executions)
+    points, named = in_scenarios(analyse_all(runs, progress), across_executions)
     told = {point.path for point in points if point.answers_stand}
     answering = [run for run in runs if str(run.path) in told]
     judged = gates(answering, named.candidates)
@@ -137,9 +137,9 @@ def study(
     )
 
 
-def placed(points: Sequence[Point], across: bool) -> tuple[list[Point], Labels]:
-    """The points at their places beside each other, under labels that tell them apart."""
-    where = places({point.run_id: point.identity for point in points}, across)
+def in_scenarios(points: Sequence[Point], across: bool) -> tuple[list[Point], Labels]:
+    """The points at their scenarios beside each other, under labels that tell them apart."""
+    where = scenarios({point.run_id: point.identity for point in points}, across)
     current = [point for point in points if point.status != "superseded"]
     named = labels(
         [point.candidate for point in current],
@@ -150,7 +150,7 @@ def placed(points: Sequence[Point], across: bool) -> tuple[list[Point], Labels]:
     return [
         replace(
             point,
-            place=where[point.run_id],
+            scenario=where[point.run_id],
             backend=named.candidates.get(point.candidate, point.backend),
             task=named.tasks.get(where[point.run_id], point.task),
             load=named.loads.get(where[point.run_id], point.load),
@@ -258,6 +258,6 @@ def _fixed_share(point: Point, crossed: list[Crossing]) -> float | None:
     for crossing in crossed:
         fits = crossing.found.fits
         linear = crossing.objective is TPOT and crossing.form == "linear"
-        if linear and point.place in crossing.places and point.backend in fits:
+        if linear and point.scenario in crossing.scenarios and point.backend in fits:
             return fixed_shares(fits[point.backend], point.context_tokens)
     return None

@@ -20,20 +20,20 @@ from analysis.point.steady_window import Window
 from analysis.point.throughput import Throughput
 from analysis.quality.gate import Gate
 from analysis.report.sentences import headline, summary_sentences
-from analysis.runs.identity import Place
+from analysis.runs.identity import Scenario
 from analysis.study import Study
 from greenbench import SCHEMA_VERSION
 from greenbench.contract.run_dir import write_atomic
 
 
-def _place_json(whole: Study, place: Place) -> dict[str, Any]:
+def _scenario_json(whole: Study, scenario: Scenario) -> dict[str, Any]:
     return {
-        "model": place.model,
-        "task": whole.labels.tasks.get(place, place.workload.task),
-        "context_tokens": place.context_tokens,
-        "load": whole.labels.loads.get(place, ""),
-        "device": place.device.words,
-        "execution": place.execution,
+        "model": scenario.model,
+        "task": whole.labels.tasks.get(scenario, scenario.workload.task),
+        "context_tokens": scenario.context_tokens,
+        "load": whole.labels.loads.get(scenario, ""),
+        "device": scenario.device.words,
+        "execution": scenario.execution,
     }
 
 
@@ -158,7 +158,7 @@ def _energy_json(found: PointEnergy) -> dict[str, Any]:
 
 def _difference_json(whole: Study, difference: Difference) -> dict[str, Any]:
     return {
-        **_place_json(whole, difference.place),
+        **_scenario_json(whole, difference.scenario),
         "objective": difference.objective.name,
         "a": difference.a,
         "b": difference.b,
@@ -181,7 +181,7 @@ def _finite(value: Any) -> Any:
 
 def _decision_json(whole: Study, decision: Decision) -> dict[str, Any]:
     return {
-        **_place_json(whole, decision.place),
+        **_scenario_json(whole, decision.scenario),
         "objective": decision.objective.name,
         "outcome": decision.outcome,
         "winner": decision.winner,
@@ -236,7 +236,7 @@ def summary(whole: Study) -> dict[str, Any]:
         "points": [_point_json(point) for point in whole.points],
         "cells": [
             {
-                **_place_json(whole, cell.place),
+                **_scenario_json(whole, cell.scenario),
                 "weights": cell.weights,
                 "backend": cell.backend,
                 "run_ids": [point.run_id for point in cell.starts],
@@ -264,8 +264,8 @@ def summary(whole: Study) -> dict[str, Any]:
             for who, standing in by_candidate.items()
         ],
         "eligible": [
-            {**_place_json(whole, place), "backend": label, **asdict(each)}
-            for (place, candidate), each in whole.eligible.items()
+            {**_scenario_json(whole, scenario), "backend": label, **asdict(each)}
+            for (scenario, candidate), each in whole.eligible.items()
             if (label := whole.labels.candidates.get(candidate)) is not None
         ],
         "left_out": [asdict(server) for server in whole.unmeasured],

@@ -13,14 +13,14 @@ import numpy as np
 from analysis.objectives import Objective
 from analysis.point.latency import Latencies, latencies, pooled, without_tail
 from analysis.point.point import Point
-from analysis.runs.identity import Candidate, Place
+from analysis.runs.identity import Candidate, Scenario
 
 
 @dataclass(frozen=True)
 class Cell:
-    """``starts`` are the usable points of ``candidate`` at ``place``; ``points`` all of them."""
+    """``starts`` are the usable points of ``candidate`` at ``scenario``; ``points`` all of them."""
 
-    place: Place
+    scenario: Scenario
     candidate: Candidate
     backend: str  # labels of candidate, task and load
     task: str
@@ -30,7 +30,7 @@ class Cell:
 
     @property
     def model(self) -> str:
-        return self.place.model
+        return self.scenario.model
 
     @property
     def weights(self) -> str:
@@ -38,7 +38,7 @@ class Cell:
 
     @property
     def context_tokens(self) -> int:
-        return self.place.context_tokens
+        return self.scenario.context_tokens
 
     @property
     def starts(self) -> list[Point]:
@@ -73,26 +73,33 @@ class Cell:
 
 def cells(points: Iterable[Point]) -> list[Cell]:
     """Cells in the order of the tables: model, task, load, context, backend."""
-    groups: dict[tuple[Place, Candidate], list[Point]] = {}
+    groups: dict[tuple[Scenario, Candidate], list[Point]] = {}
     for point in points:
         if point.status != "superseded":
-            groups.setdefault((point.place, point.candidate), []).append(point)
+            groups.setdefault((point.scenario, point.candidate), []).append(point)
     return sorted(
         map(_cell, groups.values()),
-        key=lambda c: (c.model, c.task, load_order(c.place), c.load, c.context_tokens, c.backend),
+        key=lambda c: (
+            c.model,
+            c.task,
+            load_order(c.scenario),
+            c.load,
+            c.context_tokens,
+            c.backend,
+        ),
     )
 
 
-def load_order(place: Place) -> tuple[int, float]:
+def load_order(scenario: Scenario) -> tuple[int, float]:
     """Closed loads by users, then open loads by rate."""
-    load = place.workload.load
+    load = scenario.workload.load
     return (0 if load.users else 1, float(load.users or load.rate_per_s or 0))
 
 
 def _cell(members: list[Point]) -> Cell:
     first = members[0]
     return Cell(
-        place=first.place,
+        scenario=first.scenario,
         candidate=first.candidate,
         backend=first.backend,
         task=first.task,

@@ -16,14 +16,14 @@ from analysis.compare.crossover_fit import MIN_STARTS, Crossover, Curve, crossov
 from analysis.compare.differences import Difference, Pairs, by_pair
 from analysis.objectives import OBJECTIVES, Form, Objective
 from analysis.point.latency import RequestLatency
-from analysis.runs.identity import Block, Place
+from analysis.runs.identity import Block, Scenario
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """The crossover of two candidates by one objective over the contexts of one family of places."""
+    """The crossover of two candidates by one objective over the contexts of one family of scenarios."""
 
-    places: tuple[Place, ...]  # by context, ascending
+    scenarios: tuple[Scenario, ...]  # by context, ascending
     task: str
     load: str
     objective: Objective
@@ -36,19 +36,19 @@ class Crossing:
 
     @property
     def model(self) -> str:
-        return self.places[0].model
+        return self.scenarios[0].model
 
     @property
     def contexts(self) -> list[int]:
-        return [place.context_tokens for place in self.places]
+        return [scenario.context_tokens for scenario in self.scenarios]
 
 
 def crossings(cells: Sequence[Cell], found: Sequence[Difference]) -> list[Crossing]:
     """Each pair × objective × (task, load) that shares at least two contexts."""
-    groups: dict[Place, list[Cell]] = {}
+    groups: dict[Scenario, list[Cell]] = {}
     for cell in cells:
         if cell.starts:
-            groups.setdefault(cell.place.family, []).append(cell)
+            groups.setdefault(cell.scenario.family, []).append(cell)
     pairs = by_pair(found)
     crossed: list[Crossing] = []
     for members in groups.values():
@@ -65,7 +65,7 @@ def crossings(cells: Sequence[Cell], found: Sequence[Difference]) -> list[Crossi
 
 def _form(objective: Objective, cell: Cell) -> Form | None:
     """Of a load shared by several users another one, where prefills of others stand between two tokens."""
-    shared = (cell.place.workload.load.users or 2) > 1
+    shared = (cell.scenario.workload.load.users or 2) > 1
     return (objective.shared_form if shared else None) or objective.form
 
 
@@ -83,11 +83,11 @@ def _crossing(
     curves = _curves(own, names, shared, objective)
     if curves is None:
         return None
-    places = tuple(own[names[0]][context].place for context in shared)
+    scenarios = tuple(own[names[0]][context].scenario for context in shared)
     fitted = crossover(names, curves, form)
-    held = [pairs.get((place, objective, *names)) for place in places]
+    held = [pairs.get((scenario, objective, *names)) for scenario in scenarios]
     return Crossing(
-        places=places,
+        scenarios=scenarios,
         task=members[0].task,
         load=members[0].load,
         objective=objective,

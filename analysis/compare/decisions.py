@@ -1,4 +1,4 @@
-"""The decision table: per place and objective the candidate to take, or why there is none.
+"""The decision table: per scenario and objective the candidate to take, or why there is none.
 
 It reads the differences and nothing else: who wins, by how much and how surely is theirs to say.
 """
@@ -13,14 +13,14 @@ from analysis.compare.differences import Difference, Pairs, by_pair
 from analysis.objectives import OBJECTIVES, Objective
 from analysis.point.point import Point
 from analysis.quality.standings import FAILING, HALF_FAILED, Standing, Standings
-from analysis.runs.identity import Candidate, Place
+from analysis.runs.identity import Candidate, Scenario
 
 Outcome = Literal["winner", "no clear winner", "indicative", "not comparable", "alone"]
 
 
 @dataclass(frozen=True)
 class Eligible:
-    """Whether a candidate may win at a place, and what must be said beside its name."""
+    """Whether a candidate may win at a scenario, and what must be said beside its name."""
 
     may_win: bool
     why_not: str | None = None
@@ -30,7 +30,7 @@ class Eligible:
 
 @dataclass(frozen=True)
 class Contender:
-    """A candidate with a value at a place. ``value``: mean over its starts, as in the numbers table."""
+    """A candidate with a value at a scenario. ``value``: mean over its starts, as in the numbers table."""
 
     label: str
     value: float
@@ -46,7 +46,7 @@ class Decision:
     some two of them were compared by more than one pair of starts.
     """
 
-    place: Place
+    scenario: Scenario
     objective: Objective
     outcome: Outcome
     front: tuple[str, ...]
@@ -79,28 +79,28 @@ class Decision:
 def decisions(
     points: Sequence[Point],
     found: Sequence[Difference],
-    eligible: Mapping[tuple[Place, Candidate], Eligible],
+    eligible: Mapping[tuple[Scenario, Candidate], Eligible],
 ) -> list[Decision]:
-    """One per place × objective that at least one candidate has a value for."""
+    """One per scenario × objective that at least one candidate has a value for."""
     pairs = by_pair(found)
-    by_place: dict[Place, list[Point]] = {}
+    by_scenario: dict[Scenario, list[Point]] = {}
     for point in points:
         if point.usable:
-            by_place.setdefault(point.place, []).append(point)
+            by_scenario.setdefault(point.scenario, []).append(point)
     made: list[Decision] = []
-    for place, here in by_place.items():
+    for scenario, here in by_scenario.items():
         for objective in OBJECTIVES:
-            contenders = _contenders(place, objective, here, eligible)
+            contenders = _contenders(scenario, objective, here, eligible)
             if contenders:
-                made.append(_decide(place, objective, contenders, pairs))
+                made.append(_decide(scenario, objective, contenders, pairs))
     return made
 
 
 def _contenders(
-    place: Place,
+    scenario: Scenario,
     objective: Objective,
     here: Sequence[Point],
-    eligible: Mapping[tuple[Place, Candidate], Eligible],
+    eligible: Mapping[tuple[Scenario, Candidate], Eligible],
 ) -> list[Contender]:
     values: dict[Candidate, list[float]] = {}
     names = {point.candidate: point.backend for point in here}
@@ -113,7 +113,7 @@ def _contenders(
             label=names[candidate],
             value=float(np.mean(each)),
             starts=len(each),
-            eligible=eligible.get((place, candidate), Eligible(True)),
+            eligible=eligible.get((scenario, candidate), Eligible(True)),
         )
         for candidate, each in values.items()
     ]
@@ -122,7 +122,7 @@ def _contenders(
 
 
 def _decide(
-    place: Place,
+    scenario: Scenario,
     objective: Objective,
     contenders: Sequence[Contender],
     pairs: Pairs,
@@ -130,13 +130,13 @@ def _decide(
     able = [each.label for each in contenders if each.eligible.may_win]
 
     def against(label: str) -> list[Difference]:
-        return [pairs[place, objective, label, rival] for rival in able if rival != label]
+        return [pairs[scenario, objective, label, rival] for rival in able if rival != label]
 
     tested = any(each.tested for label in able for each in against(label))
 
     def decided(outcome: Outcome, front: Sequence[str]) -> Decision:
         said = tuple(against(front[0])) if front else ()
-        return Decision(place, objective, outcome, tuple(front), tuple(contenders), tested, said)
+        return Decision(scenario, objective, outcome, tuple(front), tuple(contenders), tested, said)
 
     if len(able) < 2:
         return decided("alone", able)
@@ -161,19 +161,21 @@ def _ahead(difference: Difference) -> bool:
     return gain is None or gain > 1 + difference.objective.margin
 
 
-def eligible(points: Sequence[Point], found: Standings) -> dict[tuple[Place, Candidate], Eligible]:
+def eligible(
+    points: Sequence[Point], found: Standings
+) -> dict[tuple[Scenario, Candidate], Eligible]:
     """Who may win where, by the standing of its answers at that length, its failed requests and its proof."""
-    groups: dict[tuple[Place, Candidate], list[Point]] = {}
+    groups: dict[tuple[Scenario, Candidate], list[Point]] = {}
     for point in points:
         if point.status not in ("superseded", "interrupted"):
-            groups.setdefault((point.place, point.candidate), []).append(point)
-    out: dict[tuple[Place, Candidate], Eligible] = {}
-    for (place, candidate), members in groups.items():
+            groups.setdefault((point.scenario, point.candidate), []).append(point)
+    out: dict[tuple[Scenario, Candidate], Eligible] = {}
+    for (scenario, candidate), members in groups.items():
         failed = [point.failures for point in members]
         lost, asked = sum(n for n, _ in failed), sum(n for _, n in failed)
-        standings = found.get((candidate.model, place.context_tokens), {})
+        standings = found.get((candidate.model, scenario.context_tokens), {})
         rivals = {standing.kind for other, standing in standings.items() if other != candidate}
-        out[place, candidate] = _may_win(
+        out[scenario, candidate] = _may_win(
             standings.get(candidate),
             lost / asked if asked else 0.0,
             any(point.proof != "proven" for point in members),

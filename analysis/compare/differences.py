@@ -17,7 +17,7 @@ import numpy as np
 
 from analysis.objectives import FALLBACK, OBJECTIVES, Objective
 from analysis.point.point import Point
-from analysis.runs.identity import Block, Candidate, Place
+from analysis.runs.identity import Block, Candidate, Scenario
 from analysis.statistics import student_t as t
 from analysis.statistics.ratios import (
     LEVEL,
@@ -40,7 +40,7 @@ Values = dict[Block, float]  # one a block: two arms of one candidate in a block
 
 @dataclass(frozen=True)
 class Floor:
-    """Noise between two arms of one candidate at one place: ``sd`` of A/A log-ratios about zero."""
+    """Noise between two arms of one candidate at one scenario: ``sd`` of A/A log-ratios about zero."""
 
     sd: float
     pairs: int
@@ -52,13 +52,13 @@ class Floor:
 
 @dataclass(frozen=True)
 class Difference:
-    """``a`` against ``b`` at one place by one objective; ``verdict`` speaks of ``a``.
+    """``a`` against ``b`` at one scenario by one objective; ``verdict`` speaks of ``a``.
 
     ``a`` and ``b`` are labels, ``of`` their candidates. ``values``: geometric means over the blocks that were
     compared (arithmetic where one is 0). ``adjusted``: p after the correction over the whole report.
     """
 
-    place: Place
+    scenario: Scenario
     objective: Objective
     a: str
     b: str
@@ -109,48 +109,48 @@ class Difference:
         return 1 / self.ratio.high, 1 / self.ratio.low
 
 
-Headlines = Mapping[Place, Objective]  # by family of places
+Headlines = Mapping[Scenario, Objective]  # by family of scenarios
 
 
 def headlines(points: Iterable[Point], chosen: Objective, asked: bool) -> Headlines:
-    """What the headline goes by in each family of places.
+    """What the headline goes by in each family of scenarios.
 
-    ``chosen`` where a person asked for it or where some two candidates at one place have a value of it, else
-    FALLBACK.
+    ``chosen`` where a person asked for it or where some two candidates at one scenario have a value of it,
+    else FALLBACK.
     """
     usable = [point for point in points if point.usable]
-    holders: dict[Place, set[Candidate]] = {}
+    holders: dict[Scenario, set[Candidate]] = {}
     for point in usable:
         if chosen.value(point) is not None:
-            holders.setdefault(point.place, set()).add(point.candidate)
-    compared = {place.family for place, candidates in holders.items() if len(candidates) > 1}
+            holders.setdefault(point.scenario, set()).add(point.candidate)
+    compared = {scenario.family for scenario, candidates in holders.items() if len(candidates) > 1}
     return {
         family: chosen if asked or family in compared else FALLBACK
-        for family in dict.fromkeys(point.place.family for point in usable)
+        for family in dict.fromkeys(point.scenario.family for point in usable)
     }
 
 
 def differences(points: Sequence[Point], by: Headlines) -> list[Difference]:
-    """Every pair of candidates at every place by every objective, in the order of OBJECTIVES.
+    """Every pair of candidates at every scenario by every objective, in the order of OBJECTIVES.
 
     ``by``: the objectives of the headline; their comparisons have the larger part of the error rate.
     """
     made: list[Difference] = []
-    by_place: dict[Place, list[Point]] = {}
+    by_scenario: dict[Scenario, list[Point]] = {}
     for point in points:
         if point.usable:
-            by_place.setdefault(point.place, []).append(point)
+            by_scenario.setdefault(point.scenario, []).append(point)
     for objective in OBJECTIVES:
-        for place, here in by_place.items():
+        for scenario, here in by_scenario.items():
             floor = noise_floor(here, objective)
             sides = sorted(_sides(here, objective), key=lambda side: side.label)
-            made += [_compare(place, objective, a, b, floor) for a, b in combinations(sides, 2)]
+            made += [_compare(scenario, objective, a, b, floor) for a, b in combinations(sides, 2)]
     return _with_verdicts(made, by)
 
 
 @dataclass(frozen=True)
 class _Side:
-    """One candidate at one place by one objective. ``edge``: error that all its starts share, a log-ratio."""
+    """One candidate at one scenario by one objective. ``edge``: what its starts share, a log-ratio."""
 
     candidate: Candidate
     label: str
@@ -197,7 +197,7 @@ def _edges(points: Iterable[Point], objective: Objective) -> dict[Candidate, flo
 
 
 def _compare(
-    place: Place, objective: Objective, a: _Side, b: _Side, floor: Floor | None
+    scenario: Scenario, objective: Objective, a: _Side, b: _Side, floor: Floor | None
 ) -> Difference:
     shared = sorted(a.values.keys() & b.values.keys())
     devices = {k.device for k in a.values} & {k.device for k in b.values}
@@ -221,7 +221,7 @@ def _compare(
         ratio = unpaired_ratio(np.log(of_a).tolist(), np.log(of_b).tolist(), edge)
     verdict, reason = _untested(ratio, bool(shared), bool(devices))
     return Difference(
-        place=place,
+        scenario=scenario,
         objective=objective,
         a=a.label,
         b=b.label,
@@ -249,7 +249,7 @@ def _untested(ratio: Ratio, paired: bool, one_device: bool) -> tuple[Verdict, st
 
 
 def noise_floor(points: Iterable[Point], objective: Objective) -> Floor | None:
-    """From pairs of arms of one candidate in one block (A/A) at one place; None without at least two pairs.
+    """From two pairs or more of arms of one candidate in one block (A/A) at one scenario, else None.
 
     Successive starts are no such pair: they carry the drift between blocks, which pairing takes away.
     """
@@ -275,7 +275,7 @@ def _with_verdicts(found: list[Difference], by: Headlines) -> list[Difference]:
     have the rest, and all of it where every one of the headline's is claimed.
     """
     tested = [i for i, d in enumerate(found) if d.ratio.p is not None]
-    first = [i for i in tested if found[i].objective is by[found[i].place.family]]
+    first = [i for i in tested if found[i].objective is by[found[i].scenario.family]]
     others = sorted(set(tested) - set(first))
     adjusted: dict[int, float] = {}
     share = HEADLINE if others else 1.0
@@ -355,13 +355,13 @@ def _within(ratio: Ratio, margin: float) -> bool:
     return abs(math.log(ratio.ratio)) + half < math.log1p(margin)
 
 
-Pairs = Mapping[tuple[Place, Objective, str, str], Difference]
+Pairs = Mapping[tuple[Scenario, Objective, str, str], Difference]
 
 
 def by_pair(found: Iterable[Difference]) -> Pairs:
-    """(place, objective, a, b) → the difference said of a; each pair stands both ways round."""
-    out: dict[tuple[Place, Objective, str, str], Difference] = {}
+    """(scenario, objective, a, b) → the difference said of a; each pair stands both ways round."""
+    out: dict[tuple[Scenario, Objective, str, str], Difference] = {}
     for each in found:
-        out[each.place, each.objective, each.a, each.b] = each
-        out[each.place, each.objective, each.b, each.a] = each.turned
+        out[each.scenario, each.objective, each.a, each.b] = each
+        out[each.scenario, each.objective, each.b, each.a] = each.turned
     return out

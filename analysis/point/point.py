@@ -29,7 +29,7 @@ from analysis.point.throughput import Rates, Throughput, point_rates, throughput
 from analysis.runs.activity import Series, activity
 from analysis.runs.boundary import of_one_run
 from analysis.runs.fault import Fault
-from analysis.runs.identity import Block, Candidate, Identity, Place
+from analysis.runs.identity import Block, Candidate, Identity, Scenario
 from analysis.runs.labels import labels
 from analysis.runs.run import Run
 from analysis.runs.scrapes import kv_usage_series
@@ -67,10 +67,10 @@ class Point:
     reasons: list[str]
     notes: list[str]
     identity: Identity
-    place: Place  # where it is compared; beside other points see identity.places
+    scenario: Scenario  # where it is compared; beside other points see identity.scenarios
     backend: str  # the candidate's label, see analysis.runs.labels
     task: str  # label, with the parameters that tell it from others
-    load: str  # label, with whatever else tells its place from others
+    load: str  # label, with whatever else tells its scenario from others
     observed_backend: str | None
     proof: str
     server_id: str
@@ -220,7 +220,7 @@ def _status(run: Run, codes: list[str]) -> PointStatus:
 def _bare(run: Run, status: PointStatus, reasons: list[str], notes: list[str]) -> Point:
     """What ran, without a figure."""
     manifest, known = run.manifest, run.identity
-    named = labels([known.candidate], [known.place])
+    named = labels([known.candidate], [known.scenario])
     finished = manifest.status != "running"
     return Point(
         run_id=manifest.run_id,
@@ -229,10 +229,10 @@ def _bare(run: Run, status: PointStatus, reasons: list[str], notes: list[str]) -
         reasons=reasons,
         notes=notes,
         identity=known,
-        place=known.place,
+        scenario=known.scenario,
         backend=named.candidates[known.candidate],
-        task=named.tasks[known.place],
-        load=named.loads[known.place],
+        task=named.tasks[known.scenario],
+        load=named.loads[known.scenario],
         observed_backend=manifest.server.observed_backend,
         proof=manifest.server.proof,
         server_id=manifest.server.server_id,

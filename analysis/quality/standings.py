@@ -22,8 +22,8 @@ from greenbench.contract.forms import VerifyFile
 from greenbench.contract.run_dir import read_json
 
 StandingKind = Literal["proven", "undecided", "disqualified", "reference"]
-Place = tuple[str, int]  # model, context
-HALF_FAILED = 0.5  # of its requests at a place: then it may not win there
+AtLength = tuple[str, int]  # model, context
+HALF_FAILED = 0.5  # of its requests of a length: then it may not win there
 FAILING = (
     MARGIN  # share of its requests: a failed one has no answer, so no more may fail than be lost
 )
@@ -73,7 +73,7 @@ class Standing:
     doubted: bool = False
 
 
-Standings = dict[Place, dict[Candidate, Standing]]
+Standings = dict[AtLength, dict[Candidate, Standing]]
 
 
 def verification_files(root: Path) -> list[Path]:
@@ -113,44 +113,44 @@ def standings(
     told = {p.path for p in points if p.answers_stand}
     finished = {p.path for p in points if p.status not in ("superseded", "interrupted")}
     graded = _graded([run for run in runs if str(run.path) in told])
-    groups: dict[Place, dict[Candidate, list[Run]]] = {}
+    groups: dict[AtLength, dict[Candidate, list[Run]]] = {}
     for run in runs:
         if str(run.path) in finished:
-            place = run.point.model.name, run.point.context_tokens
-            groups.setdefault(place, {}).setdefault(run.identity.candidate, []).append(run)
+            where = run.point.model.name, run.point.context_tokens
+            groups.setdefault(where, {}).setdefault(run.identity.candidate, []).append(run)
     return {
-        place: {
-            who: _standing(place, who, own, found, checked, graded.get((place, who), []))
+        where: {
+            who: _standing(where, who, own, found, checked, graded.get((where, who), []))
             for who, own in by_candidate.items()
         }
-        for place, by_candidate in groups.items()
+        for where, by_candidate in groups.items()
     }
 
 
-def _graded(runs: Sequence[Run]) -> dict[tuple[Place, Candidate], list[Answered]]:
-    out: dict[tuple[Place, Candidate], list[Answered]] = {}
+def _graded(runs: Sequence[Run]) -> dict[tuple[AtLength, Candidate], list[Answered]]:
+    out: dict[tuple[AtLength, Candidate], list[Answered]] = {}
     for question, by_candidate in answered(runs).items():
         for who, told in by_candidate.items():
-            place = question.model, question.context_tokens
-            out.setdefault((place, who), []).append(told)
+            where = question.model, question.context_tokens
+            out.setdefault((where, who), []).append(told)
     return out
 
 
 def _standing(
-    place: Place,
+    where: AtLength,
     who: Candidate,
     runs: Sequence[Run],
     found: Sequence[Gate],
     checked: Sequence[Verification],
     graded: Sequence[Answered],
 ) -> Standing:
-    here = [g for g in found if (g.model, g.context_tokens) == place]
+    here = [g for g in found if (g.model, g.context_tokens) == where]
     own = [g for g in here if g.candidate == who]
     evidence = _evidence(own, runs)
     failed = [
         v
         for v in checked
-        if (v.model, v.backend, v.verdict) == (place[0], who.backend_label, "fail")
+        if (v.model, v.backend, v.verdict) == (where[0], who.backend_label, "fail")
     ]
     if failed:
         because = f" ({failed[0].reasons[0]})" if failed[0].reasons else ""

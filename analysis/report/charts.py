@@ -12,7 +12,7 @@ from analysis.report import plots
 from analysis.report.figures import Figures
 from analysis.report.sentences import lengths_without_a_chance
 from analysis.report.tables import by_task
-from analysis.runs.identity import Place
+from analysis.runs.identity import Scenario
 from analysis.study import Study
 
 
@@ -28,9 +28,9 @@ class ChartGroup:
 
 def charts(cells: list[Cell], look: plots.Look, figures: Figures) -> list[ChartGroup]:
     """Per task and load: every objective that has a chart against context length."""
-    groups: dict[Place, list[Cell]] = {}
+    groups: dict[Scenario, list[Cell]] = {}
     for cell in cells:
-        groups.setdefault(cell.place.family, []).append(cell)
+        groups.setdefault(cell.scenario.family, []).append(cell)
     found: list[ChartGroup] = []
     for rows in groups.values():
         drawn = [plots.against_context(rows, each, look) for each in shown("chart")]
@@ -106,7 +106,9 @@ def crossing_rows(whole: Study, look: plots.Look, figures: Figures) -> list[Cros
             figure=figures.add(plots.crossover_figure(crossing, look))
             if crossing.found.bands
             else None,
-            may_not_win=lengths_without_a_chance(whole, crossing.places, (crossing.a, crossing.b)),
+            may_not_win=lengths_without_a_chance(
+                whole, crossing.scenarios, (crossing.a, crossing.b)
+            ),
             answered=crossing.found.verdict in ANSWERS,
             output_tokens=crossing.output_tokens if crossing.objective is E2E else None,
         )

@@ -12,7 +12,7 @@ from analysis.compare.cells import Cell
 from analysis.compare.crossovers import Crossing
 from analysis.objectives import Objective
 from analysis.quality.gate import Gate
-from analysis.runs.identity import Candidate, DeviceKind, Place
+from analysis.runs.identity import Candidate, DeviceKind, Scenario
 
 # read on light and on dark ground; markers differ too, so colour is never the only sign
 COLOURS = ("#3d85c6", "#e07b39", "#38a169", "#a56cc1", "#d64550", "#17a2b8", "#a3801f", "#7f8c8d")
@@ -250,8 +250,8 @@ class ParetoSpot:
     @property
     def ranking(self) -> tuple[int, str | None, DeviceKind]:
         """Work at two lengths is not the same work, so spots of different lengths do not beat each other."""
-        place = self.cell.place
-        return place.context_tokens, place.execution, place.device
+        scenario = self.cell.scenario
+        return scenario.context_tokens, scenario.execution, scenario.device
 
 
 def pareto_figure(
@@ -259,7 +259,7 @@ def pareto_figure(
     x: Objective,
     y: Objective,
     look: Look,
-    unable: Set[tuple[Place, Candidate]],
+    unable: Set[tuple[Scenario, Candidate]],
 ) -> go.Figure | None:
     """Points of (x lower is better, y higher is better), one front a context length, execution and device.
 
@@ -282,13 +282,13 @@ def pareto_figure(
 
 
 def _pareto_spots(
-    cells: Sequence[Cell], x: Objective, y: Objective, unable: Set[tuple[Place, Candidate]]
+    cells: Sequence[Cell], x: Objective, y: Objective, unable: Set[tuple[Scenario, Candidate]]
 ) -> list[ParetoSpot]:
     spots: list[ParetoSpot] = []
     for cell in cells:
         across, up = _spot(cell, x), _spot(cell, y)
         if across is not None and up is not None:
-            able = (cell.place, cell.candidate) not in unable
+            able = (cell.scenario, cell.candidate) not in unable
             spots.append(ParetoSpot(cell, across.value, up.value, able))
     return spots
 

@@ -14,7 +14,7 @@ from analysis.objectives import OBJECTIVES, SPEED, Objective, shown
 from analysis.point.point import Point
 from analysis.report.energy_section import estimate_w
 from analysis.report.formats import count, factor, percent, seconds, significant
-from analysis.runs.identity import Place
+from analysis.runs.identity import Scenario
 from analysis.study import Study
 
 MOST = 6  # sentences of one kind
@@ -110,20 +110,20 @@ def _headline_groups(whole: Study) -> list[Group]:
     return _groups(whole, whole.headlines)
 
 
-def _groups(whole: Study, by: Mapping[Place, Objective]) -> list[Group]:
-    """One a task and load in which an objective is given (by family of places) and has decisions."""
-    families: dict[Place, list[Decision]] = {}
+def _groups(whole: Study, by: Mapping[Scenario, Objective]) -> list[Group]:
+    """One a task and load in which an objective is given (by family of scenarios) and has decisions."""
+    families: dict[Scenario, list[Decision]] = {}
     for decision in whole.decisions:
-        if by.get(decision.place.family) is decision.objective:
-            families.setdefault(decision.place.family, []).append(decision)
+        if by.get(decision.scenario.family) is decision.objective:
+            families.setdefault(decision.scenario.family, []).append(decision)
     groups: list[Group] = []
     for family, members in families.items():
-        members.sort(key=lambda d: d.place.context_tokens)
-        first, named = members[0].place, whole.labels
+        members.sort(key=lambda d: d.scenario.context_tokens)
+        first, named = members[0].scenario, whole.labels
         groups.append(
             Group(by[family], named.tasks[first], named.loads[first], first.model, tuple(members))
         )
-    return sorted(groups, key=lambda g: (g.task, load_order(g.decisions[0].place), g.load))
+    return sorted(groups, key=lambda g: (g.task, load_order(g.decisions[0].scenario), g.load))
 
 
 def _title(groups: Sequence[Group]) -> str:
@@ -154,7 +154,7 @@ def _span(whole: Study, span: Sequence[Decision]) -> str:
     peaked = any(_peaked(whole, each) for each in last.against)
     ahead = _ahead_words(last) if len(span) == 1 else _by(last)
     by = "its times have two peaks, so no ratio is given" if peaked else ahead
-    at = _lengths([d.place.context_tokens for d in span])
+    at = _lengths([d.scenario.context_tokens for d in span])
     if last.outcome == "winner":
         return f"**take {_marked(last, last.front[0])} {at}** ({by})"
     if last.outcome == "indicative":
@@ -184,7 +184,7 @@ def _marked(decision: Decision, label: str) -> str:
 
 
 def _by(decision: Decision) -> str:
-    return f"{_ahead_words(decision)} at {count(decision.place.context_tokens)} tokens"
+    return f"{_ahead_words(decision)} at {count(decision.scenario.context_tokens)} tokens"
 
 
 def _ahead_words(decision: Decision) -> str:
@@ -227,12 +227,12 @@ def _costs(whole: Study) -> list[str]:
             rivals = {c.label for c in decision.contenders if c.eligible.may_win}
             worse = [
                 each
-                for each in _at(whole, decision.place, winner)
+                for each in _at(whole, decision.scenario, winner)
                 if each.verdict == "worse" and each.b in rivals and not _peaked(whole, each)
             ]
             if worse:
                 told = ", ".join(map(_cost_words, worse[: MOST_RIVALS + 1]))
-                where = f"{_where(group)}, {count(decision.place.context_tokens)} tokens"
+                where = f"{_where(group)}, {count(decision.scenario.context_tokens)} tokens"
                 said.append(f"What `{winner}` costs ({where}): {told}.")
     return said[:MOST]
 
@@ -246,18 +246,18 @@ def _cost_words(difference: Difference) -> str:
     return f"{factor(1 / gain, turned)} {objective.worse} than `{difference.b}`"
 
 
-def _at(whole: Study, place: Place, label: str) -> list[Difference]:
-    """Differences of one candidate at a place by the objectives that have a column, said of it."""
+def _at(whole: Study, scenario: Scenario, label: str) -> list[Difference]:
+    """Differences of one candidate at a scenario by the objectives that have a column, said of it."""
     return [
         d if d.a == label else d.turned
         for d in whole.differences
-        if d.place == place and label in (d.a, d.b) and "decisions" in d.objective.views
+        if d.scenario == scenario and label in (d.a, d.b) and "decisions" in d.objective.views
     ]
 
 
 def _also(whole: Study) -> list[str]:
     """Winners by other objectives, at the longest context that has one."""
-    families = {decision.place.family for decision in whole.decisions}
+    families = {decision.scenario.family for decision in whole.decisions}
     said: list[str] = []
     for objective in shown("summary"):
         untold = {f: objective for f in families if whole.headlines.get(f) is not objective}
@@ -274,7 +274,7 @@ def _peaked(whole: Study, difference: Difference) -> bool:
     return any(
         difference.objective.measure(point).modes is not None
         for point in whole.usable
-        if point.place == difference.place and point.candidate in difference.of
+        if point.scenario == difference.scenario and point.candidate in difference.of
     )
 
 
@@ -302,7 +302,7 @@ def _two_peaks(whole: Study) -> list[str]:
 def _may_not_win(whole: Study) -> list[str]:
     """Candidates that may not win, or whose answers are undecided, with the lengths and why."""
     groups: dict[tuple[str, str], list[tuple[int, Eligible]]] = {}
-    labels = {(p.place, p.candidate): p.backend for p in whole.points}
+    labels = {(p.scenario, p.candidate): p.backend for p in whole.points}
     for key, eligible in whole.eligible.items():
         label = labels.get(key)
         if label is not None and eligible.mark and eligible.why_not:
@@ -321,12 +321,12 @@ def _may_not_win(whole: Study) -> list[str]:
 def _though(whole: Study, label: str, context: int) -> str:
     """The speed that it would have bought at its longest length, against the best that may win."""
     for decision in whole.decisions:
-        if decision.objective is not SPEED or decision.place.context_tokens != context:
+        if decision.objective is not SPEED or decision.scenario.context_tokens != context:
             continue
         able = next((c.label for c in decision.contenders if c.eligible.may_win), None)
         if able is None or label not in {c.label for c in decision.contenders}:
             continue
-        for each in _at(whole, decision.place, label):
+        for each in _at(whole, decision.scenario, label):
             fast = each.objective is SPEED and each.b == able
             if fast and each.gain is not None and each.verdict in ("better", "indicative"):
                 if each.gain <= 1 + SPEED.margin:
@@ -342,7 +342,7 @@ def _crossings(whole: Study) -> list[str]:
         told = crossing.found.verdict in ("crossover", "none")
         if not told or "decisions" not in crossing.objective.views:
             continue
-        if lengths_without_a_chance(whole, crossing.places, (crossing.a, crossing.b)):
+        if lengths_without_a_chance(whole, crossing.scenarios, (crossing.a, crossing.b)):
             continue
         lead = f"{crossing.objective.title} of {crossing.task} with {crossing.load}"
         said.append(f"{lead}: {crossing.found.sentence}.")
@@ -350,17 +350,17 @@ def _crossings(whole: Study) -> list[str]:
 
 
 def lengths_without_a_chance(
-    whole: Study, places: Iterable[Place], labels: Iterable[str]
+    whole: Study, scenarios: Iterable[Scenario], labels: Iterable[str]
 ) -> dict[str, str]:
-    """Of these candidates, those that may not win at some of these places, with the lengths."""
+    """Of these candidates, those that may not win at some of these scenarios, with the lengths."""
     wanted = set(labels)
     lengths: dict[str, list[str]] = {}
-    for place in places:
+    for scenario in scenarios:
         for point in whole.usable:
-            if point.place != place or point.backend not in wanted:
+            if point.scenario != scenario or point.backend not in wanted:
                 continue
-            eligible = whole.eligible.get((place, point.candidate))
-            length = count(place.context_tokens)
+            eligible = whole.eligible.get((scenario, point.candidate))
+            length = count(scenario.context_tokens)
             if eligible and not eligible.may_win and length not in lengths.get(point.backend, []):
                 lengths.setdefault(point.backend, []).append(length)
     return {label: ", ".join(at) for label, at in lengths.items()}
@@ -370,10 +370,10 @@ def _limits(whole: Study) -> list[str]:
     """What bounds the candidates at the longest context of each task and load, in one short sentence."""
     said: list[str] = []
     for group in _headline_groups(whole):
-        place = group.decisions[-1].place
+        scenario = group.decisions[-1].scenario
         words: dict[str, str] = {}
         for point in whole.usable:
-            if point.place != place or point.run_id not in whole.bottlenecks:
+            if point.scenario != scenario or point.run_id not in whole.bottlenecks:
                 continue
             bottleneck = whole.bottlenecks[point.run_id]
             phases = [
@@ -390,7 +390,7 @@ def _limits(whole: Study) -> list[str]:
             if len(words) > 1 and len(set(words.values())) == 1:
                 told = f"all are {next(iter(words.values()))}"
             said.append(
-                f"Bottleneck ({_where(group)}, {count(place.context_tokens)} tokens): {told}."
+                f"Bottleneck ({_where(group)}, {count(scenario.context_tokens)} tokens): {told}."
             )
     return said[:MOST]
 
@@ -451,7 +451,7 @@ def _scope(whole: Study) -> list[str]:
     backends = sorted({p.candidate.backend_label for p in usable})
     contexts = sorted({p.context_tokens for p in usable})
     models = sorted({p.model for p in usable})
-    devices = list(dict.fromkeys(p.place.device.words for p in usable))
+    devices = list(dict.fromkeys(p.scenario.device.words for p in usable))
     counted = [p for p in whole.points if p.status != "superseded"]
     return [
         f"{_list(f'`{b}`' for b in backends)} on {_list(f'`{m}`' for m in models)}, "
@@ -471,7 +471,7 @@ def _what_differs(whole: Study) -> list[str]:
             if one
             else f"Candidates differ in more than the backend: {words}. A difference may come from these."
         )
-    devices = list(dict.fromkeys(p.place.device.words for p in whole.usable))
+    devices = list(dict.fromkeys(p.scenario.device.words for p in whole.usable))
     if len(devices) > 1:
         told.append(
             f"Measured on different devices ({'; '.join(devices)}): devices are not compared with each other."
@@ -490,13 +490,13 @@ def _what_differs(whole: Study) -> list[str]:
 
 def _not_compared(whole: Study) -> list[str]:
     """Candidates that met no other, where there are others: what they ran was not the same."""
-    met: dict[Place, set[str]] = {}
+    met: dict[Scenario, set[str]] = {}
     for point in whole.usable:
-        met.setdefault(point.place, set()).add(point.backend)
+        met.setdefault(point.scenario, set()).add(point.backend)
     everyone = {label for labels in met.values() for label in labels}
     alone = {
-        (next(iter(labels)), f"{whole.labels.tasks[place]} with {whole.labels.loads[place]}")
-        for place, labels in met.items()
+        (next(iter(labels)), f"{whole.labels.tasks[scenario]} with {whole.labels.loads[scenario]}")
+        for scenario, labels in met.items()
         if len(labels) == 1
     }
     together = {label for labels in met.values() if len(labels) > 1 for label in labels}
@@ -510,21 +510,21 @@ def _not_compared(whole: Study) -> list[str]:
 def _missing_lengths(whole: Study) -> list[str]:
     """Lengths at which a candidate has no usable point though another has."""
     missing: dict[tuple[str, str], list[tuple[int, str]]] = {}
-    rows: dict[Place, dict[str, Cell]] = {}
+    rows: dict[Scenario, dict[str, Cell]] = {}
     for cell in whole.cells:
-        rows.setdefault(cell.place, {})[cell.backend] = cell
-    families: dict[Place, set[str]] = {}
-    for place, cells in rows.items():
-        families.setdefault(place.family, set()).update(cells)
-    for place, cells in rows.items():
+        rows.setdefault(cell.scenario, {})[cell.backend] = cell
+    families: dict[Scenario, set[str]] = {}
+    for scenario, cells in rows.items():
+        families.setdefault(scenario.family, set()).update(cells)
+    for scenario, cells in rows.items():
         if not any(cell.starts for cell in cells.values()):
             continue
-        for label in sorted(families[place.family]):
+        for label in sorted(families[scenario.family]):
             cell = cells.get(label)
             if cell is None or not cell.starts:
                 why = "not measured" if cell is None else _why_unusable(cell)
-                where = f"{whole.labels.tasks[place]} with {whole.labels.loads[place]}"
-                missing.setdefault((label, where), []).append((place.context_tokens, why))
+                where = f"{whole.labels.tasks[scenario]} with {whole.labels.loads[scenario]}"
+                missing.setdefault((label, where), []).append((scenario.context_tokens, why))
     return [
         f"`{label}` has no usable point ({where}): "
         + "; ".join(f"{count(context)} tokens, {why}" for context, why in sorted(held))

@@ -11,7 +11,7 @@ from analysis.objectives import ENERGY, MEMORY, TPOT, Objective, shown
 from analysis.point.point import Point
 from analysis.quality.depth_map import HeatMap
 from analysis.report import formats
-from analysis.runs.identity import Place
+from analysis.runs.identity import Scenario
 from analysis.runs.run import Run
 from analysis.statistics.samples import Statistic, needed
 from analysis.study import Study
@@ -90,7 +90,7 @@ def servers(whole: Study) -> list[ServerRow]:
 
 @dataclass(frozen=True)
 class DecisionRow:
-    """One place. ``entries``: by objective of the columns, None where nothing is known of it there."""
+    """One scenario. ``entries``: by objective of the columns, None where nothing is known of it there."""
 
     task: str
     load: str
@@ -100,32 +100,32 @@ class DecisionRow:
 
 
 def decision_rows(whole: Study) -> list[DecisionRow]:
-    """One row a place, one entry an objective that has a column and that anything is known of."""
+    """One row a scenario, one entry an objective that has a column and that anything is known of."""
     made = whole.decisions
     decided = {decision.objective for decision in made}
     columns = [objective for objective in shown("decisions") if objective in decided]
     columns.sort(key=lambda o: o not in whole.headlines.values())
-    by_key = {(d.place, d.objective): d for d in made}
+    by_key = {(d.scenario, d.objective): d for d in made}
     return [
         DecisionRow(
-            task=whole.labels.tasks[place],
-            load=whole.labels.loads[place],
-            context_tokens=place.context_tokens,
-            entries=[(o, by_key.get((place, o))) for o in columns],
-            may_not_win=_may_not_win(whole, place),
+            task=whole.labels.tasks[scenario],
+            load=whole.labels.loads[scenario],
+            context_tokens=scenario.context_tokens,
+            entries=[(o, by_key.get((scenario, o))) for o in columns],
+            may_not_win=_may_not_win(whole, scenario),
         )
-        for place in sorted(
-            dict.fromkeys(d.place for d in made),
+        for scenario in sorted(
+            dict.fromkeys(d.scenario for d in made),
             key=lambda p: (p.model, whole.labels.tasks[p], load_order(p), p.context_tokens),
         )
     ]
 
 
-def _may_not_win(whole: Study, place: Place) -> dict[str, str]:
+def _may_not_win(whole: Study, scenario: Scenario) -> dict[str, str]:
     return {
         whole.labels.candidates[candidate]: each.why_not or ""
         for (where, candidate), each in whole.eligible.items()
-        if where == place and not each.may_win
+        if where == scenario and not each.may_win
     }
 
 

@@ -51,7 +51,7 @@ class Workload:
     """What was asked. ``phases`` is None for an imported run, whose length is no setting of anybody's.
 
     ``prompts``: sha256 of the prompts' file; over several models, whose tokens differ, its rank among the
-    prompts that one model was given (see ``places``).
+    prompts that one model was given (see ``scenarios``).
     """
 
     task: str
@@ -144,7 +144,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Place:
+class Scenario:
     """Where candidates meet: all that must agree for two of them to be compared.
 
     ``model`` is SEVERAL_MODELS where the model is part of what is compared; ``execution`` None where
@@ -161,8 +161,8 @@ class Place:
         return self.workload.context_tokens
 
     @property
-    def family(self) -> "Place":
-        """The same place at any context: its points form a curve."""
+    def family(self) -> "Scenario":
+        """The same scenario at any context: its points form a curve."""
         return replace(self, workload=replace(self.workload, context_tokens=0, prompts=""))
 
 
@@ -182,9 +182,9 @@ class Identity:
         return Block(self.replicate.folder, self.replicate.repeat, device)
 
     @property
-    def place(self) -> Place:
-        """The narrowest place: one model, one execution."""
-        return Place(
+    def scenario(self) -> Scenario:
+        """The narrowest scenario: one model, one execution."""
+        return Scenario(
             self.candidate.model, self.workload, self.device.kind, self.candidate.execution
         )
 
@@ -260,8 +260,10 @@ def _hashable(value: Any) -> Any:
     return tuple(_hashable(each) for each in value) if isinstance(value, list) else value
 
 
-def places(identities: Mapping[str, Identity], across_executions: bool = False) -> dict[str, Place]:
-    """The place of each run (by run id) beside all others.
+def scenarios(
+    identities: Mapping[str, Identity], across_executions: bool = False
+) -> dict[str, Scenario]:
+    """The scenario of each run (by run id) beside all others.
 
     Several models make the model part of what is compared: state-space against attention is a choice of
     model. Then the prompts' hash gives way to its rank among those that one model was given for the same
@@ -274,18 +276,18 @@ def places(identities: Mapping[str, Identity], across_executions: bool = False) 
         asked = given.setdefault((each.candidate.model, _without_prompts(each.workload)), [])
         if each.workload.prompts not in asked:
             asked.append(each.workload.prompts)
-    out: dict[str, Place] = {}
+    out: dict[str, Scenario] = {}
     for run_id, each in identities.items():
-        place = each.place
+        scenario = each.scenario
         if several:
             bare = _without_prompts(each.workload)
             rank = given[each.candidate.model, bare].index(each.workload.prompts)
-            place = replace(
-                place, model=SEVERAL_MODELS, workload=replace(bare, prompts=f"set {rank}")
+            scenario = replace(
+                scenario, model=SEVERAL_MODELS, workload=replace(bare, prompts=f"set {rank}")
             )
         if across_executions or one_execution:
-            place = replace(place, execution=None)
-        out[run_id] = place
+            scenario = replace(scenario, execution=None)
+        out[run_id] = scenario
     return out
 
 

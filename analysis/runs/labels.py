@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from analysis.runs.identity import Candidate, Fields, Place, Workload
+from analysis.runs.identity import Candidate, Fields, Scenario, Workload
 from greenbench.contract.config import LoadConfig, PhaseConfig, SloConfig
 
 Facts = Mapping[str, str]  # name -> words
@@ -19,21 +19,21 @@ MARK = " · "
 
 @dataclass(frozen=True)
 class Labels:
-    """Words for each candidate, and of each place for its task and for its load.
+    """Words for each candidate, and of each scenario for its task and for its load.
 
-    A place's load words hold execution and device too where the study has more than one of them.
+    A scenario's load words hold execution and device too where the study has more than one of them.
     ``differs``: settings other than backend and model in which candidates differ, with their words.
     """
 
     candidates: dict[Candidate, str]
-    tasks: dict[Place, str]
-    loads: dict[Place, str]
+    tasks: dict[Scenario, str]
+    loads: dict[Scenario, str]
     differs: dict[str, tuple[str, ...]]
 
 
 def labels(
     candidates: Iterable[Candidate],
-    places: Iterable[Place],
+    scenarios: Iterable[Scenario],
     across: bool = False,
     names: Mapping[Candidate, str] = {},
 ) -> Labels:
@@ -43,7 +43,7 @@ def labels(
     calls a candidate, which is its label unless another one has it too.
     """
     who = list(dict.fromkeys(candidates))
-    where = list(dict.fromkeys(places))
+    where = list(dict.fromkeys(scenarios))
     facts = {c: _candidate_facts(c, across) for c in who}
     differs = _differing(who, facts)
     several = len({c.model for c in who}) > 1

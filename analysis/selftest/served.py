@@ -79,7 +79,7 @@ def same_backend_twice(served: Served) -> Judged:
     parts, passed = [], True
     for (_, backend), pair in twice.items():
         first, second = (pair[number] for number in sorted(pair))
-        ratio = _block_ratio(first, second, lambda p: (p.place,))
+        ratio = _block_ratio(first, second, lambda p: (p.scenario,))
         if ratio is None or ratio.low is None or ratio.high is None or ratio.blocks < BLOCKS:
             blocks = ratio.blocks if ratio else 0
             raise Missing(f"{backend}: {blocks} paired starts, {BLOCKS} are wanted")

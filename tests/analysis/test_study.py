@@ -17,7 +17,7 @@ FACTORS = {("cpu_attn", "eager"): 1.0, ("beta", "eager"): 1.5, ("cpu_attn", "ful
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Under full graphs cpu_attn takes half the time; beta was measured eager only."""
-    place = tmp_path_factory.mktemp("runs")
+    scenario = tmp_path_factory.mktemp("runs")
     for repeat in range(3):
         for number, ((backend, execution), factor) in enumerate(FACTORS.items()):
             fake = FakeRun(
@@ -30,13 +30,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 started_s=1000 * repeat + 100 * number,
                 correct_share=1.0 if backend == "cpu_attn" else 0.0,
             )
-            write_run(place, fake)
-    return place
+            write_run(scenario, fake)
+    return scenario
 
 
 def ttft_pairs(whole: Study) -> dict[tuple[str, str, str], float | None]:
     return {
-        (whole.labels.loads[d.place], d.a, d.b): d.ratio.ratio
+        (whole.labels.loads[d.scenario], d.a, d.b): d.ratio.ratio
         for d in whole.differences
         if d.objective.name == "ttft"
     }

@@ -12,7 +12,7 @@ from analysis.compare.differences import Difference, differences, headlines, noi
 from analysis.objectives import BY_NAME, GOODPUT
 from analysis.point.point import Point, analyse_all
 from analysis.runs.run import load_runs
-from analysis.study import placed
+from analysis.study import in_scenarios
 from tests.fakes.rundirs import FakeRun, write_run
 
 
@@ -44,7 +44,7 @@ def points_of(
 
 
 def read(root: Path) -> list[Point]:
-    return placed(analyse_all(load_runs(root)), False)[0]
+    return in_scenarios(analyse_all(load_runs(root)), False)[0]
 
 
 def compared(points: list[Point]) -> list[Difference]:
@@ -57,7 +57,7 @@ def by_pair(points: list[Point], objective: str) -> dict[tuple[str, str], Differ
 
 def decided(points: list[Point], objective: str, **unable: str) -> Decision:
     able = {
-        (point.place, point.candidate): Eligible(False, unable[point.backend], "disqualified")
+        (point.scenario, point.candidate): Eligible(False, unable[point.backend], "disqualified")
         for point in points
         if point.backend in unable
     }

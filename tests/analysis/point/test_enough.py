@@ -156,8 +156,8 @@ def test_a_point_that_was_measured_beyond_its_cap_is_no_honest_one(tmp_path: Pat
 def test_auto_and_fixed_are_told_apart_by_their_labels(tmp_path: Path) -> None:
     fakes = [replace(SECOND, cap_s=300.0), replace(SECOND, started_s=1000.0)]
     points = [load_run(write_run(tmp_path, fake).path).identity for fake in fakes]
-    found = labels([p.candidate for p in points], [p.place for p in points])
-    assert [found.loads[p.place] for p in points] == [
+    found = labels([p.candidate for p in points], [p.scenario for p in points])
+    assert [found.loads[p.scenario] for p in points] == [
         "4 users · measured until p90 is known",
         "4 users · measured for 40 s",
     ]

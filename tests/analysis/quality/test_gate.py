@@ -17,10 +17,10 @@ from tests.fakes.rundirs import FakeRun, write_run
 def disqualified(whole: Study) -> dict[int, dict[str, str | None]]:
     """By context: who may not win, and why."""
     out: dict[int, dict[str, str | None]] = {}
-    for (place, candidate), each in whole.eligible.items():
+    for (scenario, candidate), each in whole.eligible.items():
         if not each.may_win:
             label = whole.labels.candidates[candidate]
-            out.setdefault(place.context_tokens, {})[label] = each.why_not
+            out.setdefault(scenario.context_tokens, {})[label] = each.why_not
     return out
 
 
@@ -144,7 +144,7 @@ def test_a_window_is_no_worse_inside_and_disqualified_beyond(tmp_path: Path) -> 
     for gate in (found[2048], found[6144]):
         assert all((e.depth or 0) < 1 - 1024 / gate.context_tokens for e in gate.examples)
     fronts = {
-        d.place.context_tokens: d.front for d in whole.decisions if d.objective.name == "output"
+        d.scenario.context_tokens: d.front for d in whole.decisions if d.objective.name == "output"
     }
     assert fronts == {512: ("sink_window",), 2048: ("cpu_attn",), 6144: ("cpu_attn",)}
     text = " ".join(summary_sentences(whole))

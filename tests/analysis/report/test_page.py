@@ -295,7 +295,7 @@ def test_several_models_are_compared_as_arms(tmp_path: Path) -> None:
         of_model(tmp_path, "llama", backend="beta", started_s=1, **slow)
     whole = study(tmp_path)
     assert {p.backend for p in whole.points} == {"mamba", "llama · alpha", "llama · beta"}
-    ttft = {d.place.context_tokens: d for d in whole.decisions if d.objective.name == "ttft"}
+    ttft = {d.scenario.context_tokens: d for d in whole.decisions if d.objective.name == "ttft"}
     assert (ttft[4096].outcome, ttft[4096].front) == ("indicative", ("mamba",)), ttft
     assert {d.b for d in ttft[4096].against} == {"llama · alpha", "llama · beta"}
     assert any({c.a, c.b} == {"mamba", "llama · alpha"} for c in whole.crossings)
