@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.energy.cards import Card, CardWindow, event_bits
 from analysis.energy.result import GpuEnergy
-from analysis.runs.gpus import own_cards, possible_cards, untold_gpus
+from analysis.runs.gpus import untold_gpus
 from greenbench.contract.enough import JOULES_REQUESTS, JOULES_S
 from greenbench.contract.forms import Sources
 
@@ -50,7 +50,7 @@ RULES = Rules()
 
 def unavailable(gpu: pd.DataFrame, sources: Sources) -> str | None:
     """Why there is no GPU energy at all, in one sentence; None when there may be."""
-    if possible_cards(sources) == [] and not own_cards(sources):
+    if sources.facts.possible_cards == [] and not sources.facts.own_cards:
         return f"the server used no card that was read: {untold_gpus(sources, None) or 'none is visible'}"
     if not gpu.empty and gpu["energy_mj"].notna().any():
         return None

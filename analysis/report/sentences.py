@@ -427,8 +427,8 @@ def _energy(usable: list[Point]) -> list[str]:
     refused = sum(result.status == "invalid" for result in results)
     if measured or refused:
         return [
-            f"GPU energy was measured for {measured} of {len(usable)} points; {refused} windows were "
-            "refused, each with its reason under Energy."
+            f"GPU energy was measured for {measured} of {len(usable)} points; {refused} "
+            f"{'window was' if refused == 1 else 'windows were'} refused, with the reason under Energy."
         ] * bool(refused)
     reasons = sorted({why for result in results for why in result.explain})
     watts = [span for point in usable if (span := estimate_w(point)) is not None]
@@ -526,7 +526,7 @@ def _missing_lengths(whole: Study) -> list[str]:
                 where = f"{whole.labels.tasks[scenario]} with {whole.labels.loads[scenario]}"
                 missing.setdefault((label, where), []).append((scenario.context_tokens, why))
     return [
-        f"`{label}` has no usable point ({where}): "
+        f"`{label}` lacks usable points ({where}): "
         + "; ".join(f"{count(context)} tokens, {why}" for context, why in sorted(held))
         + "."
         for (label, where), held in sorted(missing.items())

@@ -10,21 +10,10 @@ def used_gpus(gpu: pd.DataFrame, sources: Sources) -> list[str]:
 
     Where the recording does not say which cards there are, all with rows.
     """
-    own, possible = own_cards(sources), possible_cards(sources)
+    own, possible = sources.facts.own_cards, sources.facts.possible_cards
     if own or possible is not None:
         return own or possible or []
     return sorted(str(uuid) for uuid in gpu["gpu_uuid"].unique())
-
-
-def own_cards(sources: Sources) -> list[str]:
-    """UUIDs of the cards that the server's processes were seen on."""
-    return [card.uuid for card in sources.facts.gpus if card.own_pids]
-
-
-def possible_cards(sources: Sources) -> list[str] | None:
-    """UUIDs of the cards that the server was or may have been shown; None where no cards were recorded."""
-    cards = sources.facts.gpus
-    return [card.uuid for card in cards if card.visible is not False] if cards else None
 
 
 def untold_gpus(sources: Sources, cards: int | None) -> str | None:
@@ -32,7 +21,7 @@ def untold_gpus(sources: Sources, cards: int | None) -> str | None:
 
     ``cards``: how many the server has. Where it may use as many as it has, these are they.
     """
-    own, possible = own_cards(sources), possible_cards(sources) or []
+    own, possible = sources.facts.own_cards, sources.facts.possible_cards or []
     if own:
         hidden = [uuid for uuid in own if uuid not in possible]
         # in a container, pids of the host may be those of other processes
@@ -48,5 +37,5 @@ def untold_gpus(sources: Sources, cards: int | None) -> str | None:
 def certain_gpus(gpu: pd.DataFrame, sources: Sources, cards: int) -> list[str] | None:
     """The server's cards where they are known: seen in use, or as many as its ``cards``; else None."""
     used = used_gpus(gpu, sources)
-    known = own_cards(sources) or len(used) == cards
+    known = sources.facts.own_cards or len(used) == cards
     return used if known and untold_gpus(sources, cards) is None else None

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from analysis.runs.gpus import own_cards, possible_cards
 from greenbench.contract.config import (
     NOT_MEASURED,
     LivePoint,
@@ -237,7 +236,7 @@ def _candidate(run: Recorded) -> Candidate:
 def _device(run: Recorded) -> Device:
     host = run.manifest.host
     # cards that the recorder saw the server's processes on, else those it could use; all where it saw none
-    used = own_cards(run.sources) or possible_cards(run.sources)
+    used = run.sources.facts.own_cards or run.sources.facts.possible_cards
     cards = [card for card in host.gpus if used is None or card.uuid in used]
     names = tuple(card.name for card in cards)
     if len(names) == run.manifest.server.cards and len(set(names)) == 1:

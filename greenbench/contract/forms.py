@@ -83,6 +83,16 @@ class SourceFacts(Open):
     which_gpus: str | None = None  # why it is not known which cards serve, or why none does
     unread: list[str] = Field(default_factory=list[str])  # what could not be read, a clause each
 
+    @property
+    def own_cards(self) -> list[str]:
+        """UUIDs of the cards that the server's processes were seen on."""
+        return [card.uuid for card in self.gpus if card.own_pids]
+
+    @property
+    def possible_cards(self) -> list[str] | None:
+        """UUIDs of the cards that the server was or may have been shown; None where none were recorded."""
+        return [card.uuid for card in self.gpus if card.visible is not False] if self.gpus else None
+
 
 class Sources(Open):
     """telemetry/sources.json: every other key is a source."""

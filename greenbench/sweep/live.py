@@ -10,6 +10,7 @@ from typing import Any
 
 from greenbench.contract.clock import NS_PER_S
 from greenbench.contract.config import PointConfig
+from greenbench.contract.forms import Sources
 from greenbench.contract.run_dir import RunDir
 
 TAIL_BYTES = 1 << 17
@@ -133,15 +134,25 @@ class Live:
 
 
 def _power_w(run: RunDir) -> float | None:
-    """Of all cards that are read, their newest readings together."""
+    """Newest readings of the server's cards together; of all cards where those are not known."""
+    serving = _serving(run)
     newest: dict[str, float] = {}
+    seen: set[str] = set()
     for row in _backwards(run.telemetry_dir / "gpu.jsonl"):
         card, watts = str(row.get("gpu_uuid")), row.get("power_avg_w") or row.get("power_w")
-        if card in newest:
+        if card in seen:
             break
-        if watts is not None:
+        seen.add(card)
+        if watts is not None and (serving is None or card in serving):
             newest[card] = float(watts)
     return sum(newest.values()) if newest else None
+
+
+def _serving(run: RunDir) -> list[str] | None:
+    with suppress(OSError, ValueError):
+        facts = Sources.model_validate_json((run.telemetry_dir / "sources.json").read_bytes()).facts
+        return facts.own_cards or facts.possible_cards
+    return None
 
 
 def _backwards(path: Path) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis.runs.gpus import certain_gpus, possible_cards, untold_gpus, used_gpus
+from analysis.runs.gpus import certain_gpus, untold_gpus, used_gpus
 from greenbench.contract.forms import Sources
 
 ROWS = pd.DataFrame({"gpu_uuid": ["GPU-a", "GPU-b", "GPU-a"]})
@@ -46,7 +46,7 @@ def test_the_reason_stands_until_the_cards_are_known() -> None:
         WHY,
     )
     assert untold_gpus(told({"visible": True}, {"visible": True}), 1) is None
-    assert possible_cards(NOTHING) is None and untold_gpus(NOTHING, 1) is None
+    assert NOTHING.facts.possible_cards is None and untold_gpus(NOTHING, 1) is None
 
 
 def test_processes_on_a_card_that_the_server_was_not_shown_are_another_s() -> None:

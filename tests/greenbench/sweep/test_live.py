@@ -50,6 +50,11 @@ def test_what_is_open_done_and_drawn_is_of_the_newest_rows(tmp_path: Path) -> No
     assert (sign.open, sign.done, sign.ttft_s, sign.power_w) == (4, 2, 0.25, 650.0)
     assert sign.left_s is not None and 79 < sign.left_s <= 80
     assert sign.words == "measuring, 80 s left at most, 4 open, 2 done, last TTFT 250 ms, 650 W"
+    append(
+        run.telemetry_dir / "sources.json",
+        {"facts": {"gpus": [{"uuid": "a", "visible": False}, {"uuid": "b", "own_pids": [7]}]}},
+    )
+    assert live.sign().power_w == 350.0  # the server's card alone, not its neighbour's
     mark(run, "measure_end", 0)
     assert live.sign().phase == "draining" and live.measured_s is None
     assert live.length_s is not None and abs(live.length_s - 20) < 1
