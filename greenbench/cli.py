@@ -14,11 +14,12 @@ from rich.console import Console
 
 from greenbench import __version__, points
 from greenbench import doctor as doctor_module
-from greenbench.choose import Wish, answer, parse_backends, parse_contexts, parse_slo, plan_choice
+from greenbench.choose import Wish, answer, parse_backends, parse_contexts, plan_choice
 from greenbench.contract.command_name import TYPED_AS
 from greenbench.contract.config import PointConfig, SloConfig, SweepConfig, load_sweep
 from greenbench.contract.errors import UserError, exit_on_user_error, nearest, say_error
 from greenbench.contract.installation import config_file, config_names, plugin_folder, results
+from greenbench.contract.slo import parse_slo
 from greenbench.contract.terminal import visible
 from greenbench.sweep.child_processes import StageError, call, passthrough, python_module
 from greenbench.sweep.forewarnings import forewarnings, of_running_server
