@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("servers", "telemetry", "loadgen", "analysis")
+STAGES = ("servers", "telemetry", "loadgen", "analysis", "gateway")
 PACKAGES = ("greenbench", *STAGES)
 # The rooms of each package (folders, and modules that stand alone) from the ground up: a room imports
 # only itself and rooms that stand before it.
@@ -28,6 +28,11 @@ FLOORS = {
     "analysis": (
         "__init__", "statistics", "runs", "model", "energy", "point", "objectives", "quality",
         "bottleneck", "compare", "study", "report", "summary", "points_csv", "importers", "selftest",
+        "__main__",
+    ),
+    "gateway": (
+        "__init__", "options", "request", "scrape", "prefixes", "pools", "policy_file", "length",
+        "counters", "route", "access_log", "metrics", "upstream", "watch", "proxy", "admin", "app",
         "__main__",
     ),
 }  # fmt: skip
@@ -50,6 +55,8 @@ HOMES = {
         "servers/models/resolver.py",
         "analysis/bottleneck/peaks_torch.py",
     ),
+    "aiohttp": ("gateway/",),
+    "uvicorn": ("gateway/__main__.py",),
     "pynvml": ("telemetry/sensors/nvml.py",),
 }
 
