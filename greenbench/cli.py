@@ -248,6 +248,15 @@ def verify(context: typer.Context) -> None:
     _stage(context, "servers", "verify")
 
 
+@app.command(context_settings=PASS)
+def policy(context: typer.Context) -> None:
+    """Which pool should take which request, from measured runs: policy RUNS | replay | export."""
+    named = context.args[:1] if context.args[:1] in (["replay"], ["export"]) else []
+    command, args = ("".join(named) or "fit"), context.args[len(named) :]
+    os.environ[TYPED_AS] = " ".join([context.command_path, *named])
+    raise typer.Exit(passthrough(python_module("planning", command, *args)))
+
+
 @app.command("import", context_settings=PASS)
 def import_(context: typer.Context) -> None:
     """Read other tools' results into run directories: import FILE… --out RUNS."""

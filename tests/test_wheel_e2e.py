@@ -127,6 +127,7 @@ def test_a_python_without_this_project_finds_the_plugins(venv: Path, here: Path)
             "telemetry",
             "loadgen",
             "analysis",
+            "planning",
             "gateway",
             "green_attention_bench",
         )

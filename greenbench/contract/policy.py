@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from greenbench.contract.config import SloConfig
 from greenbench.contract.errors import UserError, nearest
@@ -68,6 +68,11 @@ class When(StrictModel):
     expected_output_tokens: Range = Range()
     free_kv_tokens: Range = Range()
     load: Range = Range()
+
+    @model_serializer(mode="wrap")
+    def _what_it_asks(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        asked = {key for key in When.model_fields if getattr(self, key) != Range()}
+        return {key: value for key, value in dump(self).items() if key in asked}
 
     def meets(self, other: "When") -> bool:
         """Whether some request in some state is in both."""

@@ -19,7 +19,7 @@ from greenbench.sweep import provenance
 from greenbench.sweep.child_processes import call_json, python_module
 from servers.backends.custom import read_backend
 
-PACKAGES = ("greenbench", "servers", "telemetry", "loadgen", "analysis", "gateway")
+PACKAGES = ("greenbench", "servers", "telemetry", "loadgen", "analysis", "planning", "gateway")
 # of vLLM's Python, or optional: Zeus is read where a person has it
 ELSEWHERE = {"torch", "vllm", "transformers", "xformers", "zeus"}
 IN_VLLMS_PYTHON = ("servers/plugins", "servers/bench", "servers/models/builder.py")
