@@ -1,6 +1,7 @@
 """`python -m gateway --policy policy.yaml --pool NAME=URL …`: see docs/gateway.md."""
 
 import logging
+import signal
 import socket
 import sys
 from contextlib import suppress
@@ -35,6 +36,7 @@ def serve(argv: list[str] | None) -> int:
         file=sys.stderr,
         flush=True,
     )
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends at it, and then raises it once more
     server(app).run(sockets=[listener])
     return 0
 

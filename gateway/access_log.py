@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 
-class Entry(msgspec.Struct, omit_defaults=True):
+class Entry(msgspec.Struct):
     """``at``: unix seconds when it ended, the only wall-clock time of the gateway. Others: ms, monotonic.
 
     ``ended``: complete, refused, client_gone, pool_lost, too_slow or no_pool.

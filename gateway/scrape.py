@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-LABELS: Final = rb"(\{[^\n]*\})? ([^ \n]+)"
+LABELS: Final = rb"(\{[^\n]*\})? ([^ \n]*)"
 
 
 def _samples_of(name: bytes) -> Callable[[bytes], Iterator[tuple[bytes, float]]]:
@@ -53,7 +53,7 @@ def read_metrics(page: bytes) -> Scrape:
     usage = [value for _, value in USAGE(page)]
     free = None
     if total is not None and usage and all(0 <= value <= 1 for value in usage):
-        free = math.floor(total * (1 - sum(usage) / len(usage)))
+        free = round(total * (1 - sum(usage) / len(usage)))
     caching = {info.get(b"enable_prefix_caching", b"") for info in infos}
     return Scrape(
         running=_sum([_count(value) for _, value in RUNNING(page)]),

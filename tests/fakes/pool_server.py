@@ -91,6 +91,7 @@ class FakePool:
     def __post_init__(self) -> None:
         self.go = threading.Event()
         self.open = 0  # connections
+        self._dead = True
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -147,14 +148,18 @@ class FakePool:
             protocol, "127.0.0.1", self.port, backlog=2048, reuse_address=True
         )
         self.port = self._server.sockets[0].getsockname()[1]
+        self._dead = False
 
     def _die(self) -> None:
+        self._dead = True
         if self._server is not None:
             self._server.close()
         for writer in list(self._writers):
             _reset(writer)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._dead:  # the kernel had taken it before
+            return _reset(writer)
         self._writers.add(writer)
         self.open += 1
         try:
@@ -208,7 +213,8 @@ class FakePool:
         elif not asked.path.endswith("completions"):
             self._whole(writer, b"200 OK", self.name.encode())
         else:
-            leaving = asyncio.ensure_future(writer.wait_closed())
+            # shielded: cancelling it would cancel what the next request on this connection waits for
+            leaving = asyncio.shield(asyncio.ensure_future(writer.wait_closed()))
             answering = asyncio.ensure_future(self._complete(asked, writer))
             await asyncio.wait((leaving, answering), return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
