@@ -36,7 +36,9 @@ def serve(argv: list[str] | None) -> int:
         file=sys.stderr,
         flush=True,
     )
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends at it, and then raises it once more
+    signal.signal(
+        signal.SIGTERM, lambda *_: None
+    )  # uvicorn ends at it, and then raises it once more
     server(app).run(sockets=[listener])
     return 0
 
