@@ -3,8 +3,8 @@
 python scripts/policy_rates.py [--sweeps 100] [--only equal] [--objectives ttft,e2e]
 python scripts/policy_rates.py --traces 1000
 
-Equal candidates are those of tests/outside/rates.py. ``--traces``: a policy of two candidates whose curves are
-known (tests/planning/sweeps.py), against traces drawn anew. Prints Markdown tables for docs/policy.md.
+Equal candidates are those of tests/outside/rates.py. ``--traces``: a policy of two candidates whose curves
+are known (tests/planning/sweeps.py), against traces drawn anew. Prints Markdown tables for docs/policy.md.
 """
 
 import argparse
