@@ -19,11 +19,12 @@ from planning.evidence import Evidence
 from planning.policy import policy_of, runs_hash
 from planning.regions import BEYOND
 from planning.requests import Traffic
-from planning.routers import able, at_random, by_policy, least_open, oracle
-from planning.score import Play, Score, Who, scored
+from planning.routers import able, at_random, by_policy, foreseeing, least_open, oracle
+from planning.score import Play, Score, Who, scored, values
 from planning.simulate import Outcome, Router, Server, server, simulate
 
 MOST_OPEN = 256
+OTHERS = (0.0, 0.25, 1.0)  # how much an oracle minds whom it holds up; see ``routers.oracle``
 BUSY = 0.7  # of generated traffic
 Truth = Mapping[str, Curves]  # by pool
 
@@ -215,7 +216,7 @@ def play(
     seed: int,
 ) -> dict[Who, tuple[Outcome, list[str]]]:
     """Outcome of each, with the pool of each server. A policy of fewer pools than ``servers`` has the rest
-    as further servers of its default.
+    as further servers of its default. The oracle is the best of OTHERS in hindsight.
     """
     policy = fold.policy
     mixed = [*policy.pools, *[policy.default] * (servers - len(policy.pools))]
@@ -224,15 +225,22 @@ def play(
     ready = {pool: _server(policy, fold.truth, pool, traffic) for pool in policy.pools}
     may = able(policy, traffic)
     rng = np.random.default_rng(seed)
-    routers: dict[Who, tuple[list[str], Router]] = {
-        "oracle": (mixed, oracle(traffic, may, objective, slo)),
-        "policy": (mixed, by_policy(chooser, traffic)),
-        "best single": (single, least_open(may)),
-        "random": (mixed, at_random(may, rng)),
-    }
+
+    def served(pools: list[str], route: Router) -> tuple[Outcome, list[str]]:
+        return simulate(traffic, [ready[pool].emptied() for pool in pools], route), pools
+
+    knowing = [served(mixed, oracle(traffic, may, objective, slo, w)) for w in OTHERS]
+    sign = 1 if objective == "capacity" else -1
+
+    def mean(done: tuple[Outcome, list[str]]) -> float:
+        return sign * float(np.nanmean(values(done[0], traffic.output_tokens, objective, slo)))
+
     return {
-        who: (simulate(traffic, [_new(ready[pool]) for pool in pools], route), pools)
-        for who, (pools, route) in routers.items()
+        "foreseeing": served(mixed, foreseeing(traffic, may, objective, slo)),
+        "oracle": max(knowing, key=mean),
+        "policy": served(mixed, by_policy(chooser, traffic)),
+        "best single": served(single, least_open(may)),
+        "random": served(mixed, at_random(may, rng)),
     }
 
 
@@ -242,11 +250,6 @@ def _server(policy: Policy, truth: Truth, pool: str, traffic: Traffic) -> Server
     return server(
         pool, of, policy.pools[pool].total_kv_tokens, seqs if isinstance(seqs, int) else None
     )
-
-
-def _new(one: Server) -> Server:
-    """With nothing in it."""
-    return Server(one.pool, one.ttft, one.tpot, one.watts, one.total_kv_tokens, one.most_open)
 
 
 def _loads_said(plays: Sequence[Play], traffic: Traffic, found: Sequence[Fold]) -> list[str]:

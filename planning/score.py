@@ -15,8 +15,8 @@ from planning.curves import Floats, Ints
 from planning.requests import Traffic
 from planning.simulate import Outcome
 
-Who = Literal["oracle", "policy", "best single", "random"]
-WHO: tuple[Who, ...] = ("oracle", "policy", "best single", "random")
+Who = Literal["foreseeing", "oracle", "policy", "best single", "random"]
+WHO: tuple[Who, ...] = ("foreseeing", "oracle", "policy", "best single", "random")
 DRAWS = 1_000
 NOTHING = 1e-12
 
@@ -48,8 +48,8 @@ def scored(
     slo: SloConfig,
     seed: int,
 ) -> tuple[Score, ...]:
-    """Over the requests that all four served in every fold. Traces are resampled in stretches of consecutive
-    requests, because neighbours stand in one queue; all four by the same draws.
+    """Over the requests that all of them served in every fold. Traces are resampled in stretches of
+    consecutive requests, because neighbours stand in one queue; all of them by the same draws.
     """
     outputs = traffic.output_tokens
     by_who = {

@@ -9,26 +9,38 @@ not by how long they are. Requests that the KV cache does not hold wait in order
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from planning.curves import Floats, Paces
+from planning.curves import Floats, Ints, Paces
 from planning.requests import Traffic
 
 DONE = 1e-9  # of the time: what is nearer to its end than this is there
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
-    """A request at a server. ``left``: share of its stage that is still to do."""
+    """A request at a server. ``left``: share of its stage that is still to do; ``first_s``: of its first
+    token, NaN before. ``server``: its number.
+    """
 
     request: int
-    kv_tokens: int
-    tokens: int  # after the first
+    server: int
+    prompt_tokens: int
+    output_tokens: int
     left: float = 1.0
-    decoding: bool = False
+    first_s: float = math.nan
+    end_s: float = math.nan
     joules: float = 0.0
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.prompt_tokens + self.output_tokens
+
+    @property
+    def decoding(self) -> bool:
+        return self.first_s == self.first_s
 
 
 @dataclass(slots=True)
@@ -58,7 +70,7 @@ class Server:
         """Of the job's present stage, whole, with so many open requests."""
         row = self.tpot if job.decoding else self.ttft
         one = row[job.request][min(opened, self.most_open) - 1]
-        return one * job.tokens if job.decoding else one
+        return one * (job.output_tokens - 1) if job.decoding else one
 
     def next_at(self) -> float:
         n = len(self.running)
@@ -75,6 +87,11 @@ class Server:
             if self.watts is not None:
                 job.joules += self.watts[job.request][min(n, self.most_open) - 1] * passed
 
+    def take(self, job: Job, at: float) -> None:
+        self.advance(at)
+        self.waiting.append(job)
+        self.admit()
+
     def admit(self) -> None:
         """From the queue, in order, what fits."""
         while self.waiting and len(self.running) < self.most_open:
@@ -85,8 +102,35 @@ class Server:
             self.held_kv_tokens += job.kv_tokens
             self.running.append(job)
 
+    def copy(self) -> "Server":
+        """Of its own state; a waiting job has none."""
+        return replace(
+            self, running=[replace(job) for job in self.running], waiting=self.waiting.copy()
+        )
+
+    def emptied(self) -> "Server":
+        return replace(self, running=[], waiting=deque(), held_kv_tokens=0, now=0.0)
+
 
 Router = Callable[[int, Sequence[Server]], int | None]  # request → server, None: nobody may take it
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """A traffic as plain lists: when, prompt tokens, output tokens."""
+
+    at_s: list[float]
+    prompt_tokens: list[int]
+    output_tokens: list[int]
+
+    def job(self, request: int, server: int) -> Job:
+        return Job(request, server, self.prompt_tokens[request], self.output_tokens[request])
+
+
+def arrivals_of(traffic: Traffic) -> Arrivals:
+    return Arrivals(
+        traffic.at_s.tolist(), traffic.prompt_tokens.tolist(), traffic.output_tokens.tolist()
+    )
 
 
 @dataclass(frozen=True)
@@ -97,7 +141,7 @@ class Outcome:
     tpot_s: Floats
     e2e_s: Floats
     joules: Floats
-    server: np.ndarray
+    server: Ints
 
     @property
     def unserved(self) -> int:
@@ -120,58 +164,57 @@ def server(
 
 
 def simulate(traffic: Traffic, servers: Sequence[Server], route: Router) -> Outcome:
-    """Play the traffic; ``servers`` must be new ones."""
+    """Play the traffic; ``servers`` are empty."""
     n = len(traffic)
-    first, end = np.full(n, np.nan), np.full(n, np.nan)
-    joules, taken = np.full(n, np.nan), np.full(n, -1)
-    arrivals = traffic.at_s.tolist()
-    prompts, outputs = traffic.prompt_tokens.tolist(), traffic.output_tokens.tolist()
-    following = [math.inf] * len(servers)
-    number = 0
+    first, end, joules = (np.full(n, np.nan) for _ in range(3))
+    taken = np.full(n, -1)
+    for job in run(arrivals_of(traffic), servers, route, 0, n):
+        first[job.request], end[job.request] = job.first_s, job.end_s
+        joules[job.request], taken[job.request] = job.joules, job.server
+    after = np.where(traffic.output_tokens > 1, traffic.output_tokens - 1, np.nan)
+    at = traffic.at_s
+    return Outcome(first - at, (end - first) / after, end - at, joules, taken)
+
+
+def run(
+    arrivals: Arrivals, servers: Sequence[Server], route: Router, number: int, upto: int
+) -> list[Job]:
+    """Requests ``number`` to ``upto`` arrive at servers as they stand, until all that is open is done."""
+    done: list[Job] = []
+    following = [one.next_at() for one in servers]
     while True:
-        arrives = arrivals[number] if number < n else math.inf
+        arrives = arrivals.at_s[number] if number < upto else math.inf
         who = min(range(len(servers)), key=following.__getitem__)
         if arrives == math.inf and following[who] == math.inf:
-            break
+            return done
         if following[who] <= arrives:
-            one, now = servers[who], following[who]
-            one.advance(now)
-            _finish(one, now, first, end, joules)
+            one = servers[who]
+            one.advance(following[who])
+            done += _finished(one)
         else:
-            chosen = route(number, servers)
             request, number = number, number + 1
+            chosen = route(request, servers)
             if chosen is None:
                 continue
-            who, now, one = chosen, arrives, servers[chosen]
-            one.advance(now)
-            taken[request] = who
-            tokens = outputs[request] - 1
-            one.waiting.append(Job(request, prompts[request] + outputs[request], tokens))
-            one.admit()
+            who, one = chosen, servers[chosen]
+            one.take(arrivals.job(request, who), arrives)
         following[who] = one.next_at()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        tpot = np.where(
-            traffic.output_tokens > 1, (end - first) / (traffic.output_tokens - 1), np.nan
-        )
-    return Outcome(first - traffic.at_s, tpot, end - traffic.at_s, joules, taken)
 
 
-def _finish(one: Server, now: float, first: Floats, end: Floats, joules: Floats) -> None:
-    """Jobs whose stage is done go on to the next, or leave."""
-    stay: list[Job] = []
-    n, near_s = len(one.running), DONE * max(1.0, now)
-    for job in one.running:
-        if job.left * one.stage_s(job, n) > near_s:
-            stay.append(job)
-            continue
+def _finished(one: Server) -> list[Job]:
+    """Jobs whose stage is done go on to the next, or leave; those that left."""
+    n, near_s = len(one.running), DONE * max(1.0, one.now)
+    ready = [job for job in one.running if job.left * one.stage_s(job, n) <= near_s]
+    left: list[Job] = []
+    for job in ready:
         if not job.decoding:
-            first[job.request] = now
-            if job.tokens > 0:
-                job.decoding, job.left = True, 1.0
-                stay.append(job)
+            job.first_s = one.now
+            if job.output_tokens > 1:
+                job.left = 1.0
                 continue
-        end[job.request] = now
-        joules[job.request] = job.joules
+        job.end_s = one.now
         one.held_kv_tokens -= job.kv_tokens
-    one.running = stay
+        left.append(job)
+    one.running = [job for job in one.running if job not in left] if left else one.running
     one.admit()
+    return left

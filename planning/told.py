@@ -1,8 +1,9 @@
 """A policy and its replay in lines for people."""
 
 from greenbench.contract.policy import Policy, Rule
-from planning.replay import Replay
+from planning.replay import OTHERS, Replay
 from planning.requests import Traffic
+from planning.routers import AHEAD
 from planning.score import DRAWS
 
 
@@ -72,11 +73,11 @@ def table(found: Replay, traffic: Traffic, policy: Policy) -> list[str]:
         f"{found.servers} servers each: the policy has one of each of its pools, best single has "
         f"{found.servers} × {policy.default}."
         if found.servers > 1
-        else f"1 server each: there is no policy, so all four are {policy.default}.",
+        else f"1 server each: there is no policy, so all are {policy.default}.",
         *(line.rstrip() for line in lines),
-        "Regret: how much worse than the oracle, which knows the true curves and every open request, and not "
-        f"what comes later. As good in: of {DRAWS:,} resampled traces, those in which it is at least as good "
-        "as best single.",
+        "Regret: how much worse than the oracle, which knows the true curves and how far each open request "
+        f"is (the best in hindsight of {len(OTHERS)} ways); foreseeing knows also the next {AHEAD} requests. "
+        f"As good in: of {DRAWS:,} resampled traces, those in which it is at least as good as best single.",
         *found.said,
         *_unserved(found),
     ]
@@ -94,7 +95,7 @@ def _factor(value: tuple[float, float, float]) -> str:
 def _unserved(found: Replay) -> list[str]:
     return [
         f"{each.who} has no server that may take {each.unserved:,} of the requests; the figures are "
-        "over those that all four served."
+        "over those that all of them served."
         for each in found.scores
         if each.unserved
     ]

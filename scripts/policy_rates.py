@@ -1,8 +1,10 @@
 """How often `greenbench policy` finds a policy between equal candidates, and between ones that cross.
 
 python scripts/policy_rates.py [--sweeps 100] [--only equal] [--objectives ttft,e2e]
+python scripts/policy_rates.py --traces 1000
 
-Equal candidates are those of tests/outside/rates.py. Prints a Markdown table for docs/policy.md.
+Equal candidates are those of tests/outside/rates.py. ``--traces``: a policy of two candidates whose curves
+are known (tests/planning/sweeps.py), against traces drawn anew. Prints Markdown tables for docs/policy.md.
 """
 
 import argparse
@@ -17,12 +19,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.study import study
-from planning.evidence import OBJECTIVE, evidence_of
+from planning.evidence import OBJECTIVE, evidence_of, gather
 from planning.policy import policy_of
+from planning.replay import Fold, play
+from planning.requests import Traffic, generated
+from planning.score import WHO
 from tests.outside.generator import Point, Power, write
 from tests.outside.playing import Load, Pace, Phases
 from tests.outside.rates import SCENARIOS, SHAPES, Rate, Sweep
 from tests.outside.sweeps import ALL_RIGHT, starts
+from tests.planning.sweeps import CROSSING, SHORT, TOKENS, truth, written
+from tests.planning.sweeps import points as crossing_points
 
 NAMED = {scenario.name: scenario for scenario in SCENARIOS}
 EQUAL = ("equal, 3 starts", "equal, 5 starts")
@@ -87,12 +94,43 @@ def decided(case: Case, number: int, objectives: Sequence[str]) -> dict[str, boo
     return out
 
 
+def against_known_curves(traces: int, count: int = 300) -> None:
+    """Regret and wins over the best single pool, by how busy the servers are. Traces are resampled: lengths
+    with replacement from one recorded set, arrivals anew.
+    """
+    lengths = generated(5_000, 1.0, (2048, 32768), TOKENS, 1).prompt_tokens
+    alone_s = float(np.mean([SHORT.e2e_s(tokens) for tokens in lengths]))
+    known = {name: truth(cost) for name, cost in CROSSING.items()}
+    with tempfile.TemporaryDirectory(prefix="policy-") as folder:
+        policy = policy_of(gather(written(Path(folder), crossing_points(CROSSING)), "e2e"))
+    assert policy is not None and policy.decided
+    print(f"| busy | {' | '.join(WHO)} | policy at least as good as best single |")
+    print(f"|---|{'---|' * (len(WHO) + 1)}")
+    for busy in (0.3, 0.5, 0.7):
+        sums, won = dict.fromkeys(WHO, 0.0), 0
+        for seed in range(traces):
+            rng = np.random.default_rng([seed, round(100 * busy)])
+            at = np.cumsum(rng.exponential(alone_s / busy / 2, count))
+            picked = rng.choice(lengths, count)
+            traffic = Traffic(at - at[0], picked, np.full(count, TOKENS), "resampled")
+            done = play(Fold(policy, known), traffic, 2, "e2e", policy.slo, seed)
+            means = {who: float(np.mean(done[who][0].e2e_s)) for who in WHO}
+            sums = {who: sums[who] + means[who] for who in WHO}
+            won += means["policy"] <= means["best single"]
+        regrets = [f"{sums[who] / sums['oracle'] - 1:+.1%}" for who in WHO]
+        print(f"| {busy:.0%} | {' | '.join(regrets)} | {Rate(won, traces).words()} |", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sweeps", type=int, default=100, help="of each case")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--objectives", default=",".join(OBJECTIVE))
+    parser.add_argument("--traces", type=int, help="regret over so many traces, and no sweeps")
     args = parser.parse_args()
+    if args.traces:
+        against_known_curves(args.traces)
+        return 0
     objectives = args.objectives.split(",")
     print(f"| sweeps | {' | '.join(objectives)} |")
     print(f"|---|{'---|' * len(objectives)}")
