@@ -8,10 +8,12 @@ MODEL ?= tiny-llama
 PORT ?= 8000
 SWEEP ?= configs/sweeps/demo.yaml
 RUNS ?= runs/demo
+POLICY ?= policy.yaml
+POOLS ?= pools.yaml
 BACKENDS ?= sdpa,sink_window
 export VLLM_PYTHON
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve load run report backends doctor check test test-e2e test-oldest format \
+.PHONY: help setup demo serve load gateway run report backends doctor check test test-e2e test-oldest format \
 	verify mutants bench-backends bench-client bench-peers bench-telemetry bench-analysis
 
 help: ## list the targets
@@ -32,6 +34,9 @@ load: setup ## drive a running server from Locust's web page: make load [PORT=80
 
 run: setup ## measure a sweep: make run SWEEP=configs/sweeps/demo.yaml
 	@$(BENCH)/greenbench run $(SWEEP)
+
+gateway: setup ## the server before the pools: make gateway POLICY=policy.yaml POOLS=pools.yaml [PORT=8080]
+	@$(BENCH)/python -m gateway --policy $(POLICY) --pools $(POOLS) $(if $(filter file,$(origin PORT)),,--port $(PORT)) $(ARGS)
 
 report: setup ## analyse run directories: make report RUNS=runs/demo
 	@$(BENCH)/greenbench report $(RUNS)

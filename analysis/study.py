@@ -35,7 +35,7 @@ from analysis.runs.identity import Candidate, Scenario, scenarios
 from analysis.runs.labels import Labels, labels
 from analysis.runs.run import Run, read_runs, some_readable
 from analysis.runs.unmeasured import LeftOut, left_out, without_a_point
-from greenbench.contract.config import SweepConfig, load_sweep
+from greenbench.contract.config import SloConfig, SweepConfig, load_sweep
 from greenbench.contract.errors import UserError
 
 BEATEN = 1.05  # a share of a ceiling from which it was not one; below, the noise of measuring it
@@ -86,12 +86,13 @@ def study(
     progress: Callable[[int, int], None] = lambda done, total: None,
     across_executions: bool = False,
     by: str | None = None,
+    slo: SloConfig | None = None,
 ) -> Study:
     """Load and analyse every run at or below ``root``.
 
     ``across_executions``: eager and CUDA graphs in one ranking, as where the sweep's candidates differ in it;
     otherwise each has its own. ``by``: name of the objective of the headline; default: the sweep's
-    ``objective``, else DEFAULT. UserError.
+    ``objective``, else DEFAULT. ``slo``: by which requests are good; default: that of each run. UserError.
     """
     sweeps = _sweeps(root)
     asked = by or sweep_objective(sweeps)
@@ -99,6 +100,7 @@ def study(
     chosen = objective(asked) if asked else DEFAULT
     runs, unreadable = read_runs(root)
     some_readable(root, runs, unreadable)
+    runs = runs if slo is None else [run.with_slo(slo) for run in runs]
     points, named = in_scenarios(analyse_all(runs, progress), across_executions)
     told = {point.path for point in points if point.answers_stand}
     answering = [run for run in runs if str(run.path) in told]

@@ -28,7 +28,6 @@ CONTEXTS = (2048, 8192, 32768)  # unless a person names others: those that fit t
 OUTPUT_ROOM = 512  # tokens of the window that a default context leaves for the answer
 REPEATS = 3  # the fewest whose differences are tested; fewer where the time does not allow them
 ANSWERS = 32  # prompts of a graded task: equal answers then pass the report's gate
-SECONDS = {"": 1.0, "s": 1.0, "ms": 0.001}
 LINES = 3
 
 
@@ -87,19 +86,6 @@ def parse_contexts(text: str) -> tuple[int, ...]:
             raise UserError(f"--contexts wants lengths such as 2k,8k,32k, found '{part.strip()}'")
         found.append(int(match[1]) * (1024 if match[2] else 1))
     return tuple(sorted(set(found)))
-
-
-def parse_slo(text: str) -> SloConfig:
-    """``ttft=2,tpot=50ms,e2e=30s``; seconds where no unit stands."""
-    bounds: dict[str, float] = {}
-    for part in text.split(","):
-        match = re.fullmatch(r"(ttft|tpot|e2e)=(\d*\.?\d+)(s|ms|)", part.strip().lower())
-        if match is None:
-            raise UserError(
-                f"--slo wants bounds such as ttft=2,tpot=50ms (ttft, tpot, e2e), found '{part.strip()}'"
-            )
-        bounds[f"{match[1]}_s"] = float(match[2]) * SECONDS[match[3]]
-    return parse(SloConfig, bounds, "--slo")
 
 
 def parse_backends(text: str) -> tuple[BackendChoice, ...]:

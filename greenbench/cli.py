@@ -14,11 +14,12 @@ from rich.console import Console
 
 from greenbench import __version__, points
 from greenbench import doctor as doctor_module
-from greenbench.choose import Wish, answer, parse_backends, parse_contexts, parse_slo, plan_choice
+from greenbench.choose import Wish, answer, parse_backends, parse_contexts, plan_choice
 from greenbench.contract.command_name import TYPED_AS
 from greenbench.contract.config import PointConfig, SloConfig, SweepConfig, load_sweep
 from greenbench.contract.errors import UserError, exit_on_user_error, nearest, say_error
 from greenbench.contract.installation import config_file, config_names, plugin_folder, results
+from greenbench.contract.slo import parse_slo
 from greenbench.contract.terminal import visible
 from greenbench.sweep.child_processes import StageError, call, passthrough, python_module
 from greenbench.sweep.forewarnings import forewarnings, of_running_server
@@ -245,6 +246,15 @@ def backends(context: typer.Context) -> None:
 def verify(context: typer.Context) -> None:
     """Compare backends' answers with an exact reference on real servers: verify --backends a,b."""
     _stage(context, "servers", "verify")
+
+
+@app.command(context_settings=PASS)
+def policy(context: typer.Context) -> None:
+    """Which pool should take which request, from measured runs: policy RUNS | replay | export."""
+    named = context.args[:1] if context.args[:1] in (["replay"], ["export"]) else []
+    command, args = ("".join(named) or "fit"), context.args[len(named) :]
+    os.environ[TYPED_AS] = " ".join([context.command_path, *named])
+    raise typer.Exit(passthrough(python_module("planning", command, *args)))
 
 
 @app.command("import", context_settings=PASS)

@@ -9,7 +9,7 @@ file and line. A run directory without a readable manifest or config is no ``Run
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -32,7 +32,13 @@ from analysis.runs.parquet import (
     table_sources,
 )
 from analysis.runs.plain_numbers import odd_column, refuse_odd
-from greenbench.contract.config import LivePoint, PointConfig, load_live_point, load_yaml
+from greenbench.contract.config import (
+    LivePoint,
+    PointConfig,
+    SloConfig,
+    load_live_point,
+    load_yaml,
+)
 from greenbench.contract.errors import UserError
 from greenbench.contract.forms import Sources, form_faults, line_faults
 from greenbench.contract.manifest import Manifest
@@ -91,6 +97,11 @@ class Run:
     @property
     def point(self) -> PointConfig:
         return self.live.point
+
+    def with_slo(self, slo: SloConfig) -> "Run":
+        """The same requests, judged by another SLO."""
+        point = self.point.model_copy(update={"slo": slo})
+        return replace(self, live=self.live.model_copy(update={"point": point}))
 
     @property
     def label(self) -> str:

@@ -77,7 +77,8 @@ def kv_usage(server: pd.DataFrame) -> pd.DataFrame:
 def _pool_tokens(server: pd.DataFrame) -> dict[str, float]:
     """Engine → tokens of its KV pool, of the engines that say it."""
     pools = server[server["metric"] == POOLS]
-    tokens = pd.to_numeric(_label(pools, "kv_cache_size_tokens"), errors="coerce")
+    sizes = pd.to_numeric(_label(pools, "kv_cache_size_tokens"), errors="coerce")
+    tokens = sizes.to_numpy(dtype=float, na_value=np.nan)
     said = zip(_label(pools, "engine").fillna(""), tokens, strict=True)
     return {engine: size for engine, size in said if size > 0}
 

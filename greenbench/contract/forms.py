@@ -17,6 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from greenbench.contract.config import LivePoint, PromptRequest, SweepConfig
 from greenbench.contract.errors import nearest
 from greenbench.contract.manifest import ClientAudit, Manifest, Open, Server
+from greenbench.contract.policy import Policy
 from greenbench.contract.run_dir import write_atomic
 from greenbench.contract.schema import (
     Event,
@@ -168,6 +169,7 @@ FORMS: dict[str, type] = {
     "prompt_head": PromptHead,
     "prompt": PromptLine,
     "sweep": SweepConfig,
+    "policy": Policy,
 }
 ROWS: dict[str, type[Row]] = {  # where rows lie in a run directory
     "events.jsonl": Event,

@@ -1,8 +1,25 @@
 """What a good request is: the one definition, for the analysis and for the load search."""
 
+import re
 from typing import Any
 
-from greenbench.contract.config import SloConfig
+from greenbench.contract.config import SloConfig, parse
+from greenbench.contract.errors import UserError
+
+SECONDS = {"": 1.0, "s": 1.0, "ms": 0.001}
+
+
+def parse_slo(text: str) -> SloConfig:
+    """``ttft=2,tpot=50ms,e2e=30s``; seconds where no unit stands."""
+    bounds: dict[str, float] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"(ttft|tpot|e2e)=(\d*\.?\d+)(s|ms|)", part.strip().lower())
+        if match is None:
+            raise UserError(
+                f"--slo wants bounds such as ttft=2,tpot=50ms (ttft, tpot, e2e), found '{part.strip()}'"
+            )
+        bounds[f"{match[1]}_s"] = float(match[2]) * SECONDS[match[3]]
+    return parse(SloConfig, bounds, "--slo")
 
 
 def is_good(slo: SloConfig, ok: Any, ttft_s: Any, tpot_s: Any, e2e_s: Any, tokens: Any) -> Any:

@@ -1,127 +1,14 @@
-"""Recorded traffic as a schedule: arrival times and lengths, no text.
+"""Recorded traffic as a schedule; the formats are those of ``greenbench.contract.traces``.
 
-Formats, by their publishers' files:
-- mooncake: JSON lines with ``timestamp`` (ms), ``input_length``, ``output_length``
-- burstgpt: CSV with ``Timestamp`` (s), ``Request tokens``, ``Response tokens``
-- azure: CSV with ``TIMESTAMP`` (date and time), ``ContextTokens``, ``GeneratedTokens``
-
-Prompts are the point's own, cut to the recorded length. A row without output (a request that failed
-when it was recorded) is left out.
+Prompts are the point's own, cut to the recorded length.
 """
 
-import csv
-import json
-import math
-import reprlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from greenbench.contract.config import LoadConfig
 from greenbench.contract.errors import UserError
+from greenbench.contract.traces import read_lengths
 from loadgen.driver.arrivals import Arrival
-
-Row = dict[str, Any]
-MOST_TOKENS = 100_000_000  # of one request; the longest windows of today hold ten million
-MOST_SECONDS = 1e12  # of a time; as seconds since 1970 some 30,000 years
-
-
-def _azure_seconds(value: object) -> float:
-    # seven digits of a second, where Python reads six
-    head, _, fraction = str(value).partition(".")
-    return datetime.fromisoformat(head).timestamp() + float(f"0.{fraction or 0}")
-
-
-def _milliseconds(value: object) -> float:
-    return _seconds(value) / 1000
-
-
-def _seconds(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError
-    return float(value)
-
-
-def _tokens(value: object) -> int:
-    """A whole number, also where a tool wrote it with a point (675.0)."""
-    number = _seconds(value)
-    if not number.is_integer() or not 0 <= number <= MOST_TOKENS:
-        raise ValueError
-    return int(number)
-
-
-def _objects(path: Path, lines: Iterable[str]) -> Iterator[Row]:
-    """One JSON object a line; empty lines are left out."""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: line {number} is not JSON ({error})") from error
-        if not isinstance(value, dict):
-            raise UserError(f"{path}: line {number} is not a JSON object")
-        yield value
-
-
-def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[Row]:
-    return csv.DictReader(lines)
-
-
-@dataclass(frozen=True)
-class Format:
-    """How a publisher's file is split into rows, and the names of a row's fields: time, input, output."""
-
-    rows: Callable[[Path, Iterable[str]], Iterator[Row]]
-    names: tuple[str, str, str]
-    seconds: Callable[[object], float]
-    time_wanted: str
-
-    def read(self, row: Row) -> tuple[float, int, int]:
-        """(seconds, input tokens, output tokens). ValueError with a clause that names the field."""
-        time, given, made = self.names
-        at_s = _field(row, time, self.seconds, self.time_wanted)
-        if not math.isfinite(at_s) or abs(at_s) > MOST_SECONDS:
-            raise ValueError(f"'{time}' is {_shown(row[time])}, where {self.time_wanted} is wanted")
-        tokens = (_field(row, name, _tokens, "a number of tokens") for name in (given, made))
-        return at_s, *tokens
-
-
-def _field(row: Row, name: str, read: Callable[[object], Any], wanted: str) -> Any:
-    if name not in row:
-        raise ValueError(f"'{name}' is missing")
-    try:
-        return read(row[name])
-    except (ValueError, OverflowError):
-        raise ValueError(f"'{name}' is {_shown(row[name])}, where {wanted} is wanted") from None
-
-
-def _shown(value: object) -> str:
-    return "null" if value is None else reprlib.repr(value)
-
-
-FORMATS: dict[str, Format] = {
-    "mooncake": Format(
-        _objects,
-        ("timestamp", "input_length", "output_length"),
-        _milliseconds,
-        "a time in milliseconds",
-    ),
-    "burstgpt": Format(
-        _csv_rows,
-        ("Timestamp", "Request tokens", "Response tokens"),
-        _seconds,
-        "a time in seconds",
-    ),
-    "azure": Format(
-        _csv_rows,
-        ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
-        _azure_seconds,
-        "a date and time",
-    ),
-}
 
 
 def read_trace(load: LoadConfig, context_tokens: int) -> list[Arrival]:
@@ -131,18 +18,7 @@ def read_trace(load: LoadConfig, context_tokens: int) -> list[Arrival]:
     """
     assert load.trace is not None
     path = Path(load.trace)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = _lengths(path, load.trace_format, file)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a trace file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
-    except csv.Error as error:
-        raise UserError(f"{path}: cannot be read as CSV ({error}); give a trace file") from error
-    rows = sorted(row for row in rows if row[1] > 0 and row[2] > 0)
-    if not rows:
-        raise UserError(f"{path}: has no request with input and output; give another trace")
+    rows = read_lengths(path, load.trace_format)
     longest = max(tokens for _, tokens, _ in rows)
     if longest > context_tokens and not load.trace_clip:
         raise UserError(
@@ -154,24 +30,3 @@ def read_trace(load: LoadConfig, context_tokens: int) -> list[Arrival]:
         Arrival((at_s - first_s) / load.trace_speed, min(tokens, context_tokens), output)
         for at_s, tokens, output in rows
     ]
-
-
-def _lengths(path: Path, name: str, lines: Iterable[str]) -> list[tuple[float, int, int]]:
-    """(seconds, input tokens, output tokens) of each row."""
-    trace_format = FORMATS[name]
-    lengths: list[tuple[float, int, int]] = []
-    for number, row in enumerate(trace_format.rows(path, lines), start=1):
-        try:
-            lengths.append(trace_format.read(row))
-        except ValueError as error:
-            raise UserError(f"{path}: row {number}: {error}; {_other_format(name, row)}") from error
-    return lengths
-
-
-def _other_format(name: str, row: Row) -> str:
-    """What to do: the format whose fields the row has, else what this one's are."""
-    fits = [other for other, form in FORMATS.items() if other != name and set(form.names) <= {*row}]
-    if fits:
-        return f"its fields are those of trace_format: {fits[0]}"
-    wanted = ", ".join(f"'{field}'" for field in FORMATS[name].names)
-    return f"a row of the {name} format has {wanted}; leave such rows out, or mend them"

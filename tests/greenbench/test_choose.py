@@ -15,12 +15,12 @@ from greenbench.choose import (
     default_contexts,
     parse_backends,
     parse_contexts,
-    parse_slo,
 )
 from greenbench.cli import parse_duration
 from greenbench.contract.config import BackendChoice, SweepConfig, parse
 from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Host
+from greenbench.contract.slo import parse_slo
 from greenbench.sweep.child_processes import StageError
 from greenbench.sweep.runner import Outcome
 

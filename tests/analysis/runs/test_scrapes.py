@@ -16,7 +16,11 @@ NEW, OLD = "vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"
 
 
 def scraped(
-    tmp_path: Path, usages: list[float], pools: list[int | None], name: str = NEW, tokens: int = 0
+    tmp_path: Path,
+    usages: list[float],
+    pools: list[int | str | None],
+    name: str = NEW,
+    tokens: int = 0,
 ) -> Run:
     """A run whose server has an engine for each usage, 3 requests in each; ``tokens`` of its pools."""
     run = write_run(tmp_path, FakeRun(kv_cache_tokens=tokens))
@@ -48,11 +52,12 @@ def scraped(
         ([0.9, 0.1], [300_000, 100_000], 0.7),
         ([0.6], [100_000], 0.6),
         ([0.8, 0.4], [None, None], 0.6),
+        ([0.8, 0.4], ["None", "None"], 0.6),  # as a server that does not know it says
         ([0.8, 0.4], [100_000, None], 0.6),  # one size alone says nothing of the other
     ],
 )
 def test_usage_of_the_whole_pool_is_the_mean_by_size(
-    usages: list[float], pools: list[int | None], share: float, tmp_path: Path
+    usages: list[float], pools: list[int | str | None], share: float, tmp_path: Path
 ) -> None:
     run = scraped(tmp_path, usages, pools)
     found = kv_usage_series(run)

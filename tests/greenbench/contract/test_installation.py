@@ -19,7 +19,7 @@ from greenbench.sweep import provenance
 from greenbench.sweep.child_processes import call_json, python_module
 from servers.backends.custom import read_backend
 
-PACKAGES = ("greenbench", "servers", "telemetry", "loadgen", "analysis")
+PACKAGES = ("greenbench", "servers", "telemetry", "loadgen", "analysis", "planning", "gateway")
 # of vLLM's Python, or optional: Zeus is read where a person has it
 ELSEWHERE = {"torch", "vllm", "transformers", "xformers", "zeus"}
 IN_VLLMS_PYTHON = ("servers/plugins", "servers/bench", "servers/models/builder.py")
@@ -130,7 +130,8 @@ def test_every_library_that_is_imported_is_a_dependency() -> None:
     foreign = modules - sys.stdlib_module_names - {*PACKAGES} - ELSEWHERE
     packages = metadata.packages_distributions()
     needed = {normal(packages[module][0]) for module in foreign if not module.startswith("_")}
-    by_name_alone = {"pyarrow", "huggingface-hub"}  # importlib.import_module, and pandas's engine
+    # importlib.import_module, pandas's engine, uvicorn's parser and event loop
+    by_name_alone = {"pyarrow", "huggingface-hub", "httptools", "uvloop"}
     assert needed - declared == set()
     assert declared - needed <= by_name_alone
 

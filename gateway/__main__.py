@@ -1,0 +1,84 @@
+"""`python -m gateway --policy policy.yaml --pool NAME=URL …`: see docs/gateway.md."""
+
+import logging
+import signal
+import socket
+import sys
+from contextlib import suppress
+
+import uvicorn
+
+from gateway.app import App
+from gateway.options import read_options
+from gateway.policy_file import summary
+from greenbench.contract.errors import exit_on_user_error
+
+BACKLOG = 4096
+KEEP_ALIVE_S = (
+    75  # longer than clients keep idle ones, so that no request meets a closed connection
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    return exit_on_user_error(lambda: serve(argv))
+
+
+def serve(argv: list[str] | None) -> int:
+    options = read_options(argv)
+    app = App(options)
+    raise_file_limit()
+    listener = listen(options.host, options.port)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(
+        f"gateway at http://{shown}:{port} ({summary(app.policy.now.policy)})",
+        file=sys.stderr,
+        flush=True,
+    )
+    signal.signal(
+        signal.SIGTERM, lambda *_: None
+    )  # uvicorn ends at it, and then raises it once more
+    server(app).run(sockets=[listener])
+    return 0
+
+
+def server(app: App) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            log_level="critical",  # what goes wrong with a request is said by the access log
+            proxy_headers=False,  # an X-Forwarded-For must not pass for this machine
+            server_header=False,
+            date_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+        )
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises OSError, e.g. where the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def raise_file_limit() -> None:
+    """Each stream holds two sockets."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,294 @@
+"""What a policy may rest on: the usable points of servers that greenbench itself started and proved.
+
+A ``Place`` is one measured combination of load, output length and context; candidates meet there.
+"""
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from analysis.compare.cells import cells
+from analysis.compare.crossovers import Crossing, crossings
+from analysis.compare.decisions import Eligible
+from analysis.compare.differences import Difference, Pairs, by_pair, differences, headlines
+from analysis.objectives import ENERGY, GOODPUT, TPOT, Objective, objective
+from analysis.point.point import Point
+from analysis.runs.identity import Block, Candidate, Scenario
+from analysis.runs.run import Run
+from analysis.study import Study, study
+from greenbench.contract.config import SloConfig
+from greenbench.contract.errors import UserError
+from greenbench.contract.manifest import Server
+from greenbench.contract.policy import PolicyObjective
+
+OBJECTIVE: dict[PolicyObjective, Objective] = {
+    "ttft": objective("ttft"),
+    "tpot": TPOT,
+    "e2e": objective("e2e"),
+    "energy": ENERGY,
+    "capacity": GOODPUT,
+}
+ATTAINED = 0.9  # share of the requests that must meet an SLO that was asked for
+NONE_OF_BEST = 0.01  # what a rate of 0 counts as, of the best rate at its place
+
+
+@dataclass(frozen=True)
+class Place:
+    """``load``: requests open at one server. ``scenarios``: one a task."""
+
+    load: float
+    output_tokens: int
+    context: int
+    scenarios: tuple[Scenario, ...]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """``slo``: the bounds that were asked for, else None. ``refused``: sentences on what may not count."""
+
+    root: Path
+    asked: PolicyObjective
+    slo: SloConfig | None
+    points: tuple[Point, ...]
+    servers: Mapping[Candidate, tuple[Server, ...]]
+    labels: Mapping[Candidate, str]
+    eligible: Mapping[tuple[Scenario, Candidate], Eligible]
+    refused: tuple[str, ...]
+
+    @property
+    def objective(self) -> Objective:
+        return OBJECTIVE[self.asked]
+
+    @cached_property
+    def usable(self) -> tuple[Point, ...]:
+        return tuple(point for point in self.points if point.usable)
+
+    @cached_property
+    def candidates(self) -> tuple[Candidate, ...]:
+        return tuple(sorted({p.candidate for p in self.usable}, key=lambda c: self.labels[c]))
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        return tuple(sorted({point.block for point in self.usable}))
+
+    @cached_property
+    def differences(self) -> list[Difference]:
+        by = headlines(self.usable, self.objective, True)
+        return differences(self.usable, by)
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        return by_pair(self.differences)
+
+    @cached_property
+    def crossings(self) -> list[Crossing]:
+        mine = [each for each in self.differences if each.objective is self.objective]
+        return crossings(cells(self.usable), mine)
+
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
+        """In order of load, output and context."""
+        found: dict[tuple[float, int, int], list[Scenario]] = {}
+        loads = self._loads
+        for scenario, outputs in self._outputs.items():
+            key = (loads[scenario.family], outputs, scenario.context_tokens)
+            found.setdefault(key, []).append(scenario)
+        return tuple(Place(*key, tuple(found[key])) for key in sorted(found))
+
+    @cached_property
+    def _outputs(self) -> dict[Scenario, int]:
+        """Output tokens a request of each scenario."""
+        return {
+            point.scenario: tokens
+            for point in self.usable
+            if point.extra is not None and (tokens := point.extra.output_tokens_per_request)
+        }
+
+    @cached_property
+    def _loads(self) -> dict[Scenario, float]:
+        """By family: the users of a closed loop; of an open one requests/s × mean time (Little's law)."""
+        open_at: dict[Scenario, list[float]] = {}
+        out: dict[Scenario, float] = {}
+        for point in self.usable:
+            users = point.scenario.workload.load.users
+            if users is not None:
+                out[point.scenario.family] = float(users)
+            elif point.throughput and point.throughput.requests.value and point.values is not None:
+                mean_s = float(np.nanmean(point.values.e2e_s))
+                held = open_at.setdefault(point.scenario.family, [])
+                held.append(point.throughput.requests.value * mean_s)
+        means = {family: round(statistics.fmean(each), 2) for family, each in open_at.items()}
+        missing = {s.family: 1.0 for s in self._outputs if s.family not in out | means}
+        return out | means | missing
+
+    @cached_property
+    def values(self) -> dict[tuple[Scenario, Candidate], dict[Block, float]]:
+        """The objective's value a block; equal servers of one block are averaged."""
+        return self.figures(self.objective)
+
+    def figures(self, of: Objective) -> dict[tuple[Scenario, Candidate], dict[Block, float]]:
+        raw: dict[tuple[Scenario, Candidate], dict[Block, list[float]]] = {}
+        for point in self.usable:
+            value = of.value(point)
+            if value is not None:
+                blocks = raw.setdefault((point.scenario, point.candidate), {})
+                blocks.setdefault(point.block, []).append(value)
+        return {
+            key: {block: statistics.fmean(each) for block, each in blocks.items()}
+            for key, blocks in raw.items()
+        }
+
+    def costs(self, candidate: Candidate, place: Place) -> dict[Block, float] | None:
+        """log cost a block, mean over the place's tasks: of a rate, that of its inverse. None where some task
+        has no value.
+        """
+        per_task: list[dict[Block, float]] = []
+        for scenario in place.scenarios:
+            values = self.values.get((scenario, candidate))
+            if not values:
+                return None
+            least = self._least(scenario)
+            sign = -1 if self.objective.higher_is_better else 1
+            per_task.append({b: sign * float(np.log(max(v, least))) for b, v in values.items()})
+        shared = set.intersection(*(set(each) for each in per_task))
+        return {b: statistics.fmean(each[b] for each in per_task) for b in sorted(shared)} or None
+
+    def _least(self, scenario: Scenario) -> float:
+        top = max(max(v.values()) for (where, _), v in self.values.items() if where == scenario)
+        return top * NONE_OF_BEST or 1.0
+
+    def cost(self, candidate: Candidate, place: Place) -> float | None:
+        """log cost, mean over blocks."""
+        costs = self.costs(candidate, place)
+        return None if costs is None else statistics.fmean(costs.values())
+
+    def standing(self, candidate: Candidate, place: Place) -> str | None:
+        """Why a candidate may not serve there: its answers, its failures, no measurement. None: it may."""
+        for scenario in place.scenarios:
+            able = self.eligible.get((scenario, candidate))
+            if able is not None and not able.may_win:
+                return able.why_not or "it may not win there"
+            here = [p for p in self.usable if (p.scenario, p.candidate) == (scenario, candidate)]
+            if not here:
+                return f"it has no usable point at {place.context:,} tokens"
+        return None
+
+    def misses_slo(self, candidate: Candidate, place: Place) -> str | None:
+        """Where an SLO was asked for beside another objective: how far the candidate is from meeting it."""
+        if self.slo is None or self.asked == "capacity":
+            return None
+        shares = [
+            point.goodput.share
+            for point in self.usable
+            if point.candidate == candidate
+            and point.scenario in place.scenarios
+            and point.goodput is not None
+            and point.goodput.share is not None
+        ]
+        met = statistics.fmean(shares) if shares else 0.0
+        return None if met >= ATTAINED else f"{met:.0%} of its requests met the SLO"
+
+    def able(self, candidate: Candidate, place: Place) -> bool:
+        """Whether it may be chosen there."""
+        return (
+            self.standing(candidate, place) is None
+            and self.misses_slo(candidate, place) is None
+            and self.cost(candidate, place) is not None
+        )
+
+    def of_blocks(self, blocks: Iterable[Block]) -> "Evidence":
+        """The same, of these blocks alone. Who may serve where is still judged by all answers."""
+        kept = set(blocks)
+        return replace(self, points=tuple(p for p in self.points if p.block in kept))
+
+
+def gather(root: Path, asked: PolicyObjective, slo: SloConfig | None = None) -> Evidence:
+    """Of all runs at or below ``root``. UserError where no policy may rest on them."""
+    return evidence_of(study(root, across_executions=True, slo=slo), asked, slo)
+
+
+def evidence_of(found: Study, asked: PolicyObjective, slo: SloConfig | None = None) -> Evidence:
+    """Of a study, which took its goodput by ``slo`` where one was asked for. UserError as ``gather``."""
+    root = found.root
+    runs = {str(run.path): run for run in found.runs}
+    kept, refused = _trusted(found, runs)
+    if asked == "capacity" and not any(GOODPUT.value(point) is not None for point in kept):
+        raise UserError(
+            f"{root}: capacity is the rate of requests that meet an SLO, and no run has one; give --slo, as "
+            "in --slo ttft=2,tpot=50ms"
+        )
+    candidates = {point.candidate for point in kept if point.usable}
+    if len(candidates) < 2:
+        had = "; ".join(refused) or "a sweep of several backends or settings gives more"
+        raise UserError(
+            f"{root}: a policy chooses between candidates, and {_count(len(candidates))} has usable runs "
+            f"here ({had})"
+        )
+    _one_of_each(root, kept)
+    servers: dict[Candidate, list[Server]] = {}
+    for point in kept:
+        if point.usable:
+            servers.setdefault(point.candidate, []).append(runs[point.path].manifest.server)
+    return Evidence(
+        root=root,
+        asked=asked,
+        slo=slo,
+        points=tuple(kept),
+        servers={candidate: tuple(each) for candidate, each in servers.items()},
+        labels=found.labels.candidates,
+        eligible=found.eligible,
+        refused=tuple(refused),
+    )
+
+
+def _count(n: int) -> str:
+    return "none" if n == 0 else "only one"
+
+
+def _trusted(found: Study, runs: Mapping[str, Run]) -> tuple[list[Point], list[str]]:
+    """Points that may count, and a sentence for each candidate or load that may not."""
+    kept: list[Point] = []
+    why: dict[str, None] = {}
+    for point in found.points:
+        if point.status == "superseded":
+            continue
+        label = found.labels.candidates.get(point.candidate, point.backend)
+        reason = _refusal(runs[point.path], point)
+        if reason is None:
+            kept.append(point)
+        elif point.usable:
+            why[f"{label} {reason}"] = None
+    return kept, list(why)
+
+
+def _refusal(run: Run, point: Point) -> str | None:
+    """A clause after the candidate's label, or None where the point may count."""
+    server, load = run.manifest.server, point.scenario.workload.load
+    if server.shown.imported_from is not None:
+        return f"was imported from {server.shown.imported_from}, which proves no backend"
+    if run.point.server.base_url is not None:
+        return "was found running (base_url), so its start and its backend are not proven"
+    if point.usable and point.proof != "proven":
+        return "is unproven: which attention backend ran is not known"
+    if load.turns > 1 or load.trace is not None:
+        return "at conversations or a recorded load is left out: its prompts have no one length"
+    if point.usable and (point.throughput is None or not point.throughput.streamed):
+        return f"at {point.task} is left out: nothing is generated there"
+    return None
+
+
+def _one_of_each(root: Path, points: Iterable[Point]) -> None:
+    usable = [point for point in points if point.usable]
+    for what, found in (
+        ("model", {point.candidate.model for point in usable}),
+        ("device", {point.identity.device.kind.words for point in usable}),
+    ):
+        if len(found) > 1:
+            raise UserError(
+                f"{root}: a policy is for one {what}, the runs are of {' and '.join(sorted(found))}; give "
+                "the folder of one of them"
+            )

@@ -1,0 +1,296 @@
+"""Held-out traffic played against the policy, the best single pool, a random one and an oracle.
+
+All have the same number of servers. The truth is the measured curves of repeats that the played policy was
+not made of: for each repeat the policy is made anew of the others, by the same procedure.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.runs.identity import Block, Candidate
+from greenbench.contract.config import SloConfig
+from greenbench.contract.errors import UserError, nearest
+from greenbench.contract.policy import Policy, PolicyObjective, compile
+from planning.curves import Curves, Floats, curves, paces
+from planning.evidence import Evidence
+from planning.policy import policy_of, runs_hash
+from planning.regions import BEYOND
+from planning.requests import Traffic
+from planning.routers import able, at_random, by_policy, foreseeing, least_open, oracle
+from planning.score import Play, Score, Who, scored, values
+from planning.simulate import Outcome, Router, Server, server, simulate
+
+MOST_OPEN = 256
+OTHERS = (0.0, 0.25, 1.0)  # how much an oracle minds whom it holds up; see ``routers.oracle``
+BUSY = 0.7  # of generated traffic
+Truth = Mapping[str, Curves]  # by pool
+
+
+@dataclass(frozen=True)
+class Replay:
+    """``folds``: how many truths it was played against. ``said``: what to know, a sentence each."""
+
+    objective: PolicyObjective
+    unit: str
+    higher_is_better: bool
+    servers: int
+    requests: int
+    folds: int
+    held_out: bool
+    scores: tuple[Score, ...]
+    said: tuple[str, ...]
+
+    def score(self, who: Who) -> Score:
+        return next(each for each in self.scores if each.who == who)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A policy and the truth that it is played against."""
+
+    policy: Policy
+    truth: Truth
+
+
+def replay(
+    policy: Policy,
+    evidence: Evidence,
+    traffic: Traffic,
+    seed: int = 7,
+) -> Replay:
+    """UserError where the runs do not have the policy's pools, or nothing of the traffic can be played."""
+    found, held_out, how = folds(policy, evidence)
+    kept, said = within(traffic, [fold.truth for fold in found])
+    servers = len(policy.pools)
+    plays = [play(fold, kept, servers, policy.objective, policy.slo, seed) for fold in found]
+    scores = scored(plays, kept, policy.objective, policy.slo, seed)
+    return Replay(
+        objective=policy.objective,
+        unit=UNITS[policy.objective],
+        higher_is_better=policy.objective == "capacity",
+        servers=servers,
+        requests=len(kept),
+        folds=len(found),
+        held_out=held_out,
+        scores=scores,
+        said=(how, *said, *_loads_said(plays, kept, found)),
+    )
+
+
+UNITS: dict[PolicyObjective, str] = {
+    "ttft": "s TTFT",
+    "tpot": "s a token",
+    "e2e": "s E2E",
+    "energy": "J a request",
+    "capacity": "of the requests met the SLO",
+}
+
+
+# What is played against what
+
+
+def folds(policy: Policy, evidence: Evidence) -> tuple[list[Fold], bool, str]:
+    """(policies with their truths, whether the truths are held out, a sentence on it)."""
+    used = {run for rule in policy.rules for run in rule.runs}
+    ids = [point.run_id for point in evidence.usable]
+    own = policy.provenance.runs_hash == runs_hash(ids)
+    candidates = _candidates(policy, evidence)
+    if own and len(evidence.blocks) > 1 and _as_made(policy, evidence):
+        crossed = [_fold(policy, evidence, block) for block in evidence.blocks]
+        good = [fold for fold in crossed if fold is not None]
+        if len(good) > 1:
+            return (
+                good,
+                True,
+                (
+                    f"Held out: played against each of {len(good)} repeats by a policy made of the other "
+                    f"{len(evidence.blocks) - 1}, in the same way as this one."
+                ),
+            )
+    whole = Fold(policy, _truth(evidence, candidates))
+    if not used & set(ids) and used:
+        return [whole], True, "Held out: none of these runs is one that the policy was made of."
+    return (
+        [whole],
+        False,
+        (
+            "Not held out: the truth is the curves that the policy was made of, so it looks better than it "
+            "is; measure at least 2 repeats, or give other runs with --runs."
+        ),
+    )
+
+
+def _as_made(policy: Policy, evidence: Evidence) -> bool:
+    """Whether these runs give this policy: it was not changed by hand."""
+    anew = policy_of(evidence)
+    return anew is not None and (anew.rules, anew.default) == (policy.rules, policy.default)
+
+
+def _fold(policy: Policy, evidence: Evidence, block: Block) -> Fold | None:
+    """None where the repeat, or the others without it, lack a pool."""
+    others = evidence.of_blocks(b for b in evidence.blocks if b != block)
+    alone = evidence.of_blocks([block])
+    made = policy_of(others) if len(others.candidates) > 1 else None
+    if made is None or len(made.pools) > len(policy.pools):
+        return None
+    truth = {
+        name: found
+        for each in (policy, made)
+        for name, candidate in _candidates(each, evidence).items()
+        if (found := curves(alone, candidate)) is not None
+    }
+    complete = all(name in truth for name in (*policy.pools, *made.pools))
+    return Fold(made, truth) if complete else None
+
+
+def _candidates(policy: Policy, evidence: Evidence) -> dict[str, Candidate]:
+    by_label = {label: c for c, label in evidence.labels.items() if c in evidence.candidates}
+    found: dict[str, Candidate] = {}
+    for name, pool in policy.pools.items():
+        label = pool.label or pool.backend
+        if label not in by_label:
+            raise UserError(
+                f"{evidence.root}: pool '{name}' is '{label}', of which there is no usable run here; "
+                f"{nearest(label, by_label)}"
+            )
+        found[name] = by_label[label]
+    return found
+
+
+def truth_of(policy: Policy, evidence: Evidence) -> Truth:
+    """Of every pool the curves over all repeats. UserError where one has none."""
+    return _truth(evidence, _candidates(policy, evidence))
+
+
+def _truth(evidence: Evidence, candidates: Mapping[str, Candidate]) -> Truth:
+    truth: dict[str, Curves] = {}
+    for name, candidate in candidates.items():
+        found = curves(evidence, candidate)
+        if found is None:
+            raise UserError(
+                f"{evidence.root}: pool '{name}' has no times per token here; give runs of a streamed task"
+            )
+        truth[name] = found
+    return truth
+
+
+def within(traffic: Traffic, truths: Sequence[Truth]) -> tuple[Traffic, list[str]]:
+    """The requests whose length is at most twice beyond the measured ones, and what must be said."""
+    every = [curve for truth in truths for curve in truth.values()]
+    low = max(min(map(min, c.ttft_s.contexts)) for c in every)
+    high = min(max(map(max, c.ttft_s.contexts)) for c in every)
+    tokens = traffic.prompt_tokens
+    kept = (tokens * BEYOND >= low) & (tokens <= high * BEYOND)
+    if not kept.any():
+        raise UserError(
+            f"no prompt of the traffic is within twice of the measured {low:,} to {high:,} tokens (found "
+            f"{int(tokens.min()):,} to {int(tokens.max()):,}); measure those lengths"
+        )
+    said: list[str] = []
+    out, beyond = int((~kept).sum()), int(((tokens < low) | (tokens > high))[kept].sum())
+    if out:
+        said.append(
+            f"Refused: {out:,} of {len(traffic):,} requests are more than twice beyond the measured "
+            f"{low:,} to {high:,} tokens, and are left out."
+        )
+    if beyond:
+        said.append(
+            f"Extrapolated: {beyond:,} of {int(kept.sum()):,} requests are up to twice beyond the measured "
+            f"{low:,} to {high:,} tokens."
+        )
+    return traffic.of(kept), said
+
+
+# One fold
+
+
+def play(
+    fold: Fold,
+    traffic: Traffic,
+    servers: int,
+    objective: PolicyObjective,
+    slo: SloConfig,
+    seed: int,
+) -> dict[Who, tuple[Outcome, list[str]]]:
+    """Outcome of each, with the pool of each server. A policy of fewer pools than ``servers`` has the rest
+    as further servers of its default. The oracle is the best of OTHERS in hindsight.
+    """
+    policy = fold.policy
+    mixed = [*policy.pools, *[policy.default] * (servers - len(policy.pools))]
+    single = [policy.default] * servers
+    chooser = compile(policy)
+    ready = {pool: _server(policy, fold.truth, pool, traffic) for pool in policy.pools}
+    may = able(policy, traffic)
+    rng = np.random.default_rng(seed)
+
+    def served(pools: list[str], route: Router) -> tuple[Outcome, list[str]]:
+        return simulate(traffic, [ready[pool].emptied() for pool in pools], route), pools
+
+    knowing = [served(mixed, oracle(traffic, may, objective, slo, w)) for w in OTHERS]
+    sign = 1 if objective == "capacity" else -1
+
+    def mean(done: tuple[Outcome, list[str]]) -> float:
+        return sign * float(np.nanmean(values(done[0], traffic.output_tokens, objective, slo)))
+
+    return {
+        "foreseeing": served(mixed, foreseeing(traffic, may, objective, slo)),
+        "oracle": max(knowing, key=mean),
+        "policy": served(mixed, by_policy(chooser, traffic)),
+        "best single": served(single, least_open(may)),
+        "random": served(mixed, at_random(may, rng)),
+    }
+
+
+def _server(policy: Policy, truth: Truth, pool: str, traffic: Traffic) -> Server:
+    of = paces(truth[pool], traffic.prompt_tokens, MOST_OPEN)
+    seqs = policy.pools[pool].settings.get("max_num_seqs")
+    return server(
+        pool, of, policy.pools[pool].total_kv_tokens, seqs if isinstance(seqs, int) else None
+    )
+
+
+def _loads_said(plays: Sequence[Play], traffic: Traffic, found: Sequence[Fold]) -> list[str]:
+    """How many requests the policy's requests met at their server, beside the measured loads."""
+    met = np.concatenate([_met(play["policy"][0], traffic) for play in plays])
+    loads = {load for fold in found for c in fold.truth.values() for load in c.ttft_s.loads}
+    least, most = min(loads), max(loads)
+    said = [
+        f"Load: a request of the policy was one of {met.mean():.1f} at its server on average (measured: "
+        f"{', '.join(f'{load:g}' for load in sorted(loads))})."
+    ]
+    above, below = float((met > most).mean()), float((met < least).mean())
+    if above:
+        said.append(
+            f"Extrapolated: {above:.0%} met more than {most:g}; there a server is taken to serve no more a "
+            "second than at that load."
+        )
+    if below:
+        said.append(
+            f"Extrapolated: {below:.0%} met fewer than {least:g}; there times are taken to be those at "
+            "that load."
+        )
+    return said
+
+
+def _met(outcome: Outcome, traffic: Traffic) -> Floats:
+    """Of each served request, how many were open at its server as it came, itself counted."""
+    found: list[Floats] = []
+    for number in np.unique(outcome.server[outcome.server >= 0]):
+        mine = outcome.server == number
+        at, ends = traffic.at_s[mine], np.sort((traffic.at_s + outcome.e2e_s)[mine])
+        came = np.arange(1, len(at) + 1)
+        found.append((came - np.searchsorted(ends, at, side="right")).astype(float))
+    return np.concatenate(found) if found else np.zeros(1)
+
+
+def usual_rate(of: Curves, traffic: Traffic, servers: int) -> float:
+    """Requests/s of which so many servers of one pool are busy for BUSY of the time, by their throughput at
+    the highest measured load.
+    """
+    most = max(of.ttft_s.loads)
+    at = paces(of, traffic.prompt_tokens, math.ceil(most))
+    e2e_s = at.ttft_s[:, -1] + at.tpot_s[:, -1] * (traffic.output_tokens - 1)
+    return BUSY * servers * most / float(e2e_s.mean())

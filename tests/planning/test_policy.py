@@ -1,0 +1,236 @@
+"""From sweeps whose truth is known: a policy where candidates cross, none where they do not, refusals."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from analysis.study import Study, study
+from greenbench.contract.config import SloConfig
+from greenbench.contract.errors import UserError
+from greenbench.contract.policy import Policy, PolicyObjective, PoolState, Request, choose
+from planning.evidence import evidence_of, gather
+from planning.policy import policy_of, pool_names
+from tests.outside.generator import Point
+from tests.planning.sweeps import CROSSING, LONG, SHORT, Cost, crossing_tokens, points, written
+
+
+@cache
+def studied(root: Path, slo: SloConfig | None) -> Study:
+    return study(root, across_executions=True, slo=slo)
+
+
+def made(root: Path, objective: PolicyObjective = "e2e", slo: SloConfig | None = None) -> Policy:
+    found = policy_of(evidence_of(studied(root, slo), objective, slo))
+    assert found is not None
+    return found
+
+
+def takes(policy: Policy, tokens: int) -> str | None:
+    states = [PoolState(name, up=True) for name in policy.pools]
+    return choose(policy, Request(tokens, 0, 32), states).pool
+
+
+@pytest.fixture(scope="module")
+def crossed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("crossed"), points(CROSSING))
+
+
+def test_it_switches_where_the_curves_cross(crossed: Path) -> None:
+    policy = made(crossed)
+    at = crossing_tokens(SHORT, LONG)
+    assert policy.decided and set(policy.pools) == {"alpha", "beta"}
+    switch = min(
+        rule.when.uncached_prompt_tokens.low for rule in policy.rules if rule.pool == "beta"
+    )
+    assert (
+        at < switch < at * 1.15
+    )  # the end of the crossover's interval at which beta is surely better
+    assert [takes(policy, n) for n in (2048, 8192, 32768, 60_000)] == [
+        "alpha", "alpha", "beta", "beta",
+    ]  # fmt: skip
+
+
+def test_gains_are_those_of_the_curves(crossed: Path) -> None:
+    policy = made(crossed)
+    rule = next(rule for rule in policy.rules if rule.gain is not None)
+    true = SHORT.e2e_s(32768) / LONG.e2e_s(32768)
+    assert rule.gain is not None and rule.gain.low is not None and rule.gain.high is not None
+    assert rule.gain.ratio == pytest.approx(true, rel=0.03)
+    assert rule.gain.low < rule.gain.ratio < rule.gain.high
+    assert policy.gain is not None and policy.gain.low is not None
+    whole = true ** (1 / 3)  # one of three lengths, all weighing the same
+    assert policy.gain.ratio == pytest.approx(whole, rel=0.01) and policy.gain.low > 1
+    assert policy.default == "alpha"
+
+
+def test_every_rule_names_the_runs_behind_it(crossed: Path) -> None:
+    policy = made(crossed)
+    folders = {path.name for path in (crossed / "outside").iterdir()}
+    for rule in policy.rules:
+        assert rule.runs and set(rule.runs) <= folders
+    assert policy.provenance.repeats == 4
+
+
+def test_rules_and_default_cover_each_length_once(crossed: Path) -> None:
+    spans = sorted(
+        (rule.when.uncached_prompt_tokens.low, rule.when.uncached_prompt_tokens.high)
+        for rule in made(crossed).rules
+    )
+    assert spans[0][0] == 1024 and spans[-1][1] == 65_537  # twice beyond what was measured
+    assert all(a[1] == b[0] for a, b in pairwise(spans))
+
+
+@pytest.mark.parametrize("objective", ["ttft", "energy", "capacity"])
+def test_other_objectives_have_their_policy(crossed: Path, objective: PolicyObjective) -> None:
+    policy = made(crossed, objective, SloConfig(ttft_s=60))
+    assert policy.decided and takes(policy, 32768) == "beta" and takes(policy, 2048) == "alpha"
+
+
+def test_energy_does_not_spill_to_a_pool_that_takes_more(crossed: Path) -> None:
+    assert all(not rule.spill for rule in made(crossed, "energy").rules)
+    assert any(rule.spill for rule in made(crossed, "e2e").rules)
+
+
+def test_tpot_is_equal_so_there_is_no_policy_by_it(crossed: Path) -> None:
+    policy = made(crossed, "tpot")
+    assert not policy.decided and len(policy.pools) == 1
+    assert policy.said[0].startswith("No policy: no candidate is shown to be better than")
+
+
+def no_policy(tmp_path: Path, made_points: Sequence[Point], repeats: int = 4) -> Policy:
+    policy = made(written(tmp_path, made_points, repeats, sd=0.02))
+    assert not policy.decided and not policy.rules and list(policy.pools) == [policy.default]
+    assert policy.gain is None
+    return policy
+
+
+def test_equal_candidates_have_none(tmp_path: Path) -> None:
+    no_policy(tmp_path, points({"alpha": SHORT, "beta": SHORT}))
+
+
+def test_one_that_is_better_throughout_is_served_alone(tmp_path: Path) -> None:
+    slow = Cost(0.12, 0.12)
+    assert no_policy(tmp_path, points({"alpha": slow, "beta": SHORT})).default == "beta"
+
+
+def test_one_start_each_shows_nothing(tmp_path: Path) -> None:
+    policy = no_policy(tmp_path, points(CROSSING), repeats=1)
+    assert "one server start of each shows nothing" in policy.said[0]
+
+
+def wrong_when_long(point: Point) -> Point:
+    """beta answers most prompts wrong from 16,384 tokens on."""
+    bad = point.backend == "beta" and point.context >= 16_384
+    return replace(point, right=frozenset(range(6))) if bad else point
+
+
+def test_one_that_is_disqualified_there_never_serves_there(tmp_path: Path) -> None:
+    fast = {"alpha": SHORT, "beta": Cost(0.05, 0.02)}
+    policy = made(
+        written(tmp_path, points(fast, (2048, 8192, 16_384, 32_768), change=wrong_when_long))
+    )
+    assert takes(policy, 8192) == "beta" and takes(policy, 16_384) == "alpha"
+    down = [PoolState("alpha", up=False), PoolState("beta", up=True)]
+    assert choose(policy, Request(16_384), down).pool is None
+    assert choose(policy, Request(8_193), down).pool is None  # not shown to be right there
+    assert choose(policy, Request(8_192), down).pool == "beta"
+    assert any(s.startswith("beta may not serve 16,384, 32,768 tokens: ") for s in policy.said)
+
+
+def unproven(point: Point) -> Point:
+    return replace(point, proof="unproven") if point.backend == "beta" else point
+
+
+def found_running(point: Point) -> Point:
+    return replace(point, server={"base_url": "http://127.0.0.1:9000"})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (unproven, "only one has usable runs here .beta is unproven"),
+        (found_running, "none has usable runs here .*base_url"),
+    ],
+)
+def test_unproven_servers_are_refused(tmp_path: Path, change: object, sentence: str) -> None:
+    root = written(tmp_path, points(CROSSING, (2048, 32768), change=change), 2)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=sentence):
+        gather(root, "e2e")
+
+
+def test_two_models_are_refused(tmp_path: Path) -> None:
+    both = [
+        *points(CROSSING, (2048,)),
+        *points({"alpha": SHORT}, (2048,), change=lambda p: replace(p, model="other")),
+    ]
+    with pytest.raises(UserError, match="for one model, the runs are of other and outside-llama"):
+        gather(written(tmp_path, both, 1), "e2e")
+
+
+def test_capacity_needs_an_slo(tmp_path: Path) -> None:
+    root = written(tmp_path, points(CROSSING, (2048,), change=lambda p: replace(p, slo={})), 1)
+    with pytest.raises(UserError, match="give --slo"):
+        gather(root, "capacity")
+
+
+def test_one_that_misses_the_slo_does_not_serve(tmp_path: Path) -> None:
+    """TTFT of 4 users is four prefills: alpha's is 8 s at 32k, beta's 5.8 s; at 2k 0.13 and 0.25 s."""
+    root = written(tmp_path, points(CROSSING))
+    policy = made(root, "energy", SloConfig(ttft_s=7))
+    assert takes(policy, 32_768) == "beta"
+    assert any("met the SLO" in sentence for sentence in policy.said)
+
+
+def loads(users: int) -> list[Point]:
+    costs = CROSSING if users == 2 else {"alpha": SHORT, "beta": Cost(0.05, 0.03)}
+    return points(costs, (2048, 32768), users=users)
+
+
+def test_loads_part_at_their_geometric_mean(tmp_path: Path) -> None:
+    """At 2 open requests alpha is better with short prompts, at 8 beta: parted at 4."""
+    policy = made(written(tmp_path, [*loads(2), *loads(8)]))
+
+    def at(open_requests: int) -> str | None:
+        states = [PoolState(name, True, running=open_requests) for name in policy.pools]
+        return choose(policy, Request(2048, 0, 32), states).pool
+
+    assert [at(n) for n in (0, 3, 4, 30)] == ["alpha", "alpha", "beta", "beta"]
+
+
+def test_restarts_pay_after_what_the_start_cost(crossed: Path) -> None:
+    """The generator's servers do not say how long they took: nothing is made up."""
+    (restart,) = made(crossed).restarts
+    assert (restart.of, restart.to, restart.boot_s) == ("alpha", "beta", None)
+    assert restart.break_even_requests is None and restart.said
+    assert restart.changes == ["backend: alpha → beta"]
+
+
+def test_a_measured_start_is_won_back_after_so_many_requests(tmp_path: Path) -> None:
+    """At 4 open requests all takes four times as long: a request of 32k saves 4 · (alpha's − beta's) seconds
+    and four wait for the start. beta serves one request a time alone.
+    """
+    root = written(tmp_path, points(CROSSING))
+    for path in root.rglob("manifest.json"):
+        manifest = json.loads(path.read_text())
+        manifest["server"]["ready_s"] = 40.0
+        path.write_text(json.dumps(manifest))
+    (restart,) = made(root).restarts
+    requests = 40.0 / (SHORT.e2e_s(32768) - LONG.e2e_s(32768))
+    assert restart.boot_s == 40.0 and restart.said is None
+    assert restart.break_even_requests == pytest.approx(requests, rel=0.05)
+    assert restart.break_even_s == pytest.approx(requests * LONG.e2e_s(32768), rel=0.05)
+    by_rate = next(r for r in made(root, "capacity").restarts)
+    saved = LONG.e2e_s(32768) / SHORT.e2e_s(32768)  # what alpha serves of what beta does
+    assert by_rate.break_even_s == pytest.approx(40 * saved / (1 - saved), rel=0.1)
+    assert made(root, "energy").restarts[0].said == "the energy of a start was not recorded"
+
+
+def test_names_may_stand_in_a_header() -> None:
+    assert pool_names(["flash_attn · KV fp8", "sink_window(sink=4)", "A b", "a.b", "A b"]) == [
+        "flash_attn-kv-fp8", "sink_window-sink-4", "a-b", "a.b", "a-b-2",
+    ]  # fmt: skip
