@@ -19,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.study import study
+from greenbench.contract.errors import UserError
 from planning.evidence import OBJECTIVE, evidence_of, gather
 from planning.policy import policy_of
 from planning.replay import Fold, play
@@ -90,7 +91,10 @@ def decided(case: Case, number: int, objectives: Sequence[str]) -> dict[str, boo
         found = study(Path(folder), across_executions=True)
         out: dict[str, bool | None] = {}
         for name in objectives:
-            made = policy_of(evidence_of(found, name))  # type: ignore[arg-type]
+            try:
+                made = policy_of(evidence_of(found, name))  # type: ignore[arg-type]
+            except UserError:  # a shape without telemetry has no energy
+                made = None
             out[name] = None if made is None else made.decided
     return out
 
