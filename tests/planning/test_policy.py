@@ -153,7 +153,7 @@ def found_running(point: Point) -> Point:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (unproven, "only one has usable runs here .beta is unproven"),
+        (unproven, "only one has usable runs here .beta, unproven: "),
         (found_running, "none has usable runs here .*base_url"),
     ],
 )
