@@ -114,7 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A small JSON object file; an unreadable one raises UserError."""
     try:
         body: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(body, dict):
         raise UserError(f"{path}: holds no JSON object")
