@@ -100,7 +100,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, start=1):
             try:
                 row = json.loads(line)
-            except ValueError as error:  # no JSON, or no UTF-8
+            except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested too deeply
                 if not line.endswith(b"\n"):
                     return
                 why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
