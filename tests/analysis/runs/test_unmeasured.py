@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.objectives import DEFAULT
 from analysis.report.page import render
 from analysis.report.sentences import summary_sentences
 from analysis.runs.unmeasured import LeftOut, left_out
@@ -63,6 +64,10 @@ def test_it_stands_in_page_summary_and_sentences(tmp_path: Path) -> None:
     assert "`tiny beta` (did not start)" in sentence and "`tiny gamma` (died)" in sentence
 
 
+SWEEP = (
+    "name: fake\nmodels: [tiny]\nbackends: [alpha]\ncontexts: [1024]\ntasks: [retrieve]\n"
+    "loads: [{kind: closed, users: 4}]\n"
+)
 UNREAD = "tiny-x-r0a0-1/server.json"
 
 
@@ -122,3 +127,25 @@ def test_refusals_that_cannot_be_read_are_said(
     (sweep / "refused.json").write_text(refused_json)
     (found,) = [each for each in left_out(sweep) if each not in EXPECTED]
     assert words_of_why in found.why
+
+
+@pytest.mark.parametrize(
+    ("sweep_yaml", "words_of_why"),
+    [
+        ("name: [", "sweep.yaml: not valid YAML"),
+        ("- a\n- b\n", "sweep.yaml: keys and values are wanted"),
+        (SWEEP + "objective: fastest_of_7_0\n", "objective: no 'fastest_of_7_0' is known"),
+        (SWEEP + "objective: ttft\n", None),
+    ],
+)
+def test_a_sweep_file_that_cannot_be_used_costs_its_wishes_alone(
+    sweep_yaml: str, words_of_why: str | None, tmp_path: Path
+) -> None:
+    """Guards against no report at all, and against a wish that is dropped without a word."""
+    sweep = write_sweep(tmp_path)
+    (sweep / "sweep.yaml").write_text(sweep_yaml)
+    whole = study(sweep)
+    found = [each for each in whole.unmeasured if each not in EXPECTED]
+    assert [each.label for each in found] == ([] if words_of_why is None else ["sweep.yaml"])
+    assert words_of_why is None or words_of_why in found[0].why
+    assert whole.objective.name == ("ttft" if words_of_why is None else DEFAULT.name)
