@@ -75,6 +75,14 @@ def enough(_: argparse.Namespace) -> int:
     return 0
 
 
+def objectives(_: argparse.Namespace) -> int:
+    """What a headline can go by, as JSON {name: title}."""
+    from analysis.objectives import OBJECTIVES
+
+    print(json.dumps({each.name: each.title for each in OBJECTIVES}, indent=1))
+    return 0
+
+
 def report(args: argparse.Namespace) -> int:
     """One self-contained HTML file, and beside it what it shows for programs."""
     from analysis.points_csv import write_points
@@ -190,6 +198,10 @@ def add_enough(commands: Commands) -> None:
     add_command(commands, "enough", enough)
 
 
+def add_objectives(commands: Commands) -> None:
+    add_command(commands, "objectives", objectives)
+
+
 def add_report(commands: Commands) -> None:
     command = add_command(commands, "report", report)
     command.add_argument("runs", type=Path, help=RUNS_HELP)
@@ -207,7 +219,7 @@ def add_report(commands: Commands) -> None:
     command.add_argument(
         "--objective",
         metavar="NAME",
-        help="what the headline goes by, as ttft or energy (an unknown name is answered with all there are); "
+        help="what the headline goes by, as ttft or energy (`python -m analysis objectives` names all); "
         "default: the sweep's `objective`, else goodput under its SLO, else E2E",
     )
 
@@ -256,6 +268,7 @@ COMMANDS = (
     add_check,
     add_verdict,
     add_enough,
+    add_objectives,
     add_report,
     add_ceilings,
     add_simulate,

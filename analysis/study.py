@@ -1,6 +1,5 @@
 """All runs under one folder, worked through once: points, cells, differences, decisions."""
 
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,7 @@ from analysis.compare.cells import Cell, cells
 from analysis.compare.crossovers import Crossing, crossings
 from analysis.compare.decisions import Decision, Eligible, decisions, eligible
 from analysis.compare.differences import Difference, Headlines, differences, headlines
-from analysis.objectives import DEFAULT, TPOT, Objective, objective
+from analysis.objectives import BY_NAME, DEFAULT, TPOT, Objective, objective
 from analysis.point.point import Point, analyse_all
 from analysis.quality.depth_map import HeatMap, heat_maps
 from analysis.quality.gate import Gate, gates
@@ -36,7 +35,6 @@ from analysis.runs.labels import Labels, labels
 from analysis.runs.run import Run, read_runs, some_readable
 from analysis.runs.unmeasured import LeftOut, left_out, without_a_point
 from greenbench.contract.config import SloConfig, SweepConfig, load_sweep
-from greenbench.contract.errors import UserError
 
 BEATEN = 1.05  # a share of a ceiling from which it was not one; below, the noise of measuring it
 
@@ -94,10 +92,11 @@ def study(
     otherwise each has its own. ``by``: name of the objective of the headline; default: the sweep's
     ``objective``, else DEFAULT. ``slo``: by which requests are good; default: that of each run. UserError.
     """
-    sweeps = _sweeps(root)
-    asked = by or sweep_objective(sweeps)
+    chosen = objective(by) if by else None
+    sweeps, unread_sweeps = _sweeps(root)
+    if chosen is None and (asked := sweep_objective(sweeps)):
+        chosen = BY_NAME[asked]
     across_executions = across_executions or any(map(_compares_executions, sweeps))
-    chosen = objective(asked) if asked else DEFAULT
     runs, unreadable = read_runs(root)
     some_readable(root, runs, unreadable)
     runs = runs if slo is None else [run.with_slo(slo) for run in runs]
@@ -108,7 +107,7 @@ def study(
     checked, unread = _verifications(root)
     stand = standings(judged, checked, runs, points)
     able = eligible(points, stand)
-    by_family = headlines(points, chosen, asked is not None)
+    by_family = headlines(points, chosen or DEFAULT, chosen is not None)
     compared = differences(points, by_family)
     table = cells(points)
     crossed = crossings(table, compared)
@@ -130,11 +129,17 @@ def study(
         heat_maps=heat_maps(answering, named.candidates),
         standings=stand,
         eligible=able,
-        unmeasured=[*left_out(root), *without_a_point(unreadable), *unread, *no_ceilings],
+        unmeasured=[
+            *left_out(root),
+            *without_a_point(unreadable),
+            *unread_sweeps,
+            *unread,
+            *no_ceilings,
+        ],
         labels=named,
-        objective=chosen,
+        objective=chosen or DEFAULT,
         headlines=by_family,
-        asked=asked is not None,
+        asked=chosen is not None,
         across_executions=across_executions,
     )
 
@@ -171,14 +176,22 @@ def _compares_executions(sweep: SweepConfig) -> bool:
     return len({who.server.execution for who in sweep.contenders}) > 1
 
 
-def _sweeps(root: Path) -> list[SweepConfig]:
+def _sweeps(root: Path) -> tuple[list[SweepConfig], list[LeftOut]]:
     """Of ``root``, or of the folders right below it. The report does not rest on one that cannot be read."""
     files = [root / "sweep.yaml", root.parent / "sweep.yaml", *sorted(root.glob("*/sweep.yaml"))]
-    found: list[SweepConfig] = []
-    for file in filter(Path.is_file, files):
-        with contextlib.suppress(UserError):
-            found.append(load_sweep(file))
-    return found
+    read = [
+        (file, boundary.read(file.parent, partial(_sweep, file), list))
+        for file in filter(Path.is_file, files)
+    ]
+    unread = [LeftOut(file.name, "unreadable", found.fault) for file, found in read if found.fault]
+    return [sweep for _, found in read for sweep in found.value], unread
+
+
+def _sweep(file: Path) -> list[SweepConfig]:
+    sweep = load_sweep(file)
+    if sweep.objective is not None:
+        objective(sweep.objective)  # of another version it may be one that is not known here
+    return [sweep]
 
 
 def _verifications(root: Path) -> tuple[list[Verification], list[LeftOut]]:

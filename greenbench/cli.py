@@ -35,7 +35,7 @@ from greenbench.sweep.progress import SweepProgress
 from greenbench.sweep.provenance import host, hostname
 from greenbench.sweep.runner import Outcome, run_sweep
 from greenbench.sweep.stopwatch import Stopwatch
-from greenbench.sweep.time_budget import estimate, fitting, trimmed, whole
+from greenbench.sweep.time_budget import estimate, fitting, is_running, trimmed, whole
 from greenbench.vllm_python import vllm_python
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -386,11 +386,19 @@ def print_plan(plans: list[Plan]) -> None:
         print(f"# {visible(plan.start.label)}")
         for refusal in plan.launch.refusals:
             print(f"#   refused on this host: {visible(refusal)}")
-        env = " ".join(f"{key}={json.dumps(value)}" for key, value in plan.launch.env.items())
-        print(f"env -C {plugin_folder()} {env} \\\n  {' '.join(plan.launch.argv)}")
+        print(_how_it_is_served(plan))
         for point in plan.start.points:
             print(f"  point {describe(point)}")
         print()
+
+
+def _how_it_is_served(plan: Plan) -> str:
+    """The command of its server, to be pasted; of a running server its address."""
+    if is_running(plan.start):
+        address = plan.start.request.server.base_url
+        return visible(f"# measured at {address}, where a server runs; none is started")
+    env = " ".join(f"{key}={json.dumps(value)}" for key, value in plan.launch.env.items())
+    return f"env -C {plugin_folder()} {env} \\\n  {' '.join(plan.launch.argv)}"
 
 
 def describe(point: PointConfig) -> str:

@@ -97,7 +97,10 @@ class LongContextUser(User):
 
 @events.init.add_listener
 def on_init(environment: Environment, runner: Runner, **_: Any) -> None:
-    """Of a sweep: the users come from the point's config. A bad run directory ends Locust with 2."""
+    """Of a sweep: the users come from the point's config. A bad run directory ends Locust with 2.
+
+    By hand without a page the prompts are made here, before the time limit runs.
+    """
     options = environment.parsed_options
     keep_private()
     raise_file_limit()
@@ -123,6 +126,12 @@ def on_init(environment: Environment, runner: Runner, **_: Any) -> None:
         users = load.users or options.expect_workers
         options.num_users = options.spawn_rate = users
         environment.process_exit_code = 0  # failed requests are rows, not a failed run
+    elif options and options.headless:
+        try:
+            environment.prepared = direct_run.prepare(environment.host, options)  # type: ignore[attr-defined]
+        except UserError as error:
+            _refuse(error)
+    gevent.get_hub().loop.update_now()  # or what was done so far would count against the time limit
 
 
 def _refuse(error: UserError) -> NoReturn:
@@ -179,7 +188,8 @@ def _run_path(environment: Environment) -> Path:
     assert options is not None
     if options.run_dir:
         return Path(options.run_dir)
-    return direct_run.prepare(environment.host, options)
+    prepared: Path | None = getattr(environment, "prepared", None)
+    return prepared or direct_run.prepare(environment.host, options)
 
 
 def _part_session(environment: Environment) -> Session | None:
@@ -233,6 +243,18 @@ def on_test_stop(environment: Environment, **_: Any) -> None:
         runner = environment.runner
         if isinstance(runner, WorkerRunner):
             runner.send_message(DONE, drive.session.report())
+
+
+@events.quitting.add_listener
+def on_quitting(environment: Environment, **_: Any) -> None:
+    """By hand, a run in which no request came to its end has measured nothing: no success."""
+    options, runner = environment.parsed_options, environment.runner
+    by_hand = options and options.headless and not options.run_dir
+    if not by_hand or isinstance(runner, WorkerRunner) or environment.process_exit_code is not None:
+        return
+    if environment.stats.total.num_requests == 0:
+        say_error("no request came to its end; give a longer --run-time")
+        environment.process_exit_code = 1
 
 
 def main() -> NoReturn:

@@ -8,11 +8,12 @@ a key left out, no UTF-8, another schema, nested deeply. An import must end in r
 contract's form, or in one sentence with nothing written. Of ``runs``, each group is a folder of a sound run
 and ``GROUP`` damaged ones: check and report must pass, name what is wrong in sentences, and give the sound
 run the figures that it has alone. Prints counts by outcome and the peak of memory; ends with 1 at the first
-fault, after writing that input's seed.
+fault, after writing that input's seed. Where a library crashes, the input stays in /tmp/fuzz-files-*/case.
 """
 
 import argparse
 import contextlib
+import faulthandler
 import json
 import os
 import random
@@ -471,6 +472,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7, help="of the first; the others follow")
     parser.add_argument("--go-on", action="store_true", help="count faults, and go on")
     options = parser.parse_args()
+    faulthandler.enable()
     place = Path(tempfile.mkdtemp(prefix="fuzz-files-"))
     try:
         return fuzz(STEPS[options.what](place), place / "case", options)

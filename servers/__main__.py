@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from greenbench.contract.command_name import typed_as
 from greenbench.contract.config import ServerConfig, ServerRequest, load_model, parse
@@ -54,6 +54,7 @@ from servers.verify.run import run as run_comparison
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 INTERRUPTED = 130
+RAISED_AGAIN_S = 0.05
 
 
 def launch_context(asked: str | None = None) -> LaunchContext:
@@ -126,13 +127,28 @@ def _serve(request: ServerRequest, out: Path, context: LaunchContext) -> int:
 
 
 def _until_stopped(run: Callable[[], int]) -> int:
-    """Run with signals that stop servers in order, once; a second one does not cut the stop short."""
+    """Run with signals that stop servers in order, once; a second one does not cut the stop short.
+
+    Python drops what is raised in a finalizer. A stop that came there is raised again a moment later.
+    """
 
     def end(number: int, _: object) -> None:
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         raise Stopped(INTERRUPTED if number == signal.SIGINT else 0)
 
+    def dropped(what: "sys.UnraisableHookArgs") -> None:
+        stop = what.exc_value
+        if isinstance(stop, Stopped):
+            signal.signal(signal.SIGALRM, lambda *_: again(stop.code))
+            signal.setitimer(signal.ITIMER_REAL, RAISED_AGAIN_S)
+        else:
+            sys.__unraisablehook__(what)
+
+    def again(code: int) -> NoReturn:
+        raise Stopped(code)
+
+    sys.unraisablehook = dropped
     for each in STOP_SIGNALS:
         signal.signal(each, end)
     try:
@@ -234,7 +250,7 @@ def _verify(comparison: Comparison, out: Path, context: LaunchContext) -> int:
         say(f"failed: {error}")
         return BOOT_FAILED
     say(f"written below {out / VERIFY_DIR}")
-    return int(any(verdict["verdict"] == "fail" for verdict in verdicts))
+    return int(any(each.verdict == "fail" for each in verdicts))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ out; a line elsewhere that is broken, or lacks what may not be missing, is a Use
 import gzip
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -42,6 +43,7 @@ CACHE_FORMAT = "5"  # raise when the way of reading changes, so that old caches 
 SLICE_BYTES = 32 << 20
 HEAD_BYTES = 1 << 20  # dicts with open keys become structs of the keys found in so much of a file
 NEWLINE = 10
+_OBJECT_OR_NOTHING = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:\{|\Z)")  # of a first null Arrow 26 dies
 STAMP = b"greenbench_sources"  # what a cache was built from, in its metadata
 MARKS = "chunk_marks"  # a column of our own beside the rows' (analysis.runs.chunk_marks)
 LABELS = "labels"  # of a scraped series: dozens of names, of which a series has two or three
@@ -303,6 +305,8 @@ def _parse(
     )
     read = pajson.ReadOptions(block_size=part.size + 1, use_threads=False)
     try:
+        if not _OBJECT_OR_NOTHING.match(memoryview(part)):
+            raise pa.ArrowInvalid("its first line is no JSON object")
         return pajson.read_json(pa.BufferReader(part), read_options=read, parse_options=parse)
     except pa.ArrowException as error:
         raise UserError(first_fault(row, [path]) or f"{path}: cannot be read ({error})") from error

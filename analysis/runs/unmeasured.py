@@ -8,8 +8,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import RootModel
+
+from analysis.runs.boundary import words
 from analysis.runs.run import Unreadable
 from greenbench.contract.errors import UserError
+from greenbench.contract.explain import parse
+from greenbench.contract.manifest import Open
 from greenbench.contract.run_dir import SERVERS_DIR, read_json
 
 
@@ -36,17 +41,37 @@ def without_a_point(unreadable: Iterable[Unreadable]) -> list[LeftOut]:
     return [LeftOut(run.path.name, "unreadable", run.why) for run in unreadable]
 
 
+class _Refused(RootModel[dict[str, list[str]]]):
+    """refused.json: reasons by the label of a candidate."""
+
+
+class _Started(Open):
+    """Of a start, what a report says of it. ``ready_s`` None: it never was."""
+
+    model: str
+    requested_backend: str
+    ready_s: float | None = None
+
+
+class _Start(Open):
+    """What is needed of server.json; a broken field beside that costs nothing."""
+
+    state: str | None = None
+    error: str | None = None
+    server: _Started | None = None
+
+
 def _refused(folder: Path) -> Iterator[LeftOut]:
     path = folder / "refused.json"
     if not path.is_file():
         return
     try:
-        reasons = {label: "; ".join(why) for label, why in read_json(path).items()}
-    except (UserError, TypeError) as error:
+        reasons = parse(_Refused, read_json(path), str(path)).root
+    except UserError as error:
         yield _unreadable(path, error)
         return
     for label, why in reasons.items():
-        yield LeftOut(label, "refused", why)
+        yield LeftOut(label, "refused", "; ".join(why) or "no reason was given")
 
 
 def _failed(folder: Path) -> Iterator[LeftOut]:
@@ -55,17 +80,21 @@ def _failed(folder: Path) -> Iterator[LeftOut]:
         latest[path.parent.name.rpartition("-")[0]] = path
     for path in latest.values():
         try:
-            body = read_json(path)
+            start = parse(_Start, read_json(path), str(path))
         except UserError as error:
             yield _unreadable(path, error)
             continue
-        server = body.get("server") or {}
-        if body.get("state") == "failed":
-            label = f"{server.get('model')} {server.get('requested_backend')}"
-            status = "did not start" if server.get("ready_s") is None else "died"
-            yield LeftOut(label, status, body.get("error") or "no reason was given")
+        if start.state == "failed":
+            yield _left_out(start, path.parent.name)
 
 
-def _unreadable(path: Path, error: Exception) -> LeftOut:
+def _left_out(start: _Start, folder: str) -> LeftOut:
+    server = start.server
+    label = f"{server.model} {server.requested_backend}" if server else folder
+    status = "did not start" if server is None or server.ready_s is None else "died"
+    return LeftOut(label, status, start.error or "no reason was given")
+
+
+def _unreadable(path: Path, error: UserError) -> LeftOut:
     name = f"{path.parent.name}/{path.name}"
-    return LeftOut(name, "unreadable", str(error).replace(str(path), path.name))
+    return LeftOut(name, "unreadable", words(str(error).replace(str(path), path.name)))

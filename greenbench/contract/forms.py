@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from greenbench.contract.config import LivePoint, PromptRequest, SweepConfig
 from greenbench.contract.errors import nearest
-from greenbench.contract.manifest import ClientAudit, Manifest, Open, Server
+from greenbench.contract.manifest import ClientAudit, Manifest, Open, ProofVerdict, Server
 from greenbench.contract.policy import Policy
 from greenbench.contract.run_dir import write_atomic
 from greenbench.contract.schema import (
@@ -106,23 +106,92 @@ class Sources(Open):
         return self.__pydantic_extra__.get(name)
 
 
-class VerifyFile(Open):
-    """verify/<backend>/verify.json: log-probabilities of a backend against a reference's.
+VerifyVerdict = Literal["pass", "fail", "not_comparable"]
 
-    Figures are None where no request could be compared, and in older files. ``doubts``: of the reference
-    itself.
+
+@dataclass(frozen=True)
+class StepsOff:
+    """Steps whose log-probabilities are further off than a typical gap may be."""
+
+    first: int  # first tokens, which a prompt's last chunk computes
+    decode: int
+
+
+@dataclass(frozen=True)
+class RoundingFloor:
+    """What rounding alone did to the reference: the largest gaps of any request, nats."""
+
+    typical_nats: float
+    worst_nats: float
+    off: StepsOff
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a backend may be off, nats. ``off`` None: every step is bounded as a typical one is."""
+
+    typical_nats: float
+    worst_nats: float
+    off: StepsOff | None = None
+
+
+@dataclass(frozen=True)
+class ComparedRequest:
+    """How far apart each step's log-probabilities are, nats, and where the furthest is."""
+
+    name: str
+    prompt_tokens: int
+    worst_nats: float  # of any candidate
+    worst_step: int
+    same_choice: int  # steps at which both have the same candidate as the likeliest
+    typical_nats: float  # median of the gaps
+    gaps_nats: tuple[float, ...] = ()  # of each step, the root mean square over the candidates
+
+
+class VerifySubject(Open):
+    """Who was compared, and with whom. What is None an older file does not say."""
+
+    schema_version: str | None = None
+    backend: str | None = None
+    label: str
+    model: str
+    weights: str | None = None
+    dtype: str | None = None
+    execution: str | None = None
+    observed_backend: str | None = None
+    proof: ProofVerdict = "unproven"
+    reference: str
+    reference_model: str | None = None
+    reference_dtype: str | None = None
+
+
+class Judgement(Open):
+    """What the comparison found. Figures are None where no request could be compared.
+
+    ``requests`` = ``compared`` + ``not_comparable``. ``doubts``: of the reference itself.
     """
 
-    model: str
-    label: str
-    reference: str
-    verdict: Literal["pass", "fail", "not_comparable"]
-    reasons: list[str] = Field(default_factory=list[str])
+    verdict: VerifyVerdict
+    reasons: list[str] = Field(default_factory=list[str])  # the first few of them
+    reasons_total: int | None = None
+    rounding_floor: RoundingFloor | None = None
+    tolerance: Tolerance | None = None
+    requests: int | None = None
+    compared: int | None = None
+    not_comparable: int | None = None
     steps: int | None = None
     same_choice: int | None = None
-    typical_gap_nats: float | None = None
+    off: StepsOff | None = None
+    typical_gap_nats: float | None = None  # of the request where it is largest
     worst_gap_nats: float | None = None
+    worst_gap_position: int | None = None
+    cached_tokens: int | None = None
+    per_request: list[ComparedRequest] = Field(default_factory=list[ComparedRequest])
     doubts: list[str] = Field(default_factory=list[str])
+
+
+class VerifyFile(Judgement, VerifySubject):
+    """verify/<backend>/verify.json: log-probabilities of a backend against a reference's."""
 
 
 class ServerFile(Open):

@@ -100,7 +100,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, start=1):
             try:
                 row = json.loads(line)
-            except ValueError as error:  # no JSON, or no UTF-8
+            except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested too deeply
                 if not line.endswith(b"\n"):
                     return
                 why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
@@ -114,7 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A small JSON object file; an unreadable one raises UserError."""
     try:
         body: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(body, dict):
         raise UserError(f"{path}: holds no JSON object")

@@ -22,9 +22,10 @@ from pydantic import ValidationError
 from greenbench.contract.access import Access
 from greenbench.contract.config import LoadConfig, ServerRequest
 from greenbench.contract.errors import USAGE_EXIT, UserError, sentence_of, signal_name
+from greenbench.contract.forms import ServerFile
 from greenbench.contract.installation import PACKAGES, bench_env
 from greenbench.contract.manifest import Server
-from greenbench.contract.run_dir import RunDir, write_atomic
+from greenbench.contract.run_dir import RunDir, read_json, write_atomic
 
 STOP_GRACE_S = 30.0  # a launcher stops vLLM's group within this, or the group is killed
 RECORDER_START_S = 30.0
@@ -244,13 +245,12 @@ class ServerStage:
 
 
 def read_server_json(directory: Path) -> tuple[str | None, str | None, Server | None]:
-    """(state, error, server) of a server directory; Nones before the launcher wrote it."""
+    """(state, error, server) of a server directory; Nones where none can be read, as before it is written."""
     try:
-        raw = json.loads((directory / "server.json").read_text())
-        server = Server.model_validate(raw["server"]) if raw.get("server") else None
-        return raw.get("state"), raw.get("error"), server
-    except (OSError, json.JSONDecodeError, KeyError, ValidationError):
+        file = ServerFile.model_validate(read_json(directory / "server.json"))
+    except (UserError, ValidationError):
         return None, None, None
+    return file.state, file.error, file.server
 
 
 def refuses(base_url: str) -> bool:

@@ -51,6 +51,7 @@ def plan_sweep(sweep: SweepConfig, blocks: frozenset[int] | None = None) -> list
     starts = [start for start in every if blocks is None or start.repeat in blocks]
     tasks = call_json(python_module("loadgen", "tasks"))
     check_tasks(sweep, tasks)
+    check_objective(sweep)
     if traces := traces_of(sweep):
         call(python_module("loadgen", "traces"), traces)
     requests = [start.request.model_dump(mode="json") for start in starts]
@@ -166,6 +167,17 @@ def check_tasks(sweep: SweepConfig, table: dict[str, dict[str, Any]]) -> None:
                 raise UserError(
                     f"Task '{task.name}' has no parameter '{key}'; {nearest(key, known)}"
                 )
+
+
+def check_objective(sweep: SweepConfig) -> None:
+    """The report's headline goes by it, after hours of measuring perhaps."""
+    if sweep.objective is None:
+        return
+    known = call_json(python_module("analysis", "objectives"))
+    if sweep.objective not in known:
+        raise UserError(
+            f"objective: no '{sweep.objective}' is known; {nearest(sweep.objective, known)}"
+        )
 
 
 def dtype_notes(plans: list[Plan]) -> list[str]:

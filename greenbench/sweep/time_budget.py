@@ -1,6 +1,6 @@
 """How long a sweep takes, and what of it fits into a time: repeats go first, then contexts, then loads.
 
-Pure: what was measured before is handed in (``greenbench.sweep.past_times``).
+Pure: what was measured before is handed in (``greenbench.sweep.stopwatch``).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,7 +62,13 @@ def start_s(start: ServerStart, points: Sequence[PointConfig], times: Times) -> 
         return 0.0
     idle_s = 2 * points[0].telemetry.idle_s
     own_s = sum(times.point(start.server, point) for point in points)
-    return times.boot(start.server) + idle_s + own_s
+    boot_s = 0.0 if is_running(start) else times.boot(start.server)
+    return boot_s + idle_s + own_s
+
+
+def is_running(start: ServerStart) -> bool:
+    """Whether the server runs already, at an address of its own; the sweep starts none."""
+    return start.request.server.base_url is not None
 
 
 Work = Sequence[tuple[ServerStart, Sequence[PointConfig]]]  # each start with its pending points
@@ -153,5 +159,10 @@ def minutes(seconds: float) -> str:
 def estimate(work: Work, times: Times) -> str:
     """e.g. ``about 14 min: 3 server starts, 18 points``."""
     pending = [(start, points) for start, points in work if points]
+    starts = sum(not is_running(start) for start, _ in pending)
     points = sum(len(own) for _, own in pending)
-    return f"about {minutes(total_s(work, times))}: {len(pending)} server starts, {points} points"
+    return f"about {minutes(total_s(work, times))}: {_many(starts, 'server start')}, {_many(points, 'point')}"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

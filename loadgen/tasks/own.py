@@ -31,7 +31,7 @@ def _question(path: str, number: int, line: str) -> tuple[str, list[str]]:
     wanted = '{"prompt": "…", "answers": ["…"]} was wanted'
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}:{number}: {wanted}, found no JSON ({error})") from error
     prompt = row.get("prompt") if isinstance(row, dict) else None
     answers = row.get("answers") if isinstance(row, dict) else None

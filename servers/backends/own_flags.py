@@ -74,9 +74,9 @@ def pairs(args: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 def _mapping(name: str, value: str | None) -> dict[str, Any]:
     try:
         found = json.loads(value or "")
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{name} wants a JSON mapping, found {(value or '')[:80]!r} ({error.msg}); "
+            f"{name} wants a JSON mapping, found {(value or '')[:80]!r} ({error}); "
             f"write {name} '{{\"max_position_embeddings\": 16384}}'"
         ) from error
     if not isinstance(found, dict):
@@ -87,7 +87,7 @@ def _mapping(name: str, value: str | None) -> dict[str, Any]:
 def _json_or_text(value: str | None) -> Any:
     try:
         return json.loads(value or "null")
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return value
 
 

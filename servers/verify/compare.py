@@ -22,10 +22,17 @@ import math
 import random
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
 
-Verdict = Literal["pass", "fail", "not_comparable"]
+from greenbench.contract.forms import (
+    ComparedRequest,
+    Judgement,
+    RoundingFloor,
+    StepsOff,
+    Tolerance,
+    VerifyVerdict,
+)
+
 OUTPUT_TOKENS = 48
 CANDIDATES = 20
 SHARED_PREFIX_TOKENS = 640
@@ -75,20 +82,12 @@ class Compared:
         return self.prompt_tokens + self.worst_step
 
 
-@dataclass(frozen=True, slots=True)
-class Off:
-    """Steps further off than a typical gap may be: first tokens, and those of decode."""
-
-    first: int
-    decode: int
-
-    @classmethod
-    def count(cls, rows: Iterable[Compared], beyond_nats: float) -> "Off":
-        rows = list(rows)
-        return cls(
-            sum(row.gaps_nats[0] > beyond_nats for row in rows),
-            sum(gap > beyond_nats for row in rows for gap in row.gaps_nats[1:]),
-        )
+def steps_off(rows: Sequence[Compared], beyond_nats: float) -> StepsOff:
+    """First tokens, and those of decode, that are further off."""
+    return StepsOff(
+        sum(row.gaps_nats[0] > beyond_nats for row in rows),
+        sum(gap > beyond_nats for row in rows for gap in row.gaps_nats[1:]),
+    )
 
 
 def widened(usual_nats: float, rounding_nats: float) -> float:
@@ -96,50 +95,34 @@ def widened(usual_nats: float, rounding_nats: float) -> float:
     return max(usual_nats, FLOOR_FACTOR * rounding_nats)
 
 
-@dataclass(frozen=True, slots=True)
-class Floor:
-    """What rounding alone did to the reference: the largest gaps of any request."""
-
-    typical_nats: float
-    worst_nats: float
-    off: Off
-
-    @classmethod
-    def of(cls, rows: Sequence[Compared], least_nats: float) -> "Floor":
-        """``least_nats``: what a typical gap may be anyway, however little rounding does."""
-        typical = max(row.typical_nats for row in rows)
-        off = Off.count(rows, widened(least_nats, typical))
-        return cls(typical, max(row.worst_nats for row in rows), off)
+def rounding_floor(rows: Sequence[Compared], least_nats: float) -> RoundingFloor:
+    """``least_nats``: what a typical gap may be anyway, however little rounding does."""
+    typical = max(row.typical_nats for row in rows)
+    off = steps_off(rows, widened(least_nats, typical))
+    return RoundingFloor(typical, max(row.worst_nats for row in rows), off)
 
 
-@dataclass(frozen=True, slots=True)
-class Tolerance:
-    """``off`` None: not counted, every step is bounded as tightly as a typical one."""
+def flat_tolerance(nats: float) -> Tolerance:
+    return Tolerance(nats, nats)
 
-    typical_nats: float
-    worst_nats: float
-    off: Off | None = None
 
-    @classmethod
-    def flat(cls, nats: float) -> "Tolerance":
-        return cls(nats, nats)
+def usual_tolerance(dtype: str, reference_dtype: str) -> Tolerance:
+    return flat_tolerance(1e-3 if dtype == reference_dtype == "float32" else 0.1)
 
-    @classmethod
-    def of(cls, dtype: str, reference_dtype: str) -> "Tolerance":
-        return cls.flat(1e-3 if dtype == reference_dtype == "float32" else 0.1)
 
-    def above(self, floor: Floor, first_steps: int, decode_steps: int) -> "Tolerance":
-        """Widened to FLOOR_FACTOR times the rounding that was measured; never narrowed."""
+def above_rounding(
+    usual: Tolerance, floor: RoundingFloor, first_steps: int, decode_steps: int
+) -> Tolerance:
+    """Widened to FLOOR_FACTOR times the rounding that was measured; never narrowed."""
 
-        def allowed(off: int, steps: int) -> int:
-            return int(FLOOR_FACTOR * off + max(SLACK_STEPS, SLACK_SHARE * steps))
+    def allowed(off: int, steps: int) -> int:
+        return int(FLOOR_FACTOR * off + max(SLACK_STEPS, SLACK_SHARE * steps))
 
-        off = Off(allowed(floor.off.first, first_steps), allowed(floor.off.decode, decode_steps))
-        return Tolerance(
-            widened(self.typical_nats, floor.typical_nats),
-            widened(self.worst_nats, floor.worst_nats),
-            off,
-        )
+    return Tolerance(
+        widened(usual.typical_nats, floor.typical_nats),
+        widened(usual.worst_nats, floor.worst_nats),
+        StepsOff(allowed(floor.off.first, first_steps), allowed(floor.off.decode, decode_steps)),
+    )
 
 
 def requests(vocab_size: int, seed: int = 1) -> list[Ask]:
@@ -207,7 +190,7 @@ def faults(rows: Sequence[Compared], tolerance: Tolerance) -> list[str]:
     sentences = [fault for row in rows for fault in _faults_of(row, tolerance)]
     if tolerance.off is None:
         return sentences
-    off = Off.count(rows, tolerance.typical_nats)
+    off = steps_off(rows, tolerance.typical_nats)
     for what, here, allowed, steps in (
         ("first tokens", off.first, tolerance.off.first, len(rows)),
         ("decoded tokens", off.decode, tolerance.off.decode, _steps(rows) - len(rows)),
@@ -250,11 +233,11 @@ def rounding(
     answers: Mapping[str, Answer],
     reference: Mapping[str, Answer],
     usual: Tolerance,
-) -> tuple[Floor, Tolerance]:
+) -> tuple[RoundingFloor, Tolerance]:
     """What one kernel's two dtypes differ by, and what that allows another kernel."""
     rows = compare_all(asks, answers, reference)
-    floor = Floor.of(rows, usual.typical_nats)
-    return floor, usual.above(floor, len(rows), _steps(rows) - len(rows))
+    floor = rounding_floor(rows, usual.typical_nats)
+    return floor, above_rounding(usual, floor, len(rows), _steps(rows) - len(rows))
 
 
 def judge(
@@ -264,8 +247,8 @@ def judge(
     tolerance: Tolerance,
     rounded: Mapping[str, Answer] | None = None,
     window: int | None = None,
-) -> dict[str, Any]:
-    """The body of verify.json, without the names.
+) -> Judgement:
+    """What the answers say of the backend.
 
     ``rounded``: the reference's kernel in the short dtype, whose gaps widen the tolerance.
     ``window``: tokens an approximate backend sees. Requests that reach beyond it are left out: there it is
@@ -277,29 +260,29 @@ def judge(
     if rounded is not None and rows:
         floor, tolerance = rounding(within, rounded, reference, tolerance)
     reasons = faults(rows, tolerance)
-    verdict: Verdict = "fail" if reasons else "pass"
+    verdict: VerifyVerdict = "fail" if reasons else "pass"
     if not rows:
         verdict = "not_comparable"
         reasons = [f"no request fits into the window of {window} tokens that this backend sees"]
     worst = max(rows, key=lambda row: row.worst_nats, default=None)
-    return {
-        "verdict": verdict,
-        "reasons": reasons[:MOST_REASONS],
-        "reasons_total": len(reasons),
-        "rounding_floor": asdict(floor) if floor else None,
-        "tolerance": asdict(tolerance),
-        "requests": len(asks),
-        "compared": len(rows),
-        "not_comparable": len(asks) - len(rows),
-        "steps": _steps(rows),
-        "same_choice": sum(row.same_choice for row in rows),
-        "off": asdict(Off.count(rows, tolerance.typical_nats)),
-        "typical_gap_nats": max((row.typical_nats for row in rows), default=None),
-        "worst_gap_nats": worst.worst_nats if worst else None,
-        "worst_gap_position": worst.worst_position if worst else None,
-        "cached_tokens": sum(answers[ask.name].cached_tokens or 0 for ask in asks),
-        "per_request": [_told(row) for row in rows],
-    }
+    return Judgement(
+        verdict=verdict,
+        reasons=reasons[:MOST_REASONS],
+        reasons_total=len(reasons),
+        rounding_floor=floor,
+        tolerance=tolerance,
+        requests=len(asks),
+        compared=len(rows),
+        not_comparable=len(asks) - len(rows),
+        steps=_steps(rows),
+        same_choice=sum(row.same_choice for row in rows),
+        off=steps_off(rows, tolerance.typical_nats),
+        typical_gap_nats=max((row.typical_nats for row in rows), default=None),
+        worst_gap_nats=worst.worst_nats if worst else None,
+        worst_gap_position=worst.worst_position if worst else None,
+        cached_tokens=sum(answers[ask.name].cached_tokens or 0 for ask in asks),
+        per_request=[_told(row) for row in rows],
+    )
 
 
 def doubts(
@@ -332,6 +315,13 @@ def doubts(
     return doubtful
 
 
-def _told(row: Compared) -> dict[str, Any]:
-    gaps = [round(gap, 6) for gap in row.gaps_nats]
-    return {**asdict(row), "typical_nats": row.typical_nats, "gaps_nats": gaps}
+def _told(row: Compared) -> ComparedRequest:
+    return ComparedRequest(
+        name=row.name,
+        prompt_tokens=row.prompt_tokens,
+        worst_nats=row.worst_nats,
+        worst_step=row.worst_step,
+        same_choice=row.same_choice,
+        typical_nats=row.typical_nats,
+        gaps_nats=tuple(round(gap, 6) for gap in row.gaps_nats),
+    )

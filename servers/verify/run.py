@@ -6,7 +6,6 @@ another, or all at once where the device has room (``parallel``).
 """
 
 import asyncio
-import json
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing
@@ -19,6 +18,7 @@ import httpx
 from greenbench import SCHEMA_VERSION
 from greenbench.contract.config import BackendChoice, ModelConfig, ServerConfig, ServerRequest
 from greenbench.contract.errors import UserError
+from greenbench.contract.forms import Judgement, Tolerance, VerifyFile, VerifySubject
 from greenbench.contract.manifest import Server
 from greenbench.contract.model_shape import ModelShape
 from greenbench.contract.run_dir import slug, write_atomic
@@ -27,7 +27,7 @@ from servers.launch.process import ServerDied
 from servers.launch.server import BootFailed, Launch, LaunchContext
 from servers.models.shapes import Wish, model_shapes
 from servers.verify import compare
-from servers.verify.compare import Answer, Ask, Tolerance
+from servers.verify.compare import Answer, Ask
 
 VERIFY_JSON = "verify.json"
 VERIFY_DIR = "verify"
@@ -66,8 +66,9 @@ class Comparison:
 
     @property
     def tolerance(self) -> Tolerance:
-        usual = Tolerance.of(self.dtype, self.reference_dtype)
-        return usual if self.tolerance_nats is None else Tolerance.flat(self.tolerance_nats)
+        if self.tolerance_nats is not None:
+            return compare.flat_tolerance(self.tolerance_nats)
+        return compare.usual_tolerance(self.dtype, self.reference_dtype)
 
 
 @dataclass(slots=True, eq=False)
@@ -98,7 +99,7 @@ class Servers:
 
 def run(
     comparison: Comparison, out: Path, context: LaunchContext, say: Callable[[str], None]
-) -> list[dict[str, Any]]:
+) -> list[VerifyFile]:
     """All verdicts, in the order asked. Bad input raises UserError before a server starts.
 
     With ``comparison.skip_refused`` a backend that this host cannot run is named and skipped.
@@ -174,7 +175,7 @@ class _Judge:
         self._say = say
         self._tolerance = comparison.tolerance
         self._unjudged: list[ComparedServer] = []
-        self._verdicts: dict[ComparedServer, dict[str, Any]] = {}
+        self._verdicts: dict[ComparedServer, VerifyFile] = {}
 
     def take(self, server: ComparedServer) -> None:
         """One that has answered or failed. A reference without answers raises ServerDied."""
@@ -208,17 +209,17 @@ class _Judge:
         own_window = servers.reference.launch.plan.facts.sliding_window
         window = None if backend.exact else _window_to_judge(own_window, options)
         if server.answers is None:
-            judged = {"verdict": "fail", "reasons": [server.error or "it gave no answers"]}
+            judged = Judgement(verdict="fail", reasons=[server.error or "it gave no answers"])
         else:
             rounding = _answers_of(servers.rounded) if servers.rounded else None
             answers = server.answers, _answers_of(servers.reference)
             judged = compare.judge(self._asks, *answers, comparison.tolerance, rounding, window)
-        verdict = {**_described(comparison, server), **judged, "doubts": []}
+        verdict = VerifyFile(**dict(_subject(comparison, server)), **dict(judged))
         self._verdicts[server] = verdict
         _write(server, verdict)
-        self._say(summary(verdict))
+        self._say(summary(verdict.label, verdict))
 
-    def verdicts(self) -> list[dict[str, Any]]:
+    def verdicts(self) -> list[VerifyFile]:
         """Of every judged server, with the doubts that they cast on the reference together."""
         judged = self._servers.judged
         exact = {
@@ -232,8 +233,9 @@ class _Judge:
             self._say(sentence)
         for server in judged:
             if told := [s for labels, s in doubts if server.choice.label in labels]:
-                self._verdicts[server]["doubts"] = told
-                _write(server, self._verdicts[server])
+                doubted = self._verdicts[server].model_copy(update={"doubts": told})
+                self._verdicts[server] = doubted
+                _write(server, doubted)
         return [self._verdicts[server] for server in judged]
 
 
@@ -361,26 +363,25 @@ def _some(tokens: list[int]) -> str:
     return f"tokens {shown}{', ...' if len(tokens) > 5 else ''}"
 
 
-def _described(comparison: Comparison, server: ComparedServer) -> dict[str, Any]:
-    """What verify.json says of who was compared, and with whom."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "backend": server.choice.name,
-        "label": server.choice.label,
-        "model": comparison.model.name,
-        "weights": comparison.model.weights,
-        "dtype": server.dtype,
-        "execution": comparison.execution,
-        "observed_backend": server.server.observed_backend if server.server else None,
-        "proof": server.server.proof if server.server else "unproven",
-        "reference": comparison.reference.label,
-        "reference_model": comparison.reference_model.name,
-        "reference_dtype": comparison.reference_dtype,
-    }
+def _subject(comparison: Comparison, server: ComparedServer) -> VerifySubject:
+    return VerifySubject(
+        schema_version=SCHEMA_VERSION,
+        backend=server.choice.name,
+        label=server.choice.label,
+        model=comparison.model.name,
+        weights=comparison.model.weights,
+        dtype=server.dtype,
+        execution=comparison.execution,
+        observed_backend=server.server.observed_backend if server.server else None,
+        proof=server.server.proof if server.server else "unproven",
+        reference=comparison.reference.label,
+        reference_model=comparison.reference_model.name,
+        reference_dtype=comparison.reference_dtype,
+    )
 
 
-def _write(server: ComparedServer, body: dict[str, Any]) -> None:
-    write_atomic(server.folder / VERIFY_JSON, json.dumps(body, indent=1) + "\n")
+def _write(server: ComparedServer, verdict: VerifyFile) -> None:
+    write_atomic(server.folder / VERIFY_JSON, verdict.model_dump_json(indent=1) + "\n")
 
 
 def _window_to_judge(own_window: int | None, options: dict[str, Any]) -> int | None:
@@ -392,18 +393,17 @@ def _window_to_judge(own_window: int | None, options: dict[str, Any]) -> int | N
     return None if same else int(options["window"])
 
 
-def summary(body: dict[str, Any]) -> str:
+def summary(label: str, judged: Judgement) -> str:
     """One line a person reads; the reasons below it."""
-    line = f"{body['label']}: {body['verdict']}"
-    if body.get("compared"):
-        off = body["off"]
+    line = f"{label}: {judged.verdict}"
+    if judged.compared and judged.off and judged.steps:
         line += (
-            f", log-probabilities off by {body['typical_gap_nats']:.2g} nats typically and "
-            f"{body['worst_gap_nats']:.2g} at worst, at position {body['worst_gap_position']}; "
-            f"{off['first']} of {body['compared']} first tokens and {off['decode']} of "
-            f"{body['steps'] - body['compared']} decoded ones are off; "
-            f"the likeliest candidate is the same at {body['same_choice']} of {body['steps']} steps"
+            f", log-probabilities off by {judged.typical_gap_nats:.2g} nats typically and "
+            f"{judged.worst_gap_nats:.2g} at worst, at position {judged.worst_gap_position}; "
+            f"{judged.off.first} of {judged.compared} first tokens and {judged.off.decode} of "
+            f"{judged.steps - judged.compared} decoded ones are off; "
+            f"the likeliest candidate is the same at {judged.same_choice} of {judged.steps} steps"
         )
-    if body.get("not_comparable"):
-        line += f"; {body['not_comparable']} requests reach beyond its window"
-    return "\n  ".join([line, *body["reasons"]])
+    if judged.not_comparable:
+        line += f"; {judged.not_comparable} requests reach beyond its window"
+    return "\n  ".join([line, *judged.reasons])

@@ -14,7 +14,14 @@ import pytest
 
 from greenbench.contract.schema import RequestRecord
 from tests.fakes.loadruns import make_run
-from tests.fakes.openai_server import GoldenServer, Seen, json_script
+from tests.fakes.openai_server import (
+    GoldenServer,
+    Script,
+    Seen,
+    json_script,
+    logprob_body,
+    well_behaved,
+)
 from tests.fakes.waiting import HUNG_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +137,40 @@ def test_a_servers_control_characters_do_not_reach_the_terminal(tmp_path: Path) 
     said = ended.stderr + ended.stdout
     assert "\x1b[2J" not in said and "\x07" not in said
     assert r"no \x1b[2J" in said
+
+
+MODEL = ["--model-path", str(ROOT / "models" / "retriever" / "model")]
+SHORT = [*MODEL, "--context-tokens", "256", "--prompts", "2"]
+
+
+def test_the_time_limit_is_of_the_load_and_not_of_what_is_made_before_it(tmp_path: Path) -> None:
+    """Guards against 0 requests and exit 0: prompts of a slow machine took the 6 seconds of `-t 6s`."""
+    usual = well_behaved()
+
+    def slow_before_the_load(seen: Seen) -> Script:
+        first = not server.seen
+        return json_script(logprob_body(seen.body["prompt"]), after_s=2.0) if first else usual(seen)
+
+    with GoldenServer(slow_before_the_load) as server:
+        argv = [*LOCUST, "--headless", "-t", "1s", "--host", server.url, *SHORT]
+        ended = run(*argv, "--out", str(tmp_path), "--only-summary")
+        sent = len(server.seen) - 1
+    assert ended.returncode == 0, ended.stderr
+    assert summary(ended.stderr + ended.stdout)["Aggregated"][0] > 1
+    assert sent > 1
+
+
+def test_a_run_by_hand_in_which_no_request_ends_is_no_success(tmp_path: Path) -> None:
+    usual = well_behaved(ttft_s=HUNG_S)
+
+    def never(seen: Seen) -> Script:
+        return usual(seen) if seen.body.get("stream") else json_script(logprob_body([1, 2]))
+
+    with GoldenServer(never) as server:
+        argv = [*LOCUST, "--headless", "-t", "1s", "--host", server.url, *SHORT]
+        ended = run(*argv, "--out", str(tmp_path), "--only-summary")
+    assert ended.returncode == 1
+    assert "error: no request came to its end; give a longer --run-time" in ended.stderr
 
 
 SECRET = "hunter2secret"

@@ -48,6 +48,14 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     (ROWS, line(3, b'{"run_id": "x", "cl'), "requests/w0.jsonl:3: not a JSON line ("),
     (ROWS, line(3, b"hello"), "requests/w0.jsonl:3: not a JSON line ("),
     (ROWS, line(3, b"[1, 2]"), "requests/w0.jsonl:3: (top): "),
+    (ROWS, line(3, b"null"), "requests/w0.jsonl:3: (top): "),
+    # a first null ended the whole report with SIGSEGV
+    (ROWS, line(1, b"null"), "requests/w0.jsonl:1: (top): "),
+    (ROWS, lambda _: b"\xef\xbb\xbf \r\n null\n", "requests/w0.jsonl:1: not a JSON line ("),
+    ("outputs/w0.jsonl", lambda _: b"null\n", "outputs/w0.jsonl:1: (top): "),
+    ("telemetry/gpu.jsonl", lambda _: b"null\n", "telemetry/gpu.jsonl:1: (top): "),
+    ("telemetry/host.jsonl", lambda _: b"\n\nnull\n", "telemetry/host.jsonl:1: "),
+    ("telemetry/server.jsonl", lambda _: b"null\n", "telemetry/server.jsonl:1: (top): "),
     (ROWS, line(3, b'"\xff\xfe"'), "requests/w0.jsonl:3: not a JSON line ("),
     (
         ROWS,

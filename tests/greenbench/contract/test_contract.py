@@ -11,10 +11,12 @@ from greenbench.contract import run_dir
 from greenbench.contract.clock import Anchor
 from greenbench.contract.config import PointConfig, SweepConfig, load_sweep, load_yaml, parse
 from greenbench.contract.errors import UserError, exit_on_user_error
+from greenbench.contract.forms import VerifyFile
 from greenbench.contract.run_dir import JsonlWriter, RunDir, list_runs, read_jsonl
 from greenbench.contract.schema import Event, RequestRecord
 from tests.fakes.manifests import manifest
 
+ROOT = Path(__file__).resolve().parents[3]
 SWEEP = {
     "name": "s",
     "models": ["m"],
@@ -178,3 +180,16 @@ def test_port_and_boot_limit_do_not_make_another_measurement() -> None:
     same = parse(PointConfig, {**base, "server": {"port": 9, "boot_timeout_s": 5}}, "x")
     other = parse(PointConfig, {**base, "server": {"block_size": 16}}, "x")
     assert one.identity() == same.identity() != other.identity()
+
+
+def test_the_verdicts_of_a_gpu_are_of_the_form_of_verify_json() -> None:
+    """Written by 1.0 and kept without the gaps of each step; the counts are worked out from its rows."""
+    told = json.loads((ROOT / "docs" / "results" / "h100-verify.json").read_text())["verdicts"]
+    files = [parse(VerifyFile, each, "h100-verify.json") for each in told]
+    assert len(files) == 10
+    for raw, file in zip(told, files, strict=True):
+        assert not file.model_extra and set(raw) == file.model_fields_set
+        assert file.requests == (file.compared or 0) + (file.not_comparable or 0)
+        assert len(file.per_request) == file.compared
+        assert file.same_choice == sum(row["same_choice"] for row in raw["per_request"])
+        assert file.worst_gap_nats == max(row["worst_nats"] for row in raw["per_request"])

@@ -208,6 +208,7 @@ def test_nobody_listens_is_said_with_the_address(tmp_path: Path) -> None:
     )
     dry = run(sweep, tmp_path / "dry", "--dry-run")
     assert dry.returncode == 0 and "Connection refused" in dry.stdout.splitlines()[-1]
+    assert "where a server runs; none is started" in dry.stdout and "vllm" not in dry.stdout
     assert not (tmp_path / "dry").exists()
 
 

@@ -15,7 +15,7 @@ from greenbench.sweep.order import (
     prompt_request,
     quality_warnings,
 )
-from greenbench.sweep.plan import check_tasks
+from greenbench.sweep.plan import check_objective, check_tasks
 from greenbench.sweep.verdict import Faults, count, judge
 
 MODEL = ModelConfig(name="m", path="/m", max_model_len=4096)
@@ -89,6 +89,14 @@ def test_unknown_tasks_and_parameters_name_the_nearest() -> None:
     with pytest.raises(UserError, match="has no parameter 'dept'; did you mean 'depth'"):
         check_tasks(sweep(tasks=[{"name": "retrieve", "params": {"dept": 1}}]), table)
     check_tasks(sweep(), table)
+
+
+def test_an_objective_that_no_report_knows_is_refused_before_anything_is_measured() -> None:
+    """Guards against hours of measuring after which the report alone says it."""
+    with pytest.raises(UserError, match="objective: no 'tfft' is known; did you mean 'ttft'"):
+        check_objective(sweep(objective="tfft"))
+    check_objective(sweep(objective="ttft_p95"))
+    check_objective(sweep())
 
 
 MEASURED = {"measure": (1, 2)}

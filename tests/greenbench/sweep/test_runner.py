@@ -154,6 +154,16 @@ def test_a_process_that_only_got_the_same_pid_is_left_alone(
     assert sleeper.poll() is None
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"[]", b"\xff\xfe{", b"[" * 100_000, b'{"state": "ready", "server": [1]}', b"null"],
+)
+def test_a_damaged_server_json_does_not_stop_a_resume(damage: bytes, tmp_path: Path) -> None:
+    (tmp_path / "servers" / "tiny-sdpa-r0").mkdir(parents=True)
+    (tmp_path / "servers" / "tiny-sdpa-r0" / "server.json").write_bytes(damage)
+    assert list(stop_orphans(tmp_path)) == []
+
+
 def test_a_run_left_by_a_killed_sweep_is_closed_as_interrupted(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait(HUNG_S)

@@ -56,6 +56,15 @@ def test_a_sweeps_time_is_that_of_its_boots_and_points() -> None:
     expected = starts * (BOOT + STOP_S) + points * POINT
     assert total_s(work(config), known(config)) == pytest.approx(expected)
     assert estimate(work(config), known(config)) == "about 40 min: 6 server starts, 36 points"
+    one = work(config)[:1]
+    assert (
+        estimate([(one[0][0], one[0][1][:1])], known(config))
+        == "about 2 min: 1 server start, 1 point"
+    )
+    # at a running server nothing is booted
+    attached = work(sweep(backends=["a"], repeats=1, server={"base_url": "http://127.0.0.1:1"}))
+    assert total_s(attached, known(config)) == 6 * POINT
+    assert estimate(attached, known(config)) == "about 6 min: 0 server starts, 6 points"
     # nothing known: the phases as they are asked for
     guessed = starts * (BOOT_S + STOP_S) + points * (5 + 30 + AROUND_S)
     assert total_s(work(config), Times()) == pytest.approx(guessed)

@@ -25,7 +25,7 @@ from loadgen.prompts.encoder import load_encoder
 from loadgen.prompts.prompt_file import Prompt
 from loadgen.tasks import TASKS
 from loadgen.tasks.grading import grade_reply
-from servers.verify.compare import OUTPUT_TOKENS, Tolerance, judge, requests, rounding
+from servers.verify.compare import OUTPUT_TOKENS, judge, requests, rounding, usual_tolerance
 from servers.verify.run import ask_all
 from tests.fakes.serving import Pace, launched, ready
 
@@ -220,15 +220,13 @@ def test_verify_fails_the_broken_backend(servers: Servers) -> None:
     dtypes = {servers[name]["dtype"] for name in BACKENDS}
     assert len(dtypes) == 1
     (dtype,) = dtypes
-    flat = Tolerance.of(dtype, dtype)
-    assert judge(asks, again, exact, flat)["verdict"] == "pass"
+    flat = usual_tolerance(dtype, dtype)
+    assert judge(asks, again, exact, flat).verdict == "pass"
     # block 1 ends at 256: shorter prompts do not lose it within their 48 tokens, and only round otherwise
     whole = [ask for ask in asks if len(ask.prompt) + OUTPUT_TOKENS <= 256]
     _, tolerance = rounding(whole, broken, exact, flat)
-    assert judge(whole, broken, exact, tolerance)["verdict"] == "pass"
+    assert judge(whole, broken, exact, tolerance).verdict == "pass"
     found = judge(asks, broken, exact, tolerance)
-    assert found["verdict"] == "fail"
-    wrong = {
-        row["name"] for row in found["per_request"] if row["typical_nats"] > tolerance.typical_nats
-    }
+    assert found.verdict == "fail"
+    wrong = {row.name for row in found.per_request if row.typical_nats > tolerance.typical_nats}
     assert wrong and wrong <= {"alone-500", "alone-1000", "alone-2000"}

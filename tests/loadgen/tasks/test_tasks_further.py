@@ -162,6 +162,13 @@ def test_unusable_own_files_are_refused_with_their_place(model_path, tmp_path, r
         made(model_path, "own", count=2, path=own_file(tmp_path, *rows))
 
 
+@pytest.mark.parametrize("line", ["[" * 100_000, '"', "{,}", "\x00"])
+def test_an_own_line_that_is_no_json_is_named(model_path, tmp_path, line):
+    (tmp_path / "own.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"own\.jsonl:1: .* was wanted, found no JSON"):
+        made(model_path, "own", path=str(tmp_path / "own.jsonl"))
+
+
 def test_own_task_without_a_file_says_what_to_set(model_path):
     with pytest.raises(UserError, match="set the parameter path"):
         made(model_path, "own")

@@ -58,6 +58,7 @@ def test_overrides_of_the_config(args: list[str]) -> None:
         (["--max-model-len", "1.5"], "--max-model-len wants a whole number"),
         (["--hf-overrides", "{max: 1}"], "--hf-overrides wants a JSON mapping, found '{max: 1}'"),
         (["--hf-overrides", "[1]"], r"--hf-overrides wants a JSON mapping, found '\[1\]'"),
+        (["--hf-overrides", "[" * 100_000], "--hf-overrides wants a JSON mapping, found"),
         (["--hf-overrides"], "--hf-overrides wants a JSON mapping, found ''"),
     ],
 )

@@ -18,6 +18,7 @@ import pytest
 from analysis.quality.standings import verification, verification_files
 from greenbench.contract.config import BackendChoice, ModelConfig, ServerConfig, ServerRequest
 from greenbench.contract.errors import UserError
+from greenbench.contract.forms import RoundingFloor, StepsOff, Tolerance, VerifyFile
 from servers.backends.host_facts import HostFacts
 from servers.launch import probe, server, smoke
 from servers.launch import process as servers_process
@@ -189,6 +190,28 @@ def test_stopping_while_it_boots_leaves_nothing(tmp_path: Path):
     assert_gone(out)
 
 
+def test_a_stop_that_falls_into_a_finalizer_is_not_lost():
+    """Guards against a launcher that goes on, deaf to further signals: Python drops what is raised there."""
+    code = (
+        "import os, signal, sys, time\n"
+        "from servers.__main__ import _until_stopped\n"
+        "class Dying:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        sum(range(1000))\n"  # the signal is handled here
+        "def run():\n"
+        "    Dying()\n"
+        "    print('goes on', flush=True)\n"
+        f"    time.sleep({HUNG_S})\n"
+        "    return 0\n"
+        "sys.exit(_until_stopped(run))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HUNG_S, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "goes on\n", "")
+
+
 def test_bad_input_starts_nothing(tmp_path: Path, context: server.LaunchContext):
     out = tmp_path / "out"
     with socket.socket() as taken:
@@ -282,6 +305,10 @@ def test_a_running_server_is_described(tmp_path: Path, context: server.LaunchCon
         probe.probe(asked, tmp_path / "dead", context.place)
 
 
+def verdict_file(out: Path, backend: str) -> VerifyFile:
+    return VerifyFile.model_validate_json((out / "verify" / backend / "verify.json").read_text())
+
+
 @pytest.mark.parametrize(
     ("mode", "parallel", "verdict", "words"),
     [
@@ -318,12 +345,12 @@ def test_a_backend_is_compared_with_the_reference(
     )
     out = tmp_path / "out"
     [body] = run.run(comparison, out, context, lambda _: None)
-    assert body == json.loads((out / "verify" / "sdpa" / "verify.json").read_text())
-    assert body["verdict"] == verdict and (body["label"], body["reference"]) == ("sdpa", "cpu_attn")
-    assert words is None or words in body["reasons"][0]
+    assert body == verdict_file(out, "sdpa")
+    assert body.verdict == verdict and (body.label, body.reference) == ("sdpa", "cpu_attn")
+    assert words is None or words in body.reasons[0]
     if mode == "good":
-        assert body["compared"] == body["requests"] >= 20
-        assert body["same_choice"] == body["steps"] == 48 * body["requests"]
+        assert body.compared == body.requests >= 20
+        assert body.same_choice == body.steps == 48 * body.requests
     died = mode in ("custom_dies", "custom_nan", "custom_unbiased")
     for folder, ended in (
         ("sdpa", "failed" if died else "stopped"),
@@ -344,11 +371,9 @@ def test_against_a_float32_reference_rounding_is_measured_first(
     said: list[str] = []
     [body] = run.run(comparison, tmp_path / "out", context, said.append)
     # nothing is off by rounding: of 28 first and 28 x 47 decoded tokens two and a hundredth may be
-    off = {"first": 2, "decode": 13}
-    assert body["tolerance"] == {"typical_nats": 0.1, "worst_nats": 0.1, "off": off}
-    still = {"first": 0, "decode": 0}
-    assert body["rounding_floor"] == {"typical_nats": 0.0, "worst_nats": 0.0, "off": still}
-    assert body["verdict"] == "pass"
+    assert body.tolerance == Tolerance(0.1, 0.1, StepsOff(first=2, decode=13))
+    assert body.rounding_floor == RoundingFloor(0.0, 0.0, StepsOff(first=0, decode=0))
+    assert body.verdict == "pass"
     told = "cpu_attn in bfloat16 is off by 0 nats typically and 0 at worst, from rounding alone"
     assert told in said
     argv = state(tmp_path / "out" / "verify" / "rounded-reference-cpu_attn")["server"]["argv"]
@@ -372,11 +397,11 @@ def test_backends_that_agree_against_the_reference_are_told_with_their_verdicts(
     told = "alone-1: sdpa, sdpa_gather differ from the reference and agree with each other"
     assert [line for line in said if line.startswith(told)]
     for body in verdicts:
-        assert body["verdict"] == "fail" and len(body["doubts"]) == 28
-        assert body["doubts"][0].startswith(told)
-        assert body == json.loads((out / "verify" / body["label"] / "verify.json").read_text())
+        assert body.verdict == "fail" and len(body.doubts) == 28
+        assert body.doubts[0].startswith(told)
+        assert body == verdict_file(out, body.label)
     (found, _) = map(verification, verification_files(out))
-    assert found.doubts == verdicts[0]["doubts"]
+    assert found.doubts == verdicts[0].doubts
 
 
 def test_a_comparison_that_is_cut_short_keeps_its_verdicts(
@@ -394,7 +419,7 @@ def test_a_comparison_that_is_cut_short_keeps_its_verdicts(
 
     with pytest.raises(KeyboardInterrupt):
         run.run(comparison, out, context, stop_at_the_third)
-    assert json.loads((out / "verify" / "sdpa" / "verify.json").read_text())["verdict"] == "pass"
+    assert verdict_file(out, "sdpa").verdict == "pass"
     assert not (out / "verify" / "sdpa_gather" / "verify.json").exists()
     for folder in ("sdpa", "sdpa_gather", "reference-cpu_attn"):
         assert_gone(out / "verify" / folder)
@@ -409,7 +434,7 @@ def test_what_the_host_cannot_run_may_be_left_out(tmp_path: Path, context: serve
     )
     said: list[str] = []
     [body] = run.run(comparison, tmp_path / "out", context, said.append)
-    assert (body["label"], body["verdict"]) == ("sdpa", "pass")
+    assert (body.label, body.verdict) == ("sdpa", "pass")
     assert any(line.startswith("skipped triton: triton needs an NVIDIA GPU") for line in said)
 
 

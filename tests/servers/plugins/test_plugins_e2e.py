@@ -14,7 +14,7 @@ import yaml
 
 from greenbench.contract.config import CONFIGS, ROOT
 from greenbench.vllm_python import vllm_python
-from servers.verify.compare import Ask, Tolerance, judge, requests
+from servers.verify.compare import Ask, judge, requests, usual_tolerance
 from servers.verify.run import ask_all
 from tests.fakes.serving import Pace, launched, ready
 
@@ -81,8 +81,8 @@ def test_without_a_sink_it_is_vllms_own_sliding_window_and_frees_what_it_does_no
         found = answers(server, asks)
         used = kv_use(server, prompts=4, tokens=6000, pace=pace)
         log = (tmp_path / "ours" / "server.log").read_text()
-    judged = judge(asks, found, expected, Tolerance.of("float32", "float32"))
-    assert judged["verdict"] == "pass", judged["reasons"]
+    judged = judge(asks, found, expected, usual_tolerance("float32", "float32"))
+    assert judged.verdict == "pass", judged.reasons
     # full attention would hold 4 x 6,000 tokens; here at most the window, what one scheduler
     # step of 2,048 adds, and two blocks of rounding a request
     held = 4 * (WINDOW + 2 * 128) + 2048

@@ -7,26 +7,29 @@ import pytest
 
 from greenbench.contract.config import BackendChoice
 from greenbench.contract.errors import UserError
+from greenbench.contract.forms import RoundingFloor, StepsOff, Tolerance
 from servers.__main__ import _comparison, _parser
 from servers.backends.choice import parse_choice, parse_choices, resolve
 from servers.verify.compare import (
     OUTPUT_TOKENS,
     Answer,
     Ask,
-    Floor,
-    Off,
-    Tolerance,
+    above_rounding,
     compare,
     doubts,
     faults,
+    flat_tolerance,
     judge,
     requests,
     rounding,
+    rounding_floor,
+    steps_off,
+    usual_tolerance,
 )
 from servers.verify.run import WrongAnswer, _window_to_judge, read_answer, summary
 
-EXACT = Tolerance.flat(1e-3)
-ROUNDED = Tolerance.flat(0.1)
+EXACT = flat_tolerance(1e-3)
+ROUNDED = flat_tolerance(0.1)
 
 
 def ask(name: str = "one", prompt_tokens: int = 10) -> Ask:
@@ -79,7 +82,7 @@ STILL = drifting(0.0, 0.0, 0.0, 0.0)
 
 
 def test_a_request_that_is_off_throughout_is_a_fault_and_a_step_that_rounding_flips_is_none():
-    tolerance = Tolerance(typical_nats=0.2, worst_nats=5.0, off=Off(first=1, decode=1))
+    tolerance = Tolerance(typical_nats=0.2, worst_nats=5.0, off=StepsOff(first=1, decode=1))
     flipped = compare(ask(), drifting(4.0, 0.1, 4.0, 0.1), STILL)  # median (0.1 + 4) / 2
     steady = compare(ask(), drifting(0.1, 0.1, 4.0, 0.1), STILL)
     assert faults([steady], tolerance) == []
@@ -91,10 +94,10 @@ def test_a_request_that_is_off_throughout_is_a_fault_and_a_step_that_rounding_fl
 
 def test_steps_that_are_off_are_counted_first_tokens_apart_from_decoded_ones():
     """Guards against a kernel that is wrong at a prompt's last row, or once in a block, in every request."""
-    tolerance = Tolerance(typical_nats=0.2, worst_nats=3.0, off=Off(first=1, decode=2))
+    tolerance = Tolerance(typical_nats=0.2, worst_nats=3.0, off=StepsOff(first=1, decode=2))
     first = compare(ask(), drifting(3.0, 0.0, 0.1, 0.2), STILL)
     edge = compare(ask(), drifting(0.1, 0.0, 3.0, 0.1), STILL)
-    assert Off.count([first, edge, edge], 0.2) == Off(first=1, decode=2)
+    assert steps_off([first, edge, edge], 0.2) == StepsOff(first=1, decode=2)
     assert faults([first, edge, edge], tolerance) == []
     assert faults([first, first], tolerance) == [
         "2 of 2 first tokens differ by more than 0.2 nats, allowed are 1"
@@ -115,19 +118,23 @@ def test_rounding_widens_the_tolerance_and_never_narrows_it():
     flat = drifting(0.5, *103 * [0.25])
     answers = {"sharp": sharp, "flat": flat}
     floor, tolerance = rounding(asks, answers, dict.fromkeys(answers, still), ROUNDED)
-    assert floor == Floor(typical_nats=0.25, worst_nats=3.0, off=Off(first=1, decode=2))
-    assert tolerance == Tolerance(0.5, 6.0, Off(first=2 + 2, decode=4 + 2))
+    assert floor == RoundingFloor(
+        typical_nats=0.25, worst_nats=3.0, off=StepsOff(first=1, decode=2)
+    )
+    assert tolerance == Tolerance(0.5, 6.0, StepsOff(first=2 + 2, decode=4 + 2))
     # of 1,000 decoded steps a hundredth is more than two
-    assert ROUNDED.above(floor, 28, 1000).off == Off(first=4, decode=14)
-    assert ROUNDED.above(Floor(0.01, 0.01, Off(0, 0)), 28, 100) == Tolerance(0.1, 0.1, Off(2, 2))
+    assert above_rounding(ROUNDED, floor, 28, 1000).off == StepsOff(first=4, decode=14)
+    assert above_rounding(ROUNDED, RoundingFloor(0.01, 0.01, StepsOff(0, 0)), 28, 100) == Tolerance(
+        0.1, 0.1, StepsOff(2, 2)
+    )
     # off is what a typical gap may not be, 0.1 however little rounding does
-    few = Floor.of([compare(ask(), drifting(0.09, 0.01, 0.01, 0.11), STILL)], least_nats=0.1)
-    assert (few.typical_nats, few.off) == (pytest.approx(0.05), Off(first=0, decode=1))
+    few = rounding_floor([compare(ask(), drifting(0.09, 0.01, 0.01, 0.11), STILL)], least_nats=0.1)
+    assert (few.typical_nats, few.off) == (pytest.approx(0.05), StepsOff(first=0, decode=1))
 
 
 def test_backends_that_agree_against_the_reference_cast_doubt_on_it():
     """Guards against nine right kernels told wrong by a reference that is wrong at one length of prompt."""
-    tolerance = Tolerance(typical_nats=0.2, worst_nats=1.0, off=Off(2, 2))
+    tolerance = Tolerance(typical_nats=0.2, worst_nats=1.0, off=StepsOff(2, 2))
     asks = [ask("short"), ask("long")]
     right = {"short": STILL, "long": drifting(4.0, 0.0, 0.0, 0.0)}
     near = {"short": STILL, "long": drifting(4.1, 0.0, 0.0, 0.0)}
@@ -154,19 +161,17 @@ def test_a_windowed_backend_is_judged_inside_its_window_only():
     answers = {"short": long_answer(), "long": long_answer(gap=5.0)}
     reference = {"short": long_answer(), "long": long_answer()}
     inside = judge(asks, answers, reference, EXACT, window=52 + OUTPUT_TOKENS)
-    assert (inside["verdict"], inside["compared"], inside["not_comparable"]) == ("pass", 1, 1)
+    assert (inside.verdict, inside.compared, inside.not_comparable) == ("pass", 1, 1)
     exact = judge(asks, answers, reference, EXACT)
-    assert (exact["verdict"], exact["worst_gap_nats"]) == ("fail", 5.0)
-    assert exact["worst_gap_position"] == 53 and exact["cached_tokens"] == 14
-    assert (exact["steps"], exact["same_choice"]) == (2 * OUTPUT_TOKENS, OUTPUT_TOKENS)
-    assert exact["off"] == {"first": 1, "decode": OUTPUT_TOKENS - 1}
+    assert (exact.verdict, exact.worst_gap_nats) == ("fail", 5.0)
+    assert exact.worst_gap_position == 53 and exact.cached_tokens == 14
+    assert (exact.steps, exact.same_choice) == (2 * OUTPUT_TOKENS, OUTPUT_TOKENS)
+    assert exact.off == StepsOff(first=1, decode=OUTPUT_TOKENS - 1)
     nothing = judge(asks, answers, reference, EXACT, window=10)
-    assert nothing["verdict"] == "not_comparable" and "window of 10" in nothing["reasons"][0]
-    assert "beyond its window" in summary({"label": "x", **inside})
-    assert "1 of 2 first tokens and 47 of 94 decoded ones are off" in summary(
-        {"label": "x", **exact}
-    )
-    assert summary({"label": "x", **nothing}).startswith("x: not_comparable; 2 requests reach")
+    assert nothing.verdict == "not_comparable" and "window of 10" in nothing.reasons[0]
+    assert "beyond its window" in summary("x", inside)
+    assert "1 of 2 first tokens and 47 of 94 decoded ones are off" in summary("x", exact)
+    assert summary("x", nothing).startswith("x: not_comparable; 2 requests reach")
 
 
 def test_rounding_is_that_of_the_requests_inside_the_window():
@@ -176,15 +181,16 @@ def test_rounding_is_that_of_the_requests_inside_the_window():
     rounded = {"short": long_answer(gap=0.25), "long": long_answer(gap=8.0)}
     inside = judge(asks, still, still, ROUNDED, rounded, window=52 + OUTPUT_TOKENS)
     # one candidate of two is off by 0.25
-    assert inside["rounding_floor"]["typical_nats"] == pytest.approx(0.25 / 2**0.5)
-    assert inside["tolerance"]["typical_nats"] == pytest.approx(2 * 0.25 / 2**0.5)
-    assert judge(asks, still, still, ROUNDED)["rounding_floor"] is None
+    assert inside.rounding_floor and inside.tolerance
+    assert inside.rounding_floor.typical_nats == pytest.approx(0.25 / 2**0.5)
+    assert inside.tolerance.typical_nats == pytest.approx(2 * 0.25 / 2**0.5)
+    assert judge(asks, still, still, ROUNDED).rounding_floor is None
 
 
 def test_tolerances_go_by_both_dtypes():
-    assert Tolerance.of("float32", "float32") == EXACT
-    assert Tolerance.of("bfloat16", "float32") == ROUNDED
-    assert Tolerance.of("bfloat16", "bfloat16") == ROUNDED
+    assert usual_tolerance("float32", "float32") == EXACT
+    assert usual_tolerance("bfloat16", "float32") == ROUNDED
+    assert usual_tolerance("bfloat16", "bfloat16") == ROUNDED
 
 
 def test_the_requests_cover_what_breaks_backends():
