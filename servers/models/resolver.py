@@ -12,7 +12,7 @@ import inspect
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,7 @@ def window(text: Any, arch: Any) -> int | None:
     derived, key = arch.derived_max_model_len_and_key
     if key is None:
         return None
-    ropes = getattr(vllm_config, "iter_rope_parameters", lambda _: ())(text)
-    if any(rope.get("rope_type") == "longrope" for rope in ropes):
+    if any(rope.get("rope_type") == "longrope" for rope in ropes(text)):
         return int(derived)
     given = {
         "hf_config": text,
@@ -140,6 +139,15 @@ def window(text: Any, arch: Any) -> int | None:
     rule = vllm_model._get_and_verify_max_len  # pyright: ignore[reportPrivateUsage]
     known = inspect.signature(rule).parameters
     return int(rule(**{name: value for name, value in given.items() if name in known}))
+
+
+def ropes(text: Any) -> Iterable[dict[str, Any]]:
+    """The position encodings of the model's kinds of layers. vLLM lists them since 0.32."""
+    listed = getattr(vllm_config, "iter_rope_parameters", None)
+    if listed is not None:
+        return listed(text)
+    given = getattr(text, "rope_parameters", None) or {}
+    return [given] if "rope_type" in given else filter(None, given.values())
 
 
 def varying(arch: Any) -> dict[str, Any]:
