@@ -3,8 +3,8 @@
     .venv/bin/python scripts/bench_gateway.py [--rounds 5] [--router /path/to/bin/vllm-router] [--out FILE]
 
 Two golden servers (tests/fakes/golden.c) are the pools. Each scenario goes through all targets in each round,
-in shuffled order, so that a busy moment meets all alike. Proxies are held to one core, servers and client share
-another. `pip install vllm-router` into an environment of its own gives the second proxy.
+in shuffled order, so that a busy moment meets all alike. Proxies are held to one core; servers and client
+share another. `pip install vllm-router` into an environment of its own gives the second proxy.
 """
 
 import argparse
