@@ -61,8 +61,7 @@ def fit(args: argparse.Namespace) -> int:
     made = policy_of(gather(args.runs, args.objective, slo))
     if made is None:
         raise UserError(
-            f"{args.runs}: no candidate may serve any measured length by {args.objective}; "
-            "`greenbench report` says why"
+            f"{args.runs}: no candidate may serve any measured length; `greenbench report` says why"
         )
     write_atomic(out, dump_policy(made))
     for line in told(made):

@@ -4,7 +4,8 @@ A ``Place`` is one measured combination of load, output length and context; cand
 """
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -216,19 +217,14 @@ def evidence_of(found: Study, asked: PolicyObjective, slo: SloConfig | None = No
     root = found.root
     runs = {str(run.path): run for run in found.runs}
     kept, refused = _trusted(found, runs)
-    if asked == "capacity" and not any(GOODPUT.value(point) is not None for point in kept):
-        raise UserError(
-            f"{root}: capacity is the rate of requests that meet an SLO, and no run has one; give --slo, as "
-            "in --slo ttft=2,tpot=50ms"
-        )
     candidates = {point.candidate for point in kept if point.usable}
     if len(candidates) < 2:
-        had = "; ".join(refused) or "a sweep of several backends or settings gives more"
         raise UserError(
-            f"{root}: a policy chooses between candidates, and {_count(len(candidates))} has usable runs "
-            f"here ({had})"
+            f"{root}: a policy chooses between candidates, and {'only one' if candidates else 'none'} has "
+            f"usable runs here ({_why_so_few(kept, refused)})"
         )
     _one_of_each(root, kept)
+    _some_value(root, asked, kept)
     servers: dict[Candidate, list[Server]] = {}
     for point in kept:
         if point.usable:
@@ -245,39 +241,61 @@ def evidence_of(found: Study, asked: PolicyObjective, slo: SloConfig | None = No
     )
 
 
-def _count(n: int) -> str:
-    return "none" if n == 0 else "only one"
+def _why_so_few(kept: Sequence[Point], refused: Sequence[str]) -> str:
+    if refused:
+        return "; ".join(refused)
+    reasons = Counter(point.reasons[0] for point in kept if not point.usable and point.reasons)
+    if reasons:
+        reason, n = reasons.most_common(1)[0]
+        return f"{n} of {len(kept)} points: {reason}"
+    return "a sweep of several backends or settings has more"
+
+
+def _some_value(root: Path, asked: PolicyObjective, points: Iterable[Point]) -> None:
+    of = OBJECTIVE[asked]
+    found = [of.measure(point) for point in points if point.usable]
+    if any(each.value is not None for each in found):
+        return
+    if asked == "capacity":
+        raise UserError(
+            f"{root}: capacity is the rate of requests that meet an SLO, and no run has one; give --slo, as "
+            "in --slo ttft=2,tpot=50ms"
+        )
+    why = next((each.reason for each in found if each.reason), "nothing of it was recorded")
+    raise UserError(
+        f"{root}: no usable run has a value of {asked} ({why}); choose another --objective"
+    )
 
 
 def _trusted(found: Study, runs: Mapping[str, Run]) -> tuple[list[Point], list[str]]:
-    """Points that may count, and a sentence for each candidate or load that may not."""
+    """Points that may count, and a clause for each candidate, task or load that may not."""
     kept: list[Point] = []
     why: dict[str, None] = {}
     for point in found.points:
         if point.status == "superseded":
             continue
         label = found.labels.candidates.get(point.candidate, point.backend)
-        reason = _refusal(runs[point.path], point)
+        reason = _refusal(runs[point.path], point, label)
         if reason is None:
             kept.append(point)
         elif point.usable:
-            why[f"{label} {reason}"] = None
+            why[reason] = None
     return kept, list(why)
 
 
-def _refusal(run: Run, point: Point) -> str | None:
-    """A clause after the candidate's label, or None where the point may count."""
+def _refusal(run: Run, point: Point, label: str) -> str | None:
+    """Who or what may not count, and why; None where the point may."""
     server, load = run.manifest.server, point.scenario.workload.load
     if server.shown.imported_from is not None:
-        return f"was imported from {server.shown.imported_from}, which proves no backend"
+        return f"{label}, imported from {server.shown.imported_from}, which proves no backend"
     if run.point.server.base_url is not None:
-        return "was found running (base_url), so its start and its backend are not proven"
+        return f"{label}, found running (base_url): its start and its backend are not proven"
     if point.usable and point.proof != "proven":
-        return "is unproven: which attention backend ran is not known"
+        return f"{label}, unproven: which attention backend ran is not known"
     if load.turns > 1 or load.trace is not None:
-        return "at conversations or a recorded load is left out: its prompts have no one length"
+        return f"the load {point.load}, whose prompts have no one length"
     if point.usable and (point.throughput is None or not point.throughput.streamed):
-        return f"at {point.task} is left out: nothing is generated there"
+        return f"the task {point.task}, in which nothing is generated"
     return None
 
 

@@ -185,11 +185,9 @@ def production_stack(policy: Policy) -> Export:
     models: dict[str, Any] = {}
     for name, pool in policy.pools.items():
         if pool.url is None:
-            cannot.append(
-                f"where {name} is: no url in the policy, put one for http://{name}:{PORT}"
-            )
+            cannot.append(f"where {name} is: no url in the policy, put one for {_somewhere(name)}")
         models[f"{policy.model.name}-{name}"] = {
-            "static_backends": [pool.url or f"http://{kubernetes_name(name)}:{PORT}"],
+            "static_backends": [pool.url or _somewhere(name)],
             "static_model_type": "chat",
         }
     config = {
@@ -203,6 +201,11 @@ def production_stack(policy: Policy) -> Export:
         "--served-model-name as named here; the model's own name leads to the default pool."
     )
     return Export(documents(config, about=about), tuple(cannot))
+
+
+def _somewhere(pool: str) -> str:
+    """A Service's address; the router passes over host names without a dot."""
+    return f"http://{kubernetes_name(pool)}.default.svc:{PORT}"
 
 
 # Gateway API

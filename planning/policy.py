@@ -8,6 +8,7 @@ import math
 import re
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ def policy_of(evidence: Evidence) -> Policy | None:
 def written(made: Draft) -> Policy:
     evidence, default = made.evidence, made.default
     used = _used(made)
-    names = pool_names([evidence.labels[c] for c in used])
+    names = pool_names([(c.backend_label, evidence.labels[c]) for c in used])
     pools = dict(zip(used, names, strict=True))
     rules = _rules(made, pools) if made.decided else []
     restarts = _restarts(made, rules, pools) if made.decided else []
@@ -106,10 +107,14 @@ def _used(made: Draft) -> list[Candidate]:
     return list(dict.fromkeys([made.default, *chosen]))
 
 
-def pool_names(labels: Sequence[str]) -> list[str]:
-    """Labels as names that may stand in a header; equal ones numbered."""
+def pool_names(called: Sequence[tuple[str, str]]) -> list[str]:
+    """Of (backend, label) the backend where no other has it, else the label, as a name that may stand in a
+    header; equal ones numbered.
+    """
+    backends = Counter(backend for backend, _ in called)
     found: list[str] = []
-    for label in labels:
+    for backend, whole in called:
+        label = backend if backends[backend] == 1 else whole
         name = base = re.sub(r"[-.]{2,}", "-", slug(label))[:NAME_CHARS].strip("-._") or "pool"
         number = 2
         while name in found:

@@ -241,9 +241,9 @@ def gain_over(evidence: Evidence, default: Candidate, chosen: Sequence[Pick]) ->
         gaps.append({block: of_default[block] - of_pick[block] for block in shared})
         if pick.candidate != default:
             found = _differences(evidence, pick.candidate, default, pick.place)
-            edges += [d.ratio.edge for d in found if d is not None]
+            edges += [d.ratio.edge / len(found) for d in found if d is not None]
     blocks = sorted(set.intersection(*(set(each) for each in gaps))) if gaps else []
     if not blocks:
         return None
-    edge = max(edges, default=0.0) * sum(p.candidate != default for p in chosen) / len(gaps)
+    edge = math.hypot(*edges) / len(gaps)  # of the mean: each place has its own windows
     return paired_ratio([statistics.fmean(each[b] for each in gaps) for b in blocks], edge)

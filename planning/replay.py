@@ -5,7 +5,7 @@ not made of: for each repeat the policy is made anew of the others, by the same 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from planning.policy import policy_of, runs_hash
 from planning.regions import BEYOND
 from planning.requests import Traffic
 from planning.routers import able, at_random, by_policy, foreseeing, least_open, oracle
-from planning.score import Play, Score, Who, scored, values
+from planning.score import WHO, Play, Score, Who, scored, values
 from planning.simulate import Outcome, Router, Server, server, simulate
 
 MOST_OPEN = 256
@@ -214,9 +214,10 @@ def play(
     objective: PolicyObjective,
     slo: SloConfig,
     seed: int,
+    whom: Sequence[Who] = WHO,
 ) -> dict[Who, tuple[Outcome, list[str]]]:
-    """Outcome of each, with the pool of each server. A policy of fewer pools than ``servers`` has the rest
-    as further servers of its default. The oracle is the best of OTHERS in hindsight.
+    """Outcome of each of ``whom``, with the pool of each server. A policy of fewer pools than ``servers`` has
+    the rest as further servers of its default. The oracle is the best of OTHERS in hindsight.
     """
     policy = fold.policy
     mixed = [*policy.pools, *[policy.default] * (servers - len(policy.pools))]
@@ -229,19 +230,23 @@ def play(
     def served(pools: list[str], route: Router) -> tuple[Outcome, list[str]]:
         return simulate(traffic, [ready[pool].emptied() for pool in pools], route), pools
 
-    knowing = [served(mixed, oracle(traffic, may, objective, slo, w)) for w in OTHERS]
     sign = 1 if objective == "capacity" else -1
 
     def mean(done: tuple[Outcome, list[str]]) -> float:
         return sign * float(np.nanmean(values(done[0], traffic.output_tokens, objective, slo)))
 
-    return {
-        "foreseeing": served(mixed, foreseeing(traffic, may, objective, slo)),
-        "oracle": max(knowing, key=mean),
-        "policy": served(mixed, by_policy(chooser, traffic)),
-        "best single": served(single, least_open(may)),
-        "random": served(mixed, at_random(may, rng)),
+    def knowing() -> tuple[Outcome, list[str]]:
+        routes = (oracle(traffic, may, objective, slo, weight) for weight in OTHERS)
+        return max((served(mixed, route) for route in routes), key=mean)
+
+    each: dict[Who, Callable[[], tuple[Outcome, list[str]]]] = {
+        "foreseeing": lambda: served(mixed, foreseeing(traffic, may, objective, slo)),
+        "oracle": knowing,
+        "policy": lambda: served(mixed, by_policy(chooser, traffic)),
+        "best single": lambda: served(single, least_open(may)),
+        "random": lambda: served(mixed, at_random(may, rng)),
     }
+    return {who: each[who]() for who in whom}
 
 
 def _server(policy: Policy, truth: Truth, pool: str, traffic: Traffic) -> Server:

@@ -93,6 +93,9 @@ def test_what_a_router_cannot_be_told_is_named() -> None:
 def test_production_stack_has_a_model_a_pool() -> None:
     config = yaml.safe_load(production_stack(TWO).text)
     assert config["static_models"]["m-long"]["static_backends"] == ["http://b:1"]
+    assert config["static_models"]["m-short"]["static_backends"] == [
+        "http://short.default.svc:8000"
+    ]
     assert config["static_aliases"] == {"m": "m-short"}
     assert any(sentence.startswith("where short is") for sentence in production_stack(TWO).cannot)
 

@@ -153,7 +153,7 @@ def found_running(point: Point) -> Point:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (unproven, "only one has usable runs here .beta is unproven"),
+        (unproven, "only one has usable runs here .beta, unproven: "),
         (found_running, "none has usable runs here .*base_url"),
     ],
 )
@@ -231,6 +231,13 @@ def test_a_measured_start_is_won_back_after_so_many_requests(tmp_path: Path) -> 
 
 
 def test_names_may_stand_in_a_header() -> None:
-    assert pool_names(["flash_attn · KV fp8", "sink_window(sink=4)", "A b", "a.b", "A b"]) == [
-        "flash_attn-kv-fp8", "sink_window-sink-4", "a-b", "a.b", "a-b-2",
+    called = [
+        ("flash_attn", "flash_attn · KV fp8"),
+        ("flash_attn", "flash_attn · KV auto"),
+        ("sink_window(sink=4)", "sink_window(sink=4) · KV auto"),
+        ("A b", "1"),
+        ("a/b", "2"),
+    ]
+    assert pool_names(called) == [
+        "flash_attn-kv-fp8", "flash_attn-kv-auto", "sink_window-sink-4", "a-b", "a-b-2",
     ]  # fmt: skip
