@@ -13,8 +13,8 @@ POOLS ?= pools.yaml
 BACKENDS ?= sdpa,sink_window
 export VLLM_PYTHON
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve load gateway run report backends doctor check test test-e2e test-oldest format \
-	verify mutants bench-backends bench-client bench-peers bench-telemetry bench-analysis
+.PHONY: help setup demo demo-policy serve load gateway run report backends doctor check test test-e2e test-oldest format \
+	verify mutants bench-backends bench-client bench-peers bench-gateway bench-telemetry bench-analysis
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | column -ts $$'\t'
@@ -25,6 +25,9 @@ setup: ## install both environments from the lock files (does nothing when alrea
 demo: setup ## which of three backends should serve a small model here? Measures for 9 minutes at most; runs/demo/report.html
 	@$(BENCH)/greenbench choose retriever --contexts 512,2k,4k --within 9m --out runs/demo \
 		--backends 'cpu_attn,sdpa,sink_window(window=1024)'
+
+demo-policy: setup ## two real servers behind the gateway: does a policy pay? 15 minutes at most; runs/demo-policy/index.html
+	@$(BENCH)/python scripts/demo_policy.py
 
 serve: setup ## start one proven server: make serve BACKEND=sdpa [MODEL=tiny-llama] [PORT=8000]
 	@$(BENCH)/python -m servers --backend '$(BACKEND)' --model '$(MODEL)' --port $(PORT)
@@ -81,6 +84,9 @@ bench-client: setup ## the load generator's own error and cost, and its peers', 
 
 bench-peers: setup ## install GuideLLM and AIPerf for bench-client, each in an environment of its own (7 GB)
 	@scripts/install_peers.sh
+
+bench-gateway: setup ## what the gateway costs, beside direct and vllm-router (ROUTER=path of its command)
+	@$(BENCH)/python scripts/bench_gateway.py $(if $(ROUTER),--router $(ROUTER))
 
 bench-telemetry: setup ## what the sampler costs
 	@$(BENCH)/python scripts/bench_telemetry.py

@@ -246,18 +246,25 @@ class Proxy:
         return any(pool.serves(model) for pool in pools)
 
     async def _with_client(self, exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
-        """``work`` ends early when the client leaves; then the pool's side of it is closed."""
-        doing = asyncio.ensure_future(work)
+        """``work`` is cut short when the client leaves, which closes the pool's side of it. ClientGone."""
+        task, over, left = asyncio.current_task(), False, False
+
+        def cut(_: asyncio.Task[None]) -> None:
+            nonlocal left
+            if task is not None and not over:
+                left = task.cancel()
+
         leaving = asyncio.ensure_future(exchange.gone())
+        leaving.add_done_callback(cut)
         try:
-            await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not doing.done():
-                doing.cancel()
-                await asyncio.wait((doing,))
-                raise ClientGone
-            doing.result()
+            await work
+        except asyncio.CancelledError:
+            if not left or task is None:
+                raise
+            task.uncancel()
+            raise ClientGone from None
         finally:
-            doing.cancel()
+            over = True
             leaving.cancel()
 
     async def _carry(

@@ -3,8 +3,8 @@
     .venv/bin/python scripts/bench_gateway.py [--rounds 5] [--router /path/to/bin/vllm-router] [--out FILE]
 
 Two golden servers (tests/fakes/golden.c) are the pools. Each scenario goes through all targets in each round,
-in shuffled order, so that a busy moment meets all alike. Proxies have one core, servers and client share
-another. `pip install vllm-router` into an environment of its own gives the second proxy.
+in shuffled order, so that a busy moment meets all alike. Proxies are held to one core; servers and client
+share another. `pip install vllm-router` into an environment of its own gives the second proxy.
 """
 
 import argparse
@@ -63,6 +63,7 @@ def scenarios() -> list[Scenario]:
     )  # some 33 kB, as 8k tokens have
     large = "".join(rng.choices("abcdefgh ", k=220_000))
     return [
+        Scenario("one after another, 8k ids", request_body(ids, 1), 1, 0, 0, 1),
         Scenario("TTFT, 50/s, 8k ids", request_body(ids, 4), 4, 20_000, 1_000, 64, 50.0),
         Scenario(
             "TTFT, 50/s, 8k tokens as text", request_body(words, 4), 4, 20_000, 1_000, 64, 50.0
@@ -278,7 +279,7 @@ def table(scenario: Scenario, found: dict[str, Figures]) -> list[str]:
     lines = []
     for target, got in found.items():
         cells = [scenario.name, target]
-        if scenario.rate_per_s:
+        if scenario.rate_per_s or scenario.streams == 1:
             p50, p99 = got.ttft(0.5), got.ttft(0.99)
             added = (p50 - direct.ttft(0.5), p99 - direct.ttft(0.99))
             cells += [f"{p50:.2f} / {p99:.2f} ms"]

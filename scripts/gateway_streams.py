@@ -1,6 +1,6 @@
 """A thousand streams through the gateway while a pool is killed and started anew: each answer is looked at.
 
-    .venv/bin/python scripts/gateway_streams.py [--streams 1000] [--seconds 60]
+    .venv/bin/python scripts/gateway_streams.py [--streams 1000] [--seconds 60] [--restart drained]
 
 Two fake pools and the gateway, each in a process of its own. Every token names its pool, its request and its
 place, so that an answer that is lost, doubled or mixed with another shows. Ends with 1 where one is.
@@ -129,12 +129,26 @@ def port_of(server: subprocess.Popen[str]) -> int:
     return int(server.stdout.readline())
 
 
+async def drain(url: str, name: str) -> None:
+    """Ask for a restart, and wait until nothing runs there."""
+    async with aiohttp.ClientSession(url) as session:
+        await session.post(f"/gateway/pools/{name}/restart")
+        while True:
+            async with session.get("/gateway/pools") as answer:
+                told = {pool["name"]: pool for pool in await answer.json()}
+            if not told[name]["in_flight"]:
+                return
+            await asyncio.sleep(0.1)
+
+
 async def watch_all(options: argparse.Namespace, url: str, servers: Servers, port: int) -> Tally:
     """The streams, and in their midst the end of a pool and its return at the same port."""
     work = asyncio.ensure_future(
         stream_all(url, options.streams, options.tokens, LONG, seconds=options.seconds)
     )
     await asyncio.sleep(options.seconds / 3)
+    if options.restart == "drained":
+        await drain(url, "short")
     servers["short"].kill()
     await asyncio.sleep(options.seconds / 6)
     servers["short"] = await asyncio.to_thread(pool, "short", port)
@@ -166,6 +180,7 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--tokens", type=int, default=10)
+    parser.add_argument("--restart", choices=("killed", "drained"), default="killed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tally, cpu_s = run(options, Path(folder))

@@ -115,20 +115,3 @@ def test_pools_that_failed_and_pools_without_the_model_are_passed_over(
     assert choice(gate, [1]).pool == "short"
     gate.pools["long"].models = frozenset({"other"})
     assert choice(gate, [1], model="m").pool is None
-
-
-def test_choosing_takes_little_time_beside_one_decode_step(router: Callable[..., Router]) -> None:
-    """Measured in calls of the policy's own function, so that a slow machine changes nothing."""
-    import timeit
-
-    from gateway.pools import states
-    from greenbench.contract.policy import Request, choose
-
-    gate = router()
-    ready = call(gate, [7] * LONG)
-    told = states(ready.pools, 0, set())
-    plain = min(
-        timeit.repeat(lambda: choose(gate.policy.now.chooser, Request(LONG), told), number=300)
-    )
-    whole = min(timeit.repeat(lambda: gate.choose(ready, 0), number=300))
-    assert whole < 20 * plain
