@@ -6,6 +6,7 @@ python -m analysis report runs/demo --out report.html
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -99,7 +100,7 @@ def report(args: argparse.Namespace) -> int:
     find_runs(args.runs)  # bad input is said before anything is written
     out = report_path(args.runs, args.out)
     for file in filter(None, (out, args.csv)):
-        make_folder(file.parent)
+        make_room(file)
     whole = study(args.runs, progress, args.across_executions, args.objective)
     try:
         write_summary(whole, summary_path(out))
@@ -127,21 +128,25 @@ def summary_path(report: Path) -> Path:
     return report.with_name(f"{report.stem}.summary.json")
 
 
-def make_folder(folder: Path) -> None:
-    """Before the work, so that none is lost to a place that cannot be written. UserError."""
+def make_room(file: Path) -> None:
+    """A folder for the file before the work, so that none is lost to a place without room. UserError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be made ({error.strerror}); choose another --out"
+            f"{file.parent}: cannot be made ({error.strerror}); choose another --out"
         ) from error
+    if file.is_dir():
+        raise UserError(f"{file}: is a folder, where a file is to be; choose another --out")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise UserError(f"{file}: cannot be written; choose another --out")
 
 
 def ceilings(args: argparse.Namespace) -> int:
     """Measure matmul and memory streams of this machine; the report's roofline uses them."""
     from analysis.bottleneck.peaks import measure_host
 
-    make_folder(args.out.parent)
+    make_room(args.out)
     measured = measure_host(args.out, lambda line: print(line, file=sys.stderr, flush=True))
     print(measured.model_dump_json(indent=1))
     return 0

@@ -81,6 +81,13 @@ def options(
     """Which vLLM attention backend serves long contexts best: speed, energy, memory, right answers."""
 
 
+def parse_folder(text: str) -> Path:
+    """UserError for nothing: `--out "$UNSET"` would strew results about the folder where one stands."""
+    if not text.strip():
+        raise UserError("--out names no folder; give one, or leave --out away for runs/ here")
+    return Path(text)
+
+
 @app.command()
 def run(
     sweep: Annotated[
@@ -88,7 +95,11 @@ def run(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Where results go; default runs/<name> here."),
+        typer.Option(
+            parser=parse_folder,
+            metavar="FOLDER",
+            help="Where results go; default runs/<name> here.",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option(help="Print every server and point; start none.")
@@ -175,7 +186,12 @@ def choose(
         int | None, typer.Option(min=1, help="Requests open at once; default 8, on a CPU 2.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where results go; default runs/choose-<model> here.")
+        Path | None,
+        typer.Option(
+            parser=parse_folder,
+            metavar="FOLDER",
+            help="Where results go; default runs/choose-<model> here.",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan; start nothing.")] = False,
 ) -> None:

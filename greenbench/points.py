@@ -1,5 +1,6 @@
 """Points that were measured: which there are, what one holds, measuring one again, deleting one."""
 
+import os
 import shutil
 import textwrap
 from collections import Counter
@@ -96,12 +97,20 @@ def show_lines(point: Path) -> Iterator[str]:
 def redo(point: Path) -> str:
     """Make the point's complete runs invalid, so that the next sweep measures it again; a sentence."""
     run, manifest = _point(point)
+    _changeable(run.path.parent)
     again = f"run its sweep again (`greenbench run SWEEP --out {run.path.parent}`) to measure it"
     with Claim(run.path.parent):
         marked = [_mark(twin, each) for twin, each in _complete_twins(run, manifest)]
     if not marked:
         return f"{manifest.run_id} is {manifest.status} and is measured again anyway; {again}"
     return f"marked to be measured again: {', '.join(marked)}; {again}"
+
+
+def _changeable(folder: Path) -> None:
+    if not os.access(folder, os.W_OK):
+        raise UserError(
+            f"{folder}: nothing can be changed there (read-only, or somebody else's); it is left as it is"
+        )
 
 
 def _complete_twins(run: RunDir, manifest: Manifest) -> Iterator[tuple[RunDir, Manifest]]:
@@ -132,6 +141,7 @@ def delete(point: Path) -> str:
 def deletable(point: Path) -> tuple[RunDir, Manifest]:
     """The run directory, when it surely is one. What is wrong raises UserError."""
     run, manifest = _point(point)
+    _changeable(run.path.parent)
     if run.path.is_symlink():
         raise UserError(f"{run.path} is a link; give the folder that it leads to")
     if manifest.run_id != run.path.name:

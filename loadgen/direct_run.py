@@ -25,7 +25,7 @@ from greenbench.contract.config import (
     points_of,
 )
 from greenbench.contract.connection import Endpoint
-from greenbench.contract.errors import UserError
+from greenbench.contract.errors import UserError, system_sentence
 from greenbench.contract.run_dir import file_sha256, write_atomic
 from greenbench.contract.served import Served, find_endpoint, served_models
 from loadgen.make_prompts import make_files
@@ -109,7 +109,10 @@ def prepare(host: str | None, options: argparse.Namespace) -> Path:
     """Make the prompts and the directory of one run of the locustfile; the directory's path."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     run_path = Path(options.out) / f"{stamp}-{options.task}-{options.context_tokens}"
-    write_point(run_path, host, Options.of(options))
+    try:
+        write_point(run_path, host, Options.of(options))
+    except OSError as error:
+        raise UserError(f"{system_sentence(error)}; give another --out") from error
     return run_path
 
 

@@ -17,6 +17,32 @@ UNBOUNDED = ("-1", "auto")  # vLLM: as much as fits
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)([kmgtKMGT]?)")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
+# What has a place of its own: said twice, the run would store the one and serve the other.
+PLACES = {
+    "--attention-backend": "`backends`",
+    "--attention-config.backend": "`backends`",
+    "--model": "`models`",
+    "--served-model-name": "the model's `name`",
+    "--dtype": "`server.dtype`",
+    "--seed": "`server.seed`",
+    "--port": "`server.port`",
+    "--block-size": "`server.block_size`",
+    "--max-num-seqs": "`server.max_num_seqs`",
+    "--max-num-batched-tokens": "`server.max_num_batched_tokens`",
+    "--enforce-eager": "`server.execution`",
+    "--enable-prefix-caching": "`server.prefix_caching`",
+    "--num-gpu-blocks-override": "`server.num_gpu_blocks`",
+    "--kv-cache-memory-bytes": "`server.kv_cache_gib`",
+    "--gpu-memory-utilization": "`server.gpu_memory_utilization`",
+    "--enable-logging-iteration-details": "`server.iteration_log`",
+}
+# With these the bench does not reach the server that it started, at http://127.0.0.1 and without a key.
+SHUT_OUT = frozenset((
+    "--api-key", "--host", "--uds", "--fd", "--headless", "--grpc", "--ssl-keyfile", "--ssl-certfile",
+    "--ssl-ca-certs", "--ssl-cert-reqs",
+))  # fmt: skip
+KEY_ENV = "VLLM_API_KEY"
+
 
 @dataclass(frozen=True, slots=True)
 class OwnFlags:
@@ -50,6 +76,24 @@ def own_flags(args: Sequence[str]) -> OwnFlags:
         config_format=last.get("--config-format"),
         revision=last.get("--revision"),
         hf_overrides=overrides,
+    )
+
+
+def refused(extra_args: Sequence[str], server_args: Sequence[str] = ()) -> list[str]:
+    """Why flags of the person's own cannot be passed on, a sentence each.
+
+    A model's ``server_args`` may say what it needs in another place's stead, such as no prefix caching.
+    """
+    extra = [name.replace("--no-", "--", 1) for name, _ in pairs(extra_args)]
+    every = [*extra, *(name for name, _ in pairs(server_args))]
+    placed = [f"{name} has a place of its own: {PLACES[name]}" for name in extra if name in PLACES]
+    return list(dict.fromkeys([*placed, *(shut_out(name) for name in every if name in SHUT_OUT)]))
+
+
+def shut_out(what: str) -> str:
+    return (
+        f"{what} would shut the bench out of the server that it starts; start such a server yourself, and "
+        "give its address as base_url"
     )
 
 

@@ -13,7 +13,7 @@ from greenbench.contract.cpu import ServedDtype
 from greenbench.contract.vllm_versions import Release
 from servers.backends.choice import resolve
 from servers.backends.host_facts import Device, HostFacts, ModelFacts, served_dtype
-from servers.backends.own_flags import OwnFlags, own_flags
+from servers.backends.own_flags import KEY_ENV, OwnFlags, own_flags, refused, shut_out
 from servers.backends.registry import Backend
 from servers.backends.requirements import Case, refusals
 
@@ -88,7 +88,7 @@ def plan(request: ServerRequest, host: HostFacts, facts: ModelFacts) -> Plan:
     own_window = None if running else facts.window_tokens
     max_model_len = server.max_model_len or request.model.max_model_len or own_window
     windowed = [] if running else _window_reasons(max_model_len, facts)
-    reasons = [*refusals(case), *windowed, *_flag_conflicts(request)]
+    reasons = [*refusals(case), *windowed, *([] if running else _flag_conflicts(request))]
     return Plan(
         request,
         backend,
@@ -273,7 +273,13 @@ def _window_reasons(max_model_len: int | None, facts: ModelFacts) -> list[str]:
 
 
 def _flag_conflicts(request: ServerRequest) -> list[str]:
+    server = request.server
+    reasons = refused(server.extra_args, request.model.server_args)
+    if KEY_ENV in server.env:
+        reasons.append(shut_out(KEY_ENV))
     forbids = "--no-enable-prefix-caching" in request.model.server_args
     if forbids and request.server.prefix_caching:
-        return [f"{request.model.name} cannot run with prefix caching; set prefix_caching: false"]
-    return []
+        reasons.append(
+            f"{request.model.name} cannot run with prefix caching; set prefix_caching: false"
+        )
+    return reasons

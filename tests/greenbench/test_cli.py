@@ -46,3 +46,16 @@ def test_an_unknown_sweep_is_one_sentence(tmp_path: Path) -> None:
     assert "; known: " in str(far.value) and "demo" in str(far.value)
     with pytest.raises(UserError, match=r"did you mean 'demo'\? Known: "):
         cli.find_sweep(tmp_path / "demmo")
+
+
+@pytest.mark.parametrize("typed", [["run", "demo"], ["choose", "retriever"]])
+@pytest.mark.parametrize("out", ["", " "])
+def test_a_folder_without_a_name_is_not_the_one_where_one_stands(
+    typed: list[str], out: str, tmp_path: Path
+) -> None:
+    """Guards against `--out "$UNSET"`, which strewed points about the current folder."""
+    argv = [Path(sys.executable).with_name("greenbench"), *typed, "--out", out]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = "error: --out names no folder; give one, or leave --out away for runs/ here"
+    assert (done.returncode, done.stderr.strip()) == (2, said)
+    assert list(tmp_path.iterdir()) == []

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from greenbench import points
 from greenbench.contract.errors import UserError
 from greenbench.contract.run_dir import RunDir
 from greenbench.points import delete, kept_sentence, list_lines, redo, show_lines
@@ -98,6 +100,18 @@ def test_one_point_is_deleted_and_nothing_that_it_links_to(tmp_path: Path) -> No
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["stays"]
     assert stays.manifest().run_id == "stays"
     assert (elsewhere / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("action", [redo, delete])
+def test_a_point_of_a_read_only_archive_is_left_as_it_is(
+    action: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = point(tmp_path, "kept", status="complete")
+    monkeypatch.setattr(points.os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="nothing can be changed there") as error:
+        action(run.path)
+    assert "--out" not in str(error.value)
+    assert run.manifest().status == "complete" and not (tmp_path / "runners").exists()
 
 
 def test_what_is_no_point_is_not_deleted(tmp_path: Path) -> None:

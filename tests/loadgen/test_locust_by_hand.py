@@ -160,6 +160,21 @@ def test_the_time_limit_is_of_the_load_and_not_of_what_is_made_before_it(tmp_pat
     assert sent > 1
 
 
+@pytest.mark.parametrize("out", ["file/runs", "/proc/runs"])
+def test_a_place_that_cannot_be_written_is_one_sentence_before_any_request(
+    out: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with GoldenServer() as server:
+        argv = [*LOCUST, "--headless", "-t", "1s", "--host", server.url, *SHORT]
+        ended = run(*argv, "--out", str(tmp_path / out))
+        loaded = [seen for seen in server.seen if seen.body.get("stream")]
+    last = ended.stderr.strip().splitlines()[-1]
+    assert ended.returncode == 2 and not loaded
+    assert last.startswith("error: ") and last.endswith("; give another --out")
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_run_by_hand_in_which_no_request_ends_is_no_success(tmp_path: Path) -> None:
     usual = well_behaved(ttft_s=HUNG_S)
 

@@ -182,6 +182,18 @@ def test_a_place_that_cannot_be_written_is_said_before_the_work(
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "file"}
 
 
+@pytest.mark.parametrize("file", [".", "there"])
+def test_ceilings_find_a_folder_in_the_place_of_their_file_before_they_measure(
+    file: str, tmp_path: Path
+) -> None:
+    """Guards against 20 seconds of measuring whose figures are then lost."""
+    (tmp_path / "there").mkdir()
+    argv = [Path(sys.executable).with_name("greenbench"), "ceilings", "--out", file]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = f"error: {file}: is a folder, where a file is to be; choose another --out"
+    assert (done.returncode, done.stderr.strip()) == (2, said)
+
+
 def test_disqualified_backends_stand_in_the_decision_table_and_maps_need_no_script(
     tmp_path: Path,
 ) -> None:

@@ -228,6 +228,54 @@ def test_flags_of_ones_own_are_judged_as_vllm_will_follow_them():
         planned("cpu_attn", extra_args=["--hf-overrides", "{"])
 
 
+@pytest.mark.parametrize(
+    ("extra_args", "says"),
+    [
+        (
+            ["--attention-backend", "CPU_ATTN"],
+            "--attention-backend has a place of its own: `backends`",
+        ),
+        (
+            ["--attention_backend=CPU_ATTN"],
+            "--attention-backend has a place of its own: `backends`",
+        ),
+        (["--attention-config.backend=X"], "--attention-config.backend has a place of its own"),
+        (["--dtype", "float16"], "--dtype has a place of its own: `server.dtype`"),
+        (["--no-enforce-eager"], "--enforce-eager has a place of its own: `server.execution`"),
+        (["--no-enable-prefix-caching"], "has a place of its own: `server.prefix_caching`"),
+        (["--max_num_seqs", "4"], "has a place of its own: `server.max_num_seqs`"),
+        (["--api-key", "sk-x"], "--api-key would shut the bench out of the server that it starts"),
+        (["--api_key=sk-x"], "--api-key would shut the bench out"),
+        (["--host=0.0.0.0"], "--host would shut the bench out"),
+        (["--ssl-keyfile", "k.pem"], "--ssl-keyfile would shut the bench out"),
+    ],
+)
+def test_a_flag_that_has_another_place_or_shuts_the_bench_out_is_refused_before_a_start(
+    extra_args: list[str], says: str
+) -> None:
+    """Guards against a boot that ends in HTTP 401, and a run that stores what it did not serve."""
+    [reason] = planned("cpu_attn", extra_args=extra_args).refusals
+    assert says in reason and "sk-x" not in reason
+    # nothing is started at an address
+    assert planned("cpu_attn", base_url="http://h:1", extra_args=extra_args).refusals == []
+
+
+def test_a_key_shuts_out_wherever_it_is_said_and_other_flags_pass() -> None:
+    own = MODEL.model_copy(update={"server_args": ["--api-key", "k"]})
+    for made in (planned("cpu_attn", env=["VLLM_API_KEY"]), planned("cpu_attn", model=own)):
+        [reason] = made.refusals
+        assert "shut the bench out" in reason
+    passed = [
+        "--no-async-scheduling",
+        "--enable-flashinfer-autotune",
+        "--root-path",
+        "/x",
+        "-tp",
+        "1",
+    ]
+    assert planned("cpu_attn", extra_args=passed).refusals == []
+
+
 def test_a_model_that_cannot_cache_prefixes_refuses_prefix_caching():
     hybrid = MODEL.model_copy(update={"server_args": ["--no-enable-prefix-caching"]})
     assert planned("cpu_attn", model=hybrid).refusals == []
