@@ -27,8 +27,8 @@ FLOORS = {
     ),
     "analysis": (
         "__init__", "statistics", "runs", "model", "energy", "point", "objectives", "quality",
-        "bottleneck", "compare", "study", "report", "summary", "points_csv", "importers", "selftest",
-        "__main__",
+        "bottleneck", "compare", "study", "report", "summary", "points_csv", "archive", "importers",
+        "selftest", "__main__",
     ),
 }  # fmt: skip
 # library → the only files that may import it (folders end with /)
