@@ -142,6 +142,25 @@ def make_room(file: Path) -> None:
         raise UserError(f"{file}: cannot be written; choose another --out")
 
 
+def archive(args: argparse.Namespace) -> int:
+    """A sweep small enough to keep, which the report reads as it is; RUNS stays as it is."""
+    from analysis.archive import UNIT_NS, archive
+
+    try:
+        kept = archive(args.runs, args.out, prompts=args.prompts)
+    except OSError as error:
+        why = system_sentence(error)
+        raise UserError(f"{why}; --out names another place for the archive") from error
+    for run in kept.unreadable:
+        print(visible(f"{run.path.name}: left out: {run.why}"))
+    mib = 2**20
+    print(
+        f"{args.out}: {len(kept.runs)} runs, {kept.bytes / mib:.1f} MiB of {kept.raw_bytes / mib:.1f}; "
+        f"times of chunks to {UNIT_NS / 1000:.0f} µs, {'with' if args.prompts else 'without'} prompts"
+    )
+    return 1 if kept.unreadable else 0
+
+
 def ceilings(args: argparse.Namespace) -> int:
     """Measure matmul and memory streams of this machine; the report's roofline uses them."""
     from analysis.bottleneck.peaks import measure_host
@@ -229,6 +248,17 @@ def add_report(commands: Commands) -> None:
     )
 
 
+def add_archive(commands: Commands) -> None:
+    command = add_command(commands, "archive", archive)
+    command.add_argument("runs", type=Path, help=RUNS_HELP)
+    command.add_argument("--out", type=Path, required=True, help="a new folder for the archive")
+    command.add_argument(
+        "--prompts",
+        action="store_true",
+        help="keep the prompts, which the report needs only to show the words of a wrong answer",
+    )
+
+
 def add_ceilings(commands: Commands) -> None:
     command = add_command(commands, "ceilings", ceilings)
     command.add_argument(
@@ -275,6 +305,7 @@ COMMANDS = (
     add_enough,
     add_objectives,
     add_report,
+    add_archive,
     add_ceilings,
     add_simulate,
     add_import,

@@ -247,6 +247,12 @@ def report(context: typer.Context) -> None:
 
 
 @app.command(context_settings=PASS)
+def archive(context: typer.Context) -> None:
+    """Make a sweep small enough to keep; reports read it as it is: archive RUNS --out DIR."""
+    _stage(context, "analysis", "archive")
+
+
+@app.command(context_settings=PASS)
 def check(context: typer.Context) -> None:
     """Check run directories and name every fault: check RUNS [--schema]."""
     _stage(context, "analysis", "check")

@@ -27,8 +27,8 @@ FLOORS = {
     ),
     "analysis": (
         "__init__", "statistics", "runs", "model", "energy", "point", "objectives", "quality",
-        "bottleneck", "compare", "study", "report", "summary", "points_csv", "importers", "selftest",
-        "__main__",
+        "bottleneck", "compare", "study", "report", "summary", "points_csv", "archive", "importers",
+        "selftest", "__main__",
     ),
     "planning": (
         "__init__", "evidence", "regions", "policy", "curves", "requests", "simulate", "routers", "score",

@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "results").glob("*/README.md")),
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+]
 # test_readme.py has the README's own rules; entries of the log say what was so on their day
 NOW = [page for page in PAGES if page.name != "log.md" and page != ROOT / "README.md"]
 TOP = "analysis|configs|docs|gateway|greenbench|loadgen|models|planning|scripts|servers|telemetry|tests"
 # our own files and folders; files of a run (telemetry/gpu.jsonl) are not of this repository
-PATH = rf"(?<![\w/.~-])(?:(?:{TOP})/[\w./*-]*?(?:\.py|\.c|\.sh|\.yaml|/)|docs/results/[\w.-]+\w)(?![\w/*<])"
+PATH = rf"(?<![\w/.~-])(?:(?:{TOP})/[\w./*-]*?(?:\.py|\.c|\.sh|\.yaml|/)|results/h\d00/[\w./-]*\w)(?![\w/*<])"
 
 
 @cache
@@ -38,16 +43,16 @@ def found(name: str) -> bool:
     return any(ROOT.glob(name)) if "*" in name else (ROOT / name).exists()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!http)([^)\s]+)\)", text(page)):
+    for target in re.findall(r'\]\((?!http)([^)\s]+)(?: "[^"]*")?\)', text(page)):
         name, _, anchor = target.partition("#")
         leads_to = (page.parent / name).resolve() if name else page
         assert leads_to.exists(), target
         assert not anchor or anchor in anchors(leads_to), target
 
 
-@pytest.mark.parametrize("page", NOW, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", NOW, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_and_modules_are_todays(page: Path) -> None:
     missing = {name for name in re.findall(PATH, text(page)) if not found(name)}
     modules = set(re.findall(r"python -m ([a-z_.]+[a-z_])", text(page))) - {"pytest"}
@@ -56,7 +61,7 @@ def test_files_and_modules_are_todays(page: Path) -> None:
 
 def test_paths_are_seen_at_all() -> None:
     seen = {name for page in NOW for name in re.findall(PATH, text(page))}
-    assert {"analysis/objectives.py", "servers/plugins/", "docs/results/h100-serving.txz"} <= seen
+    assert {"analysis/objectives.py", "servers/plugins/", "results/h100/serving.txz"} <= seen
     assert "telemetry/gpu.jsonl" not in seen and not found("servers/no_such_module.py")
 
 

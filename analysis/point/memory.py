@@ -4,6 +4,7 @@ Beside that peak stand the weights, the activation peak, the pool in bytes and t
 sequence keep in it, and how many sequences of each length it holds.
 """
 
+import gzip
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -117,8 +118,12 @@ def _shape(run: Run, reasons: list[str]) -> CacheShape | None:
 
 
 def _server_log(run: Run) -> str:
+    """Its boot is what is read; an archive keeps it packed."""
     path = run.dir.path.parent / SERVERS_DIR / run.manifest.server.server_id / "server.log"
-    return path.read_text(errors="replace") if path.is_file() else ""
+    if path.is_file():
+        return path.read_text(errors="replace")
+    packed = path.with_name(f"{path.name}.gz")
+    return gzip.decompress(packed.read_bytes()).decode(errors="replace") if packed.is_file() else ""
 
 
 def graph_bytes(log: str) -> int | None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from analysis.runs.archived import grades
 from analysis.runs.identity import Candidate, Fields
 from analysis.runs.labels import task_facts, told_apart
+from analysis.runs.parquet import table_sources
 from analysis.runs.run import Run
-from greenbench.contract.run_dir import read_jsonl
 
 
 @dataclass(frozen=True)
@@ -131,21 +132,18 @@ def logprobs_by_prompt(runs: Sequence[Run]) -> dict[str, list[np.ndarray]]:
         if not run.outputs["nll_tokens"].notna().any():
             continue
         sha, told = _successful(run), set[str]()
-        for path in sorted(run.dir.outputs_dir.glob("*.jsonl")):
-            for row in read_jsonl(path):
-                key = sha.get(row["request_id"])
-                values = (row.get("grade") or {}).get("logprobs")
-                if key is not None and values and key not in told:
-                    told.add(key)
-                    found.setdefault(key, []).append(np.array(values, dtype=np.float32))
+        for request_id, grade in grades(table_sources(run.path, "outputs")):
+            key, values = sha.get(request_id), grade.get("logprobs")
+            if key is not None and values and key not in told:
+                told.add(key)
+                found.setdefault(key, []).append(np.array(values, dtype=np.float32))
     return found
 
 
 def expected(answer: PromptAnswer) -> list[str]:
     """What the grader wanted to see, item by item, from the stored grade."""
-    for path in sorted(answer.run.dir.outputs_dir.glob("*.jsonl")):
-        for row in read_jsonl(path):
-            if row["request_id"] == answer.request_id:
-                wanted = (row.get("grade") or {}).get("expected", "")
-                return [str(item) for item in wanted] if isinstance(wanted, list) else [str(wanted)]
+    for request_id, grade in grades(table_sources(answer.run.path, "outputs")):
+        if request_id == answer.request_id:
+            wanted = grade.get("expected", "")
+            return [str(item) for item in wanted] if isinstance(wanted, list) else [str(wanted)]
     return []

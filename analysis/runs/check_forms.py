@@ -13,12 +13,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import yaml
 from pydantic import BaseModel
 
+from analysis.runs.archived import SUFFIX, archived_lines
 from analysis.runs.boundary import words
 from analysis.runs.parquet import row_files
 from greenbench import SCHEMA_VERSION
+from greenbench.contract.archive import ARCHIVE, Archive
 from greenbench.contract.config import LivePoint, SweepConfig, measured_point
 from greenbench.contract.errors import UserError, nearest
 from greenbench.contract.forms import (
@@ -47,7 +50,7 @@ from greenbench.contract.yaml_text import parse_yaml
 
 MOST = 20  # faults shown of one file; a wrong column is wrong in every row
 IN_RUN = (
-    MANIFEST, CONFIG, EVENTS, "requests", "outputs", "telemetry", "client_audit", "logs", "derived",
+    MANIFEST, CONFIG, EVENTS, ARCHIVE, "requests", "outputs", "telemetry", "client_audit", "logs", "derived",
 )  # fmt: skip
 MARKS = ("measure_start", "measure_end")
 Clause = tuple[str, str]  # a key of the manifest, and what is wrong with it
@@ -115,6 +118,8 @@ def _run(run: RunDir, reading: Reading) -> None:
     config = _yaml(LivePoint, run.config_path, reading, newer)
     files = _rows(run.path, reading)
     _sources(run.path, reading)
+    if (run.path / ARCHIVE).is_file():
+        _json(Archive, run.path / ARCHIVE, reading, newer)
     for pattern in (EVENTS, "requests/*.jsonl"):
         if not files.get(pattern):
             reading.say(run.path / pattern, None, "is missing, and a run needs it")
@@ -193,9 +198,12 @@ def _lines(row: type, path: Path, reading: Reading) -> None:
     reading.files += 1
     opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened(path, "rb") as lines:
-            faults = list(islice(line_faults(row, lines), MOST + 1))
-    except OSError as error:
+        if path.suffix == SUFFIX:
+            faults = list(islice(line_faults(row, archived_lines(path)), MOST + 1))
+        else:
+            with opened(path, "rb") as lines:
+                faults = list(islice(line_faults(row, lines), MOST + 1))
+    except (OSError, pa.ArrowException) as error:
         reading.say(path, None, f"cannot be read ({error})")
         return
     for number, clause in faults[:MOST]:

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.runs.activity import Activity, activity, in_flight
+from analysis.runs.archived import read_archived_steps
+from greenbench.contract.archive import STEPS
 from greenbench.contract.clock import NS_PER_S
 
 # 1795461709.47 (APIServer pid=1) INFO … Engine 000: Iteration(19): 0 context requests, 0 context tokens,
@@ -69,13 +71,21 @@ def parse_steps(lines: Iterable[str]) -> pd.DataFrame:
 
 def read_steps(log: Path, async_scheduling: bool | None, requests: pd.DataFrame) -> pd.DataFrame:
     """Steps of one run, from its slice of the server's log; empty when the log has none."""
-    if not log.is_file():
-        return parse_steps([])
-    with log.open(encoding="utf-8", errors="replace") as lines:
-        steps = parse_steps(lines)
+    steps = logged_steps(log)
     if not overlapped(steps, async_scheduling):
         return steps
     return steps.assign(elapsed_s=between_lines(steps, in_engine(requests)))
+
+
+def logged_steps(log: Path) -> pd.DataFrame:
+    """Steps as the log tells them; of an archived run from the table beside it."""
+    archived = log.with_name(STEPS)
+    if archived.is_file():
+        return read_archived_steps(archived).astype(COLUMNS)  # type: ignore[arg-type]
+    if not log.is_file():
+        return parse_steps([])
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        return parse_steps(lines)
 
 
 def overlapped(steps: pd.DataFrame, async_scheduling: bool | None) -> bool:

@@ -8,9 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from analysis.runs.parquet import arrow_schema, read_rows
+from analysis.runs.parquet import arrow_schema, read_rows, row_files
 from greenbench.contract.schema import GpuSample
-from greenbench.contract.segments import segments
 
 NAMES = (
     "mono_ns",
@@ -30,5 +29,5 @@ def read_gpu_rows(run_dir: Path) -> pd.DataFrame:
 
     A torn last line is left out; another that cannot be read raises UserError.
     """
-    sources = segments(run_dir / "telemetry" / "gpu.jsonl")
+    sources = row_files(run_dir, "telemetry/gpu.jsonl")
     return read_rows(GpuSample, sources, COLUMNS).to_pandas()

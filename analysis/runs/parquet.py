@@ -1,5 +1,7 @@
 """JSONL files of a run directory as Arrow tables, kept as Parquet under ``derived/``.
 
+Of an archived run the files that stand in their place (``analysis.runs.archived``).
+
 Column types come from the dataclasses in ``greenbench.contract.schema``. A torn last line (kill -9) is left
 out; a line elsewhere that is broken, or lacks what may not be missing, is a UserError that names it.
 ``derived/`` may be deleted at any time.
@@ -24,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
+from analysis.runs.archived import GRADE_TEXT, SUFFIX, grades, read_archived
 from analysis.runs.chunk_marks import chunk_marks
 from analysis.runs.derived import places
 from greenbench import SCHEMA_VERSION
@@ -231,13 +234,19 @@ def _label_text(labels: pa.ChunkedArray) -> pa.ChunkedArray:
 def _full_schema(row: type[Row], sources: list[Path]) -> tuple[pa.Schema, dict[Path, pa.Table]]:
     """Known columns, and open dicts (labels, zones) as the structs their first block shows.
 
-    With it the files whose first block was all of them, as read to see that.
+    With it the files whose first block was all of them, as read to see that; an archived one is read whole.
     """
     schema = arrow_schema(row)
     open_names = {f.name for f in fields(row)} - {*schema.names}  # type: ignore[arg-type]
     kinds: dict[str, pa.DataType] = {}
     whole: dict[Path, pa.Table] = {}
-    for path in sources if open_names else ():
+    for path in sources:
+        if path.suffix == SUFFIX:
+            whole[path] = read_archived(path)
+            kinds = _struct_kinds(whole[path].schema, open_names) | kinds
+            continue
+        if not open_names:
+            continue
         body = _whole_lines(_content(path))
         head = next(_slices(body, HEAD_BYTES), None)
         if head is None:
@@ -247,7 +256,37 @@ def _full_schema(row: type[Row], sources: list[Path]) -> tuple[pa.Schema, dict[P
         if head.size == body.size:
             whole[path] = shown
     full = pa.schema([*schema, *(pa.field(name, kinds[name]) for name in sorted(kinds))])
-    return full, {path: table for path, table in whole.items() if _holds(table.schema, full)}
+    return full, {
+        path: _conformed(table, full) if path.suffix == SUFFIX else table
+        for path, table in whole.items()
+        if path.suffix == SUFFIX or _holds(table.schema, full)
+    }
+
+
+def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema, null where an older archive has none."""
+    return pa.table(
+        [
+            table.column(field.name).cast(field.type)
+            if field.name in table.column_names
+            else pa.nulls(table.num_rows, field.type)
+            for field in schema
+        ],
+        schema=schema,
+    )
+
+
+def raw_table(row: type[Row], sources: list[Path]) -> pa.Table:
+    """All rows of JSONL files as they are read, with GRADE_TEXT of each grade: what an archive keeps."""
+    schema, _ = _full_schema(row, sources)
+    parse = partial(_parse, schema, row)
+    parts = [part.select(schema.names) for path in sources for part in _tables(path, parse)]
+    table = pa.concat_tables([schema.empty_table(), *parts])
+    if row is not OutputRecord:
+        return table
+    told = islice(grades(sources), table.num_rows)  # a torn last line is no row
+    texts = [json.dumps(grade) for _, grade in told]
+    return table.append_column(GRADE_TEXT, pa.array(texts, pa.string()))
 
 
 def _struct_kinds(shown: pa.Schema, names: set[str]) -> dict[str, pa.DataType]:
@@ -274,8 +313,14 @@ def empty_table(table: str) -> pa.Table:
 def read_rows(row: type[Row], sources: list[Path], columns: pa.Schema) -> pa.Table:
     """Some columns of some files of rows, past any cache: for recordings that lie in no run directory."""
     parse = partial(_parse, columns, row)
-    parts = [table for path in sources for table in _tables(path, parse)]
-    return pa.concat_tables([columns.empty_table(), *parts])
+    parts = [
+        table
+        for path in sources
+        for table in ([read_archived(path)] if path.suffix == SUFFIX else _tables(path, parse))
+    ]
+    return pa.concat_tables(
+        [columns.empty_table(), *(each.select(columns.names) for each in parts)]
+    )
 
 
 def _content(path: Path) -> pa.Buffer:
@@ -314,7 +359,7 @@ def _parse(
 
 def first_fault(row: type[Row], sources: list[Path]) -> str | None:
     """``file:line: what is wrong`` of the first line that is no row of this class; slow, for the sentence."""
-    for path in sources:
+    for path in (path for path in sources if path.suffix != SUFFIX):
         lines = bytes(memoryview(_content(path))).splitlines(keepends=True)
         for number, clause in line_faults(row, lines, unknown_keys=False):
             return f"{path}:{number}: {clause}"
@@ -340,10 +385,13 @@ def table_sources(run_path: Path, table: str) -> list[Path]:
 
 
 def row_files(folder: Path, pattern: str) -> list[Path]:
-    """The files of one pattern of ``forms.ROWS``, in the order they are read; telemetry may have parts."""
-    if pattern.startswith("telemetry/"):
-        return segments(folder / pattern)
-    return sorted(folder.glob(pattern))
+    """The files of one pattern of ``forms.ROWS``, in the order they are read; telemetry may have parts.
+
+    Of an archive the Parquet files in their place.
+    """
+    in_telemetry = pattern.startswith("telemetry/")
+    raw = segments(folder / pattern) if in_telemetry else sorted(folder.glob(pattern))
+    return raw or sorted(folder.glob(pattern.replace(".jsonl", SUFFIX)))
 
 
 def _whole_lines(buffer: pa.Buffer) -> pa.Buffer:
@@ -361,7 +409,9 @@ def _whole_lines(buffer: pa.Buffer) -> pa.Buffer:
 
 
 def row_count(path: Path) -> int:
-    """Complete lines of a JSONL file."""
+    """Complete lines of a JSONL file; rows of an archived one."""
+    if path.suffix == SUFFIX:
+        return pq.read_metadata(path).num_rows
     count = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -32,6 +32,7 @@ from analysis.runs.parquet import (
     table_sources,
 )
 from analysis.runs.plain_numbers import odd_column, refuse_odd
+from greenbench.contract.archive import Archive, read_archive
 from greenbench.contract.config import (
     LivePoint,
     PointConfig,
@@ -116,7 +117,7 @@ class Run:
     def unreadable(self) -> list[str]:
         """A sentence for each file that cannot be read, by its path in the run directory."""
         tables = (self._requests, self._outputs, self._gpu, self._host, self._server)
-        faults = [read.fault for read in (self._events, self._sources, *tables)]
+        faults = [read.fault for read in (self._events, self._sources, self._archive, *tables)]
         return [fault for fault in faults if fault is not None]
 
     @property
@@ -127,6 +128,11 @@ class Run:
     def sources(self) -> Sources:
         """telemetry/sources.json: which source was available, and why not; without it, nothing of any."""
         return self._sources.value
+
+    @property
+    def archive(self) -> Archive | None:
+        """What became of each raw file of an archived run; None where the raw files are there."""
+        return self._archive.value
 
     @property
     def requests(self) -> pd.DataFrame:
@@ -188,6 +194,10 @@ class Run:
     def _sources(self) -> Read[Sources]:
         path = self.dir.telemetry_dir / "sources.json"
         return self._read(lambda: read_sources(path), Sources)
+
+    @cached_property
+    def _archive(self) -> Read[Archive | None]:
+        return self._read(lambda: read_archive(self.path), lambda: None)
 
     @cached_property
     def _requests(self) -> Read[Ordered]:

@@ -10,9 +10,10 @@ from analysis.runs.boundary import of_one_run
 from analysis.runs.fault import Fault
 from analysis.runs.identity import Identity
 from analysis.runs.invariants import broken, imported
-from analysis.runs.parquet import row_count
+from analysis.runs.parquet import row_count, table_sources
 from analysis.runs.run import Run
 from analysis.runs.scrapes import counter_gain
+from greenbench.contract.archive import ARCHIVE
 from greenbench.contract.manifest import INVALID_REASONS
 from greenbench.contract.run_dir import file_sha256
 
@@ -67,7 +68,7 @@ def audit_over_budget(run: Run) -> list[str]:
 
 def _counts(run: Run) -> Iterator[Fault]:
     counts = run.manifest.counts
-    on_disk = sum(row_count(path) for path in sorted(run.dir.requests_dir.glob("*.jsonl")))
+    on_disk = sum(row_count(path) for path in table_sources(run.path, "requests"))
     if counts.ok + counts.failed != counts.rows or counts.rows != on_disk:
         yield Fault(
             "record_count_mismatch",
@@ -84,9 +85,13 @@ def _counts(run: Run) -> Iterator[Fault]:
 
 
 def _files(run: Run) -> Iterator[Fault]:
+    raw = run.archive.raw if run.archive else {}
     for name, entry in sorted(run.manifest.files.items()):
         path = run.path / name
-        if not path.is_file():
+        if name in raw:
+            if raw[name] != entry.sha256:
+                yield Fault("file_changed", f"{name} had changed before it was archived")
+        elif not path.is_file():
             yield Fault("file_missing", f"{name} is listed in the manifest and not there")
         elif file_sha256(path) != entry.sha256:
             yield Fault(
@@ -96,8 +101,15 @@ def _files(run: Run) -> Iterator[Fault]:
             yield Fault(
                 "file_changed", f"{name} has {row_count(path)} rows, the manifest says {entry.rows}"
             )
-    listed = set(run.manifest.files)
-    for path in sorted(run.dir.requests_dir.glob("*.jsonl")):
+    archived = run.archive.files if run.archive else {}
+    for name, kept in sorted(archived.items()):
+        path = run.path / name
+        if not path.is_file():
+            yield Fault("file_missing", f"{name} is listed in {ARCHIVE} and not there")
+        elif file_sha256(path) != kept.sha256:
+            yield Fault("file_changed", f"{name} is not the file that was archived")
+    listed = {*run.manifest.files, *archived}
+    for path in table_sources(run.path, "requests"):
         name = str(path.relative_to(run.path))
         if name not in listed:
             yield Fault("file_unlisted", f"{name} is there and not in the manifest")

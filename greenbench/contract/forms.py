@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from greenbench.contract.archive import Archive
 from greenbench.contract.config import LivePoint, PromptRequest, SweepConfig
 from greenbench.contract.errors import nearest
 from greenbench.contract.manifest import ClientAudit, Manifest, Open, ProofVerdict, Server
@@ -234,6 +235,7 @@ FORMS: dict[str, type] = {
     "sources": Sources,
     "server": ServerFile,
     "client_audit": ClientAudit,
+    "archive": Archive,
     "verify": VerifyFile,
     "prompt_head": PromptHead,
     "prompt": PromptLine,

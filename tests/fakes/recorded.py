@@ -1,9 +1,9 @@
-"""What real cards recorded: the archives of docs/results."""
+"""What real cards recorded: the archives of results/."""
 
 import tarfile
 from pathlib import Path
 
-RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
 def unpack(name: str, place: Path) -> Path:

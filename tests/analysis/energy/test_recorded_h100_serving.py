@@ -1,4 +1,4 @@
-"""A minute of llama-3.2-1b served on an H100 (docs/results), analysed, and by plain sums over the raw rows.
+"""A minute of llama-3.2-1b served on an H100 (results/h100), analysed, and by plain sums over the raw rows.
 
 Guards: a change that moves a figure of a real GPU run, and a step time that no GPU could have reached.
 """
@@ -24,7 +24,7 @@ from tests.fakes.recorded import RESULTS, unpack
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return unpack("h100-serving.txz", tmp_path_factory.mktemp("h100"))
+    return unpack("h100/serving.txz", tmp_path_factory.mktemp("h100"))
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +145,8 @@ def test_the_energy_table_says_that_the_card_had_not_settled(whole: Study) -> No
 
 
 def test_equal_arms_on_h100s_do_not_differ_and_the_documented_interval_is_theirs() -> None:
-    """G-8 from the joules and tokens of docs/results by a hand-worked t interval: t(6) = 2.447 at 95 %."""
-    starts = json.loads((RESULTS / "h100-equal-arms.json").read_text())["starts"]
+    """G-8 from the joules and tokens of results/h100 by a hand-worked t interval: t(6) = 2.447 at 95 %."""
+    starts = json.loads((RESULTS / "h100/equal-arms.json").read_text())["starts"]
     j_per_token: dict[tuple[int, int], dict[int, float]] = {}
     for row in starts:
         if row["energy_j"] is not None:

@@ -1,4 +1,4 @@
-"""The self-test recorded on an H200 (docs/results), judged again, and by a second method from the raw rows.
+"""The self-test recorded on an H200 (results/h200), judged again, and by a second method from the raw rows.
 
 Guards: a change of the energy arithmetic that moves a figure of a real card.
 """
@@ -15,7 +15,7 @@ from tests.fakes.recorded import unpack
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return unpack("h200-energy-selftest.tgz", tmp_path_factory.mktemp("recorded")) / "e"
+    return unpack("h200/energy-selftest.tgz", tmp_path_factory.mktemp("recorded")) / "e"
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,190 @@
+"""An archive says what the raw runs say: reports of both are the same but for the rounding that is stated."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.__main__ import main
+from analysis.archive import UNIT_NS, archive
+from analysis.runs.archived import archived_lines, read_archived, write_archived
+from analysis.runs.parquet import arrow_schema
+from analysis.runs.run import load_run
+from analysis.runs.validity import faults
+from analysis.study import study
+from analysis.summary import summary
+from greenbench.contract.errors import UserError
+from greenbench.contract.schema import RequestRecord
+from scripts.generated_sweep import write_sweep
+from tests.fakes.rows import edit_manifest, read_rows
+from tests.fakes.rundirs import FakeRun, write_run
+
+ON_A_GPU = FakeRun(
+    measure_s=70, gpu_power_w=300.0, jitter=0.02, itl_s=0.0123456, failed_every=17, prompts=4
+)
+SCORED = FakeRun(task="perplexity", streaming=False, nll_per_token=2.0, measure_s=20)
+
+
+def pretended(root: Path) -> Path:
+    """Runs of every kind of file: cards, failures, log-probabilities, an engine log, an open loop."""
+    for number, backend in enumerate(("alpha", "beta")):
+        for fake in (ON_A_GPU, SCORED):
+            own = replace(fake, backend=backend, repeat=number, logprob_shift=0.1 * number)
+            write_run(root, own)
+    write_run(root, replace(ON_A_GPU, users=None, rate_per_s=3.0))
+    return root
+
+
+def reported(root: Path) -> dict[str, Any]:
+    told = json.loads(json.dumps(summary(study(root)), allow_nan=False))
+    return told | {"made_unix_ns": 0}
+
+
+def figures(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(keys down to it, value) of everything that a summary holds."""
+    if isinstance(value, dict):
+        for key, below in value.items():
+            yield from figures(below, (*path, str(key)))
+    elif isinstance(value, list):
+        for number, below in enumerate(value):
+            yield from figures(below, (*path, str(number)))
+    else:
+        yield path, value
+
+
+def same(raw: dict[str, Any], kept: dict[str, Any]) -> None:
+    """All is equal but quantiles of ITL, by a unit at most, and shares of ceilings, by rounding of 1 µs."""
+    one, other = list(figures(raw)), list(figures(kept))
+    assert [path for path, _ in one] == [path for path, _ in other]
+    for (path, expected), (_, found) in zip(one, other, strict=True):
+        if "itl_s" in path and isinstance(expected, float):
+            # the report draws quantiles from 32-bit floats
+            assert found == pytest.approx(expected, abs=UNIT_NS / 1e9 * 1.001, rel=0), path
+        elif "bottlenecks" in path and isinstance(expected, float):
+            assert found == pytest.approx(expected, rel=1e-5), path
+        else:
+            assert found == expected, path
+
+
+def test_the_report_of_an_archive_is_that_of_the_runs(tmp_path: Path) -> None:
+    raw = pretended(tmp_path / "raw")
+    kept = archive(raw, tmp_path / "kept")
+    assert len(kept.runs) == 5 and kept.unreadable == []
+    assert kept.bytes < kept.raw_bytes / 3
+    same(reported(raw), reported(tmp_path / "kept"))
+
+
+def test_engine_steps_and_scores_of_an_archive(tmp_path: Path) -> None:
+    raw = write_sweep(tmp_path / "raw", 2)
+    archive(raw, tmp_path / "kept")
+    for path in sorted(raw.glob("*/manifest.json")):
+        steps = load_run(path.parent).steps
+        again = load_run(tmp_path / "kept" / path.parent.name).steps
+        assert len(steps) and again.equals(steps) and list(again.dtypes) == list(steps.dtypes)
+    same(reported(raw), reported(tmp_path / "kept"))
+
+
+NS = st.integers(0, 10**12)
+CHUNKS = st.lists(NS, max_size=5).map(sorted)
+
+
+@given(st.lists(st.tuples(CHUNKS, st.booleans(), st.integers(0, 2**62)), max_size=5))
+def test_times_between_first_and_last_move_by_half_a_unit_and_no_other(
+    tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[list[int], bool, int]]
+) -> None:
+    rows = [
+        {
+            "sent_unix_ns": sent,
+            "sent_mono_ns": None if sent % 2 else sent // 3,
+            "first_token_ns": chunks[0] if chunks else None,
+            "last_token_ns": chunks[-1] if chunks else None,
+            "chunk_ns": chunks if chunks or kept else None,
+            "chunk_tokens": list(range(1, len(chunks) + 1)) if kept else None,
+            "server_metrics": {"queue_time_ms": (sent % 10**6) / 1000} if kept else None,
+        }
+        for chunks, kept, sent in drawn
+    ]
+    path = tmp_path_factory.mktemp("kept") / "rows.parquet"
+    table = pa.Table.from_pylist(rows, schema=arrow_schema(RequestRecord))
+    write_archived(table, path, UNIT_NS)
+    found = read_archived(path)
+    assert found.drop(["chunk_ns"]).equals(table.drop(["chunk_ns"]))
+    for row, again in zip(rows, found.column("chunk_ns").to_pylist(), strict=True):
+        chunks = row["chunk_ns"]
+        assert (again is None) == (chunks is None)
+        if chunks:
+            assert (again[0], again[-1]) == (chunks[0], chunks[-1])
+            assert again == sorted(again)
+            assert all(abs(a - b) <= UNIT_NS / 2 for a, b in zip(again, chunks, strict=True))
+
+
+def test_an_archived_row_is_the_line_that_it_was(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "raw", ON_A_GPU)
+    archive(tmp_path / "raw", tmp_path / "kept")
+    (path,) = (tmp_path / "kept").rglob("outputs/*.parquet")
+    lines = [json.loads(line) for line in archived_lines(path)]
+    (raw,) = run.outputs_dir.glob("*.jsonl")
+    assert lines == [{**dict.fromkeys(lines[0]), **row} for row in read_rows(raw)]
+
+
+def one(tmp_path: Path) -> tuple[Path, Path]:
+    """A run, and its archive."""
+    run = write_run(tmp_path / "raw", FakeRun(measure_s=15))
+    archive(tmp_path / "raw", tmp_path / "kept")
+    return run.path, tmp_path / "kept" / run.path.relative_to(tmp_path / "raw")
+
+
+def test_both_forms_pass_the_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, kept = one(tmp_path)
+    for options in ([], ["--schema"]):
+        monkeypatch.setattr("sys.argv", ["analysis", "check", *options, str(kept)])
+        assert main() == 0
+
+
+def test_what_changed_before_or_after_archiving_is_a_fault(tmp_path: Path) -> None:
+    raw, kept = one(tmp_path)
+    requests = next(kept.glob("requests/*.parquet"))
+    write_archived(read_archived(requests).slice(0, 1), requests, UNIT_NS)
+    assert {fault.code for fault in faults(load_run(kept))} >= {
+        "file_changed",
+        "record_count_mismatch",
+    }
+    name = next(raw.glob("requests/*")).relative_to(raw).as_posix()
+    edit_manifest(load_run(raw).dir, lambda told: told["files"][name].update(sha256="0" * 64))
+    archive(raw.parent, tmp_path / "again")
+    (fault,) = faults(load_run(tmp_path / "again" / raw.name))
+    assert (fault.code, fault.sentence) == (
+        "file_changed",
+        f"{name} had changed before it was archived",
+    )
+
+
+def test_an_archive_is_not_written_over(tmp_path: Path) -> None:
+    raw, kept = one(tmp_path)
+    before = sorted(path.stat().st_mtime_ns for path in kept.rglob("*"))
+    with pytest.raises(UserError, match="is there already"):
+        archive(raw.parent, tmp_path / "kept")
+    assert sorted(path.stat().st_mtime_ns for path in kept.rglob("*")) == before
+
+
+def test_a_run_that_cannot_be_read_costs_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "raw", FakeRun(measure_s=15))
+    bad = write_run(tmp_path / "raw", FakeRun(measure_s=15, backend="beta"))
+    next(bad.requests_dir.glob("*.jsonl")).write_text("no row\n")
+    out = tmp_path / "kept"
+    monkeypatch.setattr(
+        "sys.argv", ["analysis", "archive", str(tmp_path / "raw"), "--out", str(out)]
+    )
+    assert main() == 1
+    said = capsys.readouterr().out
+    assert f"{bad.path.name}: left out: requests/" in said and "1 runs" in said
+    assert [path.parent.name != bad.path.name for path in out.rglob("manifest.json")] == [True]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "raw"]
