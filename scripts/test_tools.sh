@@ -1,7 +1,13 @@
 #!/usr/bin/env bash
-# The end-to-end tests use Debian's Chromium and Prometheus, and skip what misses its program. On a machine that
-# only tests (CI=true, root, apt) the two are installed, so that nothing is skipped there; elsewhere they are named.
+# The end-to-end tests use Debian's Chromium and Prometheus and the validators of deploy/, and skip what misses its
+# program. On a machine that only tests (CI=true, root, apt) they are installed, so that nothing is skipped there;
+# elsewhere they are named.
 set -euo pipefail
+cd "$(dirname "$0")/.."
+[ "${CI:-}" = true ] && { scripts/validate_deploy.sh install || true; }
+if [ ! -e .venv-deploy/.installed ]; then
+  echo "test tools: no validators of deploy/, so their tests are skipped; install: scripts/validate_deploy.sh install"
+fi
 missing=()
 for program in chromium prometheus; do
   command -v "$program" >/dev/null || missing+=("$program")
