@@ -1,0 +1,141 @@
+"""What each engine step computed, request by request: the iteration log has only the sums.
+
+vLLM serves prompts in order of arrival, decodes first: so the prompt tokens of a step belong to the earliest
+prompts that are not done, and every request past its prompt decodes one token. Played over the log with the
+lengths of the requests, this gives each chunk's past and each decode's context. A step whose numbers the
+play does not meet is left out, and counted.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from analysis.runs.engine_steps import between_lines, in_engine
+from analysis.runs.run import Run
+
+Chunk = tuple[int, int]  # (new tokens, tokens of the same prompt before them)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step. ``contexts``: of each decode the tokens that it attends to, itself included."""
+
+    chunks: tuple[Chunk, ...]
+    contexts: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(new for new, _ in self.chunks) + len(self.contexts)
+
+    @property
+    def sequences(self) -> int:
+        return len(self.chunks) + len(self.contexts)
+
+    @property
+    def held_tokens(self) -> int:
+        """In the KV cache when the step is done."""
+        return sum(new + past for new, past in self.chunks) + sum(self.contexts)
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Of one request, tokens; ``cached``: of its prompt, found in the prefix cache."""
+
+    prompt: int
+    cached: int
+    output: int
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A line of the iteration log."""
+
+    prefill_tokens: int
+    decode_requests: int
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Steps of one run within its window: what they computed and how long they took, seconds.
+
+    ``unmet``: steps of the window whose numbers the play did not meet.
+    """
+
+    run_id: str
+    batches: tuple[Batch, ...]
+    seconds: np.ndarray
+    unmet: int
+
+
+def batches(log: Iterable[Logged], requests: Iterable[Lengths]) -> list[Batch | None]:
+    """The batch of each step; None where the log has other numbers. ``requests``: in order of service,
+    the first of them with the first step.
+    """
+    coming = deque(requests)
+    at = coming[0].cached if coming else 0
+    decoding: list[tuple[int, int]] = []  # (context of the next decode, decodes left)
+    found: list[Batch | None] = []
+    for line in log:
+        chunks: list[Chunk] = []
+        through: list[Lengths] = []
+        left = line.prefill_tokens
+        while left and coming:
+            one = coming[0]
+            new = min(left, one.prompt - at)
+            chunks.append((new, at))
+            left, at = left - new, at + new
+            if at == one.prompt:
+                through.append(coming.popleft())
+                at = coming[0].cached if coming else 0
+        contexts = tuple(context for context, _ in decoding)
+        met = not left and len(contexts) == line.decode_requests
+        found.append(Batch(tuple(chunks), contexts) if met else None)
+        if line.decode_requests:
+            decoding = [(context + 1, n - 1) for context, n in decoding if n > 1]
+        decoding += [(one.prompt + 1, one.output - 1) for one in through if one.output > 1]
+    return found
+
+
+def timed(run: Run, window_ns: tuple[int, int]) -> Timed | None:
+    """The steps of a run that ended in the window; None without a log with time stamps, or with several
+    engines, whose steps the requests do not tell apart.
+    """
+    steps, requests = run.steps, _served(run)
+    if len(steps) == 0 or steps["unix_ns"].isna().any() or steps["engine"].nunique() > 1:
+        return None
+    log = [Logged(int(p), int(d)) for p, d in _columns(steps, "prefill_tokens", "decode_requests")]
+    played = batches(log, requests)
+    took = between_lines(steps, in_engine(run.requests)).to_numpy(dtype=float)
+    inside = steps["unix_ns"].between(*window_ns).to_numpy(dtype=bool)
+    inside &= np.isfinite(took) & (took > 0)
+    known = np.array([batch is not None and batch.sequences > 0 for batch in played])
+    kept = np.flatnonzero(inside & known)
+    whole = tuple(batch for i in kept if (batch := played[i]) is not None)
+    return Timed(run.manifest.run_id, whole, took[kept], int((inside & ~known).sum()))
+
+
+def _served(run: Run) -> list[Lengths]:
+    """The requests that got a first token, in its order: vLLM serves prompts first come, first served."""
+    rows = run.requests
+    rows = rows[rows["first_token_ns"].notna() & rows["prompt_tokens"].notna()]
+    first = rows["sent_unix_ns"].to_numpy(dtype=float) + rows["first_token_ns"].to_numpy(
+        dtype=float
+    )
+    columns = rows.iloc[np.argsort(first, kind="stable")]
+    return [
+        Lengths(int(prompt), int(_number(cached)), int(_number(output)))
+        for prompt, cached, output in _columns(
+            columns, "prompt_tokens", "cached_tokens", "output_tokens"
+        )
+    ]
+
+
+def _columns(frame: Any, *names: str) -> Sequence[tuple[Any, ...]]:
+    return list(zip(*(frame[name].tolist() for name in names), strict=True))
+
+
+def _number(value: Any) -> float:
+    return 0.0 if value is None or value != value else float(value)

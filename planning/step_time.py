@@ -1,0 +1,201 @@
+"""How long a step of the engine takes, from what it computes: a sum of few physical terms.
+
+    seconds = launch + weights · bytes of experts read + linear · FLOPs of the linear layers
+            + attention · FLOPs of the prefill's query–key pairs + kv · bytes of KV cache that decodes read
+            + sequence · sequences in the step
+
+A dense model reads the same weights in every step, so launch holds their time and there is no term of its
+own. Coefficients are not negative: more work never takes less time. They are fitted to the engine's own steps
+by least squares of the relative error, weighted by the predicted time so that noise draws no step down
+(iteratively reweighted).
+"""
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import nnls
+
+from analysis.model.work import Attention, Mla, ModelWork, State, causal_pairs
+from planning.batches import Batch, Timed
+
+Floats = npt.NDArray[np.float64]
+ROUNDS = 5  # of reweighting; the third moves no coefficient by a thousandth
+LEAST_STEPS = 30  # about five a term
+
+
+class NotEnough(Exception):
+    """The steps do not tell the terms apart; its text says what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Attention layers of one window together: FLOPs a query–key pair, KV bytes a token and step."""
+
+    window: int | None
+    flops_per_pair: float
+    bytes_per_token: float
+
+    def pairs(self, new: int, past: int) -> float:
+        return causal_pairs(new, past, self.window)
+
+    def seen(self, context: float) -> float:
+        return context if self.window is None else min(context, self.window)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a model decides a step's time. State layers work a token like linear ones."""
+
+    model: ModelWork
+    mixes: tuple[Mix, ...]
+    linear_flops: float  # a token
+    routed: bool
+
+    def row(self, batch: Batch) -> "Terms":
+        pairs = sum(
+            m.flops_per_pair * m.pairs(*chunk) for m in self.mixes for chunk in batch.chunks
+        )
+        read = sum(m.bytes_per_token * m.seen(c) for m in self.mixes for c in batch.contexts)
+        return Terms(
+            launch=1.0,
+            weights=self.weight_bytes(batch.tokens),
+            linear=self.linear_flops * batch.tokens,
+            attention=pairs,
+            kv=read,
+            sequence=batch.sequences,
+        )
+
+    def weight_bytes(self, tokens: float) -> float:
+        """Of a model with experts; of a dense one 0, since they are the same in every step."""
+        return self.model.step_weights(tokens).bytes if self.routed else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """By term: of a batch its amounts, of a model its seconds an amount."""
+
+    launch: float
+    weights: float
+    linear: float
+    attention: float
+    kv: float
+    sequence: float
+
+    def seconds(self, amounts: "Terms") -> float:
+        return sum(a * b for a, b in zip(astuple(self), astuple(amounts), strict=True))
+
+
+def shape_of(model: ModelWork) -> Shape:
+    flops: dict[int | None, float] = {}
+    read: dict[int | None, float] = {}
+    state = 0.0
+    for mixer in (mixer for layer in model.layers for mixer in layer.mixers):
+        match mixer:
+            case Attention():
+                window, per_pair, elements = (
+                    mixer.window,
+                    mixer.flops_per_pair(),
+                    mixer.kv_elements(),
+                )
+            case Mla():
+                window = None
+                per_pair = 2.0 * mixer.heads * (mixer.nope + mixer.rope + mixer.value)
+                elements = mixer.latent + mixer.rope
+            case State():
+                state += mixer.prefill_flops_per_token
+                continue
+        flops[window] = flops.get(window, 0.0) + per_pair
+        read[window] = read.get(window, 0.0) + elements * model.kv_item
+    mixes = tuple(Mix(window, flops[window], read[window]) for window in flops)
+    routed = any(layer.experts is not None for layer in model.layers)
+    return Shape(model, mixes, model.linear(1).flops + state, routed)
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """``terms``: seconds an amount. ``predicted`` and ``observed``: of the steps it was fitted to."""
+
+    shape: Shape
+    terms: Terms
+    observed: Floats
+    predicted: Floats
+    prefilling: npt.NDArray[np.bool_]
+    run_ids: tuple[str, ...]
+    steps_of_run: tuple[int, ...]
+
+    def seconds(self, batch: Batch) -> float:
+        return self.terms.seconds(self.shape.row(batch))
+
+    def residuals(self) -> "Residuals":
+        ratio = self.predicted / self.observed - 1
+        return Residuals(
+            steps=len(ratio),
+            median=float(np.median(np.abs(ratio))),
+            p90=float(np.percentile(np.abs(ratio), 90)),
+            prefill_time=self._total(self.prefilling),
+            decode_time=self._total(~self.prefilling),
+            worst_run=float(max(np.abs(self._of_runs()), default=0.0)),
+        )
+
+    def _total(self, of: npt.NDArray[np.bool_]) -> float | None:
+        return float(self.predicted[of].sum() / self.observed[of].sum() - 1) if of.any() else None
+
+    def _of_runs(self) -> Floats:
+        """Of each run how far the time of all its steps is off."""
+        ends = np.cumsum(self.steps_of_run)[:-1]
+        took = [part.sum() for part in np.split(self.observed, ends)]
+        said = [part.sum() for part in np.split(self.predicted, ends)]
+        return np.array(said) / np.array(took) - 1
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Relative errors. ``median``, ``p90``: of a step, absolute; ``*_time``: of all such steps together,
+    signed; ``worst_run``: of a whole run's steps, absolute.
+    """
+
+    steps: int
+    median: float
+    p90: float
+    prefill_time: float | None
+    decode_time: float | None
+    worst_run: float
+
+
+def fit(shape: Shape, runs: Sequence[Timed]) -> StepTime:
+    """NotEnough where there are too few steps or they are all of one size."""
+    steps = [batch for run in runs for batch in run.batches]
+    if len(steps) < LEAST_STEPS:
+        raise NotEnough(f"{len(steps)} engine steps in its log, at least {LEAST_STEPS} are wanted")
+    if len({len(b.contexts) for b in steps if not b.chunks}) < 2:
+        raise NotEnough("all its decode steps had one number of requests: one load only")
+    took = np.concatenate([run.seconds for run in runs])
+    amounts = np.array([astuple(shape.row(batch)) for batch in steps])
+    terms = Terms(*_solved(amounts, took).tolist())
+    return StepTime(
+        shape=shape,
+        terms=terms,
+        observed=took,
+        predicted=amounts @ np.array(astuple(terms)),
+        prefilling=np.array([bool(batch.chunks) for batch in steps]),
+        run_ids=tuple(run.run_id for run in runs),
+        steps_of_run=tuple(len(run.batches) for run in runs),
+    )
+
+
+def _solved(amounts: Floats, took: Floats) -> Floats:
+    """Coefficients ≥ 0 that make the squares of the relative errors least."""
+    scale = amounts.max(axis=0)
+    scale[scale == 0] = 1.0
+    scaled = amounts / scale
+    expected = took
+    found = np.zeros(scaled.shape[1])
+    for _ in range(ROUNDS):
+        weighted = scaled / expected[:, None]
+        # QR first: the squares of thousands of steps in as many rows as there are terms
+        q, r = np.linalg.qr(weighted)
+        found, _ = nnls(r, q.T @ (took / expected))
+        expected = np.maximum(scaled @ found, took.min() / 2)
+    return found / scale
