@@ -12,7 +12,7 @@ BACKENDS ?= sdpa,sink_window
 export VLLM_PYTHON
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve load run report backends doctor check test test-e2e test-oldest format \
-	verify mutants bench-backends bench-client bench-peers bench-telemetry bench-analysis
+	results verify mutants bench-backends bench-client bench-peers bench-telemetry bench-analysis
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | column -ts $$'\t'
@@ -35,6 +35,9 @@ run: setup ## measure a sweep: make run SWEEP=configs/sweeps/demo.yaml
 
 report: setup ## analyse run directories: make report RUNS=runs/demo
 	@$(BENCH)/greenbench report $(RUNS)
+
+results: setup ## rewrite the tables and reports of results/h200 from the runs there: make results [ADD=runs/my-sweep]
+	@$(BENCH)/python -m scripts.results $(if $(ADD),--add $(ADD))
 
 backends: setup ## every backend, whether this host can run it, and if not why
 	@$(BENCH)/greenbench backends
