@@ -14,7 +14,7 @@ BACKENDS ?= sdpa,sink_window
 export VLLM_PYTHON
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-policy serve load gateway run report backends doctor check test test-e2e test-oldest format \
-	verify mutants bench-backends bench-client bench-peers bench-gateway bench-telemetry bench-analysis
+	results verify mutants bench-backends bench-client bench-peers bench-gateway bench-telemetry bench-analysis
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | column -ts $$'\t'
@@ -43,6 +43,9 @@ gateway: setup ## the server before the pools: make gateway POLICY=policy.yaml P
 
 report: setup ## analyse run directories: make report RUNS=runs/demo
 	@$(BENCH)/greenbench report $(RUNS)
+
+results: setup ## rewrite the tables and reports of results/h200 from the runs there: make results [ADD=runs/my-sweep]
+	@$(BENCH)/python -m scripts.results $(if $(ADD),--add $(ADD))
 
 backends: setup ## every backend, whether this host can run it, and if not why
 	@$(BENCH)/greenbench backends

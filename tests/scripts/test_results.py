@@ -1,0 +1,197 @@
+"""What results/h200/README.md says is what the runs beside it hold: by the report, and by plain sums."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis.archive import folder_bytes
+from analysis.runs.archived import read_archived
+from greenbench.contract.errors import UserError
+from scripts.results import FIGURES, LINKED, MIB, RESULTS, TABLES, add, load_results, written
+from tests.fakes.rundirs import FakeRun, write_run
+
+PAGE = (RESULTS / "README.md").read_text()
+MOST_MIB = 40
+NS = 1e9
+
+
+@dataclass(frozen=True)
+class Told:
+    """A row of a table: the run that it links to, and its cells by their heads."""
+
+    run: Path
+    cells: dict[str, str]
+
+    def number(self, head: str) -> float | None:
+        text = self.cells[head].replace(",", "")
+        return None if text == "–" else float(text)
+
+
+def told(table: str) -> Iterator[Told]:
+    body = PAGE.partition(f"<!-- {table}: begin -->")[2].partition(f"<!-- {table}: end -->")[0]
+    heads: list[str] = []
+    for line in body.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| context"):
+            heads = cells
+        elif (link := re.search(r"\]\(([^)]+)\)", line)) and line.startswith("|"):
+            yield Told(RESULTS / link[1], dict(zip(heads, cells, strict=True)))
+
+
+def measured_requests(run: Path) -> tuple[list[dict[str, Any]], tuple[int, int]]:
+    """Good requests that were sent and ended within the measured phase; the phase, unix ns."""
+    start, end = json.loads((run / "manifest.json").read_text())["phases"]["measure"]
+    (path,) = run.glob("requests/*.parquet")
+    names = ["sent_unix_ns", "sent_mono_ns", "first_token_ns", "last_token_ns", "end_ns",
+             "output_tokens", "error_type"]  # fmt: skip
+    rows = read_archived(path).select(names).to_pylist()
+    inside = [
+        row
+        for row in rows
+        if row["error_type"] is None
+        and row["sent_unix_ns"] >= start
+        and row["sent_unix_ns"] + row["end_ns"] <= end
+    ]
+    return inside, (start, end)
+
+
+def test_speed_by_counting_requests() -> None:
+    """The report counts whole cycles in a steady part of the phase, this all of the phase: a few percent."""
+    seen = 0
+    for row in told("speed"):
+        if row.number("requests/s") is None:
+            continue
+        rows, (_, end) = measured_requests(row.run)
+        ttft = np.median([each["first_token_ns"] for each in rows]) / 1e6
+        tpot = np.median(
+            [
+                (each["last_token_ns"] - each["first_token_ns"]) / (each["output_tokens"] - 1)
+                for each in rows
+            ]
+        )
+        e2e = np.median([each["end_ns"] for each in rows]) / NS
+        first = min(each["sent_unix_ns"] + each["end_ns"] for each in rows)
+        rate = (len(rows) - 1) / ((end - first) / NS)
+        assert row.number("TTFT p50, ms") == pytest.approx(ttft, rel=0.05), row.run
+        assert row.number("TPOT p50, ms") == pytest.approx(tpot / 1e6, rel=0.05), row.run
+        assert row.number("E2E p50, s") == pytest.approx(e2e, rel=0.05), row.run
+        assert row.number("requests/s") == pytest.approx(rate, rel=0.1), row.run
+        seen += 1
+    assert seen > 15
+
+
+def test_joules_by_the_counter_at_both_ends() -> None:
+    """Watts from two readings of the card's counter, over the table's own requests a second."""
+    rates = {row.run: row.number("requests/s") for row in told("speed")}
+    seen = 0
+    for row in told("energy"):
+        joules = row.number("J / request")
+        if joules is None:
+            continue
+        _, (start, end) = measured_requests(row.run)
+        facts = json.loads((row.run / "telemetry" / "sources.json").read_text())["facts"]
+        (card,) = (gpu["uuid"] for gpu in facts["gpus"] if gpu["own_pids"])
+        gpu = read_archived(row.run / "telemetry" / "gpu.parquet").to_pylist()
+        own = [g for g in gpu if g["gpu_uuid"] == card and start <= g["unix_ns"] <= end]
+        spent = (own[-1]["energy_mj"] - own[0]["energy_mj"]) / 1e3
+        watts = spent / ((own[-1]["mono_ns"] - own[0]["mono_ns"]) / NS)
+        rate = rates[row.run]
+        assert rate is not None
+        assert row.number("W") == pytest.approx(watts, rel=0.03), row.run
+        assert joules == pytest.approx(watts / rate, rel=0.04), row.run
+        assert row.number("J / output token") == pytest.approx(joules / 128, rel=0.01), row.run
+        seen += 1
+    assert seen > 15
+
+
+def test_right_answers_by_counting_them() -> None:
+    body = [line for line in PAGE.splitlines() if line.startswith("| retriever")]
+    counted = [line for line in body if " of 32 |" in line]
+    assert len(counted) == 12
+    for line in counted:
+        (link,) = re.findall(r"\]\(([^)]+)\)", line)
+        (path,) = (RESULTS / link).glob("outputs/*.parquet")
+        right: dict[int, list[bool]] = {}
+        for row in read_archived(path).to_pylist():
+            right.setdefault(row["prompt_index"], []).append(row["correct"])
+        n = sum(sum(each) * 2 > len(each) for each in right.values())
+        assert line.endswith(f"| {n} of {len(right)} |")
+
+
+def test_every_number_of_the_prose_names_a_figure() -> None:
+    linked = list(LINKED.finditer(PAGE))
+    assert len(linked) > 50
+    assert {match["figure"].partition(" ÷ ")[0] for match in linked} <= set(FIGURES)
+
+
+def test_all_runs_are_archived_and_small() -> None:
+    runs = [path.parent for path in RESULTS.glob("*/*/*/manifest.json")]
+    assert len(runs) >= 32
+    assert all((run / "archive.json").is_file() for run in runs)
+    assert folder_bytes(RESULTS) / MIB < MOST_MIB
+
+
+@pytest.mark.e2e
+def test_the_page_is_what_the_runs_say() -> None:
+    assert written(PAGE, load_results(RESULTS)) == PAGE, "make results"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A folder of results with one model of one piece, on no card."""
+    write_run(tmp_path, FakeRun(measure_s=15, sweep="sweep", weights="random"))
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "plan.yaml").write_text(
+        "starts: 3\nunmeasured: [joules]\nmodels:\n"
+        "  - {name: tiny, contexts: [1024, 2048], candidates: [alpha, beta]}\n"
+    )
+    assert add(tmp_path / "sweep", folder) == folder / "tiny" / "sweep-1"
+    return folder
+
+
+def test_a_sweep_added_twice_is_two_pieces_and_one_start(small: Path) -> None:
+    assert add(small.parent / "sweep", small) == small / "tiny" / "sweep-2"
+    assert sum(row.point.usable for row in load_results(small).rows) == 1  # a copy is no replicate
+
+
+def test_a_piece_is_of_one_model(small: Path) -> None:
+    write_run(small.parent, FakeRun(measure_s=15, sweep="sweep", model="other"))
+    with pytest.raises(UserError, match="a piece is of one model; found other, tiny"):
+        add(small.parent / "sweep", small)
+
+
+def test_a_page_of_other_results(small: Path) -> None:
+    results = load_results(small)
+    begun = "".join(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name in TABLES)
+    run = results.rows[0].link
+    page = written(f'{begun}[?]({run} "TTFT") [?]({run} "TTFT ÷ {run}")', results)
+    assert f'[500]({run} "TTFT")' in page  # the pretended server's half a second, in ms
+    assert f'[1.00]({run} "TTFT ÷ {run}")' in page
+    assert "| tiny | alpha | missing | missing |" in page  # it ran eager, under that name
+    assert "Of 4 cells 0 have a start, and 0 the 3" in page
+    assert f"| 1,024 | [{results.rows[0].candidate}]({run}) |" in page
+    assert "* Missing as well: joules." in page
+    assert written(page, results) == page
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[1](nowhere "TTFT")', "names 0 runs"),
+        ('[1](sweep-1 "speed")', "no figure 'speed'"),
+        ('[1](sweep-1 "J/request")', "no such figure"),
+        ("<!-- prices: begin -->\n<!-- prices: end -->", "no table 'prices'"),
+    ],
+)
+def test_what_the_runs_cannot_say_is_refused(small: Path, text: str, said: str) -> None:
+    results = load_results(small)
+    text = text.replace("sweep-1", results.rows[0].link)
+    with pytest.raises(UserError, match=re.escape(said)):
+        written(text, results)
