@@ -1,6 +1,7 @@
 """`python -m gateway --policy policy.yaml --pool NAME=URL …`: see docs/gateway.md."""
 
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -14,9 +15,7 @@ from gateway.policy_file import summary
 from greenbench.contract.errors import exit_on_user_error
 
 BACKLOG = 4096
-KEEP_ALIVE_S = (
-    75  # longer than clients keep idle ones, so that no request meets a closed connection
-)
+KEEP_ALIVE_S = 75  # longer than clients keep idle ones: no request meets a closed connection
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,9 +35,8 @@ def serve(argv: list[str] | None) -> int:
         file=sys.stderr,
         flush=True,
     )
-    signal.signal(
-        signal.SIGTERM, lambda *_: None
-    )  # uvicorn ends at it, and then raises it once more
+    # uvicorn ends at it, and then raises it once more
+    signal.signal(signal.SIGTERM, lambda *_: None)
     server(app).run(sockets=[listener])
     return 0
 
@@ -73,8 +71,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 def raise_file_limit() -> None:
     """Each stream holds two sockets."""
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))

@@ -39,9 +39,7 @@ def by_tokenizer(folder: Path) -> Counter:
         if asked.kind == "chat":
             return None
         text = msgspec.json.decode(asked.prompt.raw, type=str)
-        encoded = await asyncio.to_thread(
-            tokenizer.encode, text
-        )  # it leaves the interpreter's lock
+        encoded = await asyncio.to_thread(tokenizer.encode, text)
         return len(encoded.ids)
 
     return count

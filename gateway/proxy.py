@@ -159,9 +159,7 @@ class Proxy:
             headers = _told(entry) + ([] if after is None else [(b"retry-after", b"%d" % after)])
             await exchange.whole(refused.status, refused.body, JSON, headers)
         except Exception:
-            log.exception(
-                "a fault of the gateway's own at %s", entry.path
-            )  # no body is in a traceback
+            log.exception("a fault of the gateway's own at %s", entry.path)
             entry.ended = "fault"
             if not exchange.started:
                 body = api_error(500, "the gateway has a fault; its log says which")
@@ -292,9 +290,7 @@ class Proxy:
                     pool.lost(monotonic_ns())
                     await self._watch.probe(pool)
                     if twice and pool.up and once_more != pool.name:
-                        once_more = (
-                            pool.name
-                        )  # it lives: it closed an idle connection as we took it
+                        once_more = pool.name  # it closed an idle connection as we took it
                         continue
             exchange.entry.tried.append(pool.name)
             if call is not None:

@@ -11,6 +11,7 @@ in shuffled order. index.html says what each gave: throughput, TTFT, right answe
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import statistics
@@ -111,8 +112,8 @@ Prompts = dict[int, list[Prompt]]
 
 
 @contextmanager
-def pool(name: str, core: int, folder: Path) -> Iterator[Path]:
-    """A proven vLLM server on one core; its folder. Ended at the end."""
+def pool(name: str, core: int, folder: Path) -> Iterator[int]:
+    """A proven vLLM server on one core; its process id. Ended at the end."""
     argv = [sys.executable, "-m", "servers", "--backend", BACKENDS[name], "--model", MODEL]
     argv += ["--kv-cache-gib", "0.5", "--out", str(folder)]
     env = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": str(core), "OMP_NUM_THREADS": "1"}
@@ -121,7 +122,7 @@ def pool(name: str, core: int, folder: Path) -> Iterator[Path]:
         launcher = subprocess.Popen(argv, cwd=ROOT, env=env, stdout=log, stderr=log)
         os.sched_setaffinity(launcher.pid, {core})
         try:
-            yield folder
+            yield launcher.pid
         finally:
             launcher.terminate()
             launcher.wait(60)
@@ -141,14 +142,15 @@ def address(folder: Path) -> str:
 
 
 @contextmanager
-def gateway(folder: Path, urls: dict[str, str]) -> Iterator[str]:
+def gateway(folder: Path, urls: dict[str, str]) -> Iterator[tuple[str, int]]:
+    """Its address and process id."""
     argv = [sys.executable, "-m", "gateway", f"--policy={folder / 'policy.yaml'}", "--port=0"]
     argv += [f"--access-log={folder / 'access.jsonl'}"]
     argv += [f"--pool={name}={url}" for name, url in urls.items()]
     process = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
-        yield process.stderr.readline().split()[2]
+        yield process.stderr.readline().split()[2], process.pid
     finally:
         process.terminate()
         process.wait(30)
@@ -343,7 +345,7 @@ def requests_a_round(measured: list[Measured]) -> int:
 
 @dataclass(frozen=True)
 class Turn:
-    """``others``: share of all cores that programs which are not the demo's took meanwhile."""
+    """``others``: share of a serving core that other programs took meanwhile; the worst of the cores used."""
 
     strategy: str
     round: int
@@ -351,27 +353,48 @@ class Turn:
     others: float
 
 
-def cpu_s() -> tuple[float, float]:
-    """CPU seconds of the whole machine, and of this program with all that it started."""
-    whole = psutil.cpu_times()
-    busy = sum(whole) - whole.idle - getattr(whole, "iowait", 0.0) - getattr(whole, "guest", 0.0)
-    me = psutil.Process()
-    own = 0.0
-    for process in (me, *me.children(recursive=True)):
+@dataclass(frozen=True)
+class Home:
+    """Where a pool runs."""
+
+    core: int
+    pid: int
+
+    def others_s(self) -> float:
+        """CPU seconds of its core so far that are not the pool's."""
+        core = psutil.cpu_times(percpu=True)[self.core]
+        idle = core.idle + getattr(core, "iowait", 0.0) + getattr(core, "guest", 0.0)
+        return sum(core) - idle - tree_s(self.pid)
+
+
+@dataclass(frozen=True)
+class Servers:
+    urls: dict[str, str]
+    homes: dict[str, Home]
+    gateway: str
+    gateway_pid: int
+
+
+def tree_s(pid: int) -> float:
+    """CPU seconds of a process and all below it."""
+    own = psutil.Process(pid)
+    total = 0.0
+    for process in (own, *own.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
-            own += times.user + times.system
-    return busy, own
+            total += times.user + times.system
+    return total
+
+
+def taken_by_others(homes: list[Home], gateway_pid: int) -> list[float]:
+    """Of each core, CPU seconds of others so far. Client and gateway may run on any: they are not others."""
+    mine = psutil.Process().cpu_times()
+    ours = tree_s(gateway_pid) + mine.user + mine.system
+    return [home.others_s() - ours for home in homes]
 
 
 async def compare(
-    folder: Path,
-    url: str,
-    urls: dict[str, str],
-    made: Policy,
-    prompts: Prompts,
-    count: int,
-    rounds: int,
+    folder: Path, servers: Servers, made: Policy, prompts: Prompts, count: int, rounds: int
 ) -> tuple[list[Answer], list[Turn]]:
     policies = {
         "exact": plain_policy("exact", [], []),
@@ -384,16 +407,24 @@ async def compare(
         for strategy in random.Random(number).sample(list(STRATEGIES), len(STRATEGIES)):
             if strategy in policies:
                 (folder / "policy.yaml").write_text(dump_policy(policies[strategy]))
-                await reload(url)
-            where = by_gateway(url) if strategy in policies else at_random(urls, number)
-            begun, (busy, own) = time.monotonic(), cpu_s()
+                await reload(servers.gateway)
+            where = (
+                by_gateway(servers.gateway)
+                if strategy in policies
+                else at_random(servers.urls, number)
+            )
+            used = [
+                home
+                for name, home in servers.homes.items()
+                if strategy in (name, "random", "policy")
+            ]
+            begun, before = time.monotonic(), taken_by_others(used, servers.gateway_pid)
             answers += await traffic(strategy, number, work, USERS, where)
-            took_s, (busy_then, own_then) = time.monotonic() - begun, cpu_s()
-            others = (busy_then - busy - own_then + own) / (took_s * (os.cpu_count() or 1))
+            took_s, after = time.monotonic() - begun, taken_by_others(used, servers.gateway_pid)
+            others = max(now - then for now, then in zip(after, before, strict=True)) / took_s
             turns.append(Turn(strategy, number, took_s, max(0.0, others)))
             say(
-                f"round {number}, {STRATEGIES[strategy]}: {took_s:.0f} s "
-                f"({100 * turns[-1].others:.0f} % of the machine went to other programs)"
+                f"round {number}, {STRATEGIES[strategy]}: {took_s:.0f} s, others {others:.0%} of a core"
             )
     return answers, turns
 
@@ -467,16 +498,17 @@ def row(strategy: str, answers: list[Answer]) -> Row:
 
 
 def quantile(values: list[float], share: float) -> float:
+    """NaN of none."""
     ordered = sorted(values)
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else math.nan
 
 
 def sentences(rows: dict[str, Row], turns: list[Turn]) -> list[str]:
     """What came out, whatever it is."""
     most = max(turn.others for turn in turns)
     doubt = [
-        f"Other programs took up to {100 * most:.0f} % of the machine in a turn: throughput and TTFT of this "
-        "page do not compare. Answers do."
+        f"Other programs took up to {100 * most:.0f} % of a serving core in a turn: rates and TTFT are in "
+        "doubt. Answers are not."
     ]
     by, exact, window, at_random = (rows[n] for n in ("policy", "exact", "window", "random"))
 
@@ -540,14 +572,14 @@ def run(options: argparse.Namespace) -> int:
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        folders = {
-            name: stack.enter_context(pool(name, core, out / name))
+        homes = {
+            name: Home(core, stack.enter_context(pool(name, core, out / name)))
             for name, core in zip(BACKENDS, cores[:2], strict=True)
         }
         say("starting two vLLM servers, one core each (a minute or two)")
         asked = make_prompts(out / "prompts", 1, CALIBRATION_PROMPTS)
         traffic_prompts = make_prompts(out / "prompts", 2, TRAFFIC_PROMPTS)
-        urls = {name: address(folder) for name, folder in folders.items()}
+        urls = {name: address(out / name) for name in BACKENDS}
         say(f"ready after {time.monotonic() - begun:.0f} s; measuring each pool by itself")
         measured = asyncio.run(calibrate(urls, asked))
         for each in measured:
@@ -559,9 +591,10 @@ def run(options: argparse.Namespace) -> int:
         (out / "policy.yaml").write_text(dump_policy(made))
         count = options.requests or requests_a_round(measured)
         say(f"{count} requests a round, {options.rounds} rounds")
-        url = stack.enter_context(gateway(out, urls))
+        url, pid = stack.enter_context(gateway(out, urls))
+        servers = Servers(urls, homes, url, pid)
         answers, turns = asyncio.run(
-            compare(out, url, urls, made, traffic_prompts, count, options.rounds)
+            compare(out, servers, made, traffic_prompts, count, options.rounds)
         )
         (out / "policy.yaml").write_text(dump_policy(made))
     facts = {

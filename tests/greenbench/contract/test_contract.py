@@ -184,8 +184,8 @@ def test_port_and_boot_limit_do_not_make_another_measurement() -> None:
 
 def test_the_verdicts_of_a_gpu_are_of_the_form_of_verify_json() -> None:
     """Written by 1.0 and kept without the gaps of each step; the counts are worked out from its rows."""
-    told = json.loads((ROOT / "docs" / "results" / "h100-verify.json").read_text())["verdicts"]
-    files = [parse(VerifyFile, each, "h100-verify.json") for each in told]
+    told = json.loads((ROOT / "results" / "h100" / "verify.json").read_text())["verdicts"]
+    files = [parse(VerifyFile, each, "verify.json") for each in told]
     assert len(files) == 10
     for raw, file in zip(told, files, strict=True):
         assert not file.model_extra and set(raw) == file.model_fields_set
