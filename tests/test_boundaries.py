@@ -32,7 +32,7 @@ FLOORS = {
     ),
     "planning": (
         "__init__", "evidence", "regions", "policy", "curves", "requests", "simulate", "routers", "score",
-        "replay", "told", "export", "__main__",
+        "playing", "fit", "replay", "told", "export", "__main__",
     ),
 }  # fmt: skip
 # library → the only files that may import it (folders end with /)
