@@ -51,7 +51,7 @@ A policy of equal candidates is "no policy": its file names one pool and no rule
 def fit(args: argparse.Namespace) -> int:
     """Which pool should take which request, from measured runs: writes policy.yaml."""
     from planning.evidence import gather
-    from planning.policy import policy_of
+    from planning.fit import policy_of
     from planning.told import told
 
     slo: SloConfig | None = None if args.slo is None else parse_slo(args.slo)
@@ -93,7 +93,7 @@ def _traffic(args: argparse.Namespace, policy: Policy, evidence: "Evidence") -> 
     """The trace, or what is generated: by default within the measured lengths, and as much as keeps the best
     single pool busy for most of the time.
     """
-    from planning.replay import truth_of, usual_rate
+    from planning.playing import truth_of, usual_rate
     from planning.requests import generated, recorded
 
     if args.traffic is not None:

@@ -49,7 +49,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Evidence:
-    """``slo``: the bounds that were asked for, else None. ``refused``: sentences on what may not count."""
+    """``slo``: the bounds that were asked for, else None. ``refused``: clauses on what may not count.
+    ``excluded``: candidates that take no pool; they are still compared.
+    """
 
     root: Path
     asked: PolicyObjective
@@ -59,6 +61,7 @@ class Evidence:
     labels: Mapping[Candidate, str]
     eligible: Mapping[tuple[Scenario, Candidate], Eligible]
     refused: tuple[str, ...]
+    excluded: frozenset[Candidate] = frozenset()
 
     @property
     def objective(self) -> Objective:
@@ -196,7 +199,8 @@ class Evidence:
     def able(self, candidate: Candidate, place: Place) -> bool:
         """Whether it may be chosen there."""
         return (
-            self.standing(candidate, place) is None
+            candidate not in self.excluded
+            and self.standing(candidate, place) is None
             and self.misses_slo(candidate, place) is None
             and self.cost(candidate, place) is not None
         )

@@ -43,19 +43,25 @@ EQUAL = "no candidate is shown to be better than {default} at any length that it
 
 @dataclass(frozen=True)
 class Draft:
-    """What rules are made of."""
+    """What rules are made of. ``refused``: why there is no policy all the same."""
 
     evidence: Evidence
     default: Candidate
     regions: tuple[Region, ...]
     gain: Ratio | None
+    refused: str | None = None
+
+    @property
+    def needed(self) -> bool:
+        """Whether it serves what the best single candidate may not."""
+        return any(pick.why for region in self.regions for pick in region.picks)
 
     @property
     def decided(self) -> bool:
-        """Whether it is shown to beat the best single candidate, or serves what that one may not."""
+        """Whether it is shown to beat the best single candidate, or is needed."""
         switched = [r for r in self.regions if r.candidate != self.default]
-        if any(pick.why for region in switched for pick in region.picks):
-            return True
+        if self.refused is not None or self.needed:
+            return self.refused is None
         low = None if self.gain is None else self.gain.low
         return bool(switched) and low is not None and low > 1
 
@@ -68,12 +74,6 @@ def draft(evidence: Evidence) -> Draft | None:
     found = regions(evidence, default)
     measured = [pick for region in found for pick in region.own]
     return Draft(evidence, default, tuple(found), gain_over(evidence, default, measured))
-
-
-def policy_of(evidence: Evidence) -> Policy | None:
-    """None where no candidate may serve at any place."""
-    made = draft(evidence)
-    return None if made is None else written(made)
 
 
 def written(made: Draft) -> Policy:
@@ -433,7 +433,9 @@ def _said(made: Draft, pools: Mapping[Candidate, str]) -> list[str]:
 
 def _no_policy(made: Draft, label: str) -> str:
     switched = [r for r in made.regions if r.candidate != made.default]
-    if len(made.evidence.blocks) < 2:
+    if made.refused is not None:
+        why = made.refused
+    elif len(made.evidence.blocks) < 2:
         why = "one server start of each shows nothing; measure at least 3 repeats"
     elif not switched:
         why = EQUAL.format(default=label)

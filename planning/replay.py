@@ -4,29 +4,23 @@ All have the same number of servers. The truth is the measured curves of repeats
 not made of: for each repeat the policy is made anew of the others, by the same procedure.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.runs.identity import Block, Candidate
-from greenbench.contract.config import SloConfig
-from greenbench.contract.errors import UserError, nearest
-from greenbench.contract.policy import Policy, PolicyObjective, compile
-from planning.curves import Curves, Floats, curves, paces
+from analysis.runs.identity import Block
+from greenbench.contract.errors import UserError
+from greenbench.contract.policy import Policy, PolicyObjective
+from planning.curves import Floats, curves
 from planning.evidence import Evidence
-from planning.policy import policy_of, runs_hash
+from planning.fit import policy_of
+from planning.playing import Fold, Truth, candidates_of, play, truth_of
+from planning.policy import runs_hash
 from planning.regions import BEYOND
 from planning.requests import Traffic
-from planning.routers import able, at_random, by_policy, foreseeing, least_open, oracle
-from planning.score import WHO, Play, Score, Who, scored, values
-from planning.simulate import Outcome, Router, Server, server, simulate
-
-MOST_OPEN = 256
-OTHERS = (0.0, 0.25, 1.0)  # how much an oracle minds whom it holds up; see ``routers.oracle``
-BUSY = 0.7  # of generated traffic
-Truth = Mapping[str, Curves]  # by pool
+from planning.score import Play, Score, Who, scored
+from planning.simulate import Outcome
 
 
 @dataclass(frozen=True)
@@ -45,14 +39,6 @@ class Replay:
 
     def score(self, who: Who) -> Score:
         return next(each for each in self.scores if each.who == who)
-
-
-@dataclass(frozen=True)
-class Fold:
-    """A policy and the truth that it is played against."""
-
-    policy: Policy
-    truth: Truth
 
 
 def replay(
@@ -97,7 +83,6 @@ def folds(policy: Policy, evidence: Evidence) -> tuple[list[Fold], bool, str]:
     used = {run for rule in policy.rules for run in rule.runs}
     ids = [point.run_id for point in evidence.usable]
     own = policy.provenance.runs_hash == runs_hash(ids)
-    candidates = _candidates(policy, evidence)
     if own and len(evidence.blocks) > 1 and _as_made(policy, evidence):
         crossed = [_fold(policy, evidence, block) for block in evidence.blocks]
         good = [fold for fold in crossed if fold is not None]
@@ -110,7 +95,7 @@ def folds(policy: Policy, evidence: Evidence) -> tuple[list[Fold], bool, str]:
                     f"{len(evidence.blocks) - 1}, in the same way as this one."
                 ),
             )
-    whole = Fold(policy, _truth(evidence, candidates))
+    whole = Fold(policy, truth_of(policy, evidence))
     if not used & set(ids) and used:
         return [whole], True, "Held out: none of these runs is one that the policy was made of."
     return (
@@ -139,42 +124,11 @@ def _fold(policy: Policy, evidence: Evidence, block: Block) -> Fold | None:
     truth = {
         name: found
         for each in (policy, made)
-        for name, candidate in _candidates(each, evidence).items()
+        for name, candidate in candidates_of(each, evidence).items()
         if (found := curves(alone, candidate)) is not None
     }
     complete = all(name in truth for name in (*policy.pools, *made.pools))
     return Fold(made, truth) if complete else None
-
-
-def _candidates(policy: Policy, evidence: Evidence) -> dict[str, Candidate]:
-    by_label = {label: c for c, label in evidence.labels.items() if c in evidence.candidates}
-    found: dict[str, Candidate] = {}
-    for name, pool in policy.pools.items():
-        label = pool.label or pool.backend
-        if label not in by_label:
-            raise UserError(
-                f"{evidence.root}: pool '{name}' is '{label}', of which there is no usable run here; "
-                f"{nearest(label, by_label)}"
-            )
-        found[name] = by_label[label]
-    return found
-
-
-def truth_of(policy: Policy, evidence: Evidence) -> Truth:
-    """Of every pool the curves over all repeats. UserError where one has none."""
-    return _truth(evidence, _candidates(policy, evidence))
-
-
-def _truth(evidence: Evidence, candidates: Mapping[str, Candidate]) -> Truth:
-    truth: dict[str, Curves] = {}
-    for name, candidate in candidates.items():
-        found = curves(evidence, candidate)
-        if found is None:
-            raise UserError(
-                f"{evidence.root}: pool '{name}' has no times per token here; give runs of a streamed task"
-            )
-        truth[name] = found
-    return truth
 
 
 def within(traffic: Traffic, truths: Sequence[Truth]) -> tuple[Traffic, list[str]]:
@@ -205,56 +159,6 @@ def within(traffic: Traffic, truths: Sequence[Truth]) -> tuple[Traffic, list[str
 
 
 # One fold
-
-
-def play(
-    fold: Fold,
-    traffic: Traffic,
-    servers: int,
-    objective: PolicyObjective,
-    slo: SloConfig,
-    seed: int,
-    whom: Sequence[Who] = WHO,
-) -> dict[Who, tuple[Outcome, list[str]]]:
-    """Outcome of each of ``whom``, with the pool of each server. A policy of fewer pools than ``servers`` has
-    the rest as further servers of its default. The oracle is the best of OTHERS in hindsight.
-    """
-    policy = fold.policy
-    mixed = [*policy.pools, *[policy.default] * (servers - len(policy.pools))]
-    single = [policy.default] * servers
-    chooser = compile(policy)
-    ready = {pool: _server(policy, fold.truth, pool, traffic) for pool in policy.pools}
-    may = able(policy, traffic)
-    rng = np.random.default_rng(seed)
-
-    def served(pools: list[str], route: Router) -> tuple[Outcome, list[str]]:
-        return simulate(traffic, [ready[pool].emptied() for pool in pools], route), pools
-
-    sign = 1 if objective == "capacity" else -1
-
-    def mean(done: tuple[Outcome, list[str]]) -> float:
-        return sign * float(np.nanmean(values(done[0], traffic.output_tokens, objective, slo)))
-
-    def knowing() -> tuple[Outcome, list[str]]:
-        routes = (oracle(traffic, may, objective, slo, weight) for weight in OTHERS)
-        return max((served(mixed, route) for route in routes), key=mean)
-
-    each: dict[Who, Callable[[], tuple[Outcome, list[str]]]] = {
-        "foreseeing": lambda: served(mixed, foreseeing(traffic, may, objective, slo)),
-        "oracle": knowing,
-        "policy": lambda: served(mixed, by_policy(chooser, traffic)),
-        "best single": lambda: served(single, least_open(may)),
-        "random": lambda: served(mixed, at_random(may, rng)),
-    }
-    return {who: each[who]() for who in whom}
-
-
-def _server(policy: Policy, truth: Truth, pool: str, traffic: Traffic) -> Server:
-    of = paces(truth[pool], traffic.prompt_tokens, MOST_OPEN)
-    seqs = policy.pools[pool].settings.get("max_num_seqs")
-    return server(
-        pool, of, policy.pools[pool].total_kv_tokens, seqs if isinstance(seqs, int) else None
-    )
 
 
 def _loads_said(plays: Sequence[Play], traffic: Traffic, found: Sequence[Fold]) -> list[str]:
@@ -289,13 +193,3 @@ def _met(outcome: Outcome, traffic: Traffic) -> Floats:
         came = np.arange(1, len(at) + 1)
         found.append((came - np.searchsorted(ends, at, side="right")).astype(float))
     return np.concatenate(found) if found else np.zeros(1)
-
-
-def usual_rate(of: Curves, traffic: Traffic, servers: int) -> float:
-    """Requests/s of which so many servers of one pool are busy for BUSY of the time, by their throughput at
-    the highest measured load.
-    """
-    most = max(of.ttft_s.loads)
-    at = paces(of, traffic.prompt_tokens, math.ceil(most))
-    e2e_s = at.ttft_s[:, -1] + at.tpot_s[:, -1] * (traffic.output_tokens - 1)
-    return BUSY * servers * most / float(e2e_s.mean())

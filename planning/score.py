@@ -54,7 +54,7 @@ def scored(
     outputs = traffic.output_tokens
     by_who = {
         who: np.stack([values(play[who][0], outputs, objective, slo) for play in plays])
-        for who in WHO
+        for who in plays[0]
     }
     told = np.all([np.isfinite(each).all(axis=0) for each in by_who.values()], axis=0)
     if not told.any():
@@ -83,7 +83,7 @@ def scored(
             shares=_shares(plays, who),
             unserved=sum(play[who][0].unserved for play in plays) // len(plays),
         )
-        for who in WHO
+        for who in plays[0]
     )
 
 

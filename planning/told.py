@@ -1,7 +1,8 @@
 """A policy and its replay in lines for people."""
 
 from greenbench.contract.policy import Policy, Rule
-from planning.replay import OTHERS, Replay
+from planning.playing import OTHERS
+from planning.replay import Replay
 from planning.requests import Traffic
 from planning.routers import AHEAD
 from planning.score import DRAWS

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from analysis.study import study
 from greenbench.contract.errors import UserError
 from planning.evidence import OBJECTIVE, evidence_of, gather
-from planning.policy import policy_of
-from planning.replay import Fold, play
+from planning.fit import policy_of
+from planning.playing import Fold, play
 from planning.requests import Traffic, generated
 from planning.score import WHO
 from tests.outside.generator import Point, Power, write

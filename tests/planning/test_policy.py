@@ -14,7 +14,9 @@ from greenbench.contract.config import SloConfig
 from greenbench.contract.errors import UserError
 from greenbench.contract.policy import Policy, PolicyObjective, PoolState, Request, choose
 from planning.evidence import evidence_of, gather
-from planning.policy import policy_of, pool_names
+from planning.fit import policy_of
+from planning.policy import draft, pool_names
+from planning.policy import written as written_out
 from tests.outside.generator import Point
 from tests.planning.sweeps import CROSSING, LONG, SHORT, Cost, crossing_tokens, points, written
 
@@ -28,6 +30,13 @@ def made(root: Path, objective: PolicyObjective = "e2e", slo: SloConfig | None =
     found = policy_of(evidence_of(studied(root, slo), objective, slo))
     assert found is not None
     return found
+
+
+def drafted(root: Path, objective: PolicyObjective = "e2e", slo: SloConfig | None = None) -> Policy:
+    """The rules, whether or not they pay with as many servers."""
+    found = draft(evidence_of(studied(root, slo), objective, slo))
+    assert found is not None
+    return written_out(found)
 
 
 def takes(policy: Policy, tokens: int) -> str | None:
@@ -87,7 +96,7 @@ def test_rules_and_default_cover_each_length_once(crossed: Path) -> None:
 
 @pytest.mark.parametrize("objective", ["ttft", "energy", "capacity"])
 def test_other_objectives_have_their_policy(crossed: Path, objective: PolicyObjective) -> None:
-    policy = made(crossed, objective, SloConfig(ttft_s=60))
+    policy = drafted(crossed, objective, SloConfig(ttft_s=60))
     assert policy.decided and takes(policy, 32768) == "beta" and takes(policy, 2048) == "alpha"
 
 
@@ -131,15 +140,41 @@ def wrong_when_long(point: Point) -> Point:
 
 def test_one_that_is_disqualified_there_never_serves_there(tmp_path: Path) -> None:
     fast = {"alpha": SHORT, "beta": Cost(0.05, 0.02)}
-    policy = made(
-        written(tmp_path, points(fast, (2048, 8192, 16_384, 32_768), change=wrong_when_long))
-    )
+    root = written(tmp_path, points(fast, (2048, 8192, 16_384, 32_768), change=wrong_when_long))
+    policy = drafted(root)
     assert takes(policy, 8192) == "beta" and takes(policy, 16_384) == "alpha"
     down = [PoolState("alpha", up=False), PoolState("beta", up=True)]
     assert choose(policy, Request(16_384), down).pool is None
     assert choose(policy, Request(8_193), down).pool is None  # not shown to be right there
     assert choose(policy, Request(8_192), down).pool == "beta"
     assert any(s.startswith("beta may not serve 16,384, 32,768 tokens: ") for s in policy.said)
+
+
+def right_when_short(point: Point) -> Point:
+    """gamma, the fastest at 2,048 tokens, answers wrong beyond."""
+    bad = point.backend == "gamma" and point.context > 2048
+    return replace(point, right=frozenset(range(6))) if bad else point
+
+
+def test_a_pool_that_does_not_pay_for_its_server_is_left_out(tmp_path: Path) -> None:
+    """gamma is 7 % faster in a third of the lengths, and would idle in the rest as one of three servers."""
+    costs = {**CROSSING, "gamma": Cost(0.08, 0.01)}
+    root = written(tmp_path, points(costs, change=right_when_short))
+    assert set(drafted(root).pools) == {"alpha", "beta", "gamma"}
+    policy = made(root)
+    assert set(policy.pools) == {"alpha", "beta"} and policy.decided
+    assert any(s.startswith("gamma has no pool: ") for s in policy.said)
+    assert any(s.startswith("With 2 servers each, best single takes 1.") for s in policy.said)
+
+
+def test_a_policy_that_is_not_shown_to_pay_is_none(tmp_path: Path) -> None:
+    """beta is the fastest up to 8k and may not serve more: half of the servers for a fifth of the work."""
+    fast = {"alpha": SHORT, "beta": Cost(0.05, 0.02)}
+    root = written(tmp_path, points(fast, (2048, 8192, 32_768), change=wrong_when_long))
+    assert drafted(root).decided
+    policy = made(root)
+    assert not policy.decided and list(policy.pools) == ["alpha"]
+    assert "not shown to be better than 2 servers of alpha" in policy.said[0]
 
 
 def unproven(point: Point) -> Point:
@@ -193,7 +228,7 @@ def loads(users: int) -> list[Point]:
 
 def test_loads_part_at_their_geometric_mean(tmp_path: Path) -> None:
     """At 2 open requests alpha is better with short prompts, at 8 beta: parted at 4."""
-    policy = made(written(tmp_path, [*loads(2), *loads(8)]))
+    policy = drafted(written(tmp_path, [*loads(2), *loads(8)]))
 
     def at(open_requests: int) -> str | None:
         states = [PoolState(name, True, running=open_requests) for name in policy.pools]
@@ -224,10 +259,10 @@ def test_a_measured_start_is_won_back_after_so_many_requests(tmp_path: Path) -> 
     assert restart.boot_s == 40.0 and restart.said is None
     assert restart.break_even_requests == pytest.approx(requests, rel=0.05)
     assert restart.break_even_s == pytest.approx(requests * LONG.e2e_s(32768), rel=0.05)
-    by_rate = next(r for r in made(root, "capacity").restarts)
+    by_rate = next(r for r in drafted(root, "capacity").restarts)
     saved = LONG.e2e_s(32768) / SHORT.e2e_s(32768)  # what alpha serves of what beta does
     assert by_rate.break_even_s == pytest.approx(40 * saved / (1 - saved), rel=0.1)
-    assert made(root, "energy").restarts[0].said == "the energy of a start was not recorded"
+    assert drafted(root, "energy").restarts[0].said == "the energy of a start was not recorded"
 
 
 def test_names_may_stand_in_a_header() -> None:

@@ -9,8 +9,9 @@ import pytest
 from greenbench.contract.errors import UserError
 from greenbench.contract.policy import Policy, dump_policy, load_policy
 from planning.evidence import Evidence, gather
-from planning.policy import policy_of
-from planning.replay import Fold, play, replay, usual_rate, within
+from planning.fit import policy_of
+from planning.playing import Fold, play, usual_rate
+from planning.replay import replay, within
 from planning.requests import Traffic, generated, recorded
 from planning.score import scored
 from planning.told import table

@@ -1,0 +1,118 @@
+"""The policy of a study: what is shown to be better at some lengths, and pays with as many servers.
+
+A pool of its own takes a server. One that is better at few lengths, or may serve few, can cost more than it
+gains; so each set of pools is played against as many servers of the best single candidate.
+"""
+
+from dataclasses import dataclass, replace
+
+from analysis.runs.identity import Candidate
+from greenbench.contract.policy import Policy, PolicyObjective
+from planning.evidence import Evidence
+from planning.playing import BUSY, Fold, play, truth_of, usual_rate
+from planning.policy import WORDS, Draft, draft, written
+from planning.requests import Traffic, generated
+from planning.score import Score, scored
+
+REQUESTS = 500
+SEED = 7
+AS_GOOD = 0.95  # of resampled traces
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A drafted policy, and how it fared beside the best single candidate."""
+
+    made: Draft
+    policy: Policy
+    score: Score
+
+    @property
+    def pays(self) -> bool:
+        return self.score.over_single[1] > 1 and self.score.as_good >= AS_GOOD
+
+
+def policy_of(evidence: Evidence) -> Policy | None:
+    """None where no candidate may serve at any place."""
+    first = draft(evidence)
+    if first is None:
+        return None
+    if not first.decided or first.needed:
+        return written(first)
+    best = _without_what_does_not_pay(_trial(first))
+    if not best.pays:
+        refused = (
+            f"{_fared(best)}, which is not shown to be better than {len(best.policy.pools)} servers of "
+            f"{evidence.labels[first.default]}"
+        )
+        return written(replace(first, refused=refused))
+    dropped = [label for c, label in evidence.labels.items() if c in best.made.evidence.excluded]
+    said = [
+        *best.policy.said,
+        f"With {len(best.policy.pools)} servers each, {_fared(best)}; `greenbench policy replay` plays it on "
+        "repeats that it was not made of, and on your traffic.",
+        *(
+            f"{label} has no pool: it is better at some length, and a server of its own does not pay."
+            for label in dropped
+        ),
+    ]
+    return best.policy.model_copy(update={"said": said})
+
+
+def _without_what_does_not_pay(trial: Trial) -> Trial:
+    """Pools taken away one by one while that makes it better."""
+    while True:
+        others = [c for c in _switched(trial.made) if c != trial.made.default]
+        fewer = [found for c in others if (found := _less(trial, c)) is not None]
+        best = max(fewer, key=lambda each: each.score.over_single[0], default=None)
+        if best is None or best.score.over_single[0] <= trial.score.over_single[0]:
+            return trial
+        trial = best
+
+
+def _switched(made: Draft) -> list[Candidate]:
+    return list(dict.fromkeys(region.candidate for region in made.regions))
+
+
+def _less(trial: Trial, candidate: Candidate) -> Trial | None:
+    """The same without a pool of ``candidate``; None where no policy is left."""
+    evidence = trial.made.evidence
+    made = draft(replace(evidence, excluded=evidence.excluded | {candidate}))
+    return None if made is None or not made.decided else _trial(made)
+
+
+def _trial(made: Draft) -> Trial:
+    policy, evidence = written(made), made.evidence
+    fold = Fold(policy, truth_of(policy, evidence))
+    servers = len(policy.pools)
+    traffic = usual_traffic(fold, evidence, REQUESTS, SEED)
+    whom = ("oracle", "policy", "best single")
+    by = _judged_by(policy.objective)
+    done = play(fold, traffic, servers, by, policy.slo, SEED, whom)
+    scores = scored([done], traffic, by, policy.slo, SEED)
+    return Trial(made, policy, next(score for score in scores if score.who == "policy"))
+
+
+def _judged_by(objective: PolicyObjective) -> PolicyObjective:
+    """Below saturation nearly all requests meet an SLO: room for more shows in the time that they take."""
+    return "e2e" if objective == "capacity" else objective
+
+
+def usual_traffic(fold: Fold, evidence: Evidence, count: int, seed: int) -> Traffic:
+    """Within the measured lengths, of the measured output, and as much as keeps the best single pool's
+    servers busy for BUSY of the time.
+    """
+    contexts = [place.context for place in evidence.places]
+    lengths, output = (min(contexts), max(contexts)), evidence.places[0].output_tokens
+    pattern = generated(count, 1.0, lengths, output, seed)
+    rate = usual_rate(fold.truth[fold.policy.default], pattern, len(fold.policy.pools))
+    return generated(count, rate, lengths, output, seed)
+
+
+def _fared(trial: Trial) -> str:
+    ratio, low, high = trial.score.over_single
+    what = WORDS[_judged_by(trial.policy.objective)]
+    return (
+        f"best single takes {ratio:.2f}× [{low:.2f}, {high:.2f}] the {what} of the policy on generated "
+        f"traffic (prompts log-uniform over the measured lengths, servers {BUSY:.0%} busy)"
+    )
