@@ -127,7 +127,7 @@ WORDS: dict[str, str] = {
 
 
 def split(spent: Mapping[str, float]) -> str | None:
-    """``71 % warming up and measuring, 20 % booting or reaching servers, …``; None before anything was spent."""
+    """``71 % warming up and measuring, 20 % around points, …``; None before anything was spent."""
     total = sum(spent.values())
     if total <= 0:
         return None
