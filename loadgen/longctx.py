@@ -65,7 +65,8 @@ def add_arguments(parser: LocustArgumentParser) -> None:
         "--task",
         choices=sorted(TASKS),
         default="retrieve",
-        help="what prompts ask (default: retrieve)",
+        metavar="TASK",
+        help="what prompts ask (default: retrieve; `python -m loadgen tasks` lists them)",
     )
     group.add_argument(
         "--context-tokens", type=int, default=1024, help="length of a prompt (default: 1024)"

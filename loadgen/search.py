@@ -1,12 +1,14 @@
-"""The highest rate or number of users that meets an SLO, or a ladder of them, on a running server.
+"""The highest rate or number of users that meets an SLO, on a running server.
 
-    python -m loadgen.search --base-url http://127.0.0.1:8000 --over rate --ttft-s 1 --tpot-s 0.05
-    python -m loadgen.search --base-url http://127.0.0.1:8000 --over users --ladder 1,2,4,8
+  python -m loadgen.search --base-url URL --over rate --ttft-s 1 --tpot-s 0.05
+  python -m loadgen.search --base-url URL --over users --ladder 1,2,4,8
 
-A value holds when the share of good requests is at least the target (90 %): its Wilson interval lies
-above; it fails when the interval lies below; in between the probe is repeated, then decided by the
-share itself and said to be uncertain. Doubling finds the first value that fails, bisection narrows.
-Every probe is a point directory with raw records; started again, finished probes are read, not run.
+A value holds when the share of good requests is at least the target (90 %): its
+Wilson interval lies above; it fails when the interval lies below; in between
+the probe is repeated, then decided by the share itself and said to be
+uncertain. Doubling finds the first value that fails, bisection narrows. Every
+probe is a point directory with raw records; started again, finished probes are
+read.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from loadgen import direct_run
 from loadgen.driver.slo_search import Probe, Search, count_good, run_search
 from loadgen.tasks import TASKS
 
+BOUNDS = {"ttft-s": "TTFT", "tpot-s": "TPOT", "e2e-s": "E2E time"}
 UNITS = {"rate": "requests/s", "users": "users"}
 
 
@@ -77,30 +80,59 @@ def _stamp(path: Path) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadgen.search", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m loadgen.search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--base-url", help="a running server")
     direct_run.add_connection_arguments(parser)
     parser.add_argument(
         "--run-dir", type=Path, help="take server, task and prompts from this point"
     )
-    parser.add_argument("--over", choices=("rate", "users"), default="rate")
-    parser.add_argument("--start", type=float, default=1)
-    parser.add_argument("--most", type=float, default=1e6)
     parser.add_argument(
-        "--step", type=float, default=1.1, help="stop when neighbours are this close"
+        "--over",
+        choices=("rate", "users"),
+        default="rate",
+        help="what is raised: requests a second, or requests open at once (default: rate)",
     )
-    parser.add_argument("--target", type=float, default=0.9, help="share of good requests")
+    parser.add_argument("--start", type=float, default=1, help="the first value (default: 1)")
+    parser.add_argument("--most", type=float, default=1e6, help="no value above it (default: 1e6)")
+    parser.add_argument(
+        "--step",
+        type=float,
+        default=1.1,
+        help="stop when two neighbours' ratio is no more (default: 1.1)",
+    )
+    parser.add_argument(
+        "--target", type=float, default=0.9, help="share of good requests (default: 0.9)"
+    )
     parser.add_argument("--ladder", default="", help="probe just these values, e.g. 1,2,4,8")
-    for bound in ("ttft-s", "tpot-s", "e2e-s"):
-        parser.add_argument(f"--{bound}", type=float)
-    parser.add_argument("--warmup-s", type=float, default=3)
-    parser.add_argument("--measure-s", type=float, default=20)
-    parser.add_argument("--task", choices=sorted(TASKS), default="retrieve")
-    parser.add_argument("--context-tokens", type=int, default=1024)
-    parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--model-path", default="")
-    parser.add_argument("--out", type=Path, default=Path("runs/search"))
+    for bound, what in BOUNDS.items():
+        parser.add_argument(f"--{bound}", type=float, help=f"a good request's longest {what}, s")
+    parser.add_argument("--warmup-s", type=float, default=3, help="of each probe (default: 3)")
+    parser.add_argument(
+        "--measure-s", type=float, default=20, help="of each probe, after that (default: 20)"
+    )
+    parser.add_argument(
+        "--task",
+        choices=sorted(TASKS),
+        default="retrieve",
+        metavar="TASK",
+        help="what prompts ask (default: retrieve; `python -m loadgen tasks` lists them)",
+    )
+    parser.add_argument(
+        "--context-tokens", type=int, default=1024, help="length of a prompt (default: 1024)"
+    )
+    parser.add_argument("--prompts", type=int, default=32, help="different ones (default: 32)")
+    parser.add_argument("--seed", type=int, default=7, help="of prompts and arrivals (default: 7)")
+    parser.add_argument("--model-path", default="", help="tokenizer; default: as served")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/search"),
+        help="a folder for each probe and search.json (default: runs/search)",
+    )
     return exit_on_user_error(lambda: _run(parser.parse_args()))
 
 

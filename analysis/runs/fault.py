@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from analysis.runs.boundary import words
+
 # Beside greenbench.contract.manifest.INVALID_REASONS, which the capture writes, what the analysis finds.
 # docs/contract.md gives the rule of each.
 CODES: dict[str, str] = {
@@ -36,7 +38,13 @@ CODES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """``code`` is a key of greenbench.contract.manifest.INVALID_REASONS or of CODES."""
+    """``code`` is a key of greenbench.contract.manifest.INVALID_REASONS or of CODES.
+
+    Of what a run holds, its sentence may repeat an id or a word: one printable line is made of all.
+    """
 
     code: str
     sentence: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sentence", words(self.sentence))

@@ -50,7 +50,7 @@ from greenbench.sweep.plan import (
 from greenbench.sweep.point_run import Origin, run_point
 from greenbench.sweep.report_rules import usable_hashes
 from greenbench.sweep.stopwatch import Stopwatch, split
-from greenbench.sweep.time_budget import estimate, fitting, trimmed, whole
+from greenbench.sweep.time_budget import estimate, fitting, is_running, trimmed, whole
 
 # what another time may not show again; what the server or its backend did, it may
 AGAIN = frozenset({"no_steady_state", "client_bound", "clock_stepped"})
@@ -231,7 +231,7 @@ def _run_start(job: Job, plan: Plan, points: list[PointConfig]) -> None:
         directory = out / run_dir.SERVERS_DIR / f"{start.slug}-{stamp}"
         directory.mkdir(parents=True, exist_ok=True)
         write_atomic(directory / RUNNER_FILE, job.claim.runner.model_dump_json() + "\n")
-        view.server(start, "booting")
+        view.server(start, "connecting" if is_running(start) else "booting")
         booting_s = time.monotonic()
         with ServerStage(start.request, directory) as stage:
             server = stage.start(view.tick)
@@ -245,7 +245,7 @@ def _run_start(job: Job, plan: Plan, points: list[PointConfig]) -> None:
             if stage.alive:
                 with watch.spend("idle"):
                     _record_idle(directory / "idle_after", server, start, view)
-            view.server(start, "stopping")
+            view.server(start, "left running" if is_running(start) else "stopping")
             stopping_s = time.monotonic()
         watch.spent("stop", time.monotonic() - stopping_s)
     except StageError as error:

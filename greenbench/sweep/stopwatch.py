@@ -16,7 +16,7 @@ from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Manifest
 from greenbench.contract.run_dir import read_json, write_atomic
 from greenbench.sweep.order import ServerStart
-from greenbench.sweep.time_budget import Times
+from greenbench.sweep.time_budget import Times, is_running
 
 FILE = "times.json"
 NS_PER_S = 1_000_000_000
@@ -75,9 +75,11 @@ class Stopwatch:
         self._put(spent={**spent, activity: spent.get(activity, 0.0) + seconds})
 
     def booted(self, start: ServerStart, seconds: float) -> None:
-        boots = [*self.file.boots, BootTime(server=start.server, seconds=seconds)]
+        """Or was found at its address: of that a later start of its like would learn nothing."""
         self.spent("boot", seconds)
-        self._put(boots=boots)
+        if not is_running(start):
+            row = BootTime(server=start.server, seconds=seconds)
+            self._put(boots=[*self.file.boots, row])
 
     def point(
         self, start: ServerStart, point: PointConfig, manifest: Manifest, took_s: float
@@ -117,7 +119,7 @@ WORDS: dict[str, str] = {
     "measured": "warming up and measuring",
     "model": "getting models",
     "prompts": "making prompts",
-    "boot": "booting servers",
+    "boot": "booting or reaching servers",
     "idle": "recording idle",
     "around points": "around points (start, drain, grading)",
     "stop": "stopping servers",
@@ -125,7 +127,7 @@ WORDS: dict[str, str] = {
 
 
 def split(spent: Mapping[str, float]) -> str | None:
-    """``71 % warming up and measuring, 20 % booting servers, …``; None before anything was spent."""
+    """``71 % warming up and measuring, 20 % around points, …``; None before anything was spent."""
     total = sum(spent.values())
     if total <= 0:
         return None

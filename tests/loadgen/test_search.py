@@ -1,6 +1,8 @@
 """The search finds the value it should, says what is uncertain, and goes on where it stopped."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -148,3 +150,15 @@ def test_a_search_on_a_server_is_resumed_without_probing_again(tmp_path: Path) -
     assert (found["best"], found["first_failing"]) == (3.0, 4.0)
     assert first.stdout == again.stdout
     assert first.stdout.splitlines()[-1].startswith("highest users that meets the SLO: 3 users; ")
+
+
+def test_the_help_says_of_every_option_what_it_is_for_within_80_columns() -> None:
+    argv = [sys.executable, "-m", "loadgen.search", "--help"]
+    env = {**os.environ, "COLUMNS": "80"}
+    said = subprocess.run(argv, capture_output=True, text=True, env=env, check=True).stdout
+    assert max(map(len, said.splitlines())) <= 80
+    options = re.findall(r"^  (--[a-z0-9-]+[^\n]*(?:\n {4,}[^\n]+)*)", said, flags=re.MULTILINE)
+    assert len(options) >= 20
+    for option in options:
+        plain = re.sub(r"--[a-z0-9-]+|\{.*?\}|\b[A-Z_]{3,}(=[A-Z]+)?\b", "", option)
+        assert len(plain.split()) >= 2, option

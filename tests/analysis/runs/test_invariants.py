@@ -1,6 +1,7 @@
 """Each invariant of docs/contract.md is broken alone, and honest runs of every kind break none."""
 
 import copy
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -417,3 +418,16 @@ def test_hashes_follow_an_edit(tmp_path: Path) -> None:
     run = write_run(tmp_path, CLOSED)
     rehash(run)
     assert codes(run) == []
+
+
+@pytest.mark.parametrize("said", ["a\nb", "a\x1b[2J\r\n\x00b", "a" * 10_000])
+def test_what_a_fault_repeats_of_a_row_stays_one_printable_line(said: str, tmp_path: Path) -> None:
+    """Guards against an id that writes lines, or a terminal's commands, into the list of faults."""
+    run = write_run(tmp_path, CLOSED)
+    path = run.path / OUTPUTS
+    path.write_text(
+        path.read_text().replace('"request_id":"', f'"request_id":{json.dumps(said)[:-1]}', 1)
+    )
+    rehash(run)
+    sentences = [fault.sentence for fault in faults(load_run(run.path))]
+    assert sentences and all(line.isprintable() and len(line) < 700 for line in sentences)

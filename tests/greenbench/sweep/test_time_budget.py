@@ -1,5 +1,6 @@
 """What of a sweep fits into a time: by arithmetic on known seconds."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from greenbench.contract.config import ModelConfig, SweepConfig, parse
 from greenbench.contract.errors import UserError
 from greenbench.sweep.order import ServerStart, expand
+from greenbench.sweep.stopwatch import Stopwatch
 from greenbench.sweep.time_budget import (
     AROUND_S,
     BOOT_S,
@@ -48,6 +50,20 @@ def known(config: SweepConfig) -> Times:
         {start.server: BOOT for start in starts},
         {(start.server, point.workload): POINT for start in starts for point in start.points},
     )
+
+
+def test_a_server_found_at_its_address_teaches_nothing_about_a_boot(tmp_path: Path) -> None:
+    """Guards against `--within` that reckons a second for a boot, because another sweep attached."""
+    (tmp_path / "attached").mkdir()
+    (tmp_path / "started").mkdir()
+    running = sweep(backends=["a"], server={"base_url": "http://127.0.0.1:1"})
+    attached = Stopwatch(tmp_path / "attached", "host", [])
+    attached.booted(work(running)[0][0], 0.5)
+    start = work(sweep())[0][0]
+    later = Stopwatch(tmp_path / "started", "host", [])
+    assert later.times.boot(start.server) == BOOT_S + STOP_S
+    later.booted(start, 30.0)
+    assert later.times.boot(start.server) == 30.0 + STOP_S
 
 
 def test_a_sweeps_time_is_that_of_its_boots_and_points() -> None:
