@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "deploy/README.md")),
+]
 # test_readme.py has the README's own rules; entries of the log say what was so on their day
 NOW = [page for page in PAGES if page.name != "log.md" and page != ROOT / "README.md"]
-TOP = "analysis|configs|docs|greenbench|loadgen|models|scripts|servers|telemetry|tests"
+TOP = "analysis|configs|deploy|docs|greenbench|loadgen|models|scripts|servers|telemetry|tests"
 # our own files and folders; files of a run (telemetry/gpu.jsonl) are not of this repository
 PATH = rf"(?<![\w/.~-])(?:(?:{TOP})/[\w./*-]*?(?:\.py|\.c|\.sh|\.yaml|/)|docs/results/[\w.-]+\w)(?![\w/*<])"
 

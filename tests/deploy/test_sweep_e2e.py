@@ -60,14 +60,14 @@ class Cluster:
     def _job(self) -> tuple[list[str], str]:
         job = yaml.safe_load((ROOT / "deploy/kubernetes/sweep/job.yaml").read_text())
         (container,) = job["spec"]["template"]["spec"]["containers"]
-        here = {
+        here: dict[str, str] = {
             "/opt/greenbench/bin/greenbench": str(self.greenbench),
             "/etc/greenbench/sweep.yaml": str(self.sweep),
             "/runs/cluster": str(self.out),
         }
         words = [*container["command"], *container["args"]]
         assert here.keys() <= set(words)
-        return [here.get(word, word) for word in words], "JOB_COMPLETION_INDEX"
+        return [here.get(str(word), str(word)) for word in words], "JOB_COMPLETION_INDEX"
 
     def _array(self) -> tuple[list[str], str]:
         script = str(ROOT / "deploy/slurm/sweep.sbatch")
