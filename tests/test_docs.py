@@ -10,12 +10,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "results").glob("*/README.md")),
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "deploy/README.md")),
 ]
 # test_readme.py has the README's own rules; entries of the log say what was so on their day
 NOW = [page for page in PAGES if page.name != "log.md" and page != ROOT / "README.md"]
-TOP = "analysis|configs|docs|gateway|greenbench|loadgen|models|planning|scripts|servers|telemetry|tests"
+TOP = "analysis|configs|deploy|docs|gateway|greenbench|loadgen|models|planning|scripts|servers|telemetry|tests"
 # our own files and folders; files of a run (telemetry/gpu.jsonl) are not of this repository
 PATH = rf"(?<![\w/.~-])(?:(?:{TOP})/[\w./*-]*?(?:\.py|\.c|\.sh|\.yaml|/)|results/h\d00/[\w./-]*\w)(?![\w/*<])"
 

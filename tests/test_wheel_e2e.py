@@ -1,8 +1,6 @@
 """The wheel in an empty environment, used from another folder: nothing of the checkout is needed."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +10,9 @@ import pytest
 from greenbench import __version__
 from greenbench.contract.config import ROOT
 from tests.fakes.rundirs import FakeRun, write_run
+from tests.fakes.wheel import ask, installed, installed_files, run
 
 pytestmark = pytest.mark.e2e
-LIMIT_S = 300  # of one command; the installation takes 15 s where packages are near
 ENTRY_POINTS = """
 import sys
 from importlib.metadata import entry_points
@@ -24,33 +22,9 @@ print(servers.plugins.__file__, *names)
 """
 
 
-def run(*argv: str | Path, cwd: Path = ROOT, **env: str) -> str:
-    """stdout of a command that must succeed, without the variables of a checkout."""
-    done = ask(*argv, cwd=cwd, **env)
-    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def ask(*argv: str | Path, cwd: Path, **env: str) -> "subprocess.CompletedProcess[str]":
-    kept = {
-        k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VLLM", "GREENBENCH"))
-    }
-    return subprocess.run(
-        argv, cwd=cwd, env=kept | env, capture_output=True, text=True, timeout=LIMIT_S, check=False
-    )
-
-
 @pytest.fixture(scope="module")
 def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new environment that holds the wheel and what it asks for, in the versions of the lock."""
-    place = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", place)
-    (wheel,) = place.glob("*.whl")
-    run(sys.executable, "-m", "venv", place / "venv")
-    lock = ROOT / "requirements" / "bench.lock"
-    pip = place / "venv" / "bin" / "pip"
-    run(pip, "install", "--quiet", "--no-compile", "--constraint", lock, wheel, cwd=place)
-    return place / "venv"
+    return installed(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture
@@ -66,10 +40,6 @@ def installed_files_stay(venv: Path) -> Iterator[None]:
     before = installed_files(venv)
     yield
     assert installed_files(venv) == before
-
-
-def installed_files(venv: Path) -> set[Path]:
-    return {path for path in venv.rglob("*") if path.is_file() and path.suffix != ".pyc"}
 
 
 def test_version_and_doctor_say_what_this_person_has(venv: Path, here: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.scrapes import PROMETHEUS
+from tests.fakes.prometheus import PROMETHEUS
 
 CASES: list[dict[str, Any]] = yaml.safe_load((PROMETHEUS / "alerts_test.yaml").read_text())["tests"]
 ALERTS: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from scripts.make_dashboards import DASHBOARDS, FOLDER, text_of
-from tests.deploy.queries import asked, panels, read
+from tests.fakes.dashboards import asked, panels, read
 
 KWH_J = 3.6e6
 

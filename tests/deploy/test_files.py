@@ -3,8 +3,6 @@
 import json
 import re
 import tomllib
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,27 +12,10 @@ from greenbench.contract.config import load_sweep
 from greenbench.contract.installation import ROOT
 from greenbench.contract.vllm_versions import SUPPORTED
 from servers.backends.registry import BACKENDS
+from tests.fakes.deploy_files import COMPOSE, DEPLOY, KUBERNETES, documents, pods
 
-DEPLOY = ROOT / "deploy"
-KUBERNETES = DEPLOY / "kubernetes"
-COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())
 VLLM = next(r for r in SUPPORTED if r.name == "0.32")  # of the image in the Dockerfile
 SECRETS = ("HF_TOKEN", "VLLM_API_KEY", "GRAFANA_PASSWORD", "GF_SECURITY_ADMIN_PASSWORD")
-
-
-def documents(folder: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted(folder.rglob("*.yaml")):
-        if path.name not in ("kustomization.yaml", "sweep.yaml", "policy.yaml"):
-            yield from yaml.safe_load_all(path.read_text())
-
-
-def pods() -> list[tuple[str, dict[str, Any]]]:
-    """Name and spec of every pod template."""
-    return [
-        (each["metadata"]["name"], each["spec"]["template"]["spec"])
-        for each in documents(KUBERNETES)
-        if "template" in each.get("spec", {})
-    ]
 
 
 def candidate(folder: str) -> tuple[dict[str, str], list[str]]:

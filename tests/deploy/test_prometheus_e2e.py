@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from greenbench.contract.installation import ROOT
-from tests.deploy.queries import Asked, asked, variables
-from tests.deploy.scrapes import PROMETHEUS, Prometheus, exporter_pages, prometheus, recorded
+from tests.fakes.dashboards import Asked, asked, variables
+from tests.fakes.prometheus import PROMETHEUS, Prometheus, exporter_pages, prometheus, recorded
 from tests.fakes.recorded import unpack
 
 pytestmark = [

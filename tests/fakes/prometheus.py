@@ -23,7 +23,7 @@ from telemetry.sensors.capability import available, unavailable
 from telemetry.sensors.gpu import GpuIdentity
 from tests.fakes.waiting import wait_until
 
-DATA = Path(__file__).parent / "data"
+DATA = ROOT / "tests" / "deploy" / "data"
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 TARGETS = "/etc/greenbench/targets"
 PAGES_APART_S = 4

@@ -52,7 +52,7 @@ def asked() -> list[Asked]:
 def variables() -> list[tuple[str, str, str]]:
     """Metric and label of each choice at the top: name, metric, label."""
     return [
-        (variable["name"], *found.groups())
+        (variable["name"], found[1], found[2])
         for path in DASHBOARDS
         for variable in read(path)["templating"]["list"]
         if variable["type"] == "query"
