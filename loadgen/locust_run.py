@@ -20,6 +20,7 @@ from greenbench.contract.terminal import visible
 from loadgen.driver.arrivals import shard
 from loadgen.driver.closed_loop import ClosedLoop, Finished
 from loadgen.driver.dispatch import Dispatcher, open_ahead, schedule
+from loadgen.driver.naps import FEW, MANY, Naps
 from loadgen.driver.retry import pause_after
 from loadgen.driver.session import TICK_S, Session
 from loadgen.driver.worker_split import DONE
@@ -33,8 +34,7 @@ from loadgen.wire.response import RawReply, Request, Response
 
 logger = logging.getLogger(__name__)
 
-NAP_STREAMS: Final = 32  # with fewer, a nap could hold up the next send of a fast server's user
-NO_NAP_NS: Final = 1_000_000_000  # after tokens that shared a read, or had no kernel time
+QUIET_TICK_S: Final = 0.1  # each takes 180 µs of a cold core: 50 a second were 9 ms of CPU
 ROWS_OF_CUT_S: Final = 1.0  # for users to write rows of what was cut; httpx's are cut by the stop
 
 
@@ -46,9 +46,12 @@ class Drive:
         self.session = session
         self.options = environment.parsed_options
         self._live: Live = environment.live  # type: ignore[attr-defined]
-        self._naps_at_ns: int | None = None  # no nap before this moment; None: not at all
-        self.loop = GeventLoop(self._nap_now)
-        opened = session.live.point.load.kind == "open"
+        load = session.live.point.load
+        opened = load.kind == "open"
+        self._naps = Naps()
+        # nothing has a moment of its own: neither sends, nor times that the program takes
+        self._quiet = not opened and not load.turn_pause_s and self._fast
+        self.loop = GeventLoop(self._nap_until_ns, session.flush)
         reads = Checking(self.loop, self._send_overdue) if opened else self.loop
         self.pool = Pool(session.target, reads, session.timeout_s)
         self._alarm = self._open_loop() if opened else None
@@ -88,11 +91,11 @@ class Drive:
 
     def _tick(self) -> None:
         """Marks, time limits, and the end of a run that has phases."""
-        while not self.session.tick(time.monotonic_ns()):
+        while not self.session.tick(time.monotonic_ns(), tick_s := self._tick_s):
             self.pool.expire()
             if self._alarm is not None:
                 self.pool.open_ahead(self._ahead)
-            gevent.sleep(TICK_S)
+            gevent.sleep(tick_s)
         self.pool.cut("still open when the drain ended")
         for _ in range(round(ROWS_OF_CUT_S / TICK_S)):
             if not self.session.unfinished:
@@ -128,23 +131,26 @@ class Drive:
         self.session.close()
         logger.info("records in %s", self.session.run.path)
 
-    def _nap_now(self) -> bool:
-        """With many streams, while naps cost no time that is kept, and nothing is left to do."""
-        return (
-            self._naps_at_ns is not None
-            and self.session.in_flight >= NAP_STREAMS
-            and self._alarm is None
-            and time.monotonic_ns() > self._naps_at_ns
-        )
+    @property
+    def _fast(self) -> bool:
+        return not self.options or self.options.client != "httpx"
 
-    def _learn_of_naps(self, response: Response) -> None:
-        """Naps want the kernel's times, and an end when tokens share a read."""
-        if not response.kernel_times:
-            self._naps_at_ns = None
-        elif response.shared_bounds_ns:
-            self._naps_at_ns = time.monotonic_ns() + NO_NAP_NS
-        elif self._naps_at_ns is None:
-            self._naps_at_ns = 0
+    @property
+    def _tick_s(self) -> float:
+        """Few streams leave rest to write rows in; with many only a tick may."""
+        return QUIET_TICK_S if self._quiet and self.session.in_flight < MANY else TICK_S
+
+    def _nap_until_ns(self, looked_ns: int) -> int:
+        """No nap in an open loop; with few streams none where users pause, or beyond the next tick."""
+        session = self.session
+        in_flight = session.in_flight
+        if in_flight >= MANY and self._alarm is None:
+            return self._naps.until_ns(time.monotonic_ns(), looked_ns)
+        if in_flight < FEW or not self._quiet:
+            return looked_ns
+        now_ns = time.monotonic_ns()
+        until_ns = self._naps.until_ns_of_few(now_ns, session.sent, self.pool.open_replies)
+        return min(until_ns, session.next_tick_ns or now_ns)
 
     def set_aside(self, over: Finished) -> None:
         """Parse it when there is time, between two looks at the sockets."""
@@ -154,7 +160,7 @@ class Drive:
         """Parse and record a reply that is over, once."""
         if over.record is None:
             response = outcome(over.reply)
-            self._learn_of_naps(response)
+            self._naps.learn(over.request, response, time.monotonic_ns())
             over.record = self.record(over.request, response, over.in_flight)
         return over.record
 

@@ -33,6 +33,10 @@ class Later(Protocol):
         """Call after the reads that are ready."""
         ...
 
+    def at_leisure(self, callback: Callable[[], object]) -> None:
+        """Call when there is nothing to do ``later``."""
+        ...
+
     def after(self, seconds: float, callback: Callable[[], object]) -> None: ...
 
 
@@ -47,10 +51,6 @@ class Driver(Protocol):
 
     def settle(self, over: Finished) -> RequestRecord:
         """Parse and record a reply that is over, once."""
-        ...
-
-    def set_aside(self, over: Finished) -> None:
-        """Settle it when there is time."""
         ...
 
 
@@ -69,6 +69,9 @@ class ClosedLoop:
         self._conversation = drive.session.conversation()
         self._in_flight = 0  # other open requests when the last was sent
         self._last: Finished | None = None
+        self._in_line = (
+            False  # for leisure, where a user stands once however many of its replies end
+        )
         self._failing = False  # the last reply that was parsed was a failure
         self._stopped = False
 
@@ -95,6 +98,7 @@ class ClosedLoop:
         self._drive.loop.later(partial(self._go_on, before))
 
     def _go_on(self, before: Finished | None) -> None:
+        hurried = before is not None and before.record is None
         if before is not None:
             self._failing = self._drive.settle(before).error_type is not None
         over = self._last
@@ -105,9 +109,28 @@ class ClosedLoop:
             self._failing = record.error_type is not None
             pause_s = pause_after(record)
         else:
-            self._drive.set_aside(over)
+            self._set_aside()
             pause_s = self._load.turn_pause_s if self._conversation.turn else 0.0
         if pause_s:
             self._drive.loop.after(pause_s, self.send)
+        elif (
+            hurried
+        ):  # then sends in a row wake the server once for many: 57 µs of CPU a request, not 65
+            self._drive.loop.later(self.send)
         else:
             self.send()
+
+    def _set_aside(self) -> None:
+        """Settle the last reply when there is time.
+
+        At saturation there is none: were every reply in line instead of its user, all of the run would stay
+        in memory, and collecting garbage took 4 % of the CPU.
+        """
+        if not self._in_line:
+            self._in_line = True
+            self._drive.loop.at_leisure(self._settle_last)
+
+    def _settle_last(self) -> None:
+        self._in_line = False
+        if self._last is not None:
+            self._drive.settle(self._last)

@@ -77,7 +77,7 @@ class Session:
         self._events = EventWriter(self.run.events_path)
         self._replies = Replies()
         self._marked: set[str] = set()
-        self._next_tick_ns: int | None = None
+        self.next_tick_ns: int | None = None
         self._closed = False
         gc.collect()
         gc.freeze()  # prompts and modules are never garbage: do not walk them between two reads
@@ -158,14 +158,21 @@ class Session:
             self._replies.keep(request.request_id, request.prompt_at, response.text, response.body)
         return record
 
+    def flush(self) -> None:
+        """Hand the rows that wait to the operating system."""
+        self._rows.flush()
+
     # --- phases -------------------------------------------------------------------------------
 
-    def tick(self, now_ns: int) -> bool:
-        """Write the marks that are due. True when the point is over: nothing open, or drained."""
-        if self._next_tick_ns is not None:
-            self.audit.loop_lag.add(now_ns - self._next_tick_ns)
-        self._next_tick_ns = now_ns + round(TICK_S * 1e9)
-        self._rows.flush()
+    def tick(self, now_ns: int, next_in_s: float = TICK_S) -> bool:
+        """Write the marks that are due. True when the point is over: nothing open, or drained.
+
+        ``next_in_s``: when the caller means to call again; later than that is the event loop's lag.
+        """
+        if self.next_tick_ns is not None:
+            self.audit.loop_lag.add(now_ns - self.next_tick_ns)
+        self.next_tick_ns = now_ns + round(next_in_s * 1e9)
+        self.flush()
         phases = self.phases
         for name, moment in (
             ("warmup_start", phases.warmup_start),

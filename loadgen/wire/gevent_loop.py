@@ -2,9 +2,9 @@
 
 Two things keep the reads punctual and cheap. What follows a reply (the next send of its user, then its
 parsing) runs after the reads that are ready, for a slice of time at once, so that 256 replies that end
-together do not hold up the others' tokens. And a hub with many streams may nap between two looks: the
-kernel stamps what comes meanwhile, and one waking serves many reads (256 streams: 14 ms of CPU for 1,000
-chunks instead of 22).
+together do not hold up the others' tokens. And the hub may nap between two looks, where whoever made it
+says so: the kernel stamps what comes meanwhile, and one waking serves many reads (256 streams: 14 ms of
+CPU for 1,000 chunks instead of 22).
 """
 
 import time
@@ -20,7 +20,6 @@ from loadgen.wire.connection import Watch
 READ, WRITE = 1, 2
 SLICE_NS: Final = 300_000  # of what may wait, before the next look at the sockets
 AFTER_READS: Final = -1  # libev's priority: watchers of priority 0 come first
-NAP_S: Final = 0.001  # from one look at the sockets to the next, at least, while napping
 
 _sleep = get_original("time", "sleep")  # gevent's own would only switch greenlets
 
@@ -28,18 +27,24 @@ _sleep = get_original("time", "sleep")  # gevent's own would only switch greenle
 class GeventLoop:
     """Watches descriptors on this thread's hub. Callbacks run in the hub: they must not block.
 
-    ``may_nap`` is asked before every look. Right where every read carries the kernel's time, nothing
-    waits to be done, and no stream brings two tokens within `NAP_S`.
+    ``nap_until_ns`` is asked before every look while nothing waits to be done: given the moment of the
+    look before, it says when to look again (monotonic ns; one that has passed: now). ``at_rest`` is
+    called whenever all that waited has been done.
     """
 
-    def __init__(self, may_nap: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        nap_until_ns: Callable[[int], int] = lambda looked_ns: looked_ns,
+        at_rest: Callable[[], object] = lambda: None,
+    ) -> None:
         self._loop: Any = gevent.get_hub().loop
-        self._may_nap = may_nap
+        self._nap_until_ns = nap_until_ns
+        self._at_rest = at_rest
         self._later: deque[Callable[[], object]] = deque()
         self._at_leisure: deque[Callable[[], object]] = deque()
         self._timer = self._loop.timer(0, priority=AFTER_READS)
         self._closed = False
-        self._looked_s = 0.0
+        self._looked_ns = 0
         self._before_look = self._loop.prepare(ref=False)
         self._before_look.start(self._nap)
 
@@ -82,13 +87,15 @@ class GeventLoop:
         finally:
             if self._waiting and not self._closed:
                 self._timer.start(self._run_waiting)
+        if not self._waiting:
+            self._at_rest()
 
     def _nap(self) -> None:
-        if not self._waiting and self._may_nap():
-            left_s = NAP_S - (time.perf_counter() - self._looked_s)
-            if left_s > 0:
-                _sleep(left_s)
-        self._looked_s = time.perf_counter()
+        if not self._waiting:
+            left_ns = self._nap_until_ns(self._looked_ns) - time.monotonic_ns()
+            if left_ns > 0:
+                _sleep(left_ns / 1e9)
+        self._looked_ns = time.monotonic_ns()
 
     def close(self) -> None:
         """Look no more, and do what waits, now."""

@@ -1,7 +1,7 @@
 """The connections of one client process: opened ahead, reused, and cut when their time is over."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from loadgen.wire.connection import Connection, Loop, Target
 from loadgen.wire.response import RawReply, Request
@@ -55,6 +55,10 @@ class Pool:
                 return connection
             self._all.discard(connection)
         return None
+
+    def open_replies(self) -> Iterator[RawReply]:
+        """Of the requests under way."""
+        return filter(None, (connection.busy for connection in self._all))
 
     def expire(self, now_ns: int | None = None) -> None:
         """End every request whose time limit has passed."""

@@ -102,6 +102,7 @@ class RawReply:
         "_kernel",
         "_last_stamp",
         "_mono_ns",
+        "_parsed",
         "_reader",
         "_segments",
         "_streamed_bytes",
@@ -135,6 +136,7 @@ class RawReply:
         self._kernel: list[bytes | None] = []  # … and when the kernel had received it
         self._take_whole_chunks = False
         self._reader: StreamReader | None = None
+        self._parsed = 0  # segments
         self._held_bytes = 0
         self._streamed_bytes = 0
         self._streams: bool | None = None  # None until the head has come
@@ -175,6 +177,20 @@ class RawReply:
         if self._held_bytes > DRAIN_BYTES and self._bounded():
             return True
         return parser.complete or self.error is not None
+
+    @property
+    def chunks(self) -> int:
+        """Body segments that have come: of a stream the tokens, and what else the server sent."""
+        return self._parsed + len(self._segments)
+
+    @property
+    def arrived_mono_ns(self) -> int | None:
+        """When the kernel had the last segment; None where it is not known."""
+        kernel = self._kernel[-1] if self._kernel else None
+        if kernel is None or len(kernel) != TIMESPEC_BYTES or self.sent is None:
+            return None
+        seconds, ns = memoryview(kernel).cast("q")
+        return self.sent.to_mono_ns(seconds * 1_000_000_000 + ns)
 
     def stamp_head(self, mono_ns: int) -> None:
         """For a client that gets the head already decoded."""
@@ -231,6 +247,7 @@ class RawReply:
 
     def _take_held(self) -> tuple[list[bytes], list[Stamp]]:
         """Hand over the segments and their stamps, and forget them. One read, one equal stamp."""
+        self._parsed += len(self._segments)
         held = self._segments, list(zip(self._mono_ns, self._kernel, strict=True))
         self._segments, self._mono_ns, self._kernel = [], [], []
         return held

@@ -1,5 +1,6 @@
 """A closed loop's user, moment by moment: when it sends, when a reply gets its row, how it stops."""
 
+import json
 import time
 from collections import deque
 from collections.abc import Callable
@@ -61,7 +62,7 @@ class Drive:
         self.loop = self
         self.put_off: deque[Callable[[], object]] = deque()
         self.pauses: list[tuple[float, Callable[[], object]]] = []
-        self.aside: list[Finished] = []
+        self.aside: list[Callable[[], object]] = []
         self.user = ClosedLoop(self, self.wire)  # type: ignore[arg-type]
 
     def later(self, callback: Callable[[], object]) -> None:
@@ -74,13 +75,22 @@ class Drive:
         while self.put_off:
             self.put_off.popleft()()
 
-    def set_aside(self, over: Finished) -> None:
-        self.aside.append(over)
+    def at_leisure(self, callback: Callable[[], object]) -> None:
+        self.aside.append(callback)
+
+    def run_at_leisure(self) -> None:
+        while self.aside:
+            self.aside.pop()()
 
     def settle(self, over: Finished) -> Any:
         if over.record is None:
             over.record = self.session.finish(over.request, outcome(over.reply), over.in_flight)
         return over.record
+
+    def rows(self) -> list[str]:
+        self.run_at_leisure()
+        self.session.flush()
+        return (self.session.run.requests_dir / "c.jsonl").read_text().splitlines()
 
     @property
     def outcomes(self) -> tuple[int, int, int]:
@@ -98,10 +108,39 @@ def test_the_next_send_waits_for_the_reads_and_the_row_for_leisure(tmp_path: Pat
     drive.wire.answer()
     drive.run_later()
     assert drive.outcomes == (3, 1, 0)  # at the latest when the next reply is over
-    for over in drive.aside:
-        drive.settle(over)
+    drive.run_at_leisure()
     assert drive.outcomes == (3, 2, 0)
     assert [request.prompt_at for request in drive.wire.sent] == [0, 1, 2]
+
+
+def test_without_leisure_no_reply_is_kept_but_the_last(tmp_path: Path) -> None:
+    """At saturation leisure never comes: what stands in line for it must not grow."""
+    drive = Drive(tmp_path)
+    drive.user.send()
+    for _ in range(20):
+        drive.wire.answer()
+        drive.run_later()
+    assert drive.outcomes == (21, 19, 0)
+    assert len(drive.aside) == 1
+    drive.run_at_leisure()
+    drive.wire.answer()
+    drive.run_later()
+    assert drive.outcomes == (22, 20, 0)
+    assert len(drive.aside) == 1  # and it stands in line again
+
+
+def test_who_had_to_parse_first_sends_after_what_else_is_to_be_parsed(tmp_path: Path) -> None:
+    """So that sends go out in a row; nobody else waits in front of a user that had leisure."""
+    drive = Drive(tmp_path)
+    drive.user.send()
+    drive.wire.answer()
+    drive.put_off.popleft()()
+    assert drive.outcomes == (2, 0, 0)
+    drive.wire.answer()
+    drive.put_off.popleft()()
+    assert drive.outcomes == (2, 1, 0) and len(drive.put_off) == 1
+    drive.put_off.popleft()()
+    assert drive.outcomes == (3, 1, 0)
 
 
 def test_a_failing_server_is_not_hammered(tmp_path: Path) -> None:
@@ -181,4 +220,5 @@ def test_rows_say_which_user_sent_them_numbered_over_all_processes(tmp_path: Pat
     for _ in range(2):
         drive.wire.answer()
         drive.run_later()
-    assert [drive.settle(over).user for over in drive.aside] == [0, 0]
+    rows = (json.loads(line) for line in drive.rows())
+    assert [row["user"] for row in rows] == [0, 0]

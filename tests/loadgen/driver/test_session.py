@@ -129,3 +129,11 @@ def test_a_writer_that_is_closed_has_written_all(tmp_path: Path) -> None:
     writer.write(record(None))
     writer.close()
     assert json.loads((tmp_path / "x" / "rows.jsonl").read_text())["request_id"] == "1"
+
+
+def test_the_loops_lag_counts_from_the_moment_at_which_a_tick_was_to_come(tmp_path: Path) -> None:
+    made = session(tmp_path)
+    made.tick(10**9, 0.1)
+    assert made.next_tick_ns == 1_100_000_000
+    made.tick(1_103_000_000, 0.1)
+    assert made.audit.loop_lag.figures()["max_ms"] == 3.0

@@ -9,7 +9,7 @@ import gevent
 import pytest
 
 from loadgen.wire import gevent_loop
-from loadgen.wire.gevent_loop import NAP_S, SLICE_NS, GeventLoop
+from loadgen.wire.gevent_loop import SLICE_NS, GeventLoop
 from tests.fakes.waiting import HUNG_S
 
 
@@ -28,13 +28,18 @@ def spin(true: Callable[[], object]) -> None:
         gevent.sleep(0.001)
 
 
+def each_ms(looked_ns: int) -> int:
+    """A look at the sockets once a millisecond."""
+    return looked_ns + 1_000_000
+
+
 class Clock:
     """The clocks that the loop reads; time goes on only when the test, or a nap, says so."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ns = 10**12
         self.naps_ns: list[int] = []
-        read = SimpleNamespace(monotonic_ns=lambda: self.ns, perf_counter=lambda: self.ns / 1e9)
+        read = SimpleNamespace(monotonic_ns=lambda: self.ns)
         monkeypatch.setattr(gevent_loop, "time", read)
         monkeypatch.setattr(gevent_loop, "_sleep", self.sleep)
 
@@ -100,6 +105,20 @@ def test_a_fault_in_what_waited_does_not_hold_up_the_rest(
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
+def test_rest_comes_when_all_that_waited_is_done_and_only_then() -> None:
+    done: list[str] = []
+    loop = GeventLoop(at_rest=lambda: done.append("rest"))
+    loop.later(lambda: loop.at_leisure(lambda: done.append("parse")))
+    loop.later(lambda: done.append("send"))
+    spin(lambda: "rest" in done)
+    assert done[:3] == ["send", "parse", "rest"]
+    done.clear()
+    loop.later(lambda: done.append("send"))
+    spin(lambda: "rest" in done[1:])
+    loop.close()
+    assert done[done.index("send") :][:2] == ["send", "rest"]
+
+
 def test_what_waits_when_the_loop_is_closed_is_done_all_the_same() -> None:
     loop = GeventLoop()
     done: list[int] = []
@@ -136,19 +155,18 @@ def test_a_nap_leaves_so_much_time_between_two_looks(clock: Clock) -> None:
     look(20, busy)
     awake.close()
     assert clock.naps_ns == []
-    sleepy = GeventLoop(lambda: True)
+    sleepy = GeventLoop(each_ms)
     look(20, busy)
     sleepy.close()
-    nap_ns = round(NAP_S * 1e9)
     assert len(clock.naps_ns) >= 18
-    assert {nap_ns - 400_000} == set(clock.naps_ns[1:-1])
+    assert {600_000} == set(clock.naps_ns[1:-1])
 
 
 def test_a_callback_that_takes_longer_than_a_nap_leaves_none(clock: Clock) -> None:
-    sleepy = GeventLoop(lambda: True)
+    sleepy = GeventLoop(each_ms)
 
     def slow() -> None:
-        clock.ns += round(1.5 * NAP_S * 1e9)
+        clock.ns += 1_500_000
 
     look(20, slow)
     sleepy.close()
@@ -158,17 +176,17 @@ def test_a_callback_that_takes_longer_than_a_nap_leaves_none(clock: Clock) -> No
 def test_a_nap_stops_the_thread_and_not_the_greenlet_alone() -> None:
     """gevent's own sleep would let the hub look again meanwhile."""
     looks = 20
-    sleepy = GeventLoop(lambda: True)
+    sleepy = GeventLoop(each_ms)
     started = time.perf_counter()
     look(looks)
     sleepy.close()
-    assert time.perf_counter() - started >= (looks - 2) * NAP_S
+    assert time.perf_counter() - started >= (looks - 2) * 0.001
 
 
 def test_no_nap_while_something_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     naps: list[float] = []
     monkeypatch.setattr(gevent_loop, "_sleep", naps.append)
-    loop = GeventLoop(lambda: True)
+    loop = GeventLoop(each_ms)
     naps_before: list[int] = []
 
     def again(left: int) -> None:
