@@ -1,6 +1,6 @@
 """Who sends a request where: the policy, the least loaded of equal servers, chance, and two who know more."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from greenbench.contract.policy import (
 )
 from greenbench.contract.slo import is_good
 from planning.requests import Traffic
-from planning.simulate import Job, Router, Server, arrivals_of, run
+from planning.simulate import Holder, Job, Router, Server, arrivals_of, run
 
 AHEAD = 10  # requests
 
@@ -42,10 +42,10 @@ def able(policy: Policy, traffic: Traffic) -> list[frozenset[str]]:
     ]
 
 
-def by_policy(chooser: Chooser, traffic: Traffic) -> Router:
+def by_policy(chooser: Chooser, traffic: Traffic) -> Callable[[int, Sequence[Holder]], int | None]:
     requests = requests_of(traffic)
 
-    def route(number: int, servers: Sequence[Server]) -> int | None:
+    def route(number: int, servers: Sequence[Holder]) -> int | None:
         pools: dict[str, list[int]] = {}
         for index, one in enumerate(servers):
             pools.setdefault(one.pool, []).append(index)
@@ -58,7 +58,7 @@ def by_policy(chooser: Chooser, traffic: Traffic) -> Router:
     return route
 
 
-def _state(name: str, servers: Sequence[Server]) -> PoolState:
+def _state(name: str, servers: Sequence[Holder]) -> PoolState:
     """Of a pool's servers the one that the next request would meet."""
     one = min(servers, key=lambda s: s.open)
     return PoolState(

@@ -8,8 +8,9 @@ not by how long they are. Requests that the KV cache does not hold wait in order
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -41,6 +42,23 @@ class Job:
     @property
     def decoding(self) -> bool:
         return self.first_s == self.first_s
+
+
+class Holder(Protocol):
+    """A server as a policy sees it."""
+
+    @property
+    def pool(self) -> str: ...
+    @property
+    def running(self) -> Sized: ...
+    @property
+    def waiting(self) -> Sized: ...
+    @property
+    def open(self) -> int: ...
+    @property
+    def free_kv_tokens(self) -> int | None: ...
+    @property
+    def total_kv_tokens(self) -> int | None: ...
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from analysis.model.work import Attention, Mla, ModelWork, State, causal_pairs
 from planning.batches import Batch, Timed
 
 Floats = npt.NDArray[np.float64]
-ROUNDS = 5  # of reweighting; the third moves no coefficient by a thousandth
+ROUNDS = 5  # of reweighting
 LEAST_STEPS = 30  # about five a term
 
 

@@ -32,7 +32,8 @@ FLOORS = {
     ),
     "planning": (
         "__init__", "evidence", "regions", "policy", "curves", "requests", "simulate", "routers", "score",
-        "playing", "fit", "replay", "told", "export", "batches", "step_time", "__main__",
+        "playing", "fit", "replay", "told", "export", "batches", "step_time", "simulator",
+        "__main__",
     ),
     "gateway": (
         "__init__", "options", "request", "scrape", "prefixes", "pools", "policy_file", "length",
