@@ -27,7 +27,9 @@ from greenbench.sweep.child_processes import call_json, python_module
 CONTEXTS = (2048, 8192, 32768)  # unless a person names others: those that fit the model's window
 OUTPUT_ROOM = 512  # tokens of the window that a default context leaves for the answer
 REPEATS = 3  # the fewest whose differences are tested; fewer where the time does not allow them
-ANSWERS = 64  # prompts of a graded task: enough to pass the gate where two answers differ (docs/tasks.md)
+ANSWERS = (
+    64  # prompts of a graded task: enough to pass the gate where two answers differ (docs/tasks.md)
+)
 LINES = 3
 
 
