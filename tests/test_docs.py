@@ -14,7 +14,8 @@ PAGES = [
 ]
 # test_readme.py has the README's own rules; entries of the log say what was so on their day
 NOW = [page for page in PAGES if page.name != "log.md" and page != ROOT / "README.md"]
-TOP = "analysis|configs|deploy|docs|gateway|greenbench|loadgen|models|planning|scripts|servers|telemetry|tests"
+ROOMS = "analysis|deploy|gateway|greenbench|loadgen|planning|servers|telemetry"
+TOP = f"{ROOMS}|configs|docs|models|scripts|tests"
 # our own files and folders; files of a run (telemetry/gpu.jsonl) are not of this repository
 PATH = rf"(?<![\w/.~-])(?:(?:{TOP})/[\w./*-]*?(?:\.py|\.c|\.sh|\.yaml|/)|results/h\d00/[\w./-]*\w)(?![\w/*<])"
 
