@@ -56,8 +56,8 @@ doctor: setup ## what is installed, what is missing, and how to fix it
 check: setup ## format, lint, types, and the tests that take seconds
 	@$(BENCH)/ruff format --check --quiet . && $(BENCH)/ruff check --quiet . && $(BENCH)/pyright
 	@$(BENCH)/pyright -p pyrightconfig.vllm.json --pythonpath $(VLLM)
-	@$(BENCH)/pytest -n auto --dist loadfile -m "not e2e and not gpu" tests/analysis tests/outside
-	@$(BENCH)/pytest -m "not e2e and not vllm and not gpu" --ignore tests/vllm --ignore tests/analysis --ignore tests/outside
+	@$(BENCH)/pytest -n auto --dist loadfile -m "not e2e and not gpu" tests/analysis tests/outside tests/planning
+	@$(BENCH)/pytest -m "not e2e and not vllm and not gpu" --ignore tests/vllm --ignore tests/analysis --ignore tests/outside --ignore tests/planning
 	@$(VLLM) -m pytest -m "not e2e and not gpu" tests/vllm
 
 test: check test-e2e ## check, then real vLLM servers, a real Prometheus and a real browser end to end
