@@ -42,7 +42,7 @@ from greenbench.contract.schema import (
 )
 from greenbench.contract.segments import segments
 
-CACHE_FORMAT = "5"  # raise when the way of reading changes, so that old caches are rebuilt
+CACHE_FORMAT = "6"  # raise when the way of reading changes, so that old caches are rebuilt
 SLICE_BYTES = 32 << 20
 HEAD_BYTES = 1 << 20  # dicts with open keys become structs of the keys found in so much of a file
 NEWLINE = 10
@@ -120,7 +120,7 @@ def parquet_file(run_path: Path, table: str) -> pq.ParquetFile:
     stamp = _stamp(sources)
     targets = [place / f"{table}.parquet" for place in places(run_path)]
     for target in targets:
-        kept = _kept(target, stamp)
+        kept = _kept(target, stamp, {*empty_table(table).column_names})
         if kept is not None:
             return kept
     for target in targets[:-1]:
@@ -149,7 +149,12 @@ def _columns(file: pq.ParquetFile, without: Sequence[str]) -> pa.Table:
 def _made(row: type[Row], sources: list[Path], target: Path, stamp: bytes) -> pq.ParquetFile:
     target.parent.mkdir(exist_ok=True, parents=target.parent.name != "derived")
     _convert(row, sources, target, stamp)
-    return pq.ParquetFile(target)
+    return _opened(target)
+
+
+def _opened(target: Path) -> pq.ParquetFile:
+    """A page that is not as it was written raises when it is read, and gives no wrong figure."""
+    return pq.ParquetFile(target, page_checksum_verification=True)
 
 
 def _stamp(sources: list[Path]) -> bytes:
@@ -157,13 +162,14 @@ def _stamp(sources: list[Path]) -> bytes:
     return json.dumps([CACHE_FORMAT, SCHEMA_VERSION, facts]).encode()
 
 
-def _kept(target: Path, stamp: bytes) -> pq.ParquetFile | None:
-    """The cache, when it was built from these very sources."""
+def _kept(target: Path, stamp: bytes, columns: set[str]) -> pq.ParquetFile | None:
+    """The cache, when it was built from these very sources and has these columns."""
     try:
-        file = pq.ParquetFile(target)
-    except (pa.ArrowException, OSError):
-        return None  # there is none, or one cut off while it was written
-    if (file.schema_arrow.metadata or {}).get(STAMP) == stamp:
+        file = _opened(target)
+        names = {*file.schema_arrow.names}
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
+        return None  # there is none, or one cut off while it was written, or damaged
+    if (file.schema_arrow.metadata or {}).get(STAMP) == stamp and names >= columns:
         return file
     file.close()
     return None
@@ -183,6 +189,7 @@ def _convert(row: type[Row], sources: list[Path], target: Path, stamp: bytes) ->
             compression="lz4",
             use_dictionary=plain,  # type: ignore[arg-type]
             write_statistics=False,
+            write_page_checksum=True,
         ) as writer:
             for path in sources:
                 if path in whole:
@@ -352,7 +359,9 @@ def _parse(
     try:
         if not _OBJECT_OR_NOTHING.match(memoryview(part)):
             raise pa.ArrowInvalid("its first line is no JSON object")
-        return pajson.read_json(pa.BufferReader(part), read_options=read, parse_options=parse)
+        table = pajson.read_json(pa.BufferReader(part), read_options=read, parse_options=parse)
+        table.validate(full=True)  # Arrow's parser lets through what is no UTF-8
+        return table
     except pa.ArrowException as error:
         raise UserError(first_fault(row, [path]) or f"{path}: cannot be read ({error})") from error
 

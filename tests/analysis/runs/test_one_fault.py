@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from analysis.point import point as points
@@ -14,6 +15,7 @@ from analysis.report.page import write_report
 from analysis.runs import validity
 from analysis.runs.boundary import LONGEST, of_one_run, read, sentence, words
 from analysis.runs.fault import Fault
+from analysis.runs.parquet import read_table
 from analysis.runs.run import Run, load_run, read_runs
 from analysis.study import study
 from analysis.summary import write_summary
@@ -214,6 +216,26 @@ def test_a_cache_whose_middle_is_damaged_is_built_again(tmp_path: Path) -> None:
     body[4:600] = bytes(596)  # what the footer speaks of, with the footer whole
     path.write_bytes(bytes(body))
     assert verdict(load_run(run.path)) == []
+
+
+@pytest.mark.parametrize("table", ["gpu", "requests"])
+def test_a_cache_with_a_byte_that_fell_over_gives_what_the_rows_say(
+    table: str, tmp_path: Path
+) -> None:
+    """Guards against figures of a damaged disk that nobody sees, and against a run lost to its cache."""
+    run = write_run(tmp_path, FakeRun(measure_s=6, gpu_power_w=300.0))
+    whole = read_table(run.path, table)
+    path = run.derived_dir / f"{table}.parquet"
+    body = path.read_bytes()
+    columns = pq.ParquetFile(path).metadata.row_group(0)
+    chunks = [columns.column(index) for index in range(columns.num_columns)]
+    ends = [c.data_page_offset + c.total_compressed_size - 1 for c in chunks]  # of a page's values
+    footer = range(ends[-1] + 1, len(body), 29)  # names and offsets
+    for place in [*ends, *footer]:
+        path.write_bytes(body[:place] + bytes([body[place] ^ 0x55]) + body[place + 1 :])
+        found = read_table(run.path, table)
+        assert {*found.column_names} >= {*whole.column_names}, place
+        assert place in footer or found.equals(whole), place
 
 
 def test_a_report_that_finds_no_place_says_which_file_and_what_to_do(tmp_path: Path) -> None:

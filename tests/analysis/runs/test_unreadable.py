@@ -56,6 +56,12 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     ("telemetry/gpu.jsonl", lambda _: b"null\n", "telemetry/gpu.jsonl:1: (top): "),
     ("telemetry/host.jsonl", lambda _: b"\n\nnull\n", "telemetry/host.jsonl:1: "),
     ("telemetry/server.jsonl", lambda _: b"null\n", "telemetry/server.jsonl:1: (top): "),
+    (ROWS, replaced(4, b'"task":"', b'"task":"\xd2'), "requests/w0.jsonl:4: not a JSON line ("),
+    (
+        "telemetry/server.jsonl",
+        replaced(2, b'"metric":"', b'"metric":"\xd2'),
+        "telemetry/server.jsonl:2: not a JSON line (",
+    ),
     (ROWS, line(3, b'"\xff\xfe"'), "requests/w0.jsonl:3: not a JSON line ("),
     (
         ROWS,
