@@ -46,7 +46,8 @@ class Pool:
     _ejected_until_ns: int = 0
     _scrape: Scrape | None = None
     _scraped_ns: int = 0
-    _in_flight_then: int = 0
+    _most_in_flight: int = 0  # since the scrape was asked for
+    _others: int | None = None  # requests there that are not this gateway's; None: unknown
     _sent_tokens: int = 0  # of requests that went there since the scrape
 
     def __post_init__(self) -> None:
@@ -108,6 +109,7 @@ class Pool:
     def taking(self, tokens: int) -> Iterator[None]:
         """One request of ``tokens`` KV tokens is at this pool."""
         self.in_flight += 1
+        self._most_in_flight = max(self._most_in_flight, self.in_flight)
         self._sent_tokens += tokens
         self.idle.clear()
         try:
@@ -117,12 +119,19 @@ class Pool:
             if not self.in_flight:
                 self.idle.set()
 
+    def asked_page(self) -> None:
+        """A page of /metrics is on its way: what is open here until it comes may be in it or not."""
+        self._most_in_flight = self.in_flight
+
     def scraped(self, scrape: Scrape | None, now_ns: int) -> None:
         """``scrape``: None where the page could not be had."""
         if scrape is None:
             return  # what was known before grows stale
         self._scrape, self._scraped_ns = scrape, now_ns
-        self._in_flight_then, self._sent_tokens = self.in_flight, 0
+        self._sent_tokens = 0
+        self._others = None
+        if scrape.running is not None and scrape.waiting is not None:
+            self._others = max(0, scrape.running + scrape.waiting - self._most_in_flight)
         self.prefixes.fit(scrape.total_kv_tokens)
 
     def fresh(self, now_ns: int) -> Scrape | None:
@@ -134,26 +143,24 @@ class Pool:
         return scrape is not None and scrape.prefix_caching is True
 
     def state(self, now_ns: int) -> PoolState:
-        """As the rules see it. Its own page counts; what was sent and came back since then is added.
+        """As the rules see it: what this gateway has open there, and what others had by the last page.
 
-        Without a page the load is what this gateway has open there, and free KV is unknown.
+        Without a page others are unknown, and free KV tokens are.
         """
         scrape = self.fresh(now_ns)
         plain = PoolState(self.name, self.up, running=self.in_flight, draining=self.draining)
         if scrape is None:
             return plain
         free = scrape.free_kv_tokens
-        known = replace(
+        load = self.in_flight + (self._others or 0)
+        running = load if scrape.running is None else min(scrape.running, load)
+        return replace(
             plain,
+            running=running,
+            waiting=load - running,
             free_kv_tokens=None if free is None else max(0, free - self._sent_tokens),
             total_kv_tokens=scrape.total_kv_tokens,
         )
-        if scrape.running is None or scrape.waiting is None:
-            return known
-        since = self.in_flight - self._in_flight_then
-        load = max(self.in_flight, scrape.running + scrape.waiting + since)
-        running = min(scrape.running, load)
-        return replace(known, running=running, waiting=load - running)
 
 
 def states(pools: list[Pool], now_ns: int, tried: set[str]) -> list[PoolState]:

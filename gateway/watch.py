@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from time import monotonic_ns
 from typing import Final
@@ -48,7 +49,7 @@ class Watch:
         self._probe_s, self._scrape_s = probe_s, scrape_s
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. The first look at each pool is the caller's."""
         async with asyncio.TaskGroup() as tasks:
             for pool in self._pools:
                 tasks.create_task(self._probe_always(pool))
@@ -77,6 +78,7 @@ class Watch:
                 await self.scrape(pool)
 
     async def scrape(self, pool: Pool) -> None:
+        pool.asked_page()
         page = await self._page(pool, "/metrics", SCRAPE_LIMIT_S)
         pool.scraped(None if page is None else read_metrics(page), monotonic_ns())
 
@@ -108,19 +110,17 @@ class Watch:
             return None
 
     async def _probe_always(self, pool: Pool) -> None:
-        count = 0
-        while True:
+        for count in itertools.count(1):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._probe_s):
+                    await pool.suspected.wait()
             pool.suspected.clear()
             try:
                 await self.probe(pool)
-                count += 1
                 if pool.up and count % MODELS_EVERY == 0:
                     await self.ask_models(pool)
             except Exception:  # one page that nobody thought of ends no watch
                 log.exception("the probe of pool %s has a fault", pool.name)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._probe_s):
-                    await pool.suspected.wait()
 
     async def _scrape_always(self, pool: Pool) -> None:
         while True:

@@ -52,7 +52,7 @@ from loadgen.tasks.grading import grade_reply  # noqa: E402
 
 MODEL = "retriever"
 BACKENDS = {"exact": "cpu_attn", "window": "sink_window(window=1024)"}
-LENGTHS = {512: 0.5, 1000: 0.2, 4096: 0.3}  # prompt tokens → share of the traffic
+LENGTHS = {512: 0.6, 1000: 0.3, 4096: 0.1}  # prompt tokens → share of the traffic
 CALIBRATION_PROMPTS, TRAFFIC_PROMPTS = 32, 64  # a length
 CALIBRATION_USERS, USERS = 2, 6
 BUSY = 0.1  # share of the cores that others may take in a turn before its figures are in doubt

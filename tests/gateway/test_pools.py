@@ -42,27 +42,48 @@ def test_a_page_counts_until_it_is_stale() -> None:
     assert not pool.caches_prefixes(STALE_NS + 1)
 
 
-def test_what_was_sent_since_the_page_is_added() -> None:
+def load(pool: Pool) -> int:
+    state = pool.state(0)
+    return state.running + state.waiting
+
+
+def test_the_load_is_what_is_open_here_and_what_others_have_there() -> None:
+    """The page tells of four requests, one of them this gateway's."""
     pool = up()
     with pool.taking(100):
-        pool.scraped(TOLD, 0)  # the page has this one
+        pool.asked_page()
+        pool.scraped(TOLD, 0)
+        assert load(pool) == 4
         with pool.taking(250):
-            state = pool.state(0)
-            assert (state.running + state.waiting, state.free_kv_tokens) == (5, 350)
-        assert sum((pool.state(0).running, pool.state(0).waiting)) == 4
-    assert sum((pool.state(0).running, pool.state(0).waiting)) == 3
+            assert (load(pool), pool.state(0).free_kv_tokens) == (5, 350)
+    assert load(pool) == 3
     with pool.taking(10**6):
         assert pool.state(0).free_kv_tokens == 0
+
+
+def test_requests_that_end_while_the_page_is_on_its_way_are_no_others() -> None:
+    """Four were open when the server wrote the page, and one when it came."""
+    pool = up()
+    with pool.taking(1):
+        with pool.taking(1), pool.taking(1), pool.taking(1):
+            pool.asked_page()
+        pool.scraped(TOLD, 0)
+        assert load(pool) == 1
+    pool.asked_page()
+    with pool.taking(1):
+        pass  # came and went: it may be in the page
+    pool.scraped(TOLD, 0)
+    assert load(pool) == 3
 
 
 def test_without_a_page_the_load_is_what_is_open_here() -> None:
     pool = up()
     with pool.taking(1), pool.taking(1):
-        assert pool.state(0).running == 2
-        pool.scraped(Scrape(running=None, waiting=0), 0)
-        assert pool.state(0).running == 2
-        pool.scraped(Scrape(running=0, waiting=0), 0)  # it has not counted them yet
-        assert pool.state(0).running + pool.state(0).waiting == 2
+        assert load(pool) == 2
+        for told in (Scrape(running=None, waiting=0), Scrape(running=0, waiting=0)):
+            pool.asked_page()
+            pool.scraped(told, 0)
+            assert load(pool) == 2
 
 
 def test_slow_probes_take_a_pool_out_only_in_a_row() -> None:
