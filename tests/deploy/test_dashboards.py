@@ -1,6 +1,7 @@
 """The dashboards' files, and figures that promtool works out from series whose answer is plain arithmetic."""
 
 import math
+import re
 import shutil
 import subprocess
 from itertools import chain, combinations
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from greenbench.contract.installation import ROOT
 from scripts.make_dashboards import DASHBOARDS, FOLDER, text_of
 from tests.fakes.dashboards import asked, panels, read
 
@@ -52,6 +54,17 @@ def test_each_panel_has_a_unit_and_its_queries_a_legend() -> None:
             assert panel["targets"] and all(target["legendFormat"] for target in panel["targets"])
             seen += 1
     assert seen == len({(each.dashboard, each.panel) for each in asked()}) > 50
+
+
+@pytest.mark.skipif(not (ROOT / "gateway").is_dir(), reason="this checkout has no gateway")
+def test_the_gateway_has_the_names_that_are_asked_for() -> None:
+    """The page of the other tests was recorded; this one sees a name that was changed since."""
+    source = (ROOT / "gateway" / "metrics.py").read_text()
+    alerts = (ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text()
+    text = "\n".join([alerts, *(each.expr for each in asked())])
+    names = set(re.findall(r"greenbench_gateway_(\w+?)(?:_total|_bucket)?\b", text))
+    assert len(names) > 15
+    assert {name for name in names if name not in source} == set()
 
 
 # ---------------------------------------------------------------- what the figures mean
