@@ -43,7 +43,7 @@ def chosen(version: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     place = tmp_path_factory.mktemp("prometheus")
-    run = next(path for path in unpack("h100-serving.txz", place).iterdir() if path.is_dir())
+    run = next(path for path in unpack("h100/serving.txz", place).iterdir() if path.is_dir())
     pages = {version: recorded(f"vllm-{version}") for version in VERSIONS}
     scraped = {
         "vllm": [
