@@ -10,7 +10,7 @@ from typing import Any
 from greenbench.contract.installation import ROOT
 
 DASHBOARDS = sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))
-BUILT_IN = {"__rate_interval": "1m", "__range": "1m"}
+BUILT_IN = {"__rate_interval": "10m", "__range": "10m"}  # longer than pages take to be scraped
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -117,10 +118,11 @@ def configured(place: Path, targets: dict[str, list[tuple[str, dict[str, str]]]]
 
 
 class Prometheus:
-    """``url`` of a running one."""
+    """``url`` of a running one. ``at_s``: the Unix time that is asked about; None: now."""
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.at_s: float | None = None
 
     def get(self, path: str, **params: str) -> Any:
         """``data`` of an answer; a query that is malformed is an AssertionError with Prometheus' words."""
@@ -129,7 +131,8 @@ class Prometheus:
         return answer.json()["data"]
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        found = self.get("query", query=expression)
+        at = {} if self.at_s is None else {"time": str(self.at_s)}
+        found = self.get("query", query=expression, **at)
         assert found["resultType"] == "vector"
         return [(each["metric"], float(each["value"][1])) for each in found["result"]]
 
@@ -170,6 +173,7 @@ def prometheus(
             pages = max(len(pages) for each in scraped.values() for pages, _ in each)
             number = sum(map(len, scraped.values()))
             wait_until(_all_scraped(running, number, pages), "each page scraped", every_s=0.5)
+            running.at_s = time.time()  # tests that take long ask about the same moment
             yield running
         finally:
             process.terminate()
