@@ -52,6 +52,7 @@ class Study:
     crossings: list[Crossing]
     bottlenecks: dict[str, Bottleneck]  # by run id, of usable points
     uses: dict[str, list[PhaseUse]]
+    host_ceilings: HostCeilings | None
     beaten: dict[str, float]  # ceilings that a point went beyond: what they are -> by what factor
     gates: list[Gate]
     verifications: list[Verification]
@@ -123,6 +124,7 @@ def study(
         crossings=crossed,
         bottlenecks=bounds,
         uses=uses,
+        host_ceilings=host,
         beaten=beaten,
         gates=judged,
         verifications=checked,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from analysis.bottleneck.peaks import Ceiling, find_host_ceilings, run_ceilings
+from analysis.bottleneck.peaks import Ceiling, run_ceilings
 from analysis.bottleneck.roofline import PhaseUse
 from analysis.compare.cells import Cell
 from analysis.compare.crossovers import Crossing
@@ -58,9 +58,8 @@ def paretos(whole: Study, look: plots.Look, figures: Figures) -> list[tuple[str,
 def rooflines(whole: Study, look: plots.Look, figures: Figures) -> list[tuple[str, str]]:
     """One figure a model and ceiling: (words, figure id). Empty where no ceiling or step log is known."""
     groups: dict[tuple[str, Ceiling], list[tuple[str, str, PhaseUse]]] = {}
-    host = find_host_ceilings(whole.root)
     for point in whole.usable:
-        ceilings = run_ceilings(whole.run(point), host)
+        ceilings = run_ceilings(whole.run(point), whole.host_ceilings)
         for use in whole.uses.get(point.run_id, []):
             if ceilings and use.ceiling is not None:
                 words = f"{point.backend}, {point.task} {point.context_tokens:,}, {point.load}, {use.phase}"

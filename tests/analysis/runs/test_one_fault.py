@@ -162,6 +162,8 @@ def test_broken_ceilings_and_verifications_cost_only_themselves(tmp_path: Path) 
     assert named == {"ceilings.json", "a/verify.json", "b/verify.json", "c/verify.json"}
     write_summary(whole, tmp_path / "summary.json")
     json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    write_report(whole, tmp_path / "report.html")
+    assert "a/verify.json" in (tmp_path / "report.html").read_text()
 
 
 def test_a_point_of_which_nothing_can_be_drawn_is_in_the_report(tmp_path: Path) -> None:
