@@ -160,7 +160,8 @@ class Drive:
         """Parse and record a reply that is over, once."""
         if over.record is None:
             response = outcome(over.reply)
-            self._naps.learn(over.request, response, time.monotonic_ns())
+            now_ns, in_flight = time.monotonic_ns(), self.session.in_flight
+            self._naps.learn(over.request, response, now_ns, in_flight)
             over.record = self.record(over.request, response, over.in_flight)
         return over.record
 

@@ -12,7 +12,7 @@ token of any reply can come.
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from itertools import pairwise
+from operator import sub
 from typing import Final
 
 from loadgen.wire.response import RawReply, Request, Response
@@ -38,17 +38,18 @@ class Naps:
         self._sent = 0  # requests, when was worked out …
         self._none_ends_before_ns = 0  # … that no open reply can end sooner
 
-    def learn(self, request: Request, response: Response, now_ns: int) -> None:
-        """Naps want the kernel's times, and an end when tokens share a read."""
+    def learn(self, request: Request, response: Response, now_ns: int, in_flight: int) -> None:
+        """Naps want the kernel's times, and end when tokens share a read. Few streams' want the gaps too."""
         if not response.kernel_times:
             self._from_ns = None
         elif response.shared_bounds_ns:
             self._from_ns = now_ns + OFF_NS
         elif self._from_ns is None:
             self._from_ns = now_ns
-        self._gaps_ns.append(_smallest_gap_ns(request, response))
-        self._gap_ns = min(self._gaps_ns)
-        self._none_ends_before_ns = 0
+        if in_flight < MANY:
+            self._gaps_ns.append(_smallest_gap_ns(request, response))
+            self._gap_ns = min(self._gaps_ns)
+            self._none_ends_before_ns = 0
 
     def until_ns(self, now_ns: int, looked_ns: int) -> int:
         """With many streams: when to look again after a look at ``looked_ns``."""
@@ -93,5 +94,4 @@ def _smallest_gap_ns(request: Request, response: Response) -> int:
     chunk_ns = response.chunk_ns or []
     if response.facts.error_type is not None or len(chunk_ns) != request.output_tokens:
         return 0
-    gaps = (later - one for one, later in pairwise(chunk_ns))
-    return min(filter(None, gaps), default=0)
+    return min(filter(None, map(sub, chunk_ns[1:], chunk_ns)), default=0)
