@@ -279,6 +279,12 @@ def policy(context: typer.Context) -> None:
     raise typer.Exit(passthrough(python_module("planning", command, *args)))
 
 
+@app.command(context_settings=PASS)
+def plan(context: typer.Context) -> None:
+    """How many replicas does a traffic take? plan RUNS --traffic FILE --slo ttft=2,tpot=50ms."""
+    _stage(context, "planning", "plan")
+
+
 @app.command("import", context_settings=PASS)
 def import_(context: typer.Context) -> None:
     """Read other tools' results into run directories: import FILE… --out RUNS."""

@@ -3,6 +3,7 @@
 python -m planning fit runs/demo --objective e2e
 python -m planning replay policy.yaml --generate
 python -m planning export policy.yaml --to llm-d
+python -m planning plan runs/demo --traffic traffic.yaml --slo ttft=2
 """
 
 import argparse
@@ -134,6 +135,55 @@ def export(args: argparse.Namespace) -> int:
     return 0
 
 
+def plan(args: argparse.Namespace) -> int:
+    """Replicas of each measured candidate that a traffic takes under an SLO, what binds, W and kWh."""
+    from planning.demand import load_demand
+    from planning.plan import dump, load_prices, plan, what_to_measure
+    from planning.plan_page import write_page
+    from planning.plan_told import table
+
+    slo = SloConfig() if args.slo is None else parse_slo(args.slo)
+    if args.what_to_measure:
+        print(what_to_measure(args.traffic and load_demand(args.traffic), slo, args.seed), end="")
+        return 0
+    _wanted(args)
+    for out in (args.json, args.page):
+        if out is not None and out.is_dir():
+            raise UserError(f"{out}: is a folder; a file is wanted")
+    made = plan(
+        root=args.runs,
+        demand=load_demand(args.traffic),
+        slo=slo,
+        hardware=args.hardware,
+        prices=args.prices and load_prices(args.prices),
+        policy=args.policy and load_policy(args.policy),
+        seed=args.seed,
+    )
+    if args.json:
+        write_atomic(args.json, dump(made))
+    write_page(made, args.page)
+    print(visible(f"{made.traffic}, on {made.device}, SLO {args.slo}"))
+    for line in table(list(made.needs), made.currency):
+        print(visible(line))
+    if made.mixed is not None:
+        counts = ", ".join(f"{n} × {pool}" for pool, n in made.mixed.replicas.items())
+        print(visible(f"by the policy: {counts}; {made.mixed.seen.utilisation:.0%} busy"))
+    for sentence in made.refused:
+        print(visible(f"left out: {sentence}."))
+    print(visible(str(args.page)))
+    return 0
+
+
+def _wanted(args: argparse.Namespace) -> None:
+    if args.runs is None:
+        raise UserError(
+            "plan wants a folder of runs: greenbench plan RUNS --traffic FILE --slo ttft=2"
+        )
+    for name, example in (("traffic", "--traffic traffic.yaml"), ("slo", "--slo ttft=2,tpot=50ms")):
+        if getattr(args, name) is None:
+            raise UserError(f"plan wants --{name}, as in {example}")
+
+
 def lengths(text: str) -> tuple[int, int]:
     """``2k-32k`` as tokens; k is 1,024."""
     found = re.fullmatch(r"(\d{1,9})(k?)-(\d{1,9})(k?)", text.strip().lower())
@@ -230,10 +280,30 @@ def add_export(commands: Any) -> None:
     made.add_argument("--out", type=Path, metavar="FILE", help="default: stdout")
 
 
+def add_plan(commands: Any) -> None:
+    made = command(commands, "plan", plan)
+    made.add_argument(
+        "runs", type=Path, nargs="?", metavar="RUNS", help="measured runs of one card"
+    )
+    made.add_argument(
+        "--traffic", type=Path, metavar="FILE", help="rate and lengths (docs/plan.md)"
+    )
+    made.add_argument("--slo", metavar="BOUNDS", help="as ttft=2,tpot=50ms")
+    made.add_argument("--hardware", metavar="NAME", help="the card, where runs are of several")
+    made.add_argument("--prices", type=Path, metavar="FILE", help="per_card_hour, per_kwh, pue")
+    made.add_argument("--policy", type=Path, metavar="FILE", help="also a fleet of its pools")
+    made.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
+    made.add_argument("--page", type=Path, metavar="FILE", default=Path("plan.html"))
+    made.add_argument("--seed", type=int, default=7)
+    made.add_argument(
+        "--what-to-measure", action="store_true", help="print a sweep that is enough, and end"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m planning", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_fit, add_replay, add_export):
+    for add in (add_fit, add_replay, add_export, add_plan):
         add(commands)
     args = parser.parse_args()
     return exit_on_user_error(lambda: args.action(args))

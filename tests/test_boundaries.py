@@ -32,8 +32,8 @@ FLOORS = {
     ),
     "planning": (
         "__init__", "evidence", "regions", "policy", "curves", "requests", "simulate", "routers", "score",
-        "playing", "fit", "replay", "told", "export", "batches", "step_time", "simulator",
-        "__main__",
+        "playing", "fit", "replay", "told", "export", "batches", "step_time", "simulator", "demand",
+        "candidates", "capacity", "plan", "plan_told", "plan_page", "__main__",
     ),
     "gateway": (
         "__init__", "options", "request", "scrape", "prefixes", "pools", "policy_file", "length",
@@ -44,7 +44,7 @@ FLOORS = {
 # library → the only files that may import it (folders end with /)
 HOMES = {
     "pandas": ("analysis/",),
-    "plotly": ("analysis/report/",),
+    "plotly": ("analysis/report/", "planning/plan_page.py"),
     "gevent": ("loadgen/longctx.py", "loadgen/locust_run.py", "loadgen/wire/gevent_loop.py"),
     "locust": ("loadgen/longctx.py", "loadgen/locust_run.py", "loadgen/locust_tab.py"),
     "torch": (

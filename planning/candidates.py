@@ -1,0 +1,236 @@
+"""What a plan knows of each measured candidate: its step time, its limits, its power, what was measured."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import nnls
+
+from analysis.bottleneck.roofline import model_of
+from analysis.point.point import Point
+from analysis.runs.identity import Block, DeviceKind
+from analysis.runs.run import Run
+from analysis.study import Study, study
+from greenbench.contract.config import SloConfig
+from greenbench.contract.errors import UserError
+from planning.batches import Timed, timed
+from planning.simulator import Settings
+from planning.step_time import NotEnough, Shape, StepTime, fit, shape_of
+
+BLOCK_TOKENS = 16  # vLLM's own on a GPU, where the run does not say
+
+
+@dataclass(frozen=True)
+class Hull:
+    """What was measured. ``sequences``: the most in one step; ``prompts``: shortest and longest, tokens."""
+
+    sequences: int
+    prompts: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Front:
+    """Seconds of a request outside of the engine: network, HTTP, tokenizer. ``token_s``: a prompt token."""
+
+    request_s: float
+    token_s: float
+
+
+@dataclass(frozen=True)
+class Power:
+    """Watts of a server's cards: while it computes prompts, while it decodes, without a request (None: not
+    measured).
+    """
+
+    computing_w: float
+    decoding_w: float
+    idle_w: float | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate. ``timed``: its steps by block of starts. ``barred``: why it may not serve, and where."""
+
+    label: str
+    shape: Shape
+    model: StepTime
+    timed: tuple[tuple[Block, Timed], ...]
+    settings: Settings
+    front: Front
+    hull: Hull
+    power: Power | None
+    no_power: str | None
+    cards: int
+    barred: tuple[str, ...]
+
+    def drawn(self, rng: np.random.Generator) -> StepTime | None:
+        """The model of as many blocks drawn with replacement; None of a draw that tells too little."""
+        blocks = sorted({block for block, _ in self.timed})
+        picked = [blocks[i] for i in rng.integers(len(blocks), size=len(blocks))]
+        runs = [run for block in picked for own, run in self.timed if own == block]
+        try:
+            return fit(self.shape, runs)
+        except NotEnough:
+            return None
+
+    @property
+    def blocks(self) -> int:
+        return len({block for block, _ in self.timed})
+
+
+def measured(
+    root: Path, slo: SloConfig, hardware: str | None
+) -> tuple[list[Measured], list[str], DeviceKind]:
+    """The candidates below ``root``, a sentence for each that cannot be planned with, and the card."""
+    found = study(root, across_executions=True, slo=slo)
+    device = _device(root, found, hardware)
+    groups: dict[str, list[Point]] = {}
+    for point in found.usable:
+        if point.scenario.device == device:
+            groups.setdefault(point.backend, []).append(point)
+    runs = {str(run.path): run for run in found.runs}
+    made: list[Measured] = []
+    refused: list[str] = []
+    for label, points in sorted(groups.items()):
+        try:
+            made.append(_measured(label, points, runs, found))
+        except NotEnough as why:
+            refused.append(f"{label}: {why}")
+    if not made:
+        raise UserError(
+            f"{root}: no candidate can be planned with ({'; '.join(refused) or 'no usable run'}); "
+            "`greenbench plan --what-to-measure` prints a sweep that is enough"
+        )
+    return made, refused, device
+
+
+def _device(root: Path, found: Study, hardware: str | None) -> DeviceKind:
+    kinds = list(dict.fromkeys(point.scenario.device for point in found.usable))
+    if not kinds:
+        raise UserError(f"{root}: no usable run; `greenbench report` says why")
+    named = [k for k in kinds if hardware is None or hardware.lower() in k.words.lower()]
+    words = ", ".join(kind.words for kind in kinds)
+    if not named:
+        raise UserError(f"--hardware wants what was measured ({words}), found '{hardware}'")
+    if len(named) > 1:
+        raise UserError(
+            f"{root}: runs of several cards ({words}); a plan is for one, choose it with --hardware"
+        )
+    return named[0]
+
+
+def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: Study) -> Measured:
+    """NotEnough where its runs do not carry a plan."""
+    first = runs[points[0].path]
+    work = model_of(first)
+    if work is None:
+        raise NotEnough("its model's shape or the format of its KV cache is not known")
+    own: list[tuple[Block, Timed]] = []
+    for point in points:
+        window = point.window
+        if window is None or point.proof != "proven":
+            continue
+        steps = timed(runs[point.path], (window.start_unix_ns, window.end_unix_ns))
+        if steps is not None and steps.batches and steps.unmet <= len(steps.batches) / 20:
+            own.append((point.block, steps))
+    if not own:
+        raise NotEnough(
+            "no proven run of it has an iteration log that fits its requests (server.iteration_log)"
+        )
+    shape = shape_of(work)
+    model = fit(shape, [run for _, run in own])
+    here = [runs[point.path] for point in points]
+    power, no_power = _power(points, model)
+    return Measured(
+        label=label,
+        shape=shape,
+        model=model,
+        timed=tuple(own),
+        settings=_settings(here),
+        front=_front(here),
+        hull=Hull(
+            max(batch.sequences for _, run in own for batch in run.batches),
+            (min(p.context_tokens for p in points), max(p.context_tokens for p in points)),
+        ),
+        power=power,
+        no_power=no_power,
+        cards=max(1, len(points[0].scenario.device.gpus)) * first.manifest.server.tensor_parallel
+        if points[0].scenario.device.gpus
+        else 0,
+        barred=_barred(points, found),
+    )
+
+
+def _settings(runs: Sequence[Run]) -> Settings:
+    asked = runs[0].point.server
+    kv = [n for run in runs if (n := run.manifest.server.kv_cache_tokens)]
+    argv = runs[0].manifest.server.argv
+    block = int(argv[argv.index("--block-size") + 1]) if "--block-size" in argv else BLOCK_TOKENS
+    return Settings(
+        max_num_seqs=asked.max_num_seqs,
+        max_num_batched_tokens=asked.max_num_batched_tokens,
+        block_size=block,
+        total_kv_tokens=min(kv, default=None),
+        max_model_len=runs[0].manifest.server.max_model_len,
+    )
+
+
+def _front(runs: Sequence[Run]) -> Front:
+    """Least squares, not negative, over the medians of each run: what the client saw more than the engine."""
+    rows: list[tuple[float, float]] = []
+    names = [f"server_metrics.{name}_ms" for name in ("queue_time", "time_to_first_token")]
+    for run in runs:
+        frame = run.requests
+        if not {*names} <= {*frame.columns}:
+            continue
+        inside_s = frame[names].sum(axis=1, skipna=False) / 1e3
+        over = (frame["first_token_ns"].astype(float) / 1e9 - inside_s).dropna()
+        if len(over):
+            rows.append((float(run.point.context_tokens), max(0.0, float(over.median()))))
+    if not rows:
+        return Front(0.0, 0.0)
+    tokens, over_s = np.array(rows).T
+    if len(set(tokens)) < 2:
+        return Front(float(over_s.mean()), 0.0)
+    (base, slope), _ = nnls(np.stack([np.ones_like(tokens), tokens], axis=1), over_s)
+    return Front(float(base), float(slope))
+
+
+def _power(points: Sequence[Point], model: StepTime) -> tuple[Power | None, str | None]:
+    """Watts by what a server does, not negative, over the runs whose power was measured."""
+    found = {p.run_id: p.energy.result for p in points if p.energy is not None}
+    known = {run: r for run, r in found.items() if r.power_w is not None}
+    if not known:
+        why = next((sentence for r in found.values() for sentence in r.explain), None)
+        return None, why or "no power was recorded"
+    shares, watts = [], []
+    ends = np.cumsum(model.steps_of_run)[:-1]
+    took = np.split(model.predicted, ends)
+    prefilling = np.split(model.prefilling, ends)
+    for run, own, mask in zip(model.run_ids, took, prefilling, strict=True):
+        if run in known:
+            share = float(own[mask].sum() / own.sum())
+            shares.append((share, 1 - share))
+            watts.append(known[run].power_w)
+    if not shares:
+        return None, "no run with a step log has its power"
+    (computing, decoding), _ = nnls(np.array(shares), np.array(watts, dtype=float))
+    if len({round(share, 2) for share, _ in shares}) < 2 or 0.0 in (computing, decoding):
+        computing = decoding = statistics.fmean(watts)
+    idle = [r.idle_w for r in known.values() if r.idle_w is not None]
+    return Power(float(computing), float(decoding), statistics.fmean(idle) if idle else None), None
+
+
+def _barred(points: Sequence[Point], found: Study) -> tuple[str, ...]:
+    said: dict[str, None] = {}
+    for point in points:
+        able = found.eligible.get((point.scenario, point.candidate))
+        if able is not None and not able.may_win:
+            said[f"{able.why_not or 'it may not win'} at {point.context_tokens:,} tokens"] = None
+    return tuple(said)
+
+
+def with_model(one: Measured, model: StepTime) -> Measured:
+    return replace(one, model=model)

@@ -1,0 +1,397 @@
+"""How many replicas a traffic takes under an SLO, what binds, and what it costs: by simulation.
+
+A fleet meets an SLO when at least ``ATTAINED`` of the requests do, in the whole stretch and in its second
+half, so that a queue that only grows does not pass. It may be asked within what was measured, and up to
+``BEYOND`` times beyond, marked as extrapolated; a fleet whose steps hold more sequences is not a fleet.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from greenbench.contract.config import SloConfig
+from greenbench.contract.policy import Policy, compile
+from greenbench.contract.slo import is_good
+from planning.candidates import Measured, with_model
+from planning.demand import Demand
+from planning.evidence import ATTAINED
+from planning.regions import BEYOND
+from planning.requests import Traffic
+from planning.routers import by_policy
+from planning.simulator import Costs, Engine, Floats, Played, Router, costs, least_open, play
+
+MOST_REPLICAS = 512
+ROUNDS = 7  # of bisection for the highest rate: to 2^(1/2^7) or so
+DRAWS = 20
+WAITED = 0.2  # of the time with a queue before a limit, from which the limit binds
+PERCENTILES = (50, 90, 99)
+Binds = Literal[
+    "compute", "bandwidth", "KV capacity", "max_num_seqs", "host or weights", "measured loads"
+]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a fleet did with a traffic. Seconds at ``PERCENTILES``."""
+
+    good: float
+    meets: bool
+    ttft_s: tuple[float, ...]
+    tpot_s: tuple[float, ...]
+    e2e_s: tuple[float, ...]
+    utilisation: float
+    computing: float  # of the busy time
+    sequences: int  # in a step, 99th percentile of the time
+    kv_share: float | None  # of the cache, the most held
+    binds: Binds
+    reach: float  # the larger of sequences and lengths over the measured ones
+
+
+@dataclass(frozen=True)
+class Need:
+    """Of one candidate. Each pair: 95 % interval over resampled server starts, None without two of them.
+
+    ``most_rate``: requests/s that these replicas take; ``knee``: (rate, p90 TTFT, utilisation) of them.
+    ``longer``: replicas where prompts, or outputs, are a quarter longer, None: no number of them, or beyond
+    what was measured. ``watts``: bounds on the mean of all
+    replicas; equal where idle power was measured.
+    """
+
+    label: str
+    replicas: int | None
+    replicas_interval: tuple[int, int] | None
+    seen: Seen
+    ttft_interval: tuple[float, float] | None  # of the 90th percentile
+    e2e_interval: tuple[float, float] | None
+    most_rate: float
+    utilisation_at_slo: float
+    binds: Binds
+    headroom: float
+    longer: tuple[int | None, int | None]
+    knee: tuple[tuple[float, float, float], ...]
+    watts: tuple[float, float] | None
+    kwh_day: tuple[float, float] | None
+    cost_day: tuple[float, float] | None
+    extrapolated: bool
+    barred: bool  # its answers, or its failures, at some measured length
+    said: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Equal replicas of one candidate, under one traffic."""
+
+    one: Measured
+    costs: Costs
+    demand: Demand
+    slo: SloConfig
+    seed: int
+
+    def seen(self, replicas: int, factor: float) -> Seen:
+        asked = self.demand.traffic(factor, self.seed)
+        engines = [Engine("", self.one.settings, self.costs) for _ in range(replicas)]
+        played = play(asked, engines, least_open, self.demand.file.cached_share)
+        return judged(played, asked, [self.one], self.slo)
+
+
+def fleet(one: Measured, demand: Demand, slo: SloConfig, seed: int) -> Fleet:
+    budget = one.settings.max_num_batched_tokens
+    return Fleet(one, costs(one.shape, one.model.terms, budget), demand, slo, seed)
+
+
+def judged(played: Played, asked: Traffic, of: list[Measured], slo: SloConfig) -> Seen:
+    """``of``: one candidate, or that of each engine."""
+    each = [of[i % len(of)] for i in range(len(played.engines))]
+    front = np.array([m.front.request_s for m in each])[played.server]
+    front = front + np.array([m.front.token_s for m in each])[played.server] * asked.prompt_tokens
+    ttft, e2e = played.ttft_s + front, played.e2e_s + front
+    good = np.asarray(is_good(slo, played.served, ttft, played.tpot_s, e2e, asked.output_tokens))
+    share, later = float(good.mean()), float(good[len(good) // 2 :].mean())
+    engines = played.engines
+    busy = sum(e.busy_s for e in engines)
+    reach = max(_reach(e, m, asked) for e, m in zip(engines, each, strict=True))
+    kv = [
+        e.most_kv_tokens / e.settings.total_kv_tokens for e in engines if e.settings.total_kv_tokens
+    ]
+    return Seen(
+        good=share,
+        meets=share >= ATTAINED and later >= ATTAINED and reach <= BEYOND,
+        ttft_s=_percentiles(ttft),
+        tpot_s=_percentiles(played.tpot_s),
+        e2e_s=_percentiles(e2e),
+        utilisation=played.utilisation,
+        computing=sum(e.computing_s for e in engines) / busy if busy else 0.0,
+        sequences=max(_sequences(e) for e in engines),
+        kv_share=max(kv, default=None),
+        binds="measured loads" if reach > BEYOND else _binds(played, each),
+        reach=reach,
+    )
+
+
+def _percentiles(values: Floats) -> tuple[float, ...]:
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return (math.nan,) * len(PERCENTILES)
+    return tuple(float(v) for v in np.percentile(known, PERCENTILES))
+
+
+def _sequences(one: Engine) -> int:
+    reached = np.cumsum(one.seconds_running)
+    return int(np.searchsorted(reached, 0.99 * reached[-1])) if reached[-1] else 0
+
+
+def _reach(engine: Engine, one: Measured, asked: Traffic) -> float:
+    return max(_sequences(engine) / one.hull.sequences, length_reach(one, asked))
+
+
+def length_reach(one: Measured, asked: Traffic) -> float:
+    """How far the lengths are beyond the measured ones: 1 within, 2 for twice as long or half as short."""
+    low, high = one.hull.prompts
+    return float(max(asked.prompt_tokens.max() / high, low / asked.prompt_tokens.min(), 1.0))
+
+
+def _binds(played: Played, each: list[Measured]) -> Binds:
+    """A limit before which requests stood; else what the steps' time went to."""
+    engines = played.engines
+    busy = sum(e.busy_s for e in engines) or 1.0
+    waited = {
+        why: sum(e.seconds_waiting.get(why, 0.0) for e in engines) / busy
+        for why in ("max_num_seqs", "kv")
+    }
+    if max(waited.values()) >= WAITED:
+        return "KV capacity" if waited["kv"] > waited["max_num_seqs"] else "max_num_seqs"
+    computing = sum(e.computing_s for e in engines)
+    fixed = sum(e.steps * m.model.terms.launch for e, m in zip(engines, each, strict=True))
+    parts: dict[Binds, float] = {
+        "compute": computing,
+        "host or weights": fixed,
+        "bandwidth": busy - computing - fixed,
+    }
+    return max(parts, key=lambda name: parts[name])
+
+
+def fewest(meets: Callable[[int], bool], most: int = MOST_REPLICAS) -> int | None:
+    """The least number for which ``meets`` holds, which holds for every larger one; None above ``most``."""
+    high = 1
+    while not meets(high):
+        if high == most:
+            return None
+        high = min(most, 2 * high)
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if meets(middle) else (middle, high)
+    return high
+
+
+def need(
+    one: Measured, demand: Demand, slo: SloConfig, seed: int, draws: int = DRAWS
+) -> Need | str:
+    """A sentence where the traffic is beyond what was measured."""
+    far = length_reach(one, demand.traffic(1.0, seed))
+    if far > BEYOND:
+        low, high = one.hull.prompts
+        return (
+            f"{one.label} was measured with prompts of {low:,} to {high:,} tokens, and the traffic's are "
+            f"{far:.1f} times beyond; measure those lengths"
+        )
+    whole = fleet(one, demand, slo, seed)
+    replicas = fewest(lambda n: whole.seen(n, 1.0).meets)
+    if replicas is None:
+        return _cannot(whole)
+    seen = whole.seen(replicas, 1.0)
+    most = _most_factor(whole, replicas)
+    at_slo, beyond = whole.seen(replicas, most), whole.seen(replicas, most * 1.1)
+    spread = _spread(one, demand, slo, seed, replicas, draws)
+    watts = _watts(one, seen, replicas)
+    return Need(
+        label=one.label,
+        replicas=replicas,
+        replicas_interval=spread.replicas,
+        seen=seen,
+        ttft_interval=spread.ttft_s,
+        e2e_interval=spread.e2e_s,
+        most_rate=most * demand.rate_per_s,
+        utilisation_at_slo=at_slo.utilisation,
+        binds=beyond.binds,
+        headroom=most - 1,
+        longer=(
+            _replicas(one, demand.stretched(1.25, 1.0), slo, seed),
+            _replicas(one, demand.stretched(1.0, 1.25), slo, seed),
+        ),
+        knee=tuple(_knee(whole, replicas, most)),
+        watts=watts,
+        kwh_day=None if watts is None else (watts[0] * 0.024, watts[1] * 0.024),
+        cost_day=None,
+        extrapolated=max(seen.reach, at_slo.reach) > 1,
+        barred=bool(one.barred),
+        said=_said(
+            one, _untaken(one, demand.traffic(1.0, seed)), spread.replicas is None, seen, at_slo
+        ),
+    )
+
+
+def _cannot(whole: Fleet) -> str:
+    untaken = _untaken(whole.one, whole.demand.traffic(1.0, whole.seed))
+    if untaken > 1 - ATTAINED:
+        return f"{whole.one.label} cannot serve this traffic: {_too_long(whole.one, untaken)}"
+    alone = whole.seen(MOST_REPLICAS, 1.0)
+    parts = [
+        f"{name} {value:.3g} s of {limit:.3g} s"
+        for name, value, limit in (
+            ("TTFT", alone.ttft_s[1], whole.slo.ttft_s),
+            ("TPOT", alone.tpot_s[1], whole.slo.tpot_s),
+            ("E2E", alone.e2e_s[1], whole.slo.e2e_s),
+        )
+        if limit is not None and value > limit
+    ]
+    near = (
+        f"its 90th percentile alone is {', '.join(parts)}"
+        if parts
+        else "its loads are not measured"
+    )
+    return f"{whole.one.label} meets the SLO with no number of replicas: {near}"
+
+
+def _untaken(one: Measured, asked: Traffic) -> float:
+    """Share of the requests that no server of it can hold."""
+    tokens = asked.prompt_tokens + asked.output_tokens
+    return float(np.mean([not one.settings.takes(int(n)) for n in tokens]))
+
+
+def _too_long(one: Measured, share: float) -> str:
+    limits = [
+        n for n in (one.settings.max_model_len, one.settings.total_kv_tokens) if n is not None
+    ]
+    return (
+        f"{share:.1%} of the requests have more than the {min(limits):,} tokens that a server takes"
+    )
+
+
+def _most_factor(whole: Fleet, replicas: int) -> float:
+    """The highest multiple of the rate that still meets, to about a hundredth."""
+    low, high = 1.0, 2.0
+    while whole.seen(replicas, high).meets and high < 64:
+        low, high = high, 2 * high
+    for _ in range(ROUNDS):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if whole.seen(replicas, middle).meets else (low, middle)
+    return low
+
+
+def _replicas(one: Measured, demand: Demand, slo: SloConfig, seed: int) -> int | None:
+    if length_reach(one, demand.traffic(1.0, seed)) > BEYOND:
+        return None
+    whole = fleet(one, demand, slo, seed)
+    return fewest(lambda n: whole.seen(n, 1.0).meets)
+
+
+def _knee(whole: Fleet, replicas: int, most: float) -> list[tuple[float, float, float]]:
+    found: list[tuple[float, float, float]] = []
+    for share in (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1):
+        seen = whole.seen(replicas, most * share)
+        found.append((most * share * whole.demand.rate_per_s, seen.ttft_s[1], seen.utilisation))
+    return found
+
+
+@dataclass(frozen=True)
+class Spread:
+    """95 % over the draws."""
+
+    replicas: tuple[int, int] | None = None
+    ttft_s: tuple[float, float] | None = None
+    e2e_s: tuple[float, float] | None = None
+
+
+def _spread(
+    one: Measured, demand: Demand, slo: SloConfig, seed: int, replicas: int, draws: int
+) -> Spread:
+    """Server starts drawn with replacement, each with arrivals of its own."""
+    if one.blocks < 2:
+        return Spread()
+    rng = np.random.default_rng(seed)
+    counts: list[int] = []
+    ttft: list[float] = []
+    e2e: list[float] = []
+    for draw in range(draws):
+        model = one.drawn(rng)
+        if model is None:
+            continue
+        whole = fleet(with_model(one, model), demand, slo, seed + 1 + draw)
+        found = fewest(lambda n, f=whole: f.seen(n, 1.0).meets)
+        counts.append(MOST_REPLICAS if found is None else found)
+        seen = whole.seen(replicas, 1.0)
+        ttft.append(seen.ttft_s[1])
+        e2e.append(seen.e2e_s[1])
+    if len(counts) < 2:
+        return Spread()
+    low, high = np.percentile(counts, [2.5, 97.5])
+    return Spread((math.floor(low), math.ceil(high)), _ends(ttft), _ends(e2e))
+
+
+def _ends(values: list[float]) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _watts(one: Measured, seen: Seen, replicas: int) -> tuple[float, float] | None:
+    """Bounds: without a measured idle power it lies between none and that of decoding."""
+    power = one.power
+    if power is None:
+        return None
+    busy = power.computing_w * seen.computing + power.decoding_w * (1 - seen.computing)
+    idle = (0.0, min(busy, power.decoding_w)) if power.idle_w is None else (power.idle_w,) * 2
+    low, high = (replicas * (seen.utilisation * busy + (1 - seen.utilisation) * w) for w in idle)
+    return low, high
+
+
+def _said(
+    one: Measured, untaken: float, no_interval: bool, seen: Seen, at_slo: Seen
+) -> tuple[str, ...]:
+    said = [*(f"may not serve: {why}" for why in one.barred)]
+    if untaken:
+        said.append(f"{_too_long(one, untaken)}; they are counted as missing the SLO")
+    if seen.reach > 1:
+        said.append(f"extrapolated: {seen.reach:.2f} times beyond what was measured")
+    elif at_slo.reach > 1:
+        said.append(f"its highest rate is extrapolated, {at_slo.reach:.2f} times beyond")
+    if no_interval:
+        said.append("no interval: one server start; measure at least 2 repeats")
+    if one.power is None:
+        said.append(f"no W and kWh: {one.no_power}")
+    elif one.power.idle_w is None:
+        said.append("idle power was not measured, so W and kWh are bounds")
+    left = one.model.residuals()
+    said.append(
+        f"step time off by {left.median:.0%} (median step), {left.worst_run:.0%} (all steps of the worst "
+        f"run), {left.steps:,} steps"
+    )
+    return tuple(said)
+
+
+def pools(
+    policy: Policy, by_label: dict[str, Measured], demand: Demand, slo: SloConfig, seed: int
+) -> tuple[dict[str, int], Seen] | None:
+    """Replicas a pool, added where the servers are busiest until the SLO is met; None where it never is."""
+    names = list(policy.pools)
+    of = {name: by_label[policy.pools[name].label or policy.pools[name].backend] for name in names}
+    ready = {
+        n: costs(m.shape, m.model.terms, m.settings.max_num_batched_tokens) for n, m in of.items()
+    }
+    asked = demand.traffic(1.0, seed)
+    route: Router = by_policy(compile(policy), asked)
+    counts = dict.fromkeys(names, 1)
+    while sum(counts.values()) <= MOST_REPLICAS:
+        order = [name for name in names for _ in range(counts[name])]
+        engines = [Engine(name, of[name].settings, ready[name]) for name in order]
+        played = play(asked, engines, route, demand.file.cached_share)
+        seen = judged(played, asked, [of[name] for name in order], slo)
+        if seen.meets:
+            return counts, seen
+        busy = {n: sum(e.busy_s for e in engines if e.pool == n) / counts[n] for n in names}
+        busiest = max(names, key=lambda name: busy[name])
+        counts[busiest] += max(1, counts[busiest] // 4)
+    return None

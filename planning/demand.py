@@ -1,0 +1,168 @@
+"""The traffic that a plan is for: a rate and lengths out of a short YAML file, or a recorded trace.
+
+rate_per_s: 5                       # at the busiest; trace: speed instead
+arrivals: poisson                   # or gamma, with burstiness (1: Poisson, below 1: in bursts)
+prompt_tokens: {512: 0.7, 4096: 0.3}      # a number, lengths with their shares, or {from: 1k, to: 8k}
+output_tokens: 128
+cached_share: 0.3                   # of each prompt, found in the prefix cache
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+
+from greenbench.contract.errors import UserError
+from greenbench.contract.explain import parse
+from greenbench.contract.strict import StrictModel
+from greenbench.contract.traces import read_lengths
+from greenbench.contract.yaml_files import load_yaml
+from planning.curves import Ints
+from planning.requests import Traffic
+
+LEAST_S, LEAST_REQUESTS, MOST_REQUESTS = 120.0, 2_000, 20_000  # of one simulated stretch
+SUM_TO_ONE = 1e-6
+
+
+class Span(StrictModel):
+    """Log-uniform between two lengths, tokens."""
+
+    model_config = ConfigDict(populate_by_name=True, extra="forbid", frozen=True)
+    low: int = Field(alias="from", ge=1)
+    high: int = Field(alias="to", ge=1)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"'to' must be at least 'from', found {self.low} to {self.high}")
+        return self
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Span) or (isinstance(value, dict) and {"from", "to"} & {*value}):
+        return "span"
+    return "shares" if isinstance(value, dict) else "length"
+
+
+Lengths = Annotated[
+    Annotated[int, Tag("length")]
+    | Annotated[dict[int, float], Tag("shares")]
+    | Annotated[Span, Tag("span")],
+    Discriminator(_kind),
+]
+
+
+class TrafficFile(StrictModel):
+    rate_per_s: float | None = Field(default=None, gt=0)
+    arrivals: Literal["poisson", "gamma"] = "poisson"
+    burstiness: float = Field(default=1.0, gt=0)
+    prompt_tokens: Lengths | None = None
+    output_tokens: Lengths | None = None
+    cached_share: float = Field(default=0.0, ge=0, lt=1)
+    trace: str | None = None
+    trace_format: Literal["mooncake", "burstgpt", "azure"] = "mooncake"
+    speed: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _says_what_comes(self) -> Self:
+        if self.trace is not None:
+            if not (
+                self.rate_per_s is None
+                and self.prompt_tokens is None
+                and self.output_tokens is None
+            ):
+                raise ValueError("a trace has its own rate and lengths; leave these keys out")
+            return self
+        missing = [
+            key
+            for key in ("rate_per_s", "prompt_tokens", "output_tokens")
+            if getattr(self, key) is None
+        ]
+        if missing:
+            raise ValueError(
+                f"{' and '.join(missing)} missing; a plan needs a rate and both lengths"
+            )
+        for key in ("prompt_tokens", "output_tokens"):
+            _check(key, getattr(self, key))
+        return self
+
+
+def _check(key: str, lengths: Lengths) -> None:
+    if isinstance(lengths, dict):
+        if min(lengths, default=0) < 1 or min(lengths.values()) <= 0:
+            raise ValueError(f"{key}: lengths of at least 1 token with shares above 0 are wanted")
+        if abs(sum(lengths.values()) - 1) > SUM_TO_ONE:
+            raise ValueError(
+                f"{key}: the shares must sum to 1, they sum to {sum(lengths.values()):g}"
+            )
+    elif isinstance(lengths, int) and lengths < 1:
+        raise ValueError(f"{key}: at least 1 token is wanted, found {lengths}")
+
+
+@dataclass(frozen=True)
+class Demand:
+    """``longer``: factors on every prompt and output. ``few``, ``most``: requests of a stretch."""
+
+    file: TrafficFile
+    trace: tuple[tuple[float, int, int], ...] = ()
+    longer: tuple[float, float] = (1.0, 1.0)
+    few: int = LEAST_REQUESTS
+    most: int = MOST_REQUESTS
+
+    @property
+    def rate_per_s(self) -> float:
+        if not self.trace:
+            assert self.file.rate_per_s is not None
+            return self.file.rate_per_s
+        span = self.trace[-1][0] - self.trace[0][0]
+        return self.file.speed * len(self.trace) / max(span, 1e-9)
+
+    def stretched(self, prompts: float, outputs: float) -> "Demand":
+        return replace(self, longer=(prompts, outputs))
+
+    def traffic(self, factor: float, seed: int) -> Traffic:
+        """A stretch of it at ``factor`` times the rate: at least 2 minutes and ``few`` requests, at most
+        ``most``; of a trace as many from its start.
+        """
+        rate = self.rate_per_s * factor
+        n = int(min(self.most, max(self.few, rate * LEAST_S)))
+        rng = np.random.default_rng(seed)
+        if self.trace:
+            rows = self.trace[:n]
+            at, prompts, outputs = (np.array(column) for column in zip(*rows, strict=True))
+            at = (at - at[0]) / (self.file.speed * factor)
+        else:
+            shape = self.file.burstiness if self.file.arrivals == "gamma" else 1.0
+            at = np.cumsum(rng.gamma(shape, 1 / (shape * rate), n))
+            prompts = _drawn(self.file.prompt_tokens, n, rng)
+            outputs = _drawn(self.file.output_tokens, n, rng)
+        p, o = (
+            np.maximum(1, np.round(each * factor_)).astype(np.int64)
+            for each, factor_ in zip((prompts, outputs), self.longer, strict=True)
+        )
+        return Traffic(at.astype(float), p, o, f"{rate:.3g} requests/s")
+
+
+def _drawn(lengths: Lengths | None, n: int, rng: np.random.Generator) -> Ints:
+    assert lengths is not None  # the file was checked
+    if isinstance(lengths, Span):
+        logs = rng.uniform(np.log(lengths.low), np.log(lengths.high), n)
+        return np.exp(logs).round().astype(np.int64)
+    if isinstance(lengths, dict):
+        return rng.choice(list(lengths), n, p=list(lengths.values()))
+    return np.full(n, lengths, dtype=np.int64)
+
+
+def load_demand(path: Path) -> Demand:
+    """UserError in one sentence for what is no traffic."""
+    data: Any = load_yaml(path)
+    file = parse(TrafficFile, data, str(path))
+    if file.trace is None:
+        return Demand(file)
+    trace = Path(file.trace).expanduser()
+    rows = read_lengths(trace if trace.is_absolute() else path.parent / trace, file.trace_format)
+    if len(rows) < 2:
+        raise UserError(f"{path}: trace: at least 2 requests are wanted, found {len(rows)}")
+    return Demand(file, tuple(rows))

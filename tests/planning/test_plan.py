@@ -1,0 +1,248 @@
+"""Demand, capacity and plan: a candidate whose step time is known, and what a person typed wrongly."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.runs.identity import Block
+from greenbench.contract.config import SloConfig
+from greenbench.contract.errors import UserError
+from greenbench.contract.policy import Policy
+from planning.batches import Timed
+from planning.candidates import Front, Hull, Measured, Power
+from planning.capacity import Need, fewest, fleet, need, pools
+from planning.demand import Demand, TrafficFile, load_demand
+from planning.plan import Plan, Prices, dump, load_prices, what_to_measure
+from planning.plan_page import render
+from planning.plan_told import table
+from planning.simulator import Settings
+from planning.step_time import fit, shape_of
+from tests.planning.steps import KNOWN, closed_loop, model, took
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPE = shape_of(model())
+SLO = SloConfig(ttft_s=0.5, tpot_s=0.02)
+
+
+def candidate(blocks: int = 2, sd: float = 0.05, settings: Settings | None = None) -> Measured:
+    """Measured at 1 to 32 users and 1k to 16k tokens."""
+    runs: list[tuple[Block, Timed]] = []
+    for block in range(blocks):
+        for users, prompt in ((1, 1024), (8, 16_384), (32, 1024)):
+            made, _, _ = closed_loop(users, prompt, 64, 2048, 300)
+            seconds = took(SHAPE, KNOWN, made, sd, 7 * block + users)
+            runs.append(
+                (Block("f", block, "d"), Timed(f"{block}-{users}", tuple(made), seconds, 0))
+            )
+    return Measured(
+        label="alpha",
+        shape=SHAPE,
+        model=fit(SHAPE, [run for _, run in runs]),
+        timed=tuple(runs),
+        settings=settings or Settings(256, 2048, 16, 1_000_000),
+        front=Front(0.001, 1e-7),
+        hull=Hull(32, (1024, 16_384)),
+        power=Power(600.0, 400.0, 100.0),
+        no_power=None,
+        cards=1,
+        barred=(),
+    )
+
+
+@pytest.fixture(scope="module")
+def one() -> Measured:
+    return candidate()
+
+
+def demand(rate: float, prompts: object = 4096, outputs: object = 64, **more: object) -> Demand:
+    file = TrafficFile.model_validate(
+        {"rate_per_s": rate, "prompt_tokens": prompts, "output_tokens": outputs} | more
+    )
+    return Demand(file, few=500, most=500)
+
+
+def replicas(one: Measured, asked: Demand) -> int:
+    whole = fleet(one, asked, SLO, 7)
+    found = fewest(lambda n: whole.seen(n, 1.0).meets)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def made(one: Measured) -> Need:
+    found = need(one, demand(60), SLO, seed=7, draws=3)
+    assert isinstance(found, Need)
+    return found
+
+
+def test_the_fewest_replicas_meet_and_one_less_does_not(one: Measured, made: Need) -> None:
+    assert made.replicas is not None and made.replicas > 1
+    whole = fleet(one, demand(60), SLO, 7)
+    assert whole.seen(made.replicas, 1.0).meets and not whole.seen(made.replicas - 1, 1.0).meets
+    assert made.headroom >= 0 and made.most_rate == pytest.approx(60 * (1 + made.headroom))
+
+
+def test_intervals_hold_the_plan(made: Need) -> None:
+    assert made.replicas_interval is not None and made.ttft_interval is not None
+    low, high = made.replicas_interval
+    assert low <= (made.replicas or 0) <= high and made.ttft_interval[0] < made.ttft_interval[1]
+
+
+def test_one_start_has_no_interval_and_says_so() -> None:
+    found = need(candidate(blocks=1), demand(30), SLO, seed=7)
+    assert isinstance(found, Need) and found.replicas_interval is None
+    assert any("no interval" in sentence for sentence in found.said)
+
+
+def test_watts_are_between_idle_and_busy(made: Need) -> None:
+    """100 W idle, 400 to 600 W busy, a replica."""
+    n = made.replicas or 0
+    assert made.watts is not None and made.kwh_day is not None
+    assert made.watts[0] == made.watts[1] and n * 100 < made.watts[0] < n * 600
+    assert made.kwh_day[0] == pytest.approx(made.watts[0] * 24 / 1000)
+
+
+def test_capacity_does_not_rise_with_context(one: Measured) -> None:
+    counts = [replicas(one, demand(40, context)) for context in (1024, 4096, 12_000)]
+    assert counts == sorted(counts) and counts[0] < counts[-1]
+
+
+def test_capacity_does_not_fall_with_memory() -> None:
+    counts = [
+        replicas(candidate(1, settings=Settings(256, 2048, 16, tokens)), demand(40, 4096, 100))
+        for tokens in (6_000, 20_000, 1_000_000)
+    ]
+    assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1]
+
+
+def test_the_cache_binds_where_it_is_small() -> None:
+    one = candidate(1, settings=Settings(256, 2048, 16, 6_000))
+    assert fleet(one, demand(40, 4096, 200), SLO, 7).seen(4, 1.0).binds == "KV capacity"
+
+
+def test_max_num_seqs_binds_where_it_is_small() -> None:
+    one = candidate(1, settings=Settings(2, 2048))
+    assert fleet(one, demand(60), SLO, 7).seen(1, 1.0).binds == "max_num_seqs"
+
+
+def test_long_prompts_are_bound_by_compute(one: Measured) -> None:
+    assert fleet(one, demand(2, 16_384, 2), SLO, 7).seen(1, 1.0).binds == "compute"
+
+
+def test_beyond_the_measured_is_marked_and_beyond_twice_refused(one: Measured) -> None:
+    slo = SloConfig(e2e_s=6)
+    beyond = need(one, demand(4, 24_000), slo, seed=7, draws=0)
+    assert isinstance(beyond, Need) and beyond.extrapolated
+    far = need(one, demand(1, 40_000), slo, seed=7)
+    assert isinstance(far, str) and "measure those lengths" in far
+
+
+def test_more_sequences_than_twice_the_measured_are_no_plan(one: Measured) -> None:
+    """A loose SLO would let hundreds decode together: 32 were measured."""
+    found = need(one, demand(200, 1024, 300), SloConfig(e2e_s=100), seed=7, draws=0)
+    assert isinstance(found, Need) and found.seen.sequences <= 64
+
+
+def test_an_slo_that_nobody_meets_names_the_nearest(one: Measured) -> None:
+    found = need(one, demand(1), SloConfig(tpot_s=0.001), seed=7)
+    assert isinstance(found, str) and "no number of replicas" in found and "TPOT 0.00" in found
+
+
+def test_requests_that_no_server_takes_are_said(one: Measured) -> None:
+    """3 of 10 are longer than 4,000 tokens."""
+    short = replace(one, settings=replace(one.settings, max_model_len=4000))
+    found = need(short, demand(10, {1024: 0.7, 8192: 0.3}), SLO, seed=7)
+    assert isinstance(found, str) and "4,000 tokens that a server takes" in found
+
+
+def test_pools_of_a_policy_meet_together(one: Measured) -> None:
+    policy = Policy.model_validate(
+        {
+            "schema": 1,
+            "objective": "e2e",
+            "model": {"name": "m"},
+            "default": "alpha",
+            "pools": {"alpha": {"backend": "alpha"}, "beta": {"backend": "beta"}},
+            "rules": [
+                {
+                    "name": "r",
+                    "pool": "beta",
+                    "when": {"uncached_prompt_tokens": {"at_least": 4000}},
+                }
+            ],
+        }
+    )
+    both = {"alpha": one, "beta": replace(one, label="beta")}
+    found = pools(policy, both, demand(60, {1024: 0.5, 8192: 0.5}), SLO, 7)
+    assert found is not None and found[1].meets and found[0]["beta"] > found[0]["alpha"]
+
+
+def test_gamma_arrivals_come_in_bursts() -> None:
+    """Coefficient of variation of the gaps: 1/√k."""
+    asked = replace(demand(50, arrivals="gamma", burstiness=0.25), few=6000, most=6000)
+    gaps = np.diff(asked.traffic(1.0, 3).at_s)
+    assert gaps.std() / gaps.mean() == pytest.approx(2.0, rel=0.1)
+    assert gaps.mean() == pytest.approx(1 / 50, rel=0.1)
+
+
+def test_lengths_have_their_shares() -> None:
+    asked = replace(demand(50, {512: 0.7, 4096: 0.3}), few=6000, most=6000)
+    tokens = asked.traffic(1.0, 3).prompt_tokens
+    assert (tokens == 4096).mean() == pytest.approx(0.3, abs=0.02)
+
+
+def test_a_trace_is_played_at_its_times(tmp_path: Path) -> None:
+    rows = [{"timestamp": 500 * i, "input_length": 2000, "output_length": 9} for i in range(40)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "traffic.yaml").write_text("trace: t.jsonl\nspeed: 2\n")
+    found = load_demand(tmp_path / "traffic.yaml")
+    assert found.traffic(1.0, 1).at_s[-1] == pytest.approx(39 * 0.25)
+    assert found.rate_per_s == pytest.approx(40 / (39 * 0.25))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("rate_per_s: 3\n", "prompt_tokens and output_tokens missing"),
+        ("rate_per_s: -3\nprompt_tokens: 5\noutput_tokens: 5\n", "rate_per_s"),
+        ("rate_per_s: 3\nprompt_tokens: {512: 0.5}\noutput_tokens: 5\n", "sum to 0.5"),
+        ("rate_per_s: 3\nprompt_tokens: {from: 9, to: 5}\noutput_tokens: 5\n", "at least 'from'"),
+        ("rate: 3\n", "rate_per_s"),
+    ],
+)
+def test_bad_traffic_is_one_sentence(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "t.yaml").write_text(text)
+    with pytest.raises(UserError, match=says):
+        load_demand(tmp_path / "t.yaml")
+
+
+def test_negative_prices_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("per_card_hour: -1\n")
+    with pytest.raises(UserError, match="per_card_hour"):
+        load_prices(tmp_path / "p.yaml")
+    assert Prices().per_kwh == 0
+
+
+def test_the_page_the_lines_and_the_json_say_the_same(made: Need) -> None:
+    plan = Plan("a card", "some traffic", SLO, "EUR", (made,), None, ("beta: one load only",))
+    page, lines, plain = render(plan), table([made], "EUR"), json.loads(dump(plan))
+    assert plain["needs"][0]["replicas"] == made.replicas
+    assert f"<h1>alpha: {made.replicas} replicas</h1>" in page and "beta: one load only" in page
+    assert lines[1].split()[:2] == ["alpha", str(made.replicas)]
+    assert "src=" not in page.split("</script>")[-1]  # nothing is loaded
+
+
+def test_the_sweep_to_measure_is_of_the_traffics_lengths() -> None:
+    text = what_to_measure(demand(3, {"from": 1000, "to": 9000}), SLO, 1)
+    assert "users: 16" in text and "ttft_s: 0.5" in text and "iteration_log: true" in text
+
+
+def test_a_plan_without_traffic_says_what_is_wanted(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "planning", "plan", str(tmp_path), "--slo", "ttft=1"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "--traffic traffic.yaml" in done.stderr
