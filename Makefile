@@ -13,7 +13,7 @@ POOLS ?= pools.yaml
 BACKENDS ?= sdpa,sink_window
 export VLLM_PYTHON
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-policy serve load gateway run report backends doctor check test test-e2e test-oldest format \
+.PHONY: help setup demo demo-policy serve load gateway run report backends doctor check test test-e2e test-deploy test-oldest format \
 	results verify mutants bench-backends bench-client bench-peers bench-gateway bench-telemetry bench-analysis
 
 help: ## list the targets
@@ -64,7 +64,10 @@ test: check test-e2e ## check, then real vLLM servers, a real Prometheus and a r
 
 test-e2e: setup ## the end-to-end tests alone
 	@scripts/test_tools.sh
-	@$(BENCH)/pytest --reruns 1 -rR -m "e2e and not gpu" --ignore tests/vllm
+	@$(BENCH)/pytest --reruns 1 -rR -m "e2e and not gpu" --ignore tests/vllm --ignore tests/deploy/test_commands_e2e.py
+
+test-deploy: setup ## what the images start, in an empty environment (minutes; CI's half hour has no room for it)
+	@$(BENCH)/pytest -m e2e tests/deploy/test_commands_e2e.py
 
 test-oldest: setup ## the tests of our backends on the oldest vLLM that is supported (CPU)
 	@scripts/setup.sh oldest
