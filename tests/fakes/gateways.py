@@ -80,13 +80,20 @@ def gateway(folder: Path, pools: list[FakePool], *flags: str, **more: Any) -> It
     ]
     argv += [f"--pool={pool.name}={pool.url}" for pool in pools]
     app = App(read_options([*argv, *flags]))
+    with running_app(app) as url:
+        yield Gateway(app, url, log, path)
+
+
+@contextmanager
+def running_app(app: App) -> Iterator[str]:
+    """Its address."""
     listener = listen("127.0.0.1", 0)
     running = server(app)
     thread = threading.Thread(target=lambda: running.run(sockets=[listener]), daemon=True)
     thread.start()
     wait_until(lambda: running.started, "the gateway's start")
     try:
-        yield Gateway(app, f"http://127.0.0.1:{listener.getsockname()[1]}", log, path)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         running.should_exit = True
         thread.join(30)
