@@ -1,7 +1,7 @@
 """How many tokens a prompt has, and where that number comes from.
 
 Token ids are counted. Text is counted exactly (by the model's tokenizer, or by a pool's /tokenize) only
-where that can change the choice: counting 8,192 tokens takes a pool some 10 ms. Else its bytes are divided
+where that can change the choice: counting 8,000 tokens takes a pool tens of ms. Else its bytes are divided
 by the bytes a token of what was counted so far.
 """
 
