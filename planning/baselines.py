@@ -20,8 +20,8 @@ class Known:
 
 
 def nearest(known: Sequence[Known], load: Load) -> Figures | None:
-    """Of the closest length, and there of the closest number of open requests. An open loop gets its rate, and
-    no more than was seen.
+    """Of the closest length, and there of the closest number of open requests. An open loop gets its rate,
+    and no more than was seen.
     """
     if not known:
         return None

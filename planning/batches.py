@@ -104,10 +104,11 @@ def timed(run: Run, window_ns: tuple[int, int]) -> Timed | None:
     """The steps of a run that ended in the window; None without a log with time stamps, or with several
     engines, whose steps the requests do not tell apart.
     """
-    steps, requests = run.steps, [lengths for _, lengths in served(run)]
-    if len(steps) == 0 or steps["unix_ns"].isna().any() or steps["engine"].nunique() > 1:
+    lines, requests = lines_of(run), [lengths for _, lengths in served(run)]
+    if not lines:
         return None
-    played = batches(log_of(steps), requests)
+    steps = run.steps
+    played = batches(lines, requests)
     took = between_lines(steps, in_engine(run.requests)).to_numpy(dtype=float)
     inside = steps["unix_ns"].between(*window_ns).to_numpy(dtype=bool)
     inside &= np.isfinite(took) & (took > 0)
@@ -130,8 +131,20 @@ class Sent:
     over_ns: float
 
 
-def log_of(steps: Any) -> list[Logged]:
-    return [Logged(int(p), int(d)) for p, d in _columns(steps, "prefill_tokens", "decode_requests")]
+@dataclass(frozen=True, slots=True)
+class Line(Logged):
+    """``unix_ns``: when it was written, at the step's end."""
+
+    unix_ns: int
+
+
+def lines_of(run: Run) -> list[Line]:
+    """Empty without time stamps, or with several engines."""
+    steps = run.steps
+    if len(steps) == 0 or steps["unix_ns"].isna().any() or steps["engine"].nunique() > 1:
+        return []
+    columns = _columns(steps, "prefill_tokens", "decode_requests", "unix_ns")
+    return [Line(int(p), int(d), int(ns)) for p, d, ns in columns]
 
 
 def served(run: Run) -> list[tuple[Sent, Lengths]]:

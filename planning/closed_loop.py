@@ -21,9 +21,9 @@ def play_users(
     until_s: float,
     cached: float = 0.0,
 ) -> tuple[Traffic, Played]:
-    """Requests (prompt, output tokens) in order, sent until ``until_s`` and played to their end; the traffic has
-    the times at which they come to the engine. ``away_s``: seconds from a reply's last token to there, by the
-    next prompt's tokens.
+    """Requests (prompt, output tokens) in order, sent until ``until_s`` and played to their end; the traffic
+    has the times at which they come to the engine. ``away_s``: seconds from a reply's last token to there, by
+    the next prompt's tokens.
     """
     lengths = iter(requests)
     coming: list[tuple[float, int, int]] = []  # heap: time, prompt, output

@@ -15,12 +15,13 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from analysis.runs.run import Run
-from planning.batches import Lengths, log_of, served
+from planning.batches import Lengths, Line, Sent, lines_of, served
 from planning.simulator import Settings
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 QUANTILES = tuple(range(5, 100, 5))
+FEWEST_LINES = 3
 
 
 @dataclass(frozen=True)
@@ -65,23 +66,24 @@ class Places:
 
 def front(runs: Sequence[Run], settings: Settings) -> Front:
     """A line over the prompts' lengths, least squares and not negative, over the runs."""
-    found = [way for run in runs if (way := ways(run, settings)) is not None]
+    logs = [(lines_of(run), served(run)) for run in runs]
+    found = [way for lines, rows in logs if (way := ways(lines, rows, settings)) is not None]
     if not found:
         return Front(0.0, 0.0)
     tokens = np.array([way.tokens for way in found])
     before = np.array([way.before_s for way in found])
     reply = float(np.median([way.reply_s for way in found]))
-    spread = _spread(runs)
     if len(set(tokens)) < 2:
-        return Front(float(before.mean()), 0.0, reply, spread)
+        return Front(float(before.mean()), 0.0, reply, _spread(runs))
     (base, slope), _ = nnls(np.stack([np.ones_like(tokens), tokens], axis=1), before)
-    return Front(float(base), float(slope), reply, spread)
+    return Front(float(base), float(slope), reply, _spread(runs))
 
 
-def ways(run: Run, settings: Settings) -> Ways | None:
-    """None without a log with time stamps or without a request that tells."""
-    rows = served(run)
-    at = places(run, [lengths for _, lengths in rows])
+def ways(
+    lines: Sequence[Line], rows: Sequence[tuple[Sent, Lengths]], settings: Settings
+) -> Ways | None:
+    """None without time stamps or without a request that tells."""
+    at = places(lines, [lengths for _, lengths in rows])
     if at is None:
         return None
     sent = np.array([one.sent_ns for one, _ in rows])
@@ -92,7 +94,7 @@ def ways(run: Run, settings: Settings) -> Ways | None:
         return None
     reply = max(0.0, float(np.median((token - at.line(at.done))[known])) / 1e9)
     spare = settings.max_num_batched_tokens - np.array(
-        [step.prefill_tokens + step.decode_requests for step in log_of(run.steps)]
+        [one.prefill_tokens + one.decode_requests for one in lines]
     )
     alone = np.array([one.alone for one, _ in rows])
     room = known & ~alone & (spare[np.clip(at.first - 1, 0, len(spare) - 1)] > 0)
@@ -104,22 +106,21 @@ def ways(run: Run, settings: Settings) -> Ways | None:
     ends = ends[np.isfinite(ends)]
     if not len(ends):
         return None
-    mean = float(np.mean([one.prompt - one.cached for _, one in rows]))
+    mean = float(np.mean([lengths.prompt - lengths.cached for _, lengths in rows]))
     return Ways(mean, max(0.0, float(np.median(ends))), reply)
 
 
-def places(run: Run, lengths: Sequence[Lengths]) -> Places | None:
+def places(lines: Sequence[Line], lengths: Sequence[Lengths]) -> Places | None:
     """First come, first served: a prompt begins where those before it end. None without time stamps."""
-    steps = run.steps
-    if len(steps) < 3 or steps["unix_ns"].isna().any() or steps["engine"].nunique() > 1:
+    if len(lines) < FEWEST_LINES or not lengths:
         return None
-    computed = np.cumsum(steps["prefill_tokens"].to_numpy(dtype=np.int64))
+    computed = np.cumsum([line.prefill_tokens for line in lines])
     new = np.array([one.prompt - one.cached for one in lengths], dtype=np.int64)
     through = np.cumsum(new)
     return Places(
         np.searchsorted(computed, through - new, side="right"),
         np.searchsorted(computed, through, side="left"),
-        steps["unix_ns"].to_numpy(dtype=np.int64),
+        np.array([line.unix_ns for line in lines], dtype=np.int64),
     )
 
 
@@ -128,20 +129,17 @@ def waiting_s(run: Run, front: Front) -> Floats:
     NaN where the log does not tell.
     """
     rows = served(run)
-    at = places(run, [lengths for _, lengths in rows])
+    at = places(lines_of(run), [lengths for _, lengths in rows])
     if at is None:
         return np.full(len(rows), np.nan)
     came = np.array([one.sent_ns + 1e9 * front.before_s(n.prompt - n.cached) for one, n in rows])
-    return np.where(
-        at.known & (at.first > 0), np.maximum(at.line(at.first - 1) - came, 0) / 1e9, np.nan
-    )
+    waited = np.maximum(at.line(at.first - 1) - came, 0) / 1e9
+    return np.where(at.known & (at.first > 0), waited, np.nan)
 
 
 def _spread(runs: Sequence[Run]) -> tuple[float, ...]:
-    """Of the time to the headers, over its median in each run."""
     each = [run.requests["headers_ns"].dropna().astype(float) for run in runs]
-    ratios = np.concatenate(
-        [(ns / ns.median()).to_numpy() for ns in each if len(ns) and ns.median() > 0] or [[1.0]]
-    )
+    known = [ns for ns in each if len(ns) and ns.median() > 0]
+    ratios = np.concatenate([(ns / ns.median()).to_numpy() for ns in known] or [np.ones(1)])
     found = np.percentile(ratios, QUANTILES)
     return tuple(float(q) for q in found / found.mean())
