@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -63,12 +63,10 @@ def seen(run: Run, point: Point | None, front: Front) -> Figures | None:
     e2e = rows["end_ns"].to_numpy(dtype=float) / 1e9 + lag
     found = figures(load, sent, ttft, e2e, _waited(run, rows, front))
     power = None if point is None or point.energy is None else point.energy.result.power_w
-    return Figures(
-        **{
-            **{name: getattr(found, name) for name in Figures.__dataclass_fields__},
-            "watts": None if power is None else (power, power),
-            "joules_per_request": None if power is None else (power / found.throughput,) * 2,
-        }
+    return replace(
+        found,
+        watts=None if power is None else (power, power),
+        joules_per_request=None if power is None else (power / found.throughput,) * 2,
     )
 
 

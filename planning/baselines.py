@@ -1,7 +1,7 @@
 """What a plan must do better than: the nearest measured point, and a straight line through them all."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -57,17 +57,18 @@ def line(known: Sequence[Known], load: Load) -> Figures | None:
     rate = len(load.arrivals) / load.end_s if load.users is None else None
     for _ in range(ROUNDS if rate is not None else 0):
         users = (users + (rate or 0.0) * (at("e2e_mean_s", users) or 0.0)) / 2
-    names = ("ttft_p50_s", "ttft_p90_s", "e2e_p50_s", "e2e_p90_s", "e2e_mean_s", "waiting_s")
-    found = {name: at(name, users) for name in names}
-    slowest = found["e2e_mean_s"]
-    through = users / slowest if slowest else 0.0
-    made = Figures(throughput=through, **found)
+    slowest = at("e2e_mean_s", users)
+    made = Figures(
+        throughput=users / slowest if slowest else 0.0,
+        ttft_p50_s=at("ttft_p50_s", users),
+        ttft_p90_s=at("ttft_p90_s", users),
+        e2e_p50_s=at("e2e_p50_s", users),
+        e2e_p90_s=at("e2e_p90_s", users),
+        e2e_mean_s=slowest,
+        waiting_s=at("waiting_s", users),
+    )
     return made if rate is None else _at_rate(made, rate)
 
 
 def _at_rate(figures: Figures, rate: float) -> Figures:
-    return Figures(**{**_plain(figures), "throughput": min(rate, figures.throughput)})
-
-
-def _plain(figures: Figures) -> dict[str, object]:
-    return {name: getattr(figures, name) for name in Figures.__dataclass_fields__}
+    return replace(figures, throughput=min(rate, figures.throughput))

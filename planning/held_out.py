@@ -6,8 +6,8 @@ it.
 
 import itertools
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -80,9 +80,8 @@ class Predicted:
 
 def predict(one: Measured, load: Load, slo: SloConfig, seed: int) -> Predicted:
     made = [_play(one, load, slo, seed + n) for n in range(PLAYS)]
-    names = asdict(made[0].figures)
     return Predicted(
-        Figures(**{name: _middle([getattr(m.figures, name) for m in made]) for name in names}),
+        _median([m.figures for m in made]),
         statistics.median(m.reach for m in made),
         None if load.users is not None else len(load.arrivals) / load.end_s / most_rate(one, load),
     )
@@ -102,15 +101,28 @@ def most_rate(one: Measured, load: Load) -> float:
     return float((many - many // 4 - 1) / (over[-1] - over[many // 4]))
 
 
-def _middle(
-    values: Sequence[float | tuple[float, float] | None],
-) -> float | tuple[float, ...] | None:
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    if isinstance(known[0], tuple):
-        return tuple(np.median(np.array(known), axis=0).tolist())
-    return float(np.median(np.array(known)))
+def _median(plays: Sequence[Figures]) -> Figures:
+    def of(pick: Callable[[Figures], float | None]) -> float | None:
+        known = [value for one in plays if (value := pick(one)) is not None]
+        return statistics.median(known) if known else None
+
+    def pair(pick: Callable[[Figures], tuple[float, float] | None]) -> tuple[float, float] | None:
+        low = of(lambda one: None if (both := pick(one)) is None else both[0])
+        high = of(lambda one: None if (both := pick(one)) is None else both[1])
+        return None if low is None or high is None else (low, high)
+
+    return Figures(
+        throughput=statistics.median(one.throughput for one in plays),
+        ttft_p50_s=of(lambda one: one.ttft_p50_s),
+        ttft_p90_s=of(lambda one: one.ttft_p90_s),
+        e2e_p50_s=of(lambda one: one.e2e_p50_s),
+        e2e_p90_s=of(lambda one: one.e2e_p90_s),
+        e2e_mean_s=of(lambda one: one.e2e_mean_s),
+        waiting_s=of(lambda one: one.waiting_s),
+        utilisation=of(lambda one: one.utilisation),
+        watts=pair(lambda one: one.watts),
+        joules_per_request=pair(lambda one: one.joules_per_request),
+    )
 
 
 def _play(one: Measured, load: Load, slo: SloConfig, seed: int) -> Predicted:
@@ -133,11 +145,9 @@ def _play(one: Measured, load: Load, slo: SloConfig, seed: int) -> Predicted:
         played = play(asked, [engine], least_open, load.cached)
     else:
         requests = itertools.repeat((load.prompt, load.output))
-        away: list[float] = []
 
         def away_s(prompt: int) -> float:
-            away.append(float(before_s(prompt)))
-            return front.reply_s + away[-1]
+            return front.reply_s + float(before_s(prompt))
 
         asked, played = play_users(load.users, requests, engine, away_s, load.end_s, load.cached)
         sent = asked.at_s - front.before_s(load.prompt)
@@ -147,11 +157,8 @@ def _play(one: Measured, load: Load, slo: SloConfig, seed: int) -> Predicted:
     joules = (
         None if power is None else (power[0] / figures.throughput, power[1] / figures.throughput)
     )
-    used = played.utilisation
     return Predicted(
-        Figures(
-            **{**asdict(figures), "watts": power, "joules_per_request": joules, "utilisation": used}
-        ),
+        replace(figures, watts=power, joules_per_request=joules, utilisation=played.utilisation),
         seen.reach,
     )
 

@@ -22,6 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pydantic import TypeAdapter
+
 from analysis.study import Study, study
 from greenbench.contract.config import PointConfig, SloConfig, load_model, load_sweep
 from greenbench.contract.errors import UserError
@@ -46,6 +48,7 @@ from planning.front import Front
 from planning.held_out import Figures, Load, predict
 
 SEED = 5
+FROZEN = TypeAdapter(Figures)
 WHOSE: tuple[Whose, ...] = ("plan", "nearest", "line")
 
 
@@ -181,10 +184,7 @@ def _dumped(made: Figures | None) -> dict[str, Any] | None:
 
 
 def _figures(found: dict[str, Any] | None) -> Figures | None:
-    if found is None:
-        return None
-    pairs = {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
-    return Figures(**pairs)
+    return None if found is None else FROZEN.validate_python(found)
 
 
 def _knees(rows: Sequence[dict[str, Any]], whose: str) -> dict[str, float | None]:
