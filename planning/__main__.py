@@ -25,6 +25,7 @@ from greenbench.contract.terminal import visible
 from greenbench.contract.traces import FORMATS
 
 if TYPE_CHECKING:
+    from planning.demand import Demand
     from planning.evidence import Evidence
     from planning.requests import Traffic
 
@@ -137,14 +138,13 @@ def export(args: argparse.Namespace) -> int:
 
 def plan(args: argparse.Namespace) -> int:
     """Replicas of each measured candidate that a traffic takes under an SLO, what binds, W and kWh."""
-    from planning.demand import load_demand
     from planning.plan import dump, load_prices, plan, what_to_measure
     from planning.plan_page import write_page
     from planning.plan_told import table
 
     slo = SloConfig() if args.slo is None else parse_slo(args.slo)
     if args.what_to_measure:
-        print(what_to_measure(args.traffic and load_demand(args.traffic), slo, args.seed), end="")
+        print(what_to_measure(args.traffic and _demand(args), slo, args.seed), end="")
         return 0
     _wanted(args)
     for out in (args.json, args.page):
@@ -152,7 +152,7 @@ def plan(args: argparse.Namespace) -> int:
             raise UserError(f"{out}: is a folder; a file is wanted")
     made = plan(
         root=args.runs,
-        demand=load_demand(args.traffic),
+        demand=_demand(args),
         slo=slo,
         hardware=args.hardware,
         prices=args.prices and load_prices(args.prices),
@@ -182,6 +182,23 @@ def _wanted(args: argparse.Namespace) -> None:
     for name, example in (("traffic", "--traffic traffic.yaml"), ("slo", "--slo ttft=2,tpot=50ms")):
         if getattr(args, name) is None:
             raise UserError(f"plan wants --{name}, as in {example}")
+
+
+FROM_PROMETHEUS = "prometheus="
+
+
+def demand_from(text: str) -> Path | str:
+    """A file, or the address after ``prometheus=``."""
+    return text if text.startswith(FROM_PROMETHEUS) else Path(text)
+
+
+def _demand(args: argparse.Namespace) -> "Demand":
+    from planning.demand import load_demand
+    from planning.prometheus import production
+
+    if isinstance(args.traffic, Path):
+        return load_demand(args.traffic)
+    return production(args.traffic.removeprefix(FROM_PROMETHEUS), args.window)
 
 
 def lengths(text: str) -> tuple[int, int]:
@@ -286,9 +303,13 @@ def add_plan(commands: Any) -> None:
         "runs", type=Path, nargs="?", metavar="RUNS", help="measured runs of one card"
     )
     made.add_argument(
-        "--traffic", type=Path, metavar="FILE", help="rate and lengths (docs/plan.md)"
+        "--traffic",
+        type=demand_from,
+        metavar="FILE",
+        help="rate and lengths (docs/plan.md), or prometheus=URL",
     )
-    made.add_argument("--slo", metavar="BOUNDS", help="as ttft=2,tpot=50ms")
+    made.add_argument("--window", default="1h", help="of the busiest stretch, with prometheus=URL")
+    made.add_argument("--slo", metavar="BOUNDS", help="as ttft=2,tpot=50ms, or a file slo.yaml")
     made.add_argument("--hardware", metavar="NAME", help="the card, where runs are of several")
     made.add_argument("--prices", type=Path, metavar="FILE", help="per_card_hour, per_kwh, pue")
     made.add_argument("--policy", type=Path, metavar="FILE", help="also a fleet of its pools")

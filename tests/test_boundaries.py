@@ -32,8 +32,9 @@ FLOORS = {
     ),
     "planning": (
         "__init__", "evidence", "regions", "policy", "curves", "requests", "simulate", "routers", "score",
-        "playing", "fit", "replay", "told", "export", "batches", "step_time", "simulator", "demand",
-        "candidates", "capacity", "plan", "plan_told", "plan_page", "__main__",
+        "playing", "fit", "replay", "told", "export", "batches", "step_time", "simulator",
+        "front", "closed_loop", "demand", "prometheus", "candidates", "capacity", "held_out", "baselines",
+        "back_test", "plan", "plan_told", "plan_page", "__main__",
     ),
     "gateway": (
         "__init__", "options", "request", "scrape", "prefixes", "pools", "policy_file", "length",
