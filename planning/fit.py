@@ -10,9 +10,11 @@ from analysis.runs.identity import Candidate
 from greenbench.contract.policy import Policy, PolicyObjective
 from planning.evidence import Evidence
 from planning.playing import BUSY, Fold, play, truth_of, usual_rate
-from planning.policy import WORDS, Draft, draft, written
+from planning.policy import written
+from planning.regions import Draft, draft
 from planning.requests import Traffic, generated
 from planning.score import Score, scored
+from planning.sentences import WORDS
 
 REQUESTS = 500
 SEED = 7

@@ -31,8 +31,8 @@ FLOORS = {
         "selftest", "__main__",
     ),
     "planning": (
-        "__init__", "evidence", "regions", "policy", "curves", "requests", "simulate", "routers", "score",
-        "playing", "fit", "replay", "told", "export", "batches", "step_time", "simulator", "demand",
+        "__init__", "evidence", "regions", "sentences", "policy", "curves", "requests", "simulate", "routers",
+        "score", "playing", "fit", "replay", "told", "export", "batches", "step_time", "simulator", "demand",
         "candidates", "capacity", "plan", "plan_told", "plan_page", "__main__",
     ),
     "gateway": (
