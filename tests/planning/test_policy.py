@@ -148,7 +148,7 @@ def test_one_that_is_disqualified_there_never_serves_there(tmp_path: Path) -> No
     assert choose(policy, Request(16_384), down).pool is None
     assert choose(policy, Request(8_193), down).pool is None  # not shown to be right there
     assert choose(policy, Request(8_192), down).pool == "beta"
-    assert any(s.startswith("beta may not serve 16,384, 32,768 tokens: ") for s in policy.said)
+    assert any(s.startswith("beta may not serve 16,384 and 32,768 tokens: ") for s in policy.said)
 
 
 def right_when_short(point: Point) -> Point:
