@@ -425,7 +425,8 @@ def choose(
             if state.name in spill and state.name != wanted and limit > _weighed(state, spill):
                 taker = min((s for s in roomy if s.name in spill), key=lambda s: _weighed(s, spill))
                 n = able[wanted].running + able[wanted].waiting
-                return Choice(taker.name, held, f"{reason}, but {wanted} has {n} requests open")
+                open_there = "1 request" if n == 1 else f"{n} requests"
+                return Choice(taker.name, held, f"{reason}, but {wanted} has {open_there} open")
     return Choice(wanted, held, reason)
 
 
