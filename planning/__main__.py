@@ -97,7 +97,7 @@ def _traffic(args: argparse.Namespace, policy: Policy, evidence: "Evidence") -> 
     """The trace, or what is generated: by default within the measured lengths, and as much as keeps the best
     single pool busy for most of the time.
     """
-    from planning.playing import truth_of, usual_rate
+    from planning.playing import fold_of, usual_rate
     from planning.requests import generated, recorded
 
     if args.traffic is not None:
@@ -108,7 +108,7 @@ def _traffic(args: argparse.Namespace, policy: Policy, evidence: "Evidence") -> 
     rate: float | None = args.rate
     if rate is None:
         pattern = generated(args.generate, 1.0, lengths, output, args.seed)
-        single = truth_of(policy, evidence)[policy.default]
+        single = fold_of(policy, evidence).truth[policy.default]
         rate = usual_rate(single, pattern, len(policy.pools))
     return generated(args.generate, rate, lengths, output, args.seed)
 

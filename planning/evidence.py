@@ -223,9 +223,12 @@ class Evidence:
 
     def able(self, candidate: Candidate, place: Place) -> bool:
         """Whether it may be chosen there."""
+        return candidate not in self.excluded and self.fit_for(candidate, place)
+
+    def fit_for(self, candidate: Candidate, place: Place) -> bool:
+        """Whether it could be chosen there, if it had a pool."""
         return (
-            candidate not in self.excluded
-            and self.standing(candidate, place) is None
+            self.standing(candidate, place) is None
             and self.misses_slo(candidate, place) is None
             and self.cost(candidate, place) is not None
         )

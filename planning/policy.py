@@ -56,7 +56,7 @@ def written(made: Draft) -> Policy:
         gain=_whole_gain(made),
         allow_unjudged=evidence.allow_unjudged,
         dead_band=_dead_band(made) if made.decided else 1.0,
-        pools={pools[c]: _pool(evidence, c, used) for c in used},
+        pools={pools[c]: pool_of(evidence, c, used) for c in used},
         rules=rules,
         restarts=restarts,
         provenance=_provenance(evidence),
@@ -132,7 +132,7 @@ def runs_hash(run_ids: Sequence[str]) -> str:
 # Pools
 
 
-def _pool(evidence: Evidence, candidate: Candidate, among: Sequence[Candidate]) -> Pool:
+def pool_of(evidence: Evidence, candidate: Candidate, among: Sequence[Candidate]) -> Pool:
     servers = evidence.servers[candidate]
     kv = [s.kv_cache_tokens for s in servers if s.kv_cache_tokens]
     longest = [s.max_model_len for s in servers if s.max_model_len]
@@ -325,7 +325,7 @@ def _restarts(made: Draft, rules: Sequence[Rule], pools: Mapping[Candidate, str]
 
 def _restart(made: Draft, region: Region, rule: Rule, pools: Mapping[Candidate, str]) -> Restart:
     evidence, new = made.evidence, region.candidate
-    boot = _pool(evidence, new, [new]).restart_s
+    boot = pool_of(evidence, new, [new]).restart_s
     even, said = _break_even(made, region, boot)
     return Restart(
         of=pools[made.default],

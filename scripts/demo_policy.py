@@ -533,8 +533,11 @@ def sentences(rows: dict[str, Row], turns: list[Turn]) -> list[str]:
     def share(each: Row) -> str:
         return f"{each.right[0][0]} of {each.right[0][1]} answers right"
 
+    def ratios_to(other: Row) -> list[float]:
+        return [a / b for a, b in zip(by.rates, other.rates, strict=True)]
+
     def over(other: Row) -> str:
-        ratios = [a / b for a, b in zip(by.rates, other.rates, strict=True)]
+        ratios = ratios_to(other)
         each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
         return f"{statistics.fmean(ratios):.2f} times the throughput ({each} in the rounds)"
 
@@ -554,11 +557,20 @@ def sentences(rows: dict[str, Row], turns: list[Turn]) -> list[str]:
         f"By the policy: {by.rate:.2f} requests/s, {share(by)}. The exact pool alone: {exact.rate:.2f} "
         f"requests/s, {share(exact)}. The policy has {over(exact)}, with two cores in place of one.",
         f"Two exact pools, as many servers as the policy has: {two.rate:.2f} requests/s, {share(two)}. "
-        f"The policy has {over(two)}. This is what decides whether a window pool pays for its server.",
+        f"The policy has {over(two)}. {paid(ratios_to(two))}",
         f"The window pool alone: {window.rate:.2f} requests/s, {share(window)}. A random pool: "
         f"{at_random.rate:.2f} requests/s, {share(at_random)}.",
         f"TTFT p50: {ttft('ttft_p50')}. p95: {ttft('ttft_p95')}.",
     ]
+
+
+def paid(ratios: list[float]) -> str:
+    """Whether the policy's second server was worth more than another exact one, by its ratio in each round."""
+    if min(ratios) > 1:
+        return "So the window pool paid for its server in these rounds."
+    if max(ratios) < 1:
+        return "So the window pool did not pay for its server: a second exact one serves more."
+    return "So whether the window pool pays for its server is not shown: the rounds disagree."
 
 
 def page(

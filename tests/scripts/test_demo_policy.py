@@ -12,6 +12,7 @@ from scripts.demo_policy import (
     Measured,
     Turn,
     page,
+    paid,
     policy_of,
     requests_a_round,
     row,
@@ -83,6 +84,14 @@ def test_two_exact_pools_share_by_load(open_at: tuple[int, int], pool: str) -> N
         for name, n in zip(("exact", "exact-2"), open_at, strict=True)
     ]
     assert choose(two_exact(), Request(4096), [*states, PoolState("window", True)]).pool == pool
+
+
+@pytest.mark.parametrize(
+    ("ratios", "words"),
+    [([1.1, 1.2], "paid"), ([0.8, 0.9], "did not pay"), ([0.9, 1.1], "not shown")],
+)
+def test_it_says_whether_the_window_paid(ratios: list[float], words: str) -> None:
+    assert words in paid(ratios)
 
 
 def test_the_quicker_pool_comes_first() -> None:
