@@ -565,7 +565,7 @@ def sentences(rows: dict[str, Row], turns: list[Turn]) -> list[str]:
 
 
 def paid(ratios: list[float]) -> str:
-    """Whether the policy's second server was worth more than another exact one, by its ratio in each round."""
+    """Whether the second server was worth more than another exact one, by the ratio in each round."""
     if min(ratios) > 1:
         return "So the window pool paid for its server in these rounds."
     if max(ratios) < 1:
