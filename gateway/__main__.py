@@ -10,6 +10,7 @@ from contextlib import suppress
 import uvicorn
 
 from gateway.app import App
+from gateway.connection import Connection
 from gateway.options import read_options
 from gateway.policy_file import summary
 from greenbench.contract.errors import exit_on_user_error
@@ -46,7 +47,7 @@ def server(app: App) -> uvicorn.Server:
         uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="on",
             access_log=False,
