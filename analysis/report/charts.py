@@ -9,7 +9,10 @@ from analysis.compare.crossovers import Crossing
 from analysis.objectives import E2E, SPEED, shown
 from analysis.quality.gate import Gate
 from analysis.report import plots
+from analysis.report.answer import crossing_between_winners
 from analysis.report.figures import Figures
+from analysis.report.first_screen import FirstScreen
+from analysis.report.point_section import anchors
 from analysis.report.sentences import lengths_without_a_chance
 from analysis.report.tables import by_task
 from analysis.runs.identity import Scenario
@@ -37,6 +40,21 @@ def charts(cells: list[Cell], look: plots.Look, figures: Figures) -> list[ChartG
         ids = [figures.add(figure) for figure in drawn if figure is not None]
         if ids:
             found.append(ChartGroup(rows[0].model, rows[0].task, rows[0].load, ids))
+    return found
+
+
+def bands(whole: Study, screen: FirstScreen, look: plots.Look, figures: Figures) -> dict[str, str]:
+    """The first screen's chart of each family and objective: ``0 ttft`` → figure id."""
+    rows: dict[Scenario, list[Cell]] = {}
+    for cell in whole.cells:
+        rows.setdefault(cell.scenario.family, []).append(cell)
+    links, found = anchors(whole), dict[str, str]()
+    for (family, objective), decisions in screen.by_chart.items():
+        scenario = decisions[0].scenario.family
+        crossing = crossing_between_winners(whole, decisions)
+        drawn = plots.band_figure(rows[scenario], decisions, crossing, look, links)
+        if drawn is not None:
+            found[f"{family.number} {objective.name}"] = figures.add(drawn)
     return found
 
 

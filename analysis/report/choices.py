@@ -10,7 +10,7 @@ from analysis.compare.cells import load_order
 from analysis.compare.decisions import Decision
 from analysis.compare.differences import Difference
 from analysis.objectives import Objective
-from analysis.report.formats import count, factor, significant
+from analysis.report.formats import count, factor, measured, significant
 from analysis.runs.identity import Scenario
 from analysis.study import Study
 
@@ -73,19 +73,20 @@ def title_of(groups: Sequence[Group]) -> str:
     return " or ".join(dict.fromkeys(group.objective.title for group in groups))
 
 
-def choice_words(whole: Study, group: Group) -> str:
-    """``take `a` from 512 to 2,048 tokens (…), no clear winner at 4,096 tokens``."""
-    return "; ".join(span_words(whole, span) for span in group.spans)
+def choice_words(whole: Study, group: Group, rivals: int = MOST_RIVALS) -> str:
+    """``take `a` from 512 to 2,048 tokens (…); no clear winner at 4,096 tokens``."""
+    return "; ".join(span_words(whole, span, rivals) for span in group.spans)
 
 
 def outcome_of(decision: Decision) -> tuple[str, tuple[str, ...]]:
     return ("nobody", ()) if all_zero(decision) else (decision.outcome, decision.front)
 
 
-def span_words(whole: Study, span: Sequence[Decision]) -> str:
+def span_words(whole: Study, span: Sequence[Decision], rivals: int = MOST_RIVALS) -> str:
+    """``rivals``: of how many it is said by how much they are behind."""
     last = span[-1]
     two_peaks = any(peaked(whole, each) for each in last.against)
-    ahead = ahead_words(last) if len(span) == 1 else by_words(last)
+    ahead = ahead_words(last, rivals) if len(span) == 1 else by_words(last, rivals)
     by = "its times have two peaks, so no ratio is given" if two_peaks else ahead
     at = lengths([d.scenario.context_tokens for d in span])
     if last.outcome == "winner":
@@ -116,17 +117,23 @@ def marked(decision: Decision, label: str) -> str:
     return f"`{label}` ({mark})" if mark else f"`{label}`"
 
 
-def by_words(decision: Decision) -> str:
-    return f"{ahead_words(decision)} at {count(decision.scenario.context_tokens)} tokens"
+def by_words(decision: Decision, rivals: int = MOST_RIVALS) -> str:
+    return f"{ahead_words(decision, rivals)} at {count(decision.scenario.context_tokens)} tokens"
 
 
-def ahead_words(decision: Decision) -> str:
+def ahead_words(decision: Decision, rivals: int = MOST_RIVALS) -> str:
     """By how much the leader is ahead of its rivals, nearest rival first."""
-    nearest = sorted(decision.against, key=lambda d: d.gain or float("inf"))
-    parts = [difference_words(each) for each in nearest[:MOST_RIVALS]]
-    if len(nearest) > MOST_RIVALS:
-        parts.append(f"ahead of {len(nearest) - MOST_RIVALS} others by more")
+    near = nearest(decision.against)
+    parts = [difference_words(each) for each in near[:rivals]]
+    if len(near) > rivals:
+        others = len(near) - rivals
+        parts.append(f"ahead of {others} other{'s' if others > 1 else ''} by more")
     return ", ".join(parts)
+
+
+def nearest(against: Iterable[Difference]) -> list[Difference]:
+    """The smallest gain first; those without one, as from 0, last."""
+    return sorted(against, key=lambda d: d.gain or float("inf"))
 
 
 def difference_words(difference: Difference) -> str:
@@ -137,6 +144,24 @@ def difference_words(difference: Difference) -> str:
         return f"{values} {objective.unit} of `{difference.b}`"
     interval = difference.gain_interval if difference.tested else None
     return f"{factor(gain, interval)} {objective.better} than `{difference.b}`"
+
+
+def gap_words(difference: Difference) -> str:
+    """``1.31× [1.20, 1.42] higher goodput than `b```, or ``lower`` where the first is behind."""
+    objective, gain = difference.objective, difference.gain
+    if gain is None:
+        values = " against ".join(measured(value, objective.unit) for value in difference.values)
+        return f"{values} of `{difference.b}`"
+    ahead = gain >= 1
+    held = difference if ahead else difference.turned
+    interval = held.gain_interval if difference.tested else None
+    words = objective.better if ahead else objective.worse
+    return f"{factor(gain if ahead else 1 / gain, interval)} {words} than `{difference.b}`"
+
+
+def lower(title: str) -> str:
+    """``Goodput`` inside a sentence; ``TTFT p50`` stays."""
+    return title[0].lower() + title[1:] if title[1:2].islower() else title
 
 
 def lengths(contexts: Sequence[int]) -> str:

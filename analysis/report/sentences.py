@@ -18,6 +18,7 @@ from analysis.report.choices import (
     by_words,
     choice_words,
     difference_words,
+    gap_words,
     groups_by,
     headline_groups,
     listed,
@@ -26,7 +27,7 @@ from analysis.report.choices import (
     token_range,
 )
 from analysis.report.energy_section import estimate_w
-from analysis.report.formats import count, factor, percent, seconds, significant
+from analysis.report.formats import count, percent, seconds, significant
 from analysis.runs.identity import Scenario
 from analysis.study import Study
 
@@ -127,8 +128,7 @@ def _cost_words(difference: Difference) -> str:
     if gain is None:
         values = " against ".join(significant(value) for value in difference.values)
         return f"{objective.title} {values} {objective.unit} of `{difference.b}`"
-    turned = difference.turned.gain_interval
-    return f"{factor(1 / gain, turned)} {objective.worse} than `{difference.b}`"
+    return gap_words(difference)
 
 
 def _at(whole: Study, scenario: Scenario, label: str) -> list[Difference]:

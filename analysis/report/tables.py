@@ -194,7 +194,7 @@ def number_columns(joules: bool) -> list[Column]:
     columns: list[Column] = []
     for objective in shown("numbers"):
         if joules or objective is not ENERGY:
-            title, entry = _title(objective), _entry_of(objective)
+            title, entry = _title(objective), entry_of(objective)
             bare = objective.unit in formats.BARE and not title.endswith("/s")
             columns.append(
                 Column(title, objective.unit if bare else None, entry, objective.streamed)
@@ -209,7 +209,8 @@ def _title(objective: Objective) -> str:
     return objective.title if objective.latency is None else objective.quantity
 
 
-def _entry_of(objective: Objective) -> Callable[[Cell], Entry]:
+def entry_of(objective: Objective) -> Callable[[Cell], Entry]:
+    """How a cell's figure by an objective stands in the numbers table."""
     if objective is MEMORY:
         return _memory
     latency = objective.latency
