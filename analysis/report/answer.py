@@ -7,7 +7,6 @@ from analysis.compare.decisions import Decision
 from analysis.report.choices import (
     MOST,
     Group,
-    choice_words,
     gap_words,
     headline_groups,
     listed,
@@ -15,6 +14,7 @@ from analysis.report.choices import (
     marked,
     nearest,
     peaked,
+    span_words,
     title_of,
 )
 from analysis.report.formats import count
@@ -71,7 +71,11 @@ def _choice(whole: Study, group: Group) -> str:
     """``take `a` below 4,100 tokens [3,800, 4,500] and `b` above``; by spans where no length is."""
     crossing = crossing_between_winners(whole, group.decisions)
     if crossing is None:
-        return _plainly(group) + choice_words(whole, group, rivals=1)
+        warning = _plainly(group)
+        untested = "" if warning else "; indicative"
+        nobody = "no clear winner" if warning else "**no clear winner**"
+        spans = [span_words(whole, span, 1, untested, nobody) for span in group.spans]
+        return warning + "; ".join(spans)
     first, last = group.decisions[0], group.decisions[-1]
     found = crossing.found
     low, high = count(found.low), count(found.high)
@@ -93,7 +97,7 @@ def _plainly(group: Group) -> str:
     if "winner" in outcomes:
         return ""
     if "indicative" in outcomes:
-        return "**no winner is shown**, for one start each is not tested; "
+        return "**no winner is shown**, because one start each cannot be tested: "
     return ""
 
 

@@ -73,17 +73,22 @@ def title_of(groups: Sequence[Group]) -> str:
     return " or ".join(dict.fromkeys(group.objective.title for group in groups))
 
 
-def choice_words(whole: Study, group: Group, rivals: int = MOST_RIVALS) -> str:
+def choice_words(whole: Study, group: Group) -> str:
     """``take `a` from 512 to 2,048 tokens (…); no clear winner at 4,096 tokens``."""
-    return "; ".join(span_words(whole, span, rivals) for span in group.spans)
+    return "; ".join(span_words(whole, span) for span in group.spans)
 
 
 def outcome_of(decision: Decision) -> tuple[str, tuple[str, ...]]:
     return ("nobody", ()) if all_zero(decision) else (decision.outcome, decision.front)
 
 
-def span_words(whole: Study, span: Sequence[Decision], rivals: int = MOST_RIVALS) -> str:
-    """``rivals``: of how many it is said by how much they are behind."""
+def span_words(
+    whole: Study,
+    span: Sequence[Decision],
+    rivals: int = MOST_RIVALS,
+    untested: str = "; indicative",
+) -> str:
+    """``rivals``: of how many it is said by how much they are behind. ``untested``: beside what is."""
     last = span[-1]
     two_peaks = any(peaked(whole, each) for each in last.against)
     ahead = ahead_words(last, rivals) if len(span) == 1 else by_words(last, rivals)
@@ -92,7 +97,7 @@ def span_words(whole: Study, span: Sequence[Decision], rivals: int = MOST_RIVALS
     if last.outcome == "winner":
         return f"**take {marked(last, last.front[0])} {at}** ({by})"
     if last.outcome == "indicative":
-        return f"{marked(last, last.front[0])} was ahead {at} ({by}; indicative)"
+        return f"{marked(last, last.front[0])} was ahead {at} ({by}{untested})"
     if all_zero(last):
         return f"{last.objective.all_zero} {at}"
     if last.outcome == "alone" and last.front:
@@ -103,8 +108,8 @@ def span_words(whole: Study, span: Sequence[Decision], rivals: int = MOST_RIVALS
     if last.outcome == "not comparable":
         return f"not comparable {at} ({last.against[0].reason if last.against else 'no pair'})"
     if last.among_all and len(last.front) > MOST:
-        return f"no clear winner {at} among all {len(last.front)} that may win"
-    return f"no clear winner {at} ({listed(marked(last, name) for name in last.front)})"
+        return f"{nobody} {at} among all {len(last.front)} that may win"
+    return f"{nobody} {at} ({listed(marked(last, name) for name in last.front)})"
 
 
 def all_zero(decision: Decision) -> bool:
@@ -126,8 +131,8 @@ def ahead_words(decision: Decision, rivals: int = MOST_RIVALS) -> str:
     near = nearest(decision.against)
     parts = [difference_words(each) for each in near[:rivals]]
     if len(near) > rivals:
-        others = len(near) - rivals
-        parts.append(f"ahead of {others} other{'s' if others > 1 else ''} by more")
+        more = f"ahead of {len(near) - rivals} others by more"
+        parts.append("the next best" if rivals == 1 else more)
     return ", ".join(parts)
 
 

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from jinja2 import Environment
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
+
+from analysis.report import formats
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = ("figures.js", "ask.js", "tables.js", "page.js")
@@ -50,6 +53,19 @@ def frame(library: Library | None = CARRIED) -> dict[str, Markup]:
         "library": Markup(element),
         "script": Markup(script),
     }
+
+
+def markdown(pages: Environment) -> Environment:
+    """The environment of the pages, for text: nothing is HTML there, and a cell is one line."""
+    made = pages.overlay(autoescape=False, trim_blocks=True, lstrip_blocks=True)
+    made.filters = pages.filters | {"line": line}
+    return made
+
+
+def line(text: object) -> str:
+    """On one line, in which neither a bar ends the cell nor a tag begins."""
+    words = " ".join(str(formats.clipped(str(text))).split())
+    return words.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 @cache

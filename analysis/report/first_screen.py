@@ -27,6 +27,7 @@ class Family:
     """A task and load. ``level``: users, or requests a second."""
 
     number: int
+    model: str
     task: str
     load: str
     words: str
@@ -99,6 +100,7 @@ def _families(whole: Study) -> dict[Scenario, Family]:
         apart += [family.execution] if family.execution else []
         found[family] = Family(
             number=len(found),
+            model=cell.model,
             task=cell.task,
             load=cell.load,
             words=f"{cell.task}, {cell.load} ({', '.join(apart)})",

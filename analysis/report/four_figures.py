@@ -118,7 +118,7 @@ def _figure(
         title=TITLES.get(objective, objective.title),
         entry=entry,
         rival=rival,
-        delta=_delta(other, difference),
+        delta="" if entry.main is None else _delta(other, difference),
         noise=noise,
         bar=bar,
     )
@@ -153,7 +153,7 @@ def _slo(cell: Cell) -> str:
         return "no SLO was set"
     held = [point.goodput for point in cell.starts if point.goodput is not None]
     good, sent = sum(g.good or 0 for g in held), sum(g.sent or 0 for g in held)
-    limit = f"SLO {', '.join(bounds)}"
+    limit = f"SLO ({', '.join(bounds)})"
     return f"{formats.whole_percent(good / sent)} % met the {limit}" if sent else limit
 
 

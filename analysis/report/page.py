@@ -8,17 +8,27 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from analysis.report import document, formats, plots
-from analysis.report.charts import bands, charts, crossing_rows, drift, paretos, rooflines
+from analysis.report.charts import (
+    bands,
+    chart_key,
+    charts,
+    crossing_rows,
+    drift,
+    paretos,
+    rooflines,
+)
 from analysis.report.document import Library
 from analysis.report.energy_section import energy_section, span
 from analysis.report.figures import Figures, json_for_page
-from analysis.report.first_screen import Case, FirstScreen, first_screen
+from analysis.report.first_screen import FirstScreen, first_screen
 from analysis.report.memory_section import memory_rows
 from analysis.report.point_section import point_sections
 from analysis.report.sentences import summary_sentences
 from analysis.report.tables import (
     bounds,
+    decision_cell,
     decision_rows,
+    entry_words,
     heat_map_groups,
     provenance,
     servers,
@@ -41,61 +51,72 @@ def write_report(whole: Study, path: Path, library: Library = document.CARRIED) 
 
 def render(whole: Study, place: Path | None = None, library: Library = document.CARRIED) -> str:
     """``place``: the folder of the page, from which raw files are linked; without it they are only named."""
-    screen = first_screen(whole)
+    common = shared(whole)
+    screen: FirstScreen = common["screen"]
     figures = Figures()
     named = [point.backend for point in whole.points] + [gate.backend for gate in whole.gates]
     look = plots.styles(named)
-    energy = energy_section(whole.cells)
     drawn = bands(whole, screen, look, figures)
     units = list(dict.fromkeys(family.unit for family in screen.families))
-    return (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            **document.frame(library),
-            title=f"Attention backends: {whole.root.name}",
-            runs_name=whole.root.name,
-            screen=screen,
-            bands=drawn,
-            band_key=band_key,
-            units=units,
-            one_unit=len(units) < 2,
-            tasks=list(dict.fromkeys(family.task for family in screen.families)),
-            cases_json=json_for_page(cases_json(screen, drawn)),
-            sentences=summary_sentences(whole),
-            provenance=provenance(whole.runs),
-            servers=servers(whole),
-            weights_random=any(p.weights == "random" for p in whole.usable),
-            decisions=decision_rows(whole),
-            headline_by=" or ".join(dict.fromkeys(each.title for each in whole.headlines.values())),
-            tested=any(d.tested for d in whole.decisions),
-            tables=tables(whole.cells, joules=energy.gpu is None),
-            charts=charts(whole.cells, look, figures),
-            points=point_sections(whole, figures, place),
-            paretos=paretos(whole, look, figures),
-            rooflines=rooflines(whole, look, figures),
-            beaten=whole.beaten,
-            crossings=crossing_rows(whole, look, figures),
-            gates=whole.gates,
-            some_may_not_win=any(not each.may_win for each in whole.eligible.values()),
-            eligible=whole.eligible,
-            verifications=whole.verifications,
-            heat_maps=heat_map_groups(whole.heat_maps),
-            drift=drift(whole.gates, look, figures),
-            energy=energy,
-            memory=memory_rows(whole.points),
-            bounds=bounds(whole),
-            excluded=[p for p in whole.points if not p.usable and p.status != "superseded"],
-            unmeasured=whole.unmeasured,
-            superseded=sum(p.status == "superseded" for p in whole.points),
-            needs={p: needed(p) for p in (50, 90, 95, 99)},
-            figures=figures.json,
-        )
+    page = environment().get_template("report.html.j2")
+    return page.render(
+        **document.frame(library),
+        **common,
+        runs_name=whole.root.name,
+        shown_band=screen.shown
+        and drawn.get(chart_key(screen.shown.family, screen.shown.objective)),
+        units=units,
+        one_unit=len(units) < 2,
+        tasks=list(dict.fromkeys(family.task for family in screen.families)),
+        cases_json=json_for_page(cases_json(screen, drawn)),
+        headline_by=" or ".join(dict.fromkeys(each.title for each in whole.headlines.values())),
+        tested=any(d.tested for d in whole.decisions),
+        charts=charts(screen, drawn),
+        points=point_sections(whole, figures, place),
+        paretos=paretos(whole, look, figures),
+        rooflines=rooflines(whole, look, figures),
+        beaten=whole.beaten,
+        crossings=crossing_rows(whole, look, figures),
+        eligible=whole.eligible,
+        verifications=whole.verifications,
+        heat_maps=heat_map_groups(whole.heat_maps),
+        drift=drift(whole.gates, look, figures),
+        memory=memory_rows(whole.points),
+        bounds=bounds(whole),
+        needs={p: needed(p) for p in (50, 90, 95, 99)},
+        figures=figures.json,
     )
 
 
-def band_key(case: Case) -> str:
-    return f"{case.family.number} {case.objective.name}"
+def write_twin(whole: Study, path: Path) -> None:
+    """The report's text and tables in Markdown, replaced atomically."""
+    write_atomic(path, render_twin(whole))
+
+
+def render_twin(whole: Study) -> str:
+    """Of the same values as the page."""
+    return document.markdown(environment()).get_template("report.md.j2").render(**shared(whole))
+
+
+def shared(whole: Study) -> dict[str, Any]:
+    """What the page and its twin in Markdown both show."""
+    energy = energy_section(whole.cells)
+    return {
+        "title": f"Attention backends: {whole.root.name}",
+        "screen": first_screen(whole),
+        "sentences": summary_sentences(whole),
+        "weights_random": any(p.weights == "random" for p in whole.usable),
+        "decisions": decision_rows(whole),
+        "some_may_not_win": any(not each.may_win for each in whole.eligible.values()),
+        "tables": tables(whole.cells, joules=energy.gpu is None),
+        "energy": energy,
+        "gates": whole.gates,
+        "excluded": [p for p in whole.points if not p.usable and p.status != "superseded"],
+        "unmeasured": whole.unmeasured,
+        "superseded": sum(p.status == "superseded" for p in whole.points),
+        "provenance": provenance(whole.runs),
+        "servers": servers(whole),
+    }
 
 
 def cases_json(screen: FirstScreen, drawn: Mapping[str, str]) -> dict[str, Any]:
@@ -111,7 +132,7 @@ def cases_json(screen: FirstScreen, drawn: Mapping[str, str]) -> dict[str, Any]:
                 "context": case.context_tokens,
                 "by": case.objective.name,
                 "pair": case.pair,
-                "figure": drawn.get(band_key(case)),
+                "figure": drawn.get(chart_key(case.family, case.objective)),
             }
             for case in screen.cases
         ],
@@ -137,7 +158,7 @@ def environment() -> Environment:
         "breakable": breakable,
         "bare": bare,
     }
-    made.globals |= {"f": formats, "span": span}
+    made.globals |= {"f": formats, "span": span, "entry": entry_words, "decision": decision_cell}
     return made
 
 

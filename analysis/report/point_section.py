@@ -83,7 +83,7 @@ def _origin(run: Run) -> list[tuple[str, str]]:
 
 
 def _files(run: Run, place: Path | None) -> Iterator[tuple[str, str | None]]:
-    """The run's folder and what is in it. What lies elsewhere has no link, which would tell of its folders."""
+    """The run's folder and what is in it. What lies elsewhere has no link, which would name its folders."""
     below = place is not None and run.path.resolve().is_relative_to(place.resolve())
     start = run.path.resolve().relative_to(place.resolve()).as_posix() if below and place else None
 

@@ -121,6 +121,22 @@ def decision_rows(whole: Study) -> list[DecisionRow]:
     ]
 
 
+def decision_cell(decision: Decision | None) -> str:
+    """What stands in a cell of the decision table, on one line."""
+    if decision is None:
+        return formats.DASH
+    front = ", ".join(decision.front)
+    if decision.winner is not None:
+        return f"**{decision.winner}**"
+    if decision.outcome == "alone":
+        return f"{front} alone" if front else "none may win"
+    if decision.outcome == "indicative":
+        return f"{front} (indicative)"
+    return decision.outcome + (
+        f": all {len(decision.front)}" if decision.among_all else f": {front}"
+    )
+
+
 def _may_not_win(whole: Study, scenario: Scenario) -> dict[str, str]:
     return {
         whole.labels.candidates[candidate]: each.why_not or ""
@@ -245,6 +261,14 @@ def _mean(cell: Cell, objective: Objective) -> Entry:
     )
     main = formats.measured(cell.mean(objective), objective.unit)
     return Entry(main, tuple(line for line in lines if line))
+
+
+def entry_words(entry: Entry) -> str:
+    """``60,400 (1 start)``, on one line."""
+    if entry.main is None:
+        return f"– ({entry.why})" if entry.why else formats.DASH
+    below = ", ".join(line for line in entry.below if line)
+    return f"{entry.main} ({below})" if below else entry.main
 
 
 LEAST_EDGE_SHOWN = 0.01
