@@ -87,8 +87,9 @@ def span_words(
     span: Sequence[Decision],
     rivals: int = MOST_RIVALS,
     untested: str = "; indicative",
+    nobody: str = "no clear winner",
 ) -> str:
-    """``rivals``: of how many it is said by how much they are behind. ``untested``: beside what is."""
+    """``rivals``: of how many it is said by how much they are behind. ``untested``, ``nobody``: words."""
     last = span[-1]
     two_peaks = any(peaked(whole, each) for each in last.against)
     ahead = ahead_words(last, rivals) if len(span) == 1 else by_words(last, rivals)

@@ -1,8 +1,8 @@
 """Two sweeps side by side: days, cards, versions. Nothing between them is tested.
 
-Their servers were not started in one block, so no difference between the two is attributed to anything: each
-sweep's own answer stands beside the other's, and each cell that both measured with both figures and their plain
-quotient. What differs in the circumstances is listed.
+Their servers were not started in one block, so no difference between the two is attributed to anything.
+Each sweep's own answer stands beside the other's, and of each cell that both measured both figures and their
+plain quotient. What differs in the circumstances is listed.
 """
 
 from collections.abc import Callable, Iterable
@@ -46,7 +46,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Row:
-    """A cell that both measured: one candidate at one workload. ``label_b`` where it has another name there."""
+    """A cell that both measured: one candidate at one workload. ``label_b``: its other name in b."""
 
     task: str
     load: str
