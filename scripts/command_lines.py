@@ -1,7 +1,7 @@
 """Every command of this project, by its own parser: what its help says, and whether a line would be read.
 
     python -m scripts.command_lines                  the reference of all commands, as Markdown
-    python -m scripts.command_lines --faults         JSON lists of words on stdin → JSON list of faults (null: none)
+    python -m scripts.command_lines --faults         JSON on stdin → JSON list of faults (null: none)
 
 Nothing is run. Parsers are caught when they are about to read the words of this program.
 """
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
@@ -64,15 +65,13 @@ class Stage:
     words: tuple[str, ...]
 
 
-def parser_of(module: str) -> argparse.ArgumentParser | None:
-    """Of a module that reads its words with argparse; None where `main` reads none."""
+def parser_of(module: str) -> argparse.ArgumentParser:
+    """Of a module whose `main` reads its words with argparse."""
 
     def caught(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
         raise CaughtParser(parser)
 
     read: Callable[[], object] = importlib.import_module(module).main
-    if module.startswith("scripts.") and "parse_args" not in (ROOT / _file(module)).read_text():
-        return None
     with mock.patch.object(argparse.ArgumentParser, "parse_args", caught):
         try:
             read()
@@ -86,10 +85,6 @@ def locust_parser() -> argparse.ArgumentParser:
     """Locust's, with the options of our file."""
     importlib.import_module("loadgen.longctx")
     return importlib.import_module("locust.argument_parser").get_parser()
-
-
-def _file(module: str) -> str:
-    return module.replace(".", "/") + ".py"
 
 
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -162,21 +157,38 @@ def _read(words: list[str]) -> None:
 
 def _read_module(module: str, words: list[str]) -> None:
     inside = ROOT / module.replace(".", "/")
-    parser = parser_of(f"{module}.__main__" if inside.is_dir() else module)
-    if parser is not None:
-        _read_argparse(parser, words)
-    elif words:
-        raise NotReadError(f"{module} takes no words", incomplete=False)
+    path = inside / "__main__.py" if inside.is_dir() else inside.with_suffix(".py")
+    if not path.exists():
+        raise NotReadError(f"there is no module {module}", incomplete=False)
+    if path.name == "__main__.py":
+        module += ".__main__"
+    source = path.read_text()
+    if "def main(" in source and ".parse_args(" in source + _beside(path, "options.py"):
+        with contextlib.suppress(
+            ModuleNotFoundError
+        ):  # torch and vLLM are in a Python of their own
+            return _read_argparse(parser_of(module), words)
+    unknown = [word for word in words if word.startswith("--") and f'"{word}"' not in source]
+    if unknown:
+        raise NotReadError(f"{module} does not name {', '.join(unknown)}", incomplete=False)
+    return None
+
+
+def _beside(path: Path, name: str) -> str:
+    return (path.parent / name).read_text() if (path.parent / name).exists() else ""
 
 
 def _read_greenbench(words: list[str]) -> None:
     command, name, rest = descend(words)
     if stage := stage_of(command, name, rest):
-        parser = parser_of(stage.module)
-        assert parser is not None
-        return _read_argparse(parser, list(stage.words))
-    if hasattr(command, "commands") and rest and not rest[0].startswith("-"):
-        raise NotReadError(f"{' '.join(name)} has no command {rest[0]}", incomplete=False)
+        return _read_argparse(parser_of(stage.module), list(stage.words))
+    if hasattr(
+        command, "commands"
+    ):  # its options act as soon as they are read (--install-completion)
+        known = {"--help", *(option for param in command.params for option in param.opts)}
+        if rest and rest[0] not in known:
+            raise NotReadError(f"{' '.join(name)} has no {rest[0]}", incomplete=False)
+        return None
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             command.make_context(" ".join(name), rest)
@@ -192,10 +204,12 @@ def _read_argparse(parser: argparse.ArgumentParser, words: list[str]) -> None:
     def error(_: argparse.ArgumentParser, message: str) -> NoReturn:
         raise NotReadError(message, incomplete="required" in message)
 
-    quiet = contextlib.redirect_stdout(io.StringIO())
-    with mock.patch.object(argparse.ArgumentParser, "error", error), quiet:
-        with contextlib.suppress(SystemExit):  # --help, --version
-            parser.parse_args(words)
+    with (
+        mock.patch.object(argparse.ArgumentParser, "error", error),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.suppress(SystemExit),  # --help, --version
+    ):
+        parser.parse_args(words)
 
 
 # --- the reference
@@ -207,7 +221,6 @@ def sections() -> Iterator[tuple[str, str]]:
         yield " ".join(name), _greenbench_help(command, name)
     for typed, module in STAGES.items():
         parser = parser_of(module)
-        assert parser is not None
         yield typed, parser.format_help()
         for name, sub in subparsers(parser).items():
             if name not in INTERNAL:
@@ -229,7 +242,6 @@ def _greenbench_help(command: Any, name: Sequence[str]) -> str:
             parser = parser_of(stage.module)
         finally:
             del os.environ[TYPED_AS]
-        assert parser is not None
         return subparsers(parser)[stage.words[0]].format_help()
     command.rich_markup_mode = None
     return command.get_help(command.context_class(command, info_name=typed))
@@ -265,7 +277,8 @@ def main() -> int:
     os.environ["COLUMNS"] = WIDTH
     if sys.argv[1:] == ["--faults"]:
         asked = json.load(sys.stdin)
-        found = [fault(each["words"], each["whole"]) for each in asked]
+        with contextlib.redirect_stdout(sys.stderr):
+            found = [fault(each["words"], each["whole"]) for each in asked]
         json.dump(found, sys.stdout)
         return 0
     sys.argv = sys.argv[:1]

@@ -16,8 +16,8 @@ BOUNDS = {
 }
 INTRODUCTION = """# Files, key by key
 
-Generated from the models that read and write them ([JSON Schemas](schema/sweep.json)). What a column means, with its
-unit, is in [the contract](contract.md).
+Generated from the models that read and write them ([JSON Schemas](schema/sweep.json)). What a column means,
+with its unit, is in [the contract](contract.md).
 """
 
 
