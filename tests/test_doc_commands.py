@@ -1,4 +1,4 @@
-"""Every command that README, docs/ and the other pages show is read by its own parser, and run: here, or elsewhere.
+"""Every command that README, docs/ and the other pages show is read by its own parser, and run.
 
 Parsers take long to import, so all lines are asked of one process. Python has none for `make`, `kubectl` and
 the like; of those the targets, variables and files that a line names are looked up.
@@ -144,10 +144,9 @@ def test_a_program_that_is_not_known_would_be_seen() -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A person's folder: two runs, the traffic of docs/plan.md, another tool's result."""
+    """A person's folder: a run, the traffic of docs/plan.md, another tool's result."""
     here = tmp_path_factory.mktemp("person")
     shutil.copytree(ROOT / "docs" / "example", here / "runs" / "my")
-    shutil.copytree(here / "runs" / "my" / EXAMPLE, here / "runs" / "my" / "twin")
     shutil.copy(ROOT / RESULT, here / "result.json")
     traffic = re.search(
         r"```yaml\n# traffic.yaml.*?\n(.*?)```", (ROOT / "docs/plan.md").read_text(), re.DOTALL
@@ -157,7 +156,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here
 
 
-FILLED = {"RUNS": "runs/my", "RESULT": "result.json", "POINT": "runs/my/twin"}
+FILLED = {"RUNS": "runs/my", "RESULT": "result.json", "POINT": f"runs/my/{EXAMPLE}"}
 HERE = [
     ("greenbench backends --for h100", "flash_attn3"),
     ("greenbench check --schema RUNS", ""),

@@ -13,8 +13,8 @@ ASSIGNED = re.compile(r"[A-Z_][A-Z0-9_]*=")
 # what a line of an indented block that is a command starts with; other such lines are output, or a formula
 PROGRAMS = {
     "greenbench", "make", "python", "python3", "locust", "pip", "docker", "docker-compose", "kubectl",
-    "sbatch", "curl", "cd", "env", "pre-commit", "npm", "apt-get", "kustomize", "promtool", "pytest", "export",
-    "git",
+    "sbatch", "curl", "cd", "env", "pre-commit", "npm", "apt-get", "kustomize", "promtool", "pytest",
+    "export", "git",
 }  # fmt: skip
 NUMBERS = {"N", "P", "S", "PORT", "PID"}  # placeholders for which a number is typed
 
