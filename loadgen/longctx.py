@@ -24,6 +24,7 @@ from locust.env import Environment
 from locust.rpc.protocol import Message
 from locust.runners import MasterRunner, Runner, WorkerRunner
 
+from greenbench.contract.address import opened_warning
 from greenbench.contract.config import load_live_point
 from greenbench.contract.errors import USAGE_EXIT, UserError, say_error
 from greenbench.contract.privacy import keep_private
@@ -106,6 +107,7 @@ def on_init(environment: Environment, runner: Runner, **_: Any) -> None:
     keep_private()
     raise_file_limit()
     take_priority()
+    _warn_of_what_is_opened(options, runner)
     live = Live(options.telemetry_url if options else None)
     install(environment, live)
     environment.live = live  # type: ignore[attr-defined]
@@ -161,6 +163,16 @@ def _on_done(environment: Environment, msg: Message, **_: Any) -> None:
     reports: WorkerReports | None = getattr(environment, "reports", None)
     if reports is not None:
         reports.report(msg.node_id, msg.data)
+
+
+def _warn_of_what_is_opened(options: Any, runner: Runner) -> None:
+    listening = {
+        "Locust's page": not options.headless and not isinstance(runner, WorkerRunner) and options.web_host,
+        "Locust's master": isinstance(runner, MasterRunner) and options.master_bind_host,
+    } if options else {}  # fmt: skip
+    for what, host in listening.items():
+        if host and (warning := opened_warning(host, what)):
+            logger.warning("%s", warning)
 
 
 @events.test_start.add_listener
