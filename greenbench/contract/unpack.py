@@ -2,17 +2,16 @@
 
 import gzip
 from pathlib import Path
-from typing import Final
 
-MOST_BYTES: Final = (
-    256 * 2**20
-)  # a part of a recording has 16 MiB, a server's log without its steps far less
+MOST_BYTES = 256 * 2**20  # a part of a recording has 16 MiB, a server's log far less
 
 
-def gunzip(path: Path, most: int = MOST_BYTES) -> bytes:
-    """Raises OSError where it unpacks to more than ``most`` bytes, or is damaged (EOFError, zlib.error)."""
+def gunzip(path: Path) -> bytes:
+    """OSError where it unpacks to more than MOST_BYTES, or is damaged (EOFError and zlib.error, too)."""
     with gzip.open(path) as packed:
-        content = packed.read(most + 1)
-    if len(content) > most:
-        raise OSError(f"{path}: unpacks to over {most >> 20} MiB, which no file of a run does")
+        content = packed.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise OSError(
+            f"{path}: unpacks to over {MOST_BYTES >> 20} MiB, which no file of a run does"
+        )
     return content
