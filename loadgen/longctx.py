@@ -166,12 +166,13 @@ def _on_done(environment: Environment, msg: Message, **_: Any) -> None:
 
 
 def _warn_of_what_is_opened(options: Any, runner: Runner) -> None:
-    listening = {
-        "Locust's page": not options.headless and not isinstance(runner, WorkerRunner) and options.web_host,
-        "Locust's master": isinstance(runner, MasterRunner) and options.master_bind_host,
-    } if options else {}  # fmt: skip
+    listening: dict[str, str] = {}
+    if options and not options.headless and not isinstance(runner, WorkerRunner):
+        listening["Locust's page"] = options.web_host
+    if options and isinstance(runner, MasterRunner):
+        listening["Locust's master"] = options.master_bind_host
     for what, host in listening.items():
-        if host and (warning := opened_warning(host, what)):
+        if warning := opened_warning(host, what):
             logger.warning("%s", warning)
 
 
