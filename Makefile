@@ -77,6 +77,22 @@ docs: ## the documentation as a site: build/site/index.html
 	@scripts/setup.sh docs
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet && echo "docs: build/site/index.html"
 
+sbom: setup ## a software bill of materials for each lock file (CycloneDX JSON): build/sbom/
+	@scripts/setup.sh audit && mkdir -p build/sbom
+	@.venv-audit/bin/cyclonedx-py environment .venv/bin/python --pyproject pyproject.toml --output-reproducible -o build/sbom/bench.json
+	@for lock in vllm-cpu vllm-cuda docs validators; do \
+		.venv-audit/bin/cyclonedx-py requirements requirements/$$lock.lock --output-reproducible -o build/sbom/$$lock.json || exit; done
+	@ls build/sbom/*.json
+
+licences: setup ## the licence of each package of the bench; a GPL ends with 1
+	@scripts/setup.sh audit
+	@.venv-audit/bin/pip-licenses --python .venv/bin/python --from mixed --order license --partial-match --fail-on 'GPL;GNU General'
+
+audit: ## known vulnerabilities of what the lock files pin; asks PyPI, and ends with 1 where that does not answer
+	@scripts/setup.sh audit
+	@.venv-audit/bin/pip-audit --strict --no-deps --disable-pip \
+		$(addprefix -r ,$(wildcard requirements/*.lock))
+
 format: setup ## format the code
 	@$(BENCH)/ruff format --quiet . && $(BENCH)/ruff check --fix --quiet .
 
