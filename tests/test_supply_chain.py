@@ -1,4 +1,4 @@
-"""What is installed: pinned, of licences that may be used with Apache-2.0, and all that the project asks for."""
+"""What is installed: pinned, of licences that go with Apache-2.0, and all that is asked for."""
 
 import re
 import tomllib
