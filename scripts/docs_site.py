@@ -8,6 +8,7 @@ import posixpath
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,28 @@ def made(*module: str) -> str:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     here = ELSEWHERE.get(page.file.src_uri, f"docs/{page.file.src_uri}")
-    known = {file.src_uri for file in files}
-    return LINK.sub(lambda found: relinked(found, posixpath.dirname(here), known), markdown)
+    names = {file.src_uri: "" for file in files} | dict(titles(config.nav))
+    return LINK.sub(lambda found: relinked(found, posixpath.dirname(here), names), markdown)
 
 
-def relinked(found: re.Match[str], folder: str, known: set[str]) -> str:
+def titles(nav: list[Any]) -> Iterator[tuple[str, str]]:
+    """Page and what the navigation calls it."""
+    for entry in nav:
+        for title, below in entry.items() if isinstance(entry, dict) else ():
+            if isinstance(below, str):
+                yield below, title
+            else:
+                yield from titles(below)
+
+
+def relinked(found: re.Match[str], folder: str, names: dict[str, str]) -> str:
+    """A link that is called by its file (`method.md`) gets the page's title (``names``)."""
     image, words, target, title = found.groups()
     path, _, heading = target.partition("#")
     path = posixpath.normpath(posixpath.join(folder, path))
     name = SITE_NAMES.get(path) or path.removeprefix("docs/")
-    if name not in known:
+    if name not in names:
         return words
+    if " " not in words and not image and words.strip("/") in f"{path} README":
+        words = names[name] or words
     return f"{image}[{words}]({name}{'#' if heading else ''}{heading}{title})"
