@@ -1,7 +1,7 @@
 """What mkdocs.yml needs besides docs/: pages that lie elsewhere here, and the generated reference.
 
-A link in a page is what it is on the disk. Where it leads to a page of the site it becomes a link to that.
-Where it leads to another file of the repository, which a site has not, the words stay and the link goes.
+A link in a page is what it is on the disk. Where it leads to a page of the site it becomes a link to that;
+to another file of the repository there is none on a site, and the words stay.
 """
 
 import posixpath
