@@ -37,7 +37,7 @@ FLOORS = {
         "back_test", "plan", "plan_told", "plan_page", "__main__",
     ),
     "gateway": (
-        "__init__", "options", "request", "scrape", "prefixes", "pools", "policy_file", "length",
+        "__init__", "options", "request", "page", "scrape", "prefixes", "pools", "policy_file", "length",
         "counters", "route", "access_log", "metrics", "upstream", "watch", "proxy", "admin", "app",
         "connection", "__main__",
     ),

@@ -13,6 +13,7 @@ from pydantic import (
     AfterValidator,
     Field,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -32,6 +33,7 @@ from greenbench.contract.newer import known_part
 from greenbench.contract.server_config import SECRET as SECRET
 from greenbench.contract.server_config import BackendChoice as BackendChoice
 from greenbench.contract.server_config import ServerConfig as ServerConfig
+from greenbench.contract.server_config import refuse_token
 from greenbench.contract.strict import Options as Options
 from greenbench.contract.strict import StrictModel as StrictModel
 from greenbench.contract.strict import finite_numbers
@@ -65,6 +67,11 @@ class ModelConfig(StrictModel):
         default_factory=list[str]
     )  # flags this model needs on any backend
     note: str | None = None
+
+    @field_validator("server_args")
+    @classmethod
+    def _no_token(cls, args: list[str]) -> list[str]:
+        return refuse_token(args, "server_args")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
