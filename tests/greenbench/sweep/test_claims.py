@@ -14,8 +14,7 @@ import pytest
 from greenbench.contract.errors import UserError
 from greenbench.contract.run_dir import write_atomic
 from greenbench.sweep import claims
-from greenbench.sweep.child_processes import StageError
-from greenbench.sweep.claims import RUNNERS_DIR, Claim, Runner
+from greenbench.sweep.claims import RUNNERS_DIR, Claim, ClaimLost, Runner
 from greenbench.sweep.orphans import RUNNER_FILE, stop_orphans
 from tests.fakes.manifests import manifest
 from tests.fakes.waiting import HUNG_S, wait_until
@@ -173,7 +172,7 @@ def test_a_sweep_that_was_taken_for_dead_measures_nothing_more(
         def lost() -> bool:
             try:
                 claim.check()
-            except StageError as error:
+            except ClaimLost as error:
                 return "another took it for dead" in str(error)
             return False
 
