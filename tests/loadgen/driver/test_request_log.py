@@ -15,7 +15,7 @@ from loadgen.driver.request_log import RowWriter
 
 
 class Disk(io.FileIO):
-    """Takes ``room`` bytes and then none; as of a file system, the write that meets the end is a short one."""
+    """Takes ``room`` bytes and then none; as with a file system, the last write is a short one."""
 
     room = 0
 
