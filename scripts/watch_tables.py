@@ -15,8 +15,8 @@ PAGE: Final = DEPLOY / "dashboards.md"
 HEAD: Final = """\
 # Panels and alerts
 
-Written by `python -m scripts.watch_tables` from `grafana/dashboards/` and `prometheus/alerts.yaml`. Units as Grafana
-names them.
+Written by `python -m scripts.watch_tables` from `grafana/dashboards/` and `prometheus/alerts.yaml`. Units
+as Grafana names them.
 Where the label `candidate` or `node` comes from: [README.md](README.md#dashboards-and-alerts).
 """
 

@@ -11,7 +11,7 @@ import numpy as np
 from scripts.soak.faults import Kind
 
 SEPARATE_S: Final = 5.0  # failures so far apart are two holes
-GAP_PERIODS: Final = 4.0  # of a recording, until its next row is late
+GAP_PERIODS: Final = 5.0  # of a recording, until its next row is late
 NEAR_S: Final = 5.0  # a hole that begins or ends so near to a fault can be its own
 SETTLED_SHARE: Final = 0.25  # of a process's life: it still fills its caches
 LEAST_LIFE_S: Final = 300.0  # a shorter life has no slope that means anything
@@ -56,7 +56,7 @@ class Growth:
     mib_per_h: float | None
 
 
-# A fault must leave a hole in one of these; a hole in another lane is not its own.
+# Where a fault may leave a hole; a hole in another lane is not its own.
 LANES: Final[dict[Kind, frozenset[str]]] = {
     Kind.SERVER: frozenset({"open", "closed", "server metrics"}),
     Kind.ENGINE: frozenset({"open", "closed", "server metrics"}),
@@ -67,6 +67,7 @@ LANES: Final[dict[Kind, frozenset[str]]] = {
     Kind.DISK: frozenset({"host samples", "server metrics"}),
     Kind.CLOCK: frozenset(),
 }
+MAY_HIDE: Final = frozenset({Kind.DISK, Kind.CLOCK})  # rows wait for a full disk; a step is no hole
 
 
 def failures(lane: str, rows: Iterable[tuple[float, str | None]]) -> list[Hole]:
@@ -88,12 +89,14 @@ def failures(lane: str, rows: Iterable[tuple[float, str | None]]) -> list[Hole]:
     ]  # fmt: skip
 
 
-def gaps(lane: str, moments: Iterable[float], period_s: float) -> list[Hole]:
-    """Where a recording with rows each ``period_s`` has none."""
+def gaps(
+    lane: str, moments: Iterable[float], period_s: float, starts: Sequence[float] = ()
+) -> list[Hole]:
+    """Where a recording with rows each ``period_s`` has none, or was begun anew (``starts``)."""
     return [
         Hole(lane, a, b, f"no row for {b - a:.1f} s")
         for a, b in pairwise(sorted(moments))
-        if b - a > GAP_PERIODS * period_s
+        if b - a > GAP_PERIODS * period_s or any(a < start <= b for start in starts)
     ]
 
 
@@ -119,7 +122,7 @@ def unseen(holes: Iterable[Hole], faults: Sequence[Broken]) -> list[Broken]:
     return [
         fault
         for fault in faults
-        if LANES[fault.kind] and not any(_cause(hole, [fault]) for hole in found)
+        if fault.kind not in MAY_HIDE and not any(_cause(hole, [fault]) for hole in found)
     ]
 
 

@@ -72,6 +72,7 @@ def judge(rig: Rig, log: Log) -> Verdict:
     ]
     checks = [
         *_counted(rows, rig, audits),
+        _logged(rig, rows, log),
         *([_served(rows, log)] if not rig.wanted.fake else []),
         *_holes(holes, log.broken),
         _clock(log.broken, rows["closed"]),
@@ -137,6 +138,20 @@ def _counted(rows: Rows, rig: Rig, audits: dict[str, dict[str, Any]]) -> Iterato
     )
 
 
+def _logged(rig: Rig, rows: Rows, log: Log) -> Check:
+    """A killed gateway may have sent an answer's last byte and not have written its line."""
+    lines = list(read_jsonl(rig.disk / "access.jsonl"))
+    complete = sum(line["ended"] == "complete" and line["status"] == 200 for line in lines)
+    every = [row for each in rows.values() for row in each]
+    good = sum(row["error_type"] is None for row in every)
+    kills = sum(fault.kind is Kind.GATEWAY for fault in log.broken)
+    return Check(
+        "the gateway's access log agrees, and each of its lines is whole",
+        good - kills <= complete <= len(every),
+        f"{len(lines):,} lines, {complete:,} complete; {good:,} good of {len(every):,} records",
+    )
+
+
 def _served(rows: Rows, log: Log) -> Check:
     """The server's own count since its last start, beside the records of that time."""
     (from_s, first), (to_s, last) = log.counters[0], log.counters[-1]
@@ -166,11 +181,14 @@ def _failed(rows: Rows) -> Iterator[Hole]:
 
 
 def _recorded(run: Path) -> Iterator[Hole]:
+    marks = read_jsonl(run / "events.jsonl")
+    starts = [mark["mono_ns"] / 1e9 for mark in marks if mark["name"] == "recorder_started"]
     for lane, name, period_s in (
         ("host samples", "host", HOST_PERIOD_S),
         ("server metrics", "server", SCRAPE_PERIOD_S),
     ):
-        yield from gaps(lane, set(moments(run / "telemetry" / f"{name}.jsonl")), period_s)
+        rows = set(moments(run / "telemetry" / f"{name}.jsonl"))
+        yield from gaps(lane, rows, period_s, starts[1:])
 
 
 def moments(path: Path) -> Iterator[float]:

@@ -74,7 +74,7 @@ class Rig:
         self.gateway = self._kept(
             "gateway", [
                 "gateway", "--policy", str(wanted.out / "policy.yaml"), "--port", str(gateway),
-                "--access-log", str(wanted.out / "access.jsonl"),
+                "--access-log", str(self.disk / "access.jsonl"),
             ],
         )  # fmt: skip
         self.recorder = self._kept(
@@ -134,6 +134,7 @@ class Rig:
         self._until(lambda: (self.run("open") / "telemetry/sources.json").exists(), self.recorder)
         for load in self.loads:
             self._start(load)
+        self._until(self._both_send, self.loads[-1])
 
     # --- processes ------------------------------------------------------------------------------
 
@@ -170,6 +171,9 @@ class Rig:
         return all(kept.runs for kept in self.services) and all(
             answers(f"{url}/health") for url in urls
         )
+
+    def _both_send(self) -> bool:
+        return len({name.partition("-")[0] for _, name in self.before.seen}) == len(self.loads)
 
     # --- files ----------------------------------------------------------------------------------
 
