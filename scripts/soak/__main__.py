@@ -29,6 +29,7 @@ from scripts.soak.page import write
 from scripts.soak.rig import BOOT_S, DRAIN_S, Rig, Wanted, answers
 
 LOOK_S = 0.2
+STALL_S = 1.0  # so late a look shows that this process did not get a core
 WEIGH_S = 5.0
 ANSWERED, WHOLE = "vllm:request_success_total", ("length", "stop")
 GRACE_S = 120.0  # beyond the loads' own end
@@ -56,7 +57,7 @@ def _soak(options: argparse.Namespace) -> int:
     log = Log()
     try:
         with Rig(wanted) as rig:
-            kinds = [kind for kind in Kind if kind not in rig.skipped]
+            kinds = [kind for kind in Kind if kind not in (Kind.STALL, *rig.skipped)]
             if wanted.fake:
                 kinds.remove(Kind.ENGINE)
             log.began_s = time.monotonic()
@@ -115,7 +116,10 @@ class Watch:
 
     def _keep(self, whole: bool) -> None:
         """``whole``: nothing is broken just now, so each scrape must be answered."""
+        before_s = time.monotonic()
         time.sleep(LOOK_S)
+        if (now_s := time.monotonic()) > before_s + LOOK_S + STALL_S:
+            self.log.stalls.append(Broken(Kind.STALL, before_s, now_s))
         for kept in self.rig.processes:
             kept.look()
         if time.monotonic() < self._weigh_s:

@@ -66,8 +66,11 @@ LANES: Final[dict[Kind, frozenset[str]]] = {
     Kind.RECORDER: frozenset({"host samples", "server metrics"}),
     Kind.DISK: frozenset({"host samples", "server metrics"}),
     Kind.CLOCK: frozenset(),
+    Kind.STALL: frozenset({"open", "closed", "host samples", "server metrics"}),
 }
-MAY_HIDE: Final = frozenset({Kind.DISK, Kind.CLOCK})  # rows wait for a full disk; a step is no hole
+MAY_HIDE: Final = frozenset(
+    {Kind.DISK, Kind.CLOCK, Kind.STALL}
+)  # rows wait for a full disk; a step is no hole
 
 
 def failures(lane: str, rows: Iterable[tuple[float, str | None]]) -> list[Hole]:

@@ -20,6 +20,7 @@ class Kind(StrEnum):
     CUT_SERVER = "network cut behind the gateway"
     DISK = "disk full"
     CLOCK = "clock stepped"
+    STALL = "machine busy: the soak itself stood still"  # happens; nobody makes it
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ class Log:
 
     began_s: float = field(default_factory=time.monotonic)
     broken: list[Broken] = field(default_factory=list[Broken])
+    stalls: list[Broken] = field(default_factory=list[Broken])
     scrapes: int = 0
     scrapes_failed: int = 0
     strays: list[str] = field(default_factory=list[str])
@@ -64,7 +65,8 @@ Rows = dict[str, list[dict[str, Any]]]  # by load
 def judge(rig: Rig, log: Log) -> Verdict:
     rows: Rows = {load: list(read_all(rig.run(load) / "requests")) for load in LOADS}
     audits = {load: audit(rig.run(load)) for load in LOADS}
-    holes = explained([*_failed(rows), *_recorded(rig.run("open"))], log.broken)
+    found = [*_failed(rows), *_recorded(rig.run("open"))]
+    holes = explained(found, [*log.broken, *log.stalls])
     growths = [
         growth(kept.name, [life.rss for life in kept.lives])
         for kept in rig.processes

@@ -40,6 +40,7 @@ def content(wanted: Wanted, rig: Rig, log: Log, verdict: Verdict) -> dict[str, A
             {"kind": each.kind, "began_s": since(each.began_s), "mended_s": since(each.mended_s)}
             for each in log.broken
         ],
+        "stalls": len(log.stalls),
         "skipped": rig.skipped,
         "holes": [
             asdict(hole) | {"from_s": since(hole.from_s), "to_s": since(hole.to_s)}

@@ -32,7 +32,7 @@ from scripts.soak.faults import Kind
 from scripts.soak.kept import Kept
 from scripts.soak.proxy import Proxy
 
-BOOT_S: Final = 600.0
+BOOT_S: Final = 1800.0  # a busy machine
 DRAIN_S: Final = 30.0
 REQUEST_S: Final = 30.0
 CONTEXT: Final = 256
