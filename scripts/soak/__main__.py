@@ -10,6 +10,7 @@ a small tmpfs, the stepped clock is that of one process (clock.c), the cut netwo
 import argparse
 import os
 import shutil
+import signal
 import sys
 import time
 import uuid
@@ -42,7 +43,12 @@ def main() -> int:
     parser.add_argument("--fake", action="store_true", help="the tests' server instead of vLLM")
     parser.add_argument("--out", type=Path, default=Path("runs/soak"), help="made anew")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _stop)
     return exit_on_user_error(lambda: _soak(options))
+
+
+def _stop(*_: object) -> None:
+    raise SystemExit("stopped")  # what was started is ended on the way out
 
 
 def _soak(options: argparse.Namespace) -> int:
