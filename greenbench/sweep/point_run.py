@@ -120,7 +120,7 @@ def run_point(
         origin.hold.give_up_room()
         full = Faults(f"the disk took no more: {system_sentence(error)}", ("disk_full",))
         final = finish(full)
-    return final if final.status == "failed" else hold_to_rules(run, final)
+    return final if final.status == "failed" else hold_to_rules(run, final, origin.hold.check)
 
 
 def _measure(
