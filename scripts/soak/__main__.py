@@ -104,6 +104,7 @@ class Watch:
                     self._break(fault)
                 else:
                     self.rig.skipped[fault.kind] = "No time was left for it (once)."
+        self._count()
 
     def _break(self, fault: Fault) -> None:
         rig, began_s = self.rig, time.monotonic()
