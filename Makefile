@@ -11,10 +11,11 @@ RUNS ?= runs/demo
 POLICY ?= policy.yaml
 POOLS ?= pools.yaml
 BACKENDS ?= sdpa,sink_window
+MINUTES ?= 60
 export VLLM_PYTHON
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-policy serve load gateway run report backends doctor check test test-e2e test-deploy test-oldest format \
-	results verify mutants docs audit licences sbom bench-backends bench-client bench-peers bench-gateway bench-telemetry bench-analysis
+	results verify soak mutants docs audit licences sbom bench-backends bench-client bench-peers bench-gateway bench-telemetry bench-analysis
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | column -ts $$'\t'
@@ -98,6 +99,9 @@ format: setup ## format the code
 
 verify: setup ## compare backends with the exact reference: make verify [BACKENDS=sdpa,sink_window] [MODEL=tiny-llama]
 	@$(BENCH)/greenbench verify --backends '$(BACKENDS)' --model '$(MODEL)'
+
+soak: setup ## an hour of load while servers, recorder, gateway, network, disk and clock fail: make soak [MINUTES=60]; runs/soak/soak.html
+	@$(BENCH)/python -m scripts.soak --minutes $(MINUTES)
 
 mutants: setup ## check that the energy tests catch planted faults (each must turn a test red)
 	@$(BENCH)/python scripts/mutants.py

@@ -56,6 +56,7 @@ class Drive:
         self.pool = Pool(session.target, reads, session.timeout_s)
         self._alarm = self._open_loop() if opened else None
         self._ticking = gevent.spawn(self._tick)
+        self._ticking.link_exception(self._end_broken)
 
     def _open_loop(self) -> Alarm:
         """Of an open load the hub itself sends what is due; the users only stand by."""
@@ -102,6 +103,13 @@ class Drive:
                 break
             gevent.sleep(TICK_S)
         gevent.spawn(self._end_run)
+
+    def _end_broken(self, ticking: gevent.Greenlet) -> None:
+        """Without ticks a run has no marks and no end: it ends now (a disk that fails), with 1."""
+        logger.error("the run cannot go on: %s", ticking.exception)
+        self.environment.process_exit_code = 1
+        assert self.environment.runner is not None
+        gevent.spawn(self.environment.runner.quit)
 
     def _end_run(self) -> None:
         """All is sent and answered: a worker tells its master, who ends the run for all."""

@@ -36,6 +36,7 @@ from greenbench.contract.new_run import point_hash
 from greenbench.contract.run_dir import RunDir, read_json, read_jsonl, write_atomic
 from greenbench.sweep import provenance
 from greenbench.sweep.child_processes import Child, RecorderStage, ServerStage, python_module
+from greenbench.sweep.claims import Claim
 from greenbench.sweep.order import ServerStart, expand
 from greenbench.sweep.point_run import Origin, run_point
 from greenbench.sweep.runner import build_model, make_prompts
@@ -200,8 +201,8 @@ def measure(options: argparse.Namespace) -> int:
     end_s = time.monotonic() + options.limit_s
     model_path = build_model(start.request)
     prompts = make_prompts(out, list(start.points), model_path)
-    origin = Origin(out, provenance.code(), provenance.host(), os.getpid(), lambda: None)
-    with ServerStage(start.request, out / "server") as stage:
+    with Claim(out) as claim, ServerStage(start.request, out / "server") as stage:
+        origin = Origin(out, provenance.code(), provenance.host(), os.getpid(), claim)
         server = stage.start(lambda: None)
         print(f"ready after {server.ready_s} s, {server.observed_backend}", flush=True)
         rates: dict[str, float] = {}

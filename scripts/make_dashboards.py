@@ -226,7 +226,7 @@ ENERGY: Final = Dashboard(
               "GPU boards alone: no CPU, no fans, no cooling.", "stat", 6, 4),
         Panel(
             "CO₂e in this time range", "massg", (Query(f"{KWH} * $intensity", "{{node}}"),),
-            "That energy times the intensity typed above. The figure there at first is the world's mean of "
+            "That energy times the intensity typed above. The 473 g there at first is the world's mean of "
             "2024 (Ember, Global Electricity Review 2025); type your grid's.", "stat", 6, 4,
         ),
         Panel(

@@ -4,9 +4,14 @@ the folder until its end.
 Two runners share a folder only when their ``--blocks`` have no repeat in common. A runner of this machine is
 alive while its process is; of another machine (or container) while its file's time moves, which its sweep
 renews. The file of a dead one is taken away, and that is said.
+
+A runner that was stopped (a suspended machine, a paused container) for so long that another took over finds
+its file gone, and writes nothing more: it asks before each manifest. After a silence it first shows that it
+lives, and asks again once a runner that was about to take over has done so.
 """
 
 import fcntl
+import hashlib
 import os
 import socket
 import threading
@@ -20,9 +25,8 @@ import psutil
 from pydantic import ValidationError
 
 from greenbench.contract.config import StrictModel
-from greenbench.contract.errors import UserError
+from greenbench.contract.errors import UserError, system_sentence
 from greenbench.contract.run_dir import write_atomic
-from greenbench.sweep.child_processes import StageError
 from greenbench.sweep.directory import make_directory, unwritable
 
 RUNNERS_DIR = "runners"
@@ -32,6 +36,8 @@ ROOM_BYTES = (
     512 * 1024
 )  # kept beside the claim, given up when the disk is full: a last manifest fits
 SILENCE_S = 15.0  # a file whose time did not move for so long is that of a dead sweep
+LOOK_S = 0.2  # between two looks at another's file
+SETTLE_S = 1.0  # from another's last look at a file to its taking away is less
 
 
 class Runner(StrictModel):
@@ -68,6 +74,11 @@ class Runner(StrictModel):
         return self.blocks is None or blocks is None or not blocks.isdisjoint(self.blocks)
 
     @property
+    def tag(self) -> str:
+        """Tells its file from that of another machine with the same name and process id."""
+        return hashlib.sha256(f"{self.machine}/{self.started}".encode()).hexdigest()[:8]
+
+    @property
     def name(self) -> str:
         where = "" if self.is_here else f" on {self.host}"
         return f"the sweep with process id {self.pid}{where}"
@@ -101,6 +112,10 @@ def process_start(pid: int) -> str | None:
         return None
 
 
+class ClaimLost(Exception):
+    """Another runner took this one for dead and measures in its place; the text is one sentence."""
+
+
 class Claim:
     """This process's hold on a sweep's folder, or on some repeats of it, while the ``with`` lasts.
 
@@ -113,8 +128,12 @@ class Claim:
         self.blocks = blocks
         self.runner = Runner.this(blocks)
         self.notes: list[str] = []
-        self._file = out / RUNNERS_DIR / f"{self.runner.host}-{self.runner.pid}.json"
+        self._file = (
+            out / RUNNERS_DIR / f"{self.runner.host}-{self.runner.pid}-{self.runner.tag}.json"
+        )
         self._over = threading.Event()
+        self._one_at_a_time = threading.Lock()
+        self._renewed_s = _boot_s()
         self._lost = False
 
     def __enter__(self) -> Self:
@@ -131,7 +150,8 @@ class Claim:
                     self._refuse_beside_others()
         except OSError as error:
             raise unwritable(self.out, error) from error
-        threading.Thread(target=self._renew, daemon=True, name="claim").start()
+        self._renewed_s = _boot_s()
+        threading.Thread(target=self._keep_up, daemon=True, name="claim").start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -142,10 +162,22 @@ class Claim:
         """On a full disk: free what was kept for the last words of a point."""
         self._room.unlink(missing_ok=True)
 
+    def look(self) -> None:
+        """As `check`, and asks the disk only after a silence."""
+        if self._lost or self._is_late():
+            self.check()
+
     def check(self) -> None:
-        """StageError when another runner took this one for dead (a suspended machine) and took over."""
+        """ClaimLost when another runner took this one for dead and took over. Renews the claim."""
+        try:
+            self._renew()
+        except OSError as error:
+            why = system_sentence(error)
+            raise ClaimLost(
+                f"this sweep cannot read whether the folder is still its own: {why}"
+            ) from error
         if self._lost:
-            raise StageError(
+            raise ClaimLost(
                 f"{self.out}: this sweep was silent for so long that another took it for dead and "
                 "measures here now; nothing more is measured by this one"
             )
@@ -183,13 +215,39 @@ class Claim:
                 self._file.unlink()
             self._file.parent.rmdir()  # fails where another runner is
 
-    def _renew(self) -> None:
-        while not self._over.wait(RENEW_S):
+    def _keep_up(self) -> None:
+        while not self._over.wait(RENEW_S) and not self._lost:
             with suppress(OSError):
-                if read_runner(self._file) != self.runner:
-                    self._lost = not self._over.is_set()
-                    return
-                os.utime(self._file)
+                self._renew()
+
+    def _renew(self) -> None:
+        """Show that this one lives; note where another has taken over. OSError: nobody knows."""
+        with self._one_at_a_time:
+            late = self._is_late()
+            if not self._lost and not self._over.is_set():
+                self._lost = not self._show_life()
+            if late and not self._lost:
+                time.sleep(SETTLE_S)
+                self._lost = not self._show_life()
+            self._renewed_s = _boot_s()
+
+    def _is_late(self) -> bool:
+        return _boot_s() - self._renewed_s > SILENCE_S / 2
+
+    def _show_life(self) -> bool:
+        """Move the file's time; False where the file is no longer ours."""
+        try:
+            if Runner.model_validate_json(self._file.read_bytes()) != self.runner:
+                return False
+            os.utime(self._file)
+        except (FileNotFoundError, ValidationError):
+            return False
+        return True
+
+
+def _boot_s() -> float:
+    """Seconds that go on while the machine is suspended."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def read_runner(path: Path) -> Runner | None:
@@ -210,7 +268,7 @@ def _moves(look: Callable[[], int | None], seconds: float) -> bool:
     """Whether what ``look`` sees changes, to another value than None, within so many seconds."""
     first, deadline = look(), time.monotonic() + seconds
     while time.monotonic() < deadline:
-        time.sleep(0.2)
+        time.sleep(LOOK_S)
         now = look()
         if now != first:
             return now is not None

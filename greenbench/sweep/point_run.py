@@ -4,8 +4,9 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from greenbench.contract import run_dir
 from greenbench.contract.clock import Anchor
@@ -43,6 +44,14 @@ POLL_S = 0.1
 SERVER_DIED = Faults("the server died during the point", ("server_died",))
 
 
+class Hold(Protocol):
+    """The claim on the sweep's folder. Once it is lost, ``look`` and ``check`` raise."""
+
+    def look(self) -> None: ...
+    def check(self) -> None: ...
+    def give_up_room(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """What all points of one sweep invocation share."""
@@ -51,7 +60,7 @@ class Origin:
     code: Code
     host: Host
     pid: int
-    give_up_room: Callable[[], None]
+    hold: Hold
     judge: Judge = field(default_factory=Judge)
 
     def at(self, moment: Anchor) -> Provenance:
@@ -65,9 +74,11 @@ class Watch:
     waiting: Callable[[], None]
     watched: Callable[[Live], None]
     judge: Judge
+    hold: Hold
 
     def tick(self, live: Live, ending: AutoEnd | None) -> Callable[[], None]:
         def tick() -> None:
+            self.hold.look()
             self.watched(live)
             self.waiting()
             if ending is not None:
@@ -85,29 +96,31 @@ def run_point(
     waiting: Callable[[], None],
     watched: Callable[[Live], None] = lambda live: None,
 ) -> Manifest:
-    """Measure one point on a ready server. Every ending but kill -9 leaves a final manifest.
+    """Measure one point on a ready server. Every ending but kill -9, and but the loss of the claim, leaves a
+    final manifest.
 
     ``watched``: called with the point's view while its load runs.
 
-    OSError when even the last room (``Origin.give_up_room``) is not enough for it; the run then says
+    OSError when even the last room (``Hold.give_up_room``) is not enough for it; the run then says
     ``running`` and is closed by the next sweep.
     """
     now = Anchor.now()
     new = NewRun(point, now.unix_ns, point_hash(point))
     run, manifest = new.create(origin.sweep_dir, server, prompts, origin.at(now))
-    log_start = stage.log_size()
+    finish = partial(_finish, run, manifest, stage, stage.log_size(), origin.hold)
     try:
-        faults = _measure(run, stage, server, point, Watch(waiting, watched, origin.judge))
+        watch = Watch(waiting, watched, origin.judge, origin.hold)
+        faults = _measure(run, stage, server, point, watch)
     except KeyboardInterrupt:
-        _finish(run, manifest, stage, log_start, Faults("stopped by Ctrl-C", ("interrupted",)))
+        finish(Faults("stopped by Ctrl-C", ("interrupted",)))
         raise
     try:
-        final = _finish(run, manifest, stage, log_start, faults)
+        final = finish(faults)
     except OSError as error:
-        origin.give_up_room()
+        origin.hold.give_up_room()
         full = Faults(f"the disk took no more: {system_sentence(error)}", ("disk_full",))
-        final = _finish(run, manifest, stage, log_start, full)
-    return final if final.status == "failed" else hold_to_rules(run, final)
+        final = finish(full)
+    return final if final.status == "failed" else hold_to_rules(run, final, origin.hold.check)
 
 
 def _measure(
@@ -209,7 +222,12 @@ def _mark(run: RunDir, name: str, detail: dict[str, Any] | None = None) -> None:
 
 
 def _finish(
-    run: RunDir, manifest: Manifest, stage: ServerStage, log_start: int, faults: Faults
+    run: RunDir,
+    manifest: Manifest,
+    stage: ServerStage,
+    log_start: int,
+    hold: Hold,
+    faults: Faults,
 ) -> Manifest:
     _slice_server_log(run, stage, log_start)
     rows, phases, audit = _what_was_written(run)
@@ -225,6 +243,7 @@ def _finish(
             "files": file_entries(run, _files(run)),
         }
     )
+    hold.check()
     run.write_manifest(final)
     return final
 

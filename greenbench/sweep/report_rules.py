@@ -4,7 +4,7 @@ The rules belong to the analysis (docs/contract.md, "Validity rules"; docs/metho
 asked as a process of its own: ``python -m analysis verdict``.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -43,8 +43,13 @@ def ask_rules(runs: Iterable[Path]) -> dict[Path, list[RuleFault]]:
     return {Path(one.path): one.faults for one in verdicts}
 
 
-def hold_to_rules(run: RunDir, manifest: Manifest) -> Manifest:
-    """The manifest, made invalid where the report would not use the point. Without an answer as it was."""
+def hold_to_rules(
+    run: RunDir, manifest: Manifest, may_write: Callable[[], None] = lambda: None
+) -> Manifest:
+    """The manifest, made invalid where the report would not use the point. Without an answer as it was.
+
+    ``may_write``: called before it is written; what it raises goes on.
+    """
     try:
         faults = ask_rules([run.path])[run.path]
     except (StageError, UserError, KeyError):
@@ -60,6 +65,7 @@ def hold_to_rules(run: RunDir, manifest: Manifest) -> Manifest:
             "failure": sentences[:SENTENCE_CHARS],
         }
     )
+    may_write()
     run.write_manifest(judged)
     return judged
 

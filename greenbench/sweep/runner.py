@@ -33,7 +33,7 @@ from greenbench.sweep.child_processes import (
     call,
     python_module,
 )
-from greenbench.sweep.claims import Claim
+from greenbench.sweep.claims import Claim, ClaimLost
 from greenbench.sweep.directory import prepare_directory, shortage
 from greenbench.sweep.forewarnings import against
 from greenbench.sweep.live import Live
@@ -145,7 +145,7 @@ def _measure_pending(
         return outcome
     host = provenance.host()
     watch = Stopwatch(out, provenance.hostname(), [gpu.name for gpu in host.gpus])
-    origin = Origin(out, provenance.code(), host, os.getpid(), claim.give_up_room)
+    origin = Origin(out, provenance.code(), host, os.getpid(), claim)
     job = Job(origin, claim, view, watch, outcome)
     try:
         with origin.judge:
@@ -208,7 +208,7 @@ def _may_go_on(claim: Claim) -> None:
     """SweepStopped when the disk is full, or another sweep has taken over."""
     try:
         claim.check()
-    except StageError as error:
+    except ClaimLost as error:
         raise SweepStopped(str(error)) from error
     if full := shortage(claim.out):
         raise SweepStopped(full)
@@ -252,6 +252,8 @@ def _run_start(job: Job, plan: Plan, points: list[PointConfig]) -> None:
         sentence = f"{start.label}: {error}"
         job.outcome.failures.append(sentence)
         view.note(sentence)
+    except ClaimLost as error:
+        raise SweepStopped(str(error)) from error
     except OSError as error:
         raise SweepStopped(
             f"{start.label}: {system_sentence(error)}; put it right and run the same command again: "

@@ -4,11 +4,14 @@ Rows are encoded by msgspec straight from the contract's dataclasses (3 µs a ro
 `dataclasses.asdict` takes 190 µs), because this runs between two sends.
 """
 
+import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -18,6 +21,7 @@ from loadgen.prompts.prompt_file import Prompt
 from loadgen.wire.response import Request, Response
 
 _encode = msgspec.json.encode
+FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class RowWriter:
     """Appends rows to one JSONL file, whole lines a write.
 
     Rows wait for `flush`, which the session calls at every tick: kill -9 loses at most the rows of the
-    last 20 ms, never half a line.
+    last 20 ms, never half a line. What a full disk does not take waits until there is room again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,20 +93,37 @@ class RowWriter:
         self.rows = 0
         self._file = FileIO(path, "a")
         self._waiting: list[bytes] = []
+        self._left = memoryview(b"")  # of whole lines, what the disk has not taken yet
 
     def write(self, row: Row) -> None:
         self._waiting.append(_encode(row))
         self.rows += 1
 
     def flush(self) -> None:
-        if self._waiting:
+        if self._waiting and not self._left:
             self._waiting.append(b"")
-            self._file.write(b"\n".join(self._waiting))
+            self._left = memoryview(b"\n".join(self._waiting))
             self._waiting = []
+        if self._left:
+            self._left = self._left[self._taken() :]
+
+    def _taken(self) -> int:
+        """Bytes that the disk took: less than asked where it fills up just then."""
+        try:
+            return self._file.write(self._left) or 0
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            return 0
 
     def close(self) -> None:
-        self.flush()
-        self._file.close()
+        """OSError where rows are left that a full disk did not take."""
+        with self._file:
+            while self._left or self._waiting:
+                before = len(self._left), len(self._waiting)
+                self.flush()
+                if before == (len(self._left), len(self._waiting)):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
 
 class EventWriter:

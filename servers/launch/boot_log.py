@@ -23,6 +23,7 @@ _CONSEQUENCES = (
     "KeyboardInterrupt",
     "SystemExit",
 )
+_UNLOADING = re.compile(r"^(nanobind: |See https://nanobind|\s*- (leaked |\.\.\. skipped))")
 MAX_LENGTH = 300
 
 
@@ -30,13 +31,15 @@ def last_error(log: str) -> str | None:
     """The line that names the cause of a death: the first error of the last group, not its echoes.
 
     A traceback's last line is repeated by every process above the one that failed, each time wrapped in
-    a more general error; those wrappers are passed over. Without any error line: the last line there is.
+    a more general error; those wrappers are passed over, unless there is nothing else: an engine that was
+    killed says nothing itself. Without any error line: the last one, but for what is said at unloading.
     """
     lines = [_PREFIX.sub("", ANSI.sub("", line)).rstrip() for line in log.splitlines()]
     for index in range(len(lines) - 1, -1, -1):
         if _names_a_cause(lines[index]):
             return _with_detail(lines, index)[:MAX_LENGTH]
-    spoken = [line for line in lines if line.strip()]
+    echoes = [line for line in lines if _ERROR.match(line)]
+    spoken = echoes or [line for line in lines if line.strip() and not _UNLOADING.match(line)]
     return spoken[-1].strip()[:MAX_LENGTH] if spoken else None
 
 

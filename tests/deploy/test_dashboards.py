@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from greenbench.contract.installation import ROOT
+from scripts import watch_tables
 from scripts.make_dashboards import DASHBOARDS, FOLDER, text_of
 from tests.fakes.dashboards import asked, panels, read
 
@@ -33,6 +34,31 @@ def test_no_other_dashboard_lies_there() -> None:
             ]
         )
         == names
+    )
+
+
+def test_the_tables_name_every_panel_and_every_alert_with_its_expression() -> None:
+    page = watch_tables.PAGE.read_text()
+    assert page == watch_tables.text()
+    rows = [line.replace(r"\|", "|") for line in page.splitlines() if line.startswith("| ")]
+    alerts = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text())
+    rules = [rule for group in alerts["groups"] for rule in group["rules"]]
+    titles = [panel["title"] for _, panel in panels() if panel["type"] != "text"]
+    for title in titles:
+        assert any(row.startswith(f"| {title} | ") for row in rows), title
+    for rule in rules:
+        (row,) = (row for row in rows if row.startswith(f"| {rule['alert']} | "))
+        assert " ".join(rule["expr"].split()) in row
+    assert len(rows) == len(titles) + len(rules) + len(DASHBOARDS) + 1  # and the heads
+
+
+def test_the_intensity_that_is_set_at_first_has_its_source_on_the_panel() -> None:
+    (box,) = (each for each in read(FOLDER / "energy.json")["templating"]["list"]
+              if each["name"] == "intensity")  # fmt: skip
+    (panel,) = (p for name, p in panels() if name == "energy" and p["title"].startswith("CO₂e in"))
+    assert (
+        f"The {box['query']} g there at first is the world's mean of 2024 (Ember"
+        in panel["description"]
     )
 
 

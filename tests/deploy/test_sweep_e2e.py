@@ -1,4 +1,7 @@
-"""One sweep by four runners that share a folder, as the Job and the Slurm array start them; two are stopped.
+"""One sweep by four runners that share a folder, as the Job and the Slurm array start them; two are ended.
+
+Then a runner that a pause makes look dead, as a paused container or suspended machine is: another takes over,
+and the first, when it goes on, writes nothing more.
 
 The claims in the folder are all that they have in common. Whatever happens to a runner, in the end each point
 is complete exactly once, and none was measured by two at a time.
@@ -12,10 +15,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -42,11 +47,17 @@ class Cluster:
     out: Path
     greenbench: Path
 
-    def start(self, block: int) -> "subprocess.Popen[bytes]":
+    def start(self, block: int, machine: str = "") -> "subprocess.Popen[bytes]":
+        """``machine``: that it takes itself to be on, as each pod is on one of its own; else this one."""
         argv, variable = self._job() if block < 2 else self._array()
         argv = [part.replace("$(JOB_COMPLETION_INDEX)", str(block)) for part in argv]
         log = self._log(block).open("ab")
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "GREENBENCH": str(self.greenbench)}
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "GREENBENCH": str(self.greenbench),
+            "MACHINE": machine,
+        }
         return subprocess.Popen(
             argv, env={**env, variable: str(block)}, stdout=log, stderr=log, start_new_session=True
         )
@@ -92,11 +103,24 @@ def measuring(out: Path, block: int) -> bool:
     )
 
 
+PROGRAM = """
+import os, socket
+machine = os.environ.get("MACHINE")
+if machine:
+    socket.gethostname = lambda: machine
+from greenbench.sweep import claims
+from greenbench.cli import main
+if machine:
+    claims.this_machine = lambda: machine
+    claims.RENEW_S, claims.SILENCE_S = 0.5, 3.0
+main()
+"""
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     greenbench = tmp_path / "greenbench"
-    program = "from greenbench.cli import main; main()"
-    greenbench.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -c '{program}' \"$@\"\n")
+    greenbench.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -c '{PROGRAM}' \"$@\"\n")
     greenbench.chmod(0o755)
     with GoldenServer(well_behaved(0.2, 0.03)) as server:
         whole = {
@@ -155,6 +179,52 @@ def test_each_point_is_complete_exactly_once(cluster: Cluster) -> None:
     assert tries[KILLED] > 1 and tries[INTERRUPTED] > 1
     assert not (cluster.out / RUNNERS_DIR).exists()  # every claim is given back or taken over
     assert apart(cluster.out)
+
+
+def stop_or_go_on(runner: "subprocess.Popen[bytes]", sign: signal.Signals) -> None:
+    """The runner and all that it started, as a paused container's processes are."""
+    children = psutil.Process(runner.pid).children(recursive=True)
+    for pid in [runner.pid, *(child.pid for child in children)]:
+        os.kill(pid, sign)
+
+
+def test_a_runner_that_was_stopped_for_long_has_lost_its_block(cluster: Cluster) -> None:
+    short = {"contexts": CONTEXTS[:1], "phases": {"warmup_s": 0, "measure_s": 4, "drain_s": 5}}
+    cluster.sweep.write_text(json.dumps(json.loads(cluster.sweep.read_text()) | short))
+    first = cluster.start(0, "one")
+    second = None
+    try:
+        wait_until(lambda: measuring(cluster.out, 0), "a point that is measured", LIMIT_S, 0.2)
+        stop_or_go_on(first, signal.SIGSTOP)
+        of_first = {run.path.name for run, _ in manifests(cluster.out)}
+        second = cluster.start(0, "two")
+
+        def at_work() -> bool:
+            assert second is not None and second.poll() is None, cluster.log(0)
+            return len(manifests(cluster.out)) > len(of_first) and measuring(cluster.out, 0)
+
+        wait_until(at_work, "a second runner at work", LIMIT_S, 0.2)
+        left = {run.path.name: manifest for run, manifest in manifests(cluster.out)}
+        stop_or_go_on(first, signal.SIGCONT)
+        assert first.wait(LIMIT_S) == 1
+        assert second.wait(LIMIT_S) == 0, cluster.log(0)
+    finally:
+        for runner in filter(None, (first, second)):
+            with suppress(ProcessLookupError):
+                os.killpg(runner.pid, signal.SIGKILL)
+            runner.wait(HUNG_S)
+    assert "another took it for dead and measures here now" in cluster.log(0)
+    found = manifests(cluster.out)
+    ours = {run.path.name: manifest for run, manifest in found if run.path.name in of_first}
+    assert ours == {name: left[name] for name in of_first}  # not a word was changed by the first
+    assert [each["invalid_reasons"] for each in ours.values()] == [["interrupted"]]
+    complete = [
+        load_live_point(run.path).point.context_tokens
+        for run, manifest in found
+        if manifest["status"] == "complete"
+    ]
+    assert complete == [CONTEXTS[0]]
+    assert not (cluster.out / RUNNERS_DIR).exists()
 
 
 def apart(out: Path) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -192,6 +193,23 @@ def test_a_run_by_hand_in_which_no_request_ends_is_no_success(tmp_path: Path) ->
         ended = run(*argv, "--out", str(tmp_path), "--only-summary")
     assert ended.returncode == 1
     assert "error: no request came to its end; give a longer --run-time" in ended.stderr
+
+
+def test_a_disk_that_fails_ends_the_run_and_it_is_no_success(tmp_path: Path) -> None:
+    """Guards against a run without ticks, which went on for ever: a file may be 2 kB long and no longer."""
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+
+    with GoldenServer() as server:
+        point = make_run(tmp_path, server.url, phases={"measure_s": HUNG_S, "warmup_s": 0})
+        argv = [*LOCUST, "--headless", "--run-dir", str(point), "--only-summary"]
+        ended = subprocess.run(
+            argv, cwd=ROOT, preexec_fn=limited, capture_output=True, text=True,
+            timeout=HUNG_S, check=False,
+        )  # fmt: skip
+    assert ended.returncode == 1
+    assert "the run cannot go on: [Errno 27] File too large" in ended.stderr
 
 
 SECRET = "hunter2secret"

@@ -1,5 +1,6 @@
 """Two runs on one folder: the second leaves the first alone, and takes over from a dead one."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -14,8 +15,7 @@ import pytest
 from greenbench.contract.errors import UserError
 from greenbench.contract.run_dir import write_atomic
 from greenbench.sweep import claims
-from greenbench.sweep.child_processes import StageError
-from greenbench.sweep.claims import RUNNERS_DIR, Claim, Runner
+from greenbench.sweep.claims import RUNNERS_DIR, Claim, ClaimLost, Runner
 from greenbench.sweep.orphans import RUNNER_FILE, stop_orphans
 from tests.fakes.manifests import manifest
 from tests.fakes.waiting import HUNG_S, wait_until
@@ -173,7 +173,7 @@ def test_a_sweep_that_was_taken_for_dead_measures_nothing_more(
         def lost() -> bool:
             try:
                 claim.check()
-            except StageError as error:
+            except ClaimLost as error:
                 return "another took it for dead" in str(error)
             return False
 
@@ -224,3 +224,64 @@ def test_a_folder_that_cannot_hold_a_claim_is_one_sentence(tmp_path: Path) -> No
         Claim(tmp_path / "file"),
     ):
         pass
+
+
+def its_file(out: Path) -> Path:
+    (path,) = (out / RUNNERS_DIR).glob("*.json")
+    return path
+
+
+def test_after_a_silence_a_claim_is_looked_at_again_when_another_has_had_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one saw its last look at a still file, and takes it away only after we went on."""
+    monkeypatch.setattr(claims, "SILENCE_S", 0.2)
+    with Claim(tmp_path) as claim:
+        time.sleep(0.3)
+        path = its_file(tmp_path)
+        slept: list[float] = []
+
+        def taken_away(seconds: float) -> None:
+            slept.append(seconds)
+            path.unlink()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(claims.time, "sleep", taken_away)
+            with pytest.raises(ClaimLost, match="another took it for dead"):
+                claim.look()
+    assert slept == [claims.SETTLE_S]
+    assert claims.SETTLE_S > claims.LOOK_S
+
+
+def test_a_look_asks_the_disk_only_after_a_silence(tmp_path: Path) -> None:
+    with Claim(tmp_path) as claim:
+        its_file(tmp_path).unlink()
+        claim.look()
+        with pytest.raises(ClaimLost):
+            claim.check()
+
+
+def test_a_disk_that_cannot_be_read_for_a_moment_is_no_lost_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with Claim(tmp_path) as claim:
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "read_bytes", fails)
+            with pytest.raises(ClaimLost, match="cannot read whether the folder is still its own"):
+                claim.check()
+        claim.check()
+
+
+def test_two_machines_with_one_name_and_one_process_id_have_two_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pods in their node's network have its name, and process ids of their own."""
+    with Claim(tmp_path, frozenset({0})) as first:
+        with monkeypatch.context() as patched:
+            patched.setattr(claims, "this_machine", lambda: "another pod")
+            with Claim(tmp_path, frozenset({1})):
+                assert len(list((tmp_path / RUNNERS_DIR).glob("*.json"))) == 2
+        first.check()

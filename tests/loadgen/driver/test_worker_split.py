@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from tests.fakes.loadruns import make_run
 from tests.fakes.openai_server import GoldenServer
 from tests.fakes.waiting import HUNG_S, wait_until
 
-pytestmark = pytest.mark.e2e  # six Locust processes: half a minute on two cores
+pytestmark = pytest.mark.e2e  # eleven Locust processes: half a minute on two cores
 ROOT = Path(__file__).resolve().parents[3]
 LOCUST = [sys.executable, "-m", "locust", "-f", "loadgen/longctx.py", "--headless"]
 
@@ -59,7 +60,7 @@ def test_two_workers_send_one_run(load: dict[str, Any], tmp_path: Path) -> None:
     assert {r["client_id"] for r in records} == {"locust0", "locust1"}
     assert Counter(r["request_id"] for r in records) == Counter(s.request_id for s in seen)
     assert {r["error_type"] for r in records} == {None}
-    numbers = sorted(int(r["request_id"].rsplit("-", 1)[1]) for r in records)
+    numbers = sorted(map(number, records))
     if load["kind"] == "open":  # every number once: the union is the one schedule
         assert numbers == list(range(len(numbers)))
         arrived = sorted(s.received_ns for s in seen)
@@ -72,11 +73,25 @@ def test_two_workers_send_one_run(load: dict[str, Any], tmp_path: Path) -> None:
     assert sum(w["counts"]["rows"] for w in master["workers"].values()) == len(records)
 
 
-def test_a_worker_killed_in_mid_run_shows(tmp_path: Path) -> None:
+RATE, MEASURE_S, SEED, WORKERS = 80.0, 7.0, 7, 4
+
+
+def seeded_offsets() -> list[float]:
+    """The stream of one process, in plain arithmetic: exponential gaps of the seed's generator."""
+    rng, due, offsets = random.Random(f"{SEED}/arrivals"), 0.0, list[float]()
+    while (due := due + rng.expovariate(1.0)) / RATE < MEASURE_S:
+        offsets.append(due / RATE)
+    return offsets
+
+
+def test_of_four_workers_one_is_killed(tmp_path: Path) -> None:
+    """The others send their parts of the seeded stream to the last arrival; the point is marked."""
     with GoldenServer() as server:
-        run = make_run(tmp_path, server.url, phases={"measure_s": 6, "warmup_s": 0})
+        load = {"kind": "open", "rate_per_s": RATE}
+        phases = {"measure_s": MEASURE_S, "warmup_s": 0, "drain_s": 5}
+        run = make_run(tmp_path, server.url, load=load, phases=phases, seed=SEED)
         port = free_port()
-        master = start(run, "--master", "--expect-workers", "2", port=port)
+        master = start(run, "--master", "--expect-workers", str(WORKERS), port=port)
         workers = [
             subprocess.Popen(
                 [*LOCUST, "--worker", "--master-port", str(port)],
@@ -84,16 +99,47 @@ def test_a_worker_killed_in_mid_run_shows(tmp_path: Path) -> None:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-            for _ in range(2)
+            for _ in range(WORKERS)
         ]
-        wait_until(lambda: len(server.seen) >= 50, "fifty requests")
-        os.kill(workers[0].pid, signal.SIGKILL)
-        out, _ = master.communicate(timeout=HUNG_S)
-        for worker in workers:
-            worker.kill()
-            worker.wait(HUNG_S)
+        try:
+            wait_until(lambda: len(server.seen) >= RATE, "a second of requests")
+            os.kill(workers[0].pid, signal.SIGKILL)
+            out, _ = master.communicate(timeout=HUNG_S)
+        finally:
+            for process in (master, *workers):
+                process.kill()
+                process.wait(HUNG_S)
+        seen = Counter(s.request_id for s in server.seen)
     assert master.returncode == 1, out
     audit = json.loads((run / "client_audit" / "master.json").read_text())
     assert audit["over_budget"] and len(audit["lost_workers"]) == 1
-    assert audit["reasons"] == ["1 of 2 workers were lost in mid-run"]
-    assert len(rows(run)) > 50  # what the lost one had written is there
+    assert audit["reasons"] == ["1 of 4 workers were lost in mid-run"]
+    living = {int(w["client"].removeprefix("locust")) for w in audit["workers"].values()}
+    (lost,) = set(range(WORKERS)) - living
+
+    records = {number(r): r for r in rows(run)}
+    assert len(records) == len(rows(run))  # each once, over all files
+    wanted = seeded_offsets()
+    of_lost = {n for n in records if n % WORKERS == lost}
+    assert set(records) == {n for n in range(len(wanted)) if n % WORKERS != lost} | of_lost
+    assert of_lost == set(range(lost, lost + WORKERS * len(of_lost), WORKERS))  # to its death
+    assert 0 < len(of_lost) < len(wanted) / WORKERS
+    began_ns = marks(run)["measure_start"]
+    late_s = [(r["scheduled_unix_ns"] - began_ns) / 1e9 - wanted[n] for n, r in records.items()]
+    assert max(map(abs, late_s)) < 0.005
+
+    sent = {r["request_id"] for r in records.values() if r["error_type"] != "not_sent"}
+    assert set(seen.values()) == {1}
+    assert sent <= set(seen)
+    # what the killed one had open, or had not yet written, is all that has no row
+    assert {int(each.rsplit("-", 1)[1]) % WORKERS for each in set(seen) - sent} <= {lost}
+
+
+def number(row: dict[str, Any]) -> int:
+    return int(row["request_id"].rsplit("-", 1)[1])
+
+
+def marks(run: Path) -> dict[str, int]:
+    return {
+        mark["name"]: mark["unix_ns"] for mark in map(json.loads, (run / "events.jsonl").open())
+    }

@@ -172,6 +172,16 @@ def test_the_root_cause_is_found_below_its_echoes():
             "Unknown vLLM environment variable detected: VLLM_X [type=value_error]",
         ),
         (
+            "1.5 (APIServer pid=7) ERROR 11-30 15:30:12 [v.py:54] vllm.v1.engine.exceptions.EngineDeadError: "
+            "EngineCore encountered an issue.\n"
+            "INFO:     Finished server process [7]\nnanobind: leaked 64 types!\n"
+            ' - leaked type "triton._C.libtriton.ir.location"\n - ... skipped remainder\n'
+            "nanobind: this is likely caused by a reference counting issue in the binding code.\n"
+            "See https://nanobind.readthedocs.io/en/latest/refleaks.html\n",
+            "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.",
+        ),
+        ("out of words\nnanobind: leaked 1 types!\n - leaked type \"x\"\n", "out of words"),
+        (
             "\x1b[31m1795460205.123456 (EngineCore pid=1) ERROR 11-23 18:58:56 [c:9] KeyError: 'q'\x1b[0m\n",
             "KeyError: 'q'",
         ),

@@ -1,0 +1,110 @@
+"""The soak's own judgement: what it must see is planted; and a quarter of a minute of it for real."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from greenbench.contract.installation import ROOT
+from greenbench.contract.run_dir import read_jsonl
+from scripts.soak.accounts import (
+    MIB,
+    Broken,
+    Hole,
+    explained,
+    failures,
+    gaps,
+    growth,
+    none_missing,
+    once,
+    unbroken,
+    unseen,
+)
+from scripts.soak.faults import Kind, schedule
+
+
+@pytest.mark.parametrize(
+    ("check", "holds"),
+    [
+        (once("", ["a", "b"]), True),
+        (once("", ["a", "b", "a"]), False),
+        (none_missing("", ["a", "b"], ["b", "a", "c"]), True),
+        (none_missing("", ["a", "b"], ["a"]), False),
+        (unbroken("", [2, 0, 1, 1]), True),
+        (unbroken("", [0, 2]), False),
+        (unbroken("", []), False),
+    ],
+)
+def test_a_record_that_is_lost_or_doubled_is_seen(check: object, holds: bool) -> None:
+    assert getattr(check, "holds") is holds  # noqa: B009
+
+
+def test_failures_that_are_near_are_one_hole() -> None:
+    rows = [(0.0, None), (10.0, "http_5xx"), (11.0, None), (14.0, "cut"), (30.0, "cut")]
+    found = failures("open", rows)
+    assert [(hole.from_s, hole.to_s) for hole in found] == [(10, 14), (30, 30)]
+    assert found[0].what == "2 requests failed: http_5xx 1, cut 1"
+
+
+def test_a_recording_has_a_hole_where_rows_are_late_or_it_began_anew() -> None:
+    found = gaps("host samples", [0, 1, 2, 5, 6, 20], 1.0, starts=[4.5])
+    assert [(hole.from_s, hole.to_s) for hole in found] == [(2, 5), (6, 20)]
+
+
+def test_a_hole_has_the_fault_of_its_time_and_its_lane_as_cause() -> None:
+    faults = [Broken(Kind.RECORDER, 100, 103), Broken(Kind.SERVER, 200, 260)]
+    holes = [
+        Hole("open", 100, 101, ""),
+        Hole("open", 201, 259, ""),
+        Hole("host samples", 99, 104, ""),
+    ]
+    causes = {(hole.lane, hole.from_s): hole.cause for hole in explained(holes, faults)}
+    assert causes == {
+        ("open", 100): None,  # a recorder's death costs no answer
+        ("open", 201): Kind.SERVER,
+        ("host samples", 99): Kind.RECORDER,
+    }
+    assert unseen(holes, faults) == []
+    assert unseen(holes[:1], faults) == faults
+    assert unseen([], [Broken(Kind.DISK, 0, 9)]) == []  # rows wait: it may leave nothing
+
+
+def test_a_leak_is_a_slope_of_the_longest_life() -> None:
+    """12 MiB an hour after a start that fills caches; the short life's own growth does not count."""
+    leak = [(t, round((100 + 12 * t / 3600) * MIB)) for t in range(900, 3600, 5)]
+    start = [(t, round((20 + t / 10) * MIB)) for t in range(0, 900, 5)]
+    short = [(t, t * MIB) for t in range(0, 600, 5)]
+    assert growth("x", [short, start + leak]).mib_per_h == pytest.approx(12, abs=0.01)
+    assert growth("x", [[(0, MIB), (200, 9 * MIB)]]).mib_per_h is None
+
+
+def test_each_fault_has_its_time_and_the_ends_are_quiet() -> None:
+    made = [kind for kind in Kind if kind is not Kind.STALL]
+    faults = schedule(7, 3600, made)
+    assert Counter(fault.kind for fault in faults) == dict.fromkeys(made, 2)
+    assert [fault.at_s for fault in faults] == sorted(fault.at_s for fault in faults)
+    assert faults[0].at_s >= 360 and faults[-1].at_s + faults[-1].for_s <= 3240
+    assert schedule(7, 3600, made) == faults != schedule(8, 3600, made)
+
+
+@pytest.mark.e2e
+def test_a_quarter_of_a_minute_with_the_tests_server(tmp_path: Path) -> None:
+    out = tmp_path / "soak"
+    argv = ["--minutes", "0.25", "--fake", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.soak", *argv],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads((out / "soak.json").read_text())
+    assert said["holds"] and said["faults"]
+    page = (out / "soak.html").read_text()
+    assert all(f'<th scope="row">{fault["kind"]}</th>' in page for fault in said["faults"])
+    runs = out / "runs" if (out / "runs").is_dir() else out / "disk"
+    ids = [
+        row["request_id"] for path in runs.glob("*/requests/*.jsonl") for row in read_jsonl(path)
+    ]
+    assert len(ids) == len(set(ids)) == sum(said["figures"]["requests"].values()) > 20
