@@ -1,4 +1,4 @@
-"""Frozen predictions and their score: what a bar says, where a knee lies, and that a changed file is refused."""
+"""Frozen predictions and their score: what a bar says, where a knee lies, and refusal of a changed file."""
 
 import json
 import subprocess

@@ -43,6 +43,8 @@ KNOWN = {
     "servers/launch/process.py": "whether a port is free",
     "scripts/bench_gateway.py": "whether a port is free",
     "scripts/bench_rig.py": "whether a port is free",
+    "scripts/soak/rig.py": "whether a port is free",
+    "scripts/soak/proxy.py": "the soak's network, on the loopback alone",
 }
 
 
