@@ -33,7 +33,7 @@ def _scenario_json(whole: Study, scenario: Scenario) -> dict[str, Any]:
         "task": whole.labels.tasks.get(scenario, scenario.workload.task),
         "context_tokens": scenario.context_tokens,
         "load": whole.labels.loads.get(scenario, ""),
-        "device": scenario.device.words,
+        "device": whole.labels.devices.get(scenario.device, scenario.device.words),
         "execution": scenario.execution,
     }
 

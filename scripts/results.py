@@ -13,235 +13,30 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import groupby, pairwise
 from math import hypot, log
 from pathlib import Path
 
+import numpy as np
+
 from analysis.archive import archive, folder_bytes
-from analysis.bottleneck.roofline import PhaseUse
-from analysis.objectives import Measurement, objective
-from analysis.point.point import Point
 from analysis.report.document import Library, plotly
 from analysis.report.formats import DASH, significant
 from analysis.report.page import write_report
-from analysis.runs.run import Run, find_runs
-from analysis.study import Study, study
-from greenbench.contract.config import StrictModel, load_yaml, parse
+from analysis.runs.identity import DeviceKind
+from analysis.runs.run import find_runs
+from analysis.statistics import student_t
 from greenbench.contract.errors import UserError, exit_on_user_error
 from greenbench.contract.installation import ROOT
 from greenbench.contract.run_dir import write_atomic
+from scripts.results_rows import Results, Row, figure, load_results, measured, shown
 
 RESULTS = ROOT / "results" / "h200"
 PLOTLY = "plotly.min.js"  # once beside the reports, which otherwise carry it each
 MIB = 2**20
-USUAL_VLLM, USUAL_CHUNK = "0.32.0", 2048  # a candidate's name has only what is not usual
 PLACE = re.compile(r"(<!-- (?P<name>[\w-]+): begin -->\n).*?(<!-- (?P=name): end -->)", re.DOTALL)
 LINKED = re.compile(r'\[[^\]\n]*\]\((?P<run>[^)\s]+) "(?P<figure>[^"]+)"\)')
 QUOTIENT = " ÷ "
-
-
-class PlannedModel(StrictModel):
-    name: str
-    contexts: list[int]
-    candidates: list[str]
-
-
-class Plan(StrictModel):
-    """plan.yaml: what is wanted. ``starts``: of each cell. ``unmeasured``: what no table shows, in words."""
-
-    starts: int
-    models: list[PlannedModel]
-    unmeasured: list[str]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One run with what its model's report says of it. ``piece`` and ``link`` are paths from the page."""
-
-    piece: str
-    link: str
-    point: Point
-    run: Run
-    uses: dict[str, PhaseUse]
-    bounds: dict[str, str]
-    engine_share: float | None
-
-    @property
-    def context(self) -> str:
-        return f"{self.point.context_tokens:,}"
-
-    @property
-    def candidate(self) -> str:
-        """Backend, and what of its server is not usual."""
-        who = self.point.candidate
-        chunk = dict(who.settings)["max_num_batched_tokens"]
-        version = who.vllm_version or "unknown"
-        parts = (
-            who.backend_label,
-            "" if who.kv_cache_dtype == "auto" else f"KV {who.kv_cache_dtype}",
-            "" if chunk in (None, USUAL_CHUNK) else f"chunk {chunk}",
-            "" if who.tensor_parallel == 1 else f"TP {who.tensor_parallel}",
-            "" if version == USUAL_VLLM else f"vLLM {version}",
-            "" if who.execution == "full" else who.execution,
-        )
-        return " · ".join(filter(None, parts))
-
-    @property
-    def cell(self) -> str:
-        """The candidate's name as a link to the run; a further equal start has its number."""
-        copy = f" ({self.point.arm + 1})" if self.point.arm else ""
-        return f"[{self.candidate}{copy}]({self.link})"
-
-
-@dataclass(frozen=True)
-class Results:
-    """All models of a folder, each a study of its own: models are not compared."""
-
-    folder: Path
-    plan: Plan
-    studies: dict[str, Study]
-
-    @cached_property
-    def rows(self) -> list[Row]:
-        """By model and piece, context, task and candidate."""
-
-        def order(row: Row) -> tuple[str, int, str, str, int]:
-            point = row.point
-            return row.piece, point.context_tokens, point.task, row.candidate, point.arm
-
-        found = (
-            self._row(whole, point) for whole in self.studies.values() for point in whole.points
-        )
-        return sorted(found, key=order)
-
-    def _row(self, whole: Study, point: Point) -> Row:
-        bound, run = whole.bottlenecks.get(point.run_id), whole.run(point)
-        return Row(
-            piece=run.path.parent.relative_to(self.folder).as_posix(),
-            link=run.path.relative_to(self.folder).as_posix(),
-            point=point,
-            run=run,
-            uses={use.phase: use for use in whole.uses.get(point.run_id, [])},
-            bounds={each.phase: each.bound for each in bound.phases} if bound else {},
-            engine_share=bound.evidence.engine_share if bound else None,
-        )
-
-
-def load_results(folder: Path) -> Results:
-    path = folder / "plan.yaml"
-    plan = parse(Plan, load_yaml(path), str(path))
-    models = sorted({run.parents[2] for run in folder.glob("*/*/*/manifest.json")})
-    return Results(folder, plan, {model.name: study(model) for model in models})
-
-
-# -- figures of a run ---------------------------------------------------------------------------------------
-
-Figure = Callable[[Row], float | None]
-
-
-def measured(row: Row, name: str) -> Measurement:
-    return objective(name).measure(row.point)
-
-
-def by(name: str, factor: float = 1.0) -> Figure:
-    """An objective of the report, in another unit."""
-
-    def value(row: Row) -> float | None:
-        found = measured(row, name).value
-        return None if found is None else found * factor
-
-    return value
-
-
-def of_phase(phase: str, get: Callable[[PhaseUse], float | None]) -> Figure:
-    return lambda row: get(row.uses[phase]) if phase in row.uses else None
-
-
-def fits(row: Row) -> float | None:
-    memory = row.point.memory
-    return None if memory is None else memory.sequences_that_fit.get(row.point.context_tokens)
-
-
-def above_idle(row: Row) -> float | None:
-    energy = row.point.energy
-    found = energy.result.above_idle if energy else None
-    return None if found is None else found.j_per_request
-
-
-def watts(row: Row) -> float | None:
-    return row.point.energy.result.power_w if row.point.energy else None
-
-
-def of_card(column: str) -> Figure:
-    """Mean of a column of the server's card over the measured phase."""
-
-    def mean(row: Row) -> float | None:
-        gpu, (start, end) = row.run.gpu, row.run.manifest.phases["measure"]
-        own = gpu[gpu["gpu_uuid"].isin(row.run.sources.facts.own_cards)]
-        inside = own[own["unix_ns"].between(start, end)][column].dropna()
-        return float(inside.mean()) if len(inside) else None
-
-    return mean
-
-
-def full_step(quantile: float) -> Figure:
-    """ms of the measured phase's steps that prefill and are as large as the server lets them be."""
-
-    def of_steps(row: Row) -> float | None:
-        steps, (start, end) = row.run.steps, row.run.manifest.phases["measure"]
-        tokens = steps["prefill_tokens"] + steps["decode_tokens"]
-        whole = (steps["prefill_tokens"] > 0) & (
-            tokens == row.run.point.server.max_num_batched_tokens
-        )
-        seconds = steps[whole & steps["unix_ns"].between(start, end)]["elapsed_s"]
-        return 1e3 * float(seconds.quantile(quantile)) if len(seconds) else None
-
-    return of_steps
-
-
-FIGURES: dict[str, Figure] = {
-    "requests": by("requests"),
-    "output": by("output"),
-    "TTFT": by("ttft", 1e3),
-    "TTFT p95": by("ttft_p95", 1e3),
-    "TPOT": by("tpot", 1e3),
-    "E2E": by("e2e"),
-    "fits": fits,
-    "J/output token": by("energy"),
-    "mJ/token": by("energy_total", 1e3),
-    "J/request": by("energy_request"),
-    "J/request above idle": above_idle,
-    "power": watts,
-    "memory power": of_card("power_mem_w"),
-    "SM clock": of_card("sm_clock_mhz"),
-    "prefill MFU": of_phase("prefill", lambda use: use.mfu),
-    "prefill MBU": of_phase("prefill", lambda use: use.mbu),
-    "prefill share": of_phase("prefill", lambda use: use.time_share),
-    "prefill rate": of_phase("prefill", lambda use: use.prefill_tokens / use.seconds),
-    "full step p25": full_step(0.25),
-    "full step": full_step(0.5),
-    "full step p75": full_step(0.75),
-    "decode MFU": of_phase("decode", lambda use: use.mfu),
-    "decode MBU": of_phase("decode", lambda use: use.mbu),
-    "decode step": of_phase("decode", lambda use: 1e3 * use.seconds / use.steps),
-    "busy": lambda row: row.engine_share,
-}
-
-
-def figure(row: Row, name: str) -> float | None:
-    """A figure of a usable run; UserError for a name that is none."""
-    if name not in FIGURES:
-        raise UserError(f"README.md: no figure '{name}'; there are {', '.join(FIGURES)}")
-    return FIGURES[name](row) if row.point.usable else None
-
-
-def shown(row: Row, name: str) -> str:
-    value = figure(row, name)
-    if value is None:
-        return DASH
-    return f"{value:,.0f}" if name == "fits" else significant(value)
 
 
 # -- tables -------------------------------------------------------------------------------------------------
@@ -256,12 +51,19 @@ def table(head: str, lines: Iterable[Iterable[str]]) -> str:
 
 
 def coverage(results: Results) -> str:
-    """Starts of each cell that is wanted, of how many; a further copy in one block is no further start."""
-    plan, starts = results.plan, dict[tuple[str, str, int], set[tuple[str, int]]]()
+    """Starts of each cell that is wanted, of how many: on one kind of machine, since no others are pooled. A
+    further copy in one block is no further start.
+    """
+    plan, on_kind = (
+        results.plan,
+        dict[tuple[str, str, int], dict[DeviceKind, set[tuple[str, int]]]](),
+    )
     for row in results.rows:
-        if row.point.usable:
+        if row.point.usable and not row.cached:
             key = (row.point.model, row.candidate, row.point.context_tokens)
-            starts.setdefault(key, set()).add((row.piece, row.point.repeat))
+            kinds = on_kind.setdefault(key, {})
+            kinds.setdefault(row.kind, set()).add((row.piece, row.point.repeat))
+    starts = {key: max(kinds.values(), key=len) for key, kinds in on_kind.items()}
     wanted = {
         (model.name, candidate, context): len(starts.get((model.name, candidate, context), ()))
         for model in plan.models
@@ -309,7 +111,7 @@ def pieces(results: Results) -> str:
 
 def blocks(results: Results) -> Iterator[tuple[str, list[Row]]]:
     """(title, rows) of each piece and load whose windows are long enough to be compared."""
-    rows = [row for row in results.rows if row.point.weights == "random"]
+    rows = [row for row in results.rows if row.point.weights == "random" and not row.cached]
     for (piece, load), group in groupby(rows, key=lambda row: (row.piece, row.point.load)):
         own = list(group)
         tokens = sorted({str(row.point.identity.workload.output_tokens) for row in own})
@@ -385,7 +187,8 @@ def copies(results: Results) -> str:
         point = row.point
         return row.piece, point.context_tokens, point.task, row.candidate, point.repeat
 
-    usable = sorted((row for row in results.rows if row.point.usable), key=same)
+    fresh = (row for row in results.rows if row.point.usable and not row.cached)
+    usable = sorted(fresh, key=same)
     lines: list[list[str]] = []
     for _, group in groupby(usable, key=same):
         for pair in pairwise(group):
@@ -438,12 +241,67 @@ def answers(results: Results) -> str:
     return table("model | > context | task | candidate | > right", lines)
 
 
+def decode_alone(results: Results) -> str:
+    """Runs whose prompts lie in the prefix cache, so that nearly all steps decode."""
+    rows = [row for row in results.rows if row.cached and row.point.usable]
+    rows.sort(key=lambda row: (row.piece, row.candidate, row.point.context_tokens, -row.users))
+    head = (
+        "> context | candidate | > users | > output tokens/s | > W | > output tokens / J | "
+        "> J / output token | > ms a decode step | > decode MBU | > SM clock, MHz"
+    )
+    columns: tuple[Callable[[Row], str] | str, ...] = (
+        lambda row: f"{row.users:,}",
+        "output", "power", "tokens/J", "J/output token", "decode step", "decode MBU", "SM clock",
+    )  # fmt: skip
+    return table(head, lines_of(rows, columns)) + "\n" + "".join(slopes(rows))
+
+
+def slopes(rows: list[Row]) -> Iterator[str]:
+    """Of each candidate: how tokens per joule go with context where each point holds the most that fits.
+
+    The fewest users of a context are left out, where several numbers were measured; of equal points the
+    geometric mean stands. A straight line through the logarithms, its interval from the residuals (t, 95 %).
+    """
+    for (piece, candidate), group in groupby(rows, key=lambda row: (row.piece, row.candidate)):
+        at: dict[int, list[Row]] = {}
+        for row in group:
+            if figure(row, "tokens/J"):
+                at.setdefault(row.point.context_tokens, []).append(row)
+        full = {
+            c: [row for row in own if row.users == max(r.users for r in own)]
+            for c, own in at.items()
+        }
+        x = np.log(
+            [c + (own[0].point.identity.workload.output_tokens or 0) / 2 for c, own in full.items()]
+        )
+        y = [np.mean([log(figure(row, "tokens/J") or 1.0) for row in own]) for own in full.values()]
+        if len(x) < 3:
+            continue
+        slope, error = line_of(x, np.array(y))
+        half = float(student_t.ppf(np.array(0.975), len(x) - 2)) * error
+        told = ", ".join(f"{c:,}" for c in full)
+        yield (
+            f"* {candidate} ([{piece}]({piece})): over {told} tokens, tokens per joule go with the mean "
+            f"context to the power {slope:.2f} (95 %: {slope - half:.2f} to "
+            f"{slope + half:.2f}, one start).\n"
+        )
+
+
+def line_of(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Slope of the least-squares line and its standard error."""
+    about = x - x.mean()
+    slope = float(about @ y / (about @ about))
+    rest = y - y.mean() - slope * about
+    return slope, float(np.sqrt(rest @ rest / (len(x) - 2) / (about @ about)))
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     "coverage": coverage,
     "pieces": pieces,
     "speed": speed,
     "energy": energy,
     "limits": limits,
+    "decode": decode_alone,
     "copies": copies,
     "crossovers": crossovers,
     "answers": answers,

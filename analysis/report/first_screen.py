@@ -96,7 +96,7 @@ def _families(whole: Study) -> dict[Scenario, Family]:
         family, load = cell.scenario.family, cell.scenario.workload.load
         if family in found or not cell.starts:
             continue
-        apart = [cell.model, *([family.device.words] if several else [])]
+        apart = [cell.model, *([whole.labels.devices[family.device]] if several else [])]
         apart += [family.execution] if family.execution else []
         found[family] = Family(
             number=len(found),

@@ -327,7 +327,7 @@ def _scope(whole: Study) -> list[str]:
     backends = sorted({p.candidate.backend_label for p in usable})
     contexts = sorted({p.context_tokens for p in usable})
     models = sorted({p.model for p in usable})
-    devices = list(dict.fromkeys(p.scenario.device.words for p in usable))
+    devices = list(dict.fromkeys(whole.labels.devices[p.scenario.device] for p in usable))
     counted = [p for p in whole.points if p.status != "superseded"]
     return [
         f"{listed(f'`{b}`' for b in backends)} on {listed(f'`{m}`' for m in models)}, "
@@ -347,7 +347,7 @@ def _what_differs(whole: Study) -> list[str]:
             if one
             else f"Candidates differ in more than the backend: {words}. A difference may come from these."
         )
-    devices = list(dict.fromkeys(p.scenario.device.words for p in whole.usable))
+    devices = list(dict.fromkeys(whole.labels.devices[p.scenario.device] for p in whole.usable))
     if len(devices) > 1:
         told.append(
             f"Measured on different devices ({'; '.join(devices)}): devices are not compared with each other."

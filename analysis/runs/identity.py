@@ -104,10 +104,14 @@ class DeviceKind:
     def words(self) -> str:
         """``NVIDIA H200 (driver 580.1)``, ``2 × NVIDIA H200 (driver 580.1)``, or the CPU."""
         if not self.gpus:
-            return f"{self.cpu} ({self.cores} cores)"
+            return self.host_words
         counts = {name: self.gpus.count(name) for name in dict.fromkeys(self.gpus)}
         names = [name if n == 1 else f"{n} × {name}" for name, n in counts.items()]
         return f"{', '.join(names)} (driver {self.driver or 'unknown'})"
+
+    @property
+    def host_words(self) -> str:
+        return f"{self.cpu} ({self.cores} cores)"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from analysis.runs.identity import Candidate, Fields, Scenario, Workload
+from analysis.runs.identity import Candidate, DeviceKind, Fields, Scenario, Workload
 from greenbench.contract.config import LoadConfig, PhaseConfig, SloConfig
 
 Facts = Mapping[str, str]  # name -> words
@@ -22,13 +22,24 @@ class Labels:
     """Words for each candidate, and of each scenario for its task and for its load.
 
     A scenario's load words hold execution and device too where the study has more than one of them.
+    ``devices``: words of each kind, with its processors where the card's alone name two kinds.
     ``differs``: settings other than backend and model in which candidates differ, with their words.
     """
 
     candidates: dict[Candidate, str]
     tasks: dict[Scenario, str]
     loads: dict[Scenario, str]
+    devices: dict[DeviceKind, str]
     differs: dict[str, tuple[str, ...]]
+
+
+def device_words(devices: Iterable[DeviceKind]) -> dict[DeviceKind, str]:
+    kinds = set(devices)
+    alike = Counter(kind.words for kind in kinds)
+    return {
+        kind: f"{kind.words}, {kind.host_words}" if alike[kind.words] > 1 else kind.words
+        for kind in kinds
+    }
 
 
 def labels(
@@ -59,6 +70,7 @@ def labels(
         lambda p: {"prompts": f"prompts {p.workload.prompts[:8]}"},
     )
     executions, devices = {p.execution for p in where}, {p.device for p in where}
+    devices_told = device_words(devices)
     return Labels(
         candidates={
             c: _named(c, names[c], several)
@@ -67,12 +79,13 @@ def labels(
             for c in who
         },
         tasks=tasks,
+        devices=devices_told,
         loads={
             p: MARK.join(
                 [
                     words,
                     *([p.execution] if p.execution and len(executions) > 1 else []),
-                    *([p.device.words] if len(devices) > 1 else []),
+                    *([devices_told[p.device]] if len(devices) > 1 else []),
                 ]
             )
             for p, words in loads.items()

@@ -13,7 +13,8 @@ import pytest
 from analysis.archive import folder_bytes
 from analysis.runs.archived import read_archived
 from greenbench.contract.errors import UserError
-from scripts.results import FIGURES, LINKED, MIB, RESULTS, TABLES, add, load_results, written
+from scripts.results import LINKED, MIB, RESULTS, TABLES, add, line_of, written
+from scripts.results_rows import FIGURES, load_results
 from tests.fakes.rundirs import FakeRun, write_run
 
 PAGE = (RESULTS / "README.md").read_text()
@@ -61,6 +62,16 @@ def measured_requests(run: Path) -> tuple[list[dict[str, Any]], tuple[int, int]]
     return inside, (start, end)
 
 
+def mean_watts(run: Path, start: int, end: int) -> float:
+    """By two readings of the counter of the server's card."""
+    facts = json.loads((run / "telemetry" / "sources.json").read_text())["facts"]
+    (card,) = (gpu["uuid"] for gpu in facts["gpus"] if gpu["own_pids"])
+    gpu = read_archived(run / "telemetry" / "gpu.parquet").to_pylist()
+    own = [g for g in gpu if g["gpu_uuid"] == card and start <= g["unix_ns"] <= end]
+    spent = (own[-1]["energy_mj"] - own[0]["energy_mj"]) / 1e3
+    return spent / ((own[-1]["mono_ns"] - own[0]["mono_ns"]) / NS)
+
+
 def test_speed_by_counting_requests() -> None:
     """The report counts whole cycles in a steady part of the phase, this all of the phase: a few percent."""
     seen = 0
@@ -95,12 +106,7 @@ def test_joules_by_the_counter_at_both_ends() -> None:
         if joules is None:
             continue
         _, (start, end) = measured_requests(row.run)
-        facts = json.loads((row.run / "telemetry" / "sources.json").read_text())["facts"]
-        (card,) = (gpu["uuid"] for gpu in facts["gpus"] if gpu["own_pids"])
-        gpu = read_archived(row.run / "telemetry" / "gpu.parquet").to_pylist()
-        own = [g for g in gpu if g["gpu_uuid"] == card and start <= g["unix_ns"] <= end]
-        spent = (own[-1]["energy_mj"] - own[0]["energy_mj"]) / 1e3
-        watts = spent / ((own[-1]["mono_ns"] - own[0]["mono_ns"]) / NS)
+        watts = mean_watts(row.run, start, end)
         rate = rates[row.run]
         assert rate is not None
         assert row.number("W") == pytest.approx(watts, rel=0.03), row.run
@@ -108,6 +114,33 @@ def test_joules_by_the_counter_at_both_ends() -> None:
         assert row.number("J / output token") == pytest.approx(joules / 128, rel=0.01), row.run
         seen += 1
     assert seen > 15
+
+
+def test_decode_alone_by_the_counter_and_the_tokens() -> None:
+    """Joules and tokens of the whole phase, where the report takes its steady part: a few percent."""
+    seen = 0
+    for row in told("decode"):
+        rows, (start, end) = measured_requests(row.run)
+        first = min(each["sent_unix_ns"] + each["end_ns"] for each in rows)
+        tokens = sum(each["output_tokens"] for each in rows) / ((end - first) / NS)
+        assert row.number("output tokens/s") == pytest.approx(tokens, rel=0.1), row.run
+        if row.number("output tokens / J") is None:
+            continue
+        watts = mean_watts(row.run, start, end)
+        assert row.number("W") == pytest.approx(watts, rel=0.03), row.run
+        assert row.number("output tokens / J") == pytest.approx(tokens / watts, rel=0.1), row.run
+        seen += 1
+    assert seen >= 7
+
+
+def test_a_line_through_logarithms_has_its_slope_and_no_error_where_all_lie_on_it() -> None:
+    x = np.log(np.array([2.0, 4.0, 8.0, 32.0]))
+    assert line_of(x, 3 - 0.5 * x) == (pytest.approx(-0.5), pytest.approx(0, abs=1e-9))
+    slope, error = line_of(np.array([0.0, 1.0, 2.0]), np.array([0.0, 1.0, 0.0]))
+    assert (slope, error) == (
+        0.0,
+        pytest.approx(np.sqrt(2 / 3 / 2)),
+    )  # rest² 2/3, x² 2, one freedom
 
 
 def test_right_answers_by_counting_them() -> None:

@@ -1,0 +1,234 @@
+"""Runs that are archived under results/h200, and the figures that its page has of each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from analysis.bottleneck.roofline import PhaseUse
+from analysis.objectives import Measurement, objective
+from analysis.point.point import Point
+from analysis.report.formats import DASH, significant
+from analysis.runs.identity import DeviceKind
+from analysis.runs.run import Run
+from analysis.study import Study, study
+from greenbench.contract.config import StrictModel, load_yaml, parse
+from greenbench.contract.errors import UserError
+
+USUAL_VLLM, USUAL_CHUNK = "0.32.0", 2048  # a candidate's name has only what is not usual
+
+
+class PlannedModel(StrictModel):
+    name: str
+    contexts: list[int]
+    candidates: list[str]
+
+
+class Plan(StrictModel):
+    """plan.yaml: what is wanted. ``starts``: of each cell. ``unmeasured``: what no table shows, in words."""
+
+    starts: int
+    models: list[PlannedModel]
+    unmeasured: list[str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run with what its model's report says of it. ``piece`` and ``link`` are paths from the page."""
+
+    piece: str
+    link: str
+    point: Point
+    run: Run
+    uses: dict[str, PhaseUse]
+    bounds: dict[str, str]
+    engine_share: float | None
+
+    @property
+    def context(self) -> str:
+        return f"{self.point.context_tokens:,}"
+
+    @property
+    def candidate(self) -> str:
+        """Backend, and what of its server is not usual."""
+        who = self.point.candidate
+        chunk = dict(who.settings)["max_num_batched_tokens"]
+        version = who.vllm_version or "unknown"
+        parts = (
+            who.backend_label,
+            "" if who.kv_cache_dtype == "auto" else f"KV {who.kv_cache_dtype}",
+            "" if chunk in (None, USUAL_CHUNK) else f"chunk {chunk}",
+            "" if who.tensor_parallel == 1 else f"TP {who.tensor_parallel}",
+            "" if version == USUAL_VLLM else f"vLLM {version}",
+            "" if who.execution == "full" else who.execution,
+        )
+        return " · ".join(filter(None, parts))
+
+    @property
+    def cached(self) -> bool:
+        """Whether prompts come out of the prefix cache."""
+        return bool(dict(self.point.candidate.settings)["prefix_caching"])
+
+    @property
+    def kind(self) -> DeviceKind:
+        return self.point.identity.device.kind
+
+    @property
+    def users(self) -> int:
+        return self.run.point.load.users or 0
+
+    @property
+    def cell(self) -> str:
+        """The candidate's name as a link to the run; a further equal start has its number."""
+        copy = f" ({self.point.arm + 1})" if self.point.arm else ""
+        return f"[{self.candidate}{copy}]({self.link})"
+
+
+@dataclass(frozen=True)
+class Results:
+    """All models of a folder, each a study of its own: models are not compared."""
+
+    folder: Path
+    plan: Plan
+    studies: dict[str, Study]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """By model and piece, context, task and candidate."""
+
+        def order(row: Row) -> tuple[str, int, str, str, int]:
+            point = row.point
+            return row.piece, point.context_tokens, point.task, row.candidate, point.arm
+
+        found = (
+            self._row(whole, point) for whole in self.studies.values() for point in whole.points
+        )
+        return sorted(found, key=order)
+
+    def _row(self, whole: Study, point: Point) -> Row:
+        bound, run = whole.bottlenecks.get(point.run_id), whole.run(point)
+        return Row(
+            piece=run.path.parent.relative_to(self.folder).as_posix(),
+            link=run.path.relative_to(self.folder).as_posix(),
+            point=point,
+            run=run,
+            uses={use.phase: use for use in whole.uses.get(point.run_id, [])},
+            bounds={each.phase: each.bound for each in bound.phases} if bound else {},
+            engine_share=bound.evidence.engine_share if bound else None,
+        )
+
+
+def load_results(folder: Path) -> Results:
+    path = folder / "plan.yaml"
+    plan = parse(Plan, load_yaml(path), str(path))
+    models = sorted({run.parents[2] for run in folder.glob("*/*/*/manifest.json")})
+    return Results(folder, plan, {model.name: study(model) for model in models})
+
+
+# -- figures of a run ---------------------------------------------------------------------------------------
+
+Figure = Callable[[Row], float | None]
+
+
+def measured(row: Row, name: str) -> Measurement:
+    return objective(name).measure(row.point)
+
+
+def by(name: str, factor: float = 1.0) -> Figure:
+    """An objective of the report, in another unit."""
+
+    def value(row: Row) -> float | None:
+        found = measured(row, name).value
+        return None if found is None else found * factor
+
+    return value
+
+
+def of_phase(phase: str, get: Callable[[PhaseUse], float | None]) -> Figure:
+    return lambda row: get(row.uses[phase]) if phase in row.uses else None
+
+
+def fits(row: Row) -> float | None:
+    memory = row.point.memory
+    return None if memory is None else memory.sequences_that_fit.get(row.point.context_tokens)
+
+
+def above_idle(row: Row) -> float | None:
+    energy = row.point.energy
+    found = energy.result.above_idle if energy else None
+    return None if found is None else found.j_per_request
+
+
+def watts(row: Row) -> float | None:
+    return row.point.energy.result.power_w if row.point.energy else None
+
+
+def of_card(column: str) -> Figure:
+    """Mean of a column of the server's card over the measured phase."""
+
+    def mean(row: Row) -> float | None:
+        gpu, (start, end) = row.run.gpu, row.run.manifest.phases["measure"]
+        own = gpu[gpu["gpu_uuid"].isin(row.run.sources.facts.own_cards)]
+        inside = own[own["unix_ns"].between(start, end)][column].dropna()
+        return float(inside.mean()) if len(inside) else None
+
+    return mean
+
+
+def full_step(quantile: float) -> Figure:
+    """ms of the measured phase's steps that prefill and are as large as the server lets them be."""
+
+    def of_steps(row: Row) -> float | None:
+        steps, (start, end) = row.run.steps, row.run.manifest.phases["measure"]
+        tokens = steps["prefill_tokens"] + steps["decode_tokens"]
+        whole = (steps["prefill_tokens"] > 0) & (
+            tokens == row.run.point.server.max_num_batched_tokens
+        )
+        seconds = steps[whole & steps["unix_ns"].between(start, end)]["elapsed_s"]
+        return 1e3 * float(seconds.quantile(quantile)) if len(seconds) else None
+
+    return of_steps
+
+
+FIGURES: dict[str, Figure] = {
+    "requests": by("requests"),
+    "output": by("output"),
+    "TTFT": by("ttft", 1e3),
+    "TTFT p95": by("ttft_p95", 1e3),
+    "TPOT": by("tpot", 1e3),
+    "E2E": by("e2e"),
+    "fits": fits,
+    "J/output token": by("energy"),
+    "tokens/J": lambda row: 1 / j if (j := measured(row, "energy").value) else None,
+    "mJ/token": by("energy_total", 1e3),
+    "J/request": by("energy_request"),
+    "J/request above idle": above_idle,
+    "power": watts,
+    "memory power": of_card("power_mem_w"),
+    "SM clock": of_card("sm_clock_mhz"),
+    "prefill MFU": of_phase("prefill", lambda use: use.mfu),
+    "prefill MBU": of_phase("prefill", lambda use: use.mbu),
+    "prefill share": of_phase("prefill", lambda use: use.time_share),
+    "prefill rate": of_phase("prefill", lambda use: use.prefill_tokens / use.seconds),
+    "full step p25": full_step(0.25),
+    "full step": full_step(0.5),
+    "full step p75": full_step(0.75),
+    "decode MFU": of_phase("decode", lambda use: use.mfu),
+    "decode MBU": of_phase("decode", lambda use: use.mbu),
+    "decode step": of_phase("decode", lambda use: 1e3 * use.seconds / use.steps),
+    "busy": lambda row: row.engine_share,
+}
+
+
+def figure(row: Row, name: str) -> float | None:
+    """A figure of a usable run; UserError for a name that is none."""
+    if name not in FIGURES:
+        raise UserError(f"README.md: no figure '{name}'; there are {', '.join(FIGURES)}")
+    return FIGURES[name](row) if row.point.usable else None
+
+
+def shown(row: Row, name: str) -> str:
+    value = figure(row, name)
+    if value is None:
+        return DASH
+    return f"{value:,.0f}" if name == "fits" else significant(value)
