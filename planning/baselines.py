@@ -7,8 +7,6 @@ import numpy as np
 
 from planning.held_out import Figures, Load
 
-ROUNDS = 30  # of a rate's concurrency by Little's law
-
 
 @dataclass(frozen=True)
 class Known:
@@ -53,10 +51,13 @@ def line(known: Sequence[Known], load: Load) -> Figures | None:
         fit = np.linalg.lstsq(x, y, rcond=None)[0]
         return max(0.0, float(fit @ [1.0, load.prompt_tokens, users]))
 
-    users = float(load.users or 1)
     rate = len(load.arrivals) / load.end_s if load.users is None else None
-    for _ in range(ROUNDS if rate is not None else 0):
-        users = (users + (rate or 0.0) * (at("e2e_mean_s", users) or 0.0)) / 2
+    users = float(load.users or 1)
+    if rate is not None:
+        alone, more = at("e2e_mean_s", 0.0) or 0.0, at("e2e_mean_s", 1.0) or 0.0
+        left = 1 - rate * (more - alone)  # Little: users = rate · (alone + (more − alone) · users)
+        most = max(one.open for one in known)
+        users = min(rate * alone / left, most) if left > 0 else most
     slowest = at("e2e_mean_s", users)
     made = Figures(
         throughput=users / slowest if slowest else 0.0,

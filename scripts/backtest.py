@@ -306,10 +306,10 @@ def _table(compared: Iterable[Compared]) -> list[str]:
 
 
 def _named(key: str) -> str:
-    candidate, context, load = key.split(" | ")
+    candidate, context, *load = key.split(" | ")
     words = candidate.split(" ")
     chunk = next((w.split("=")[1] for w in words if w.startswith("max_num_batched_tokens")), "")
-    return f"{words[1]} chunk {chunk}, {int(context):,}, {load}"
+    return ", ".join([f"{words[1]} chunk {chunk}", f"{int(context):,}", *load])
 
 
 def _short(value: float | None) -> str:
@@ -343,9 +343,7 @@ def _rest(
     lines = []
     for name, (said, saw) in knees.items():
         off = "" if said is None or saw is None else f" ({said / saw - 1:+.1%}; at most 10 %)"
-        lines.append(
-            f"knee, {_named(name + ' | ')}: {_short(said)} / {_short(saw)} requests/s{off}"
-        )
+        lines.append(f"knee, {_named(name)}: {_short(said)} / {_short(saw)} requests/s{off}")
     right = sum(said == saw for said, saw in orders.values())
     lines.append(f"order of candidates: right at {right} of {len(orders)} loads")
     return lines

@@ -1,4 +1,4 @@
-"""Frozen predictions and their score: what a bar says, where a knee lies, and refusal of a changed file."""
+"""Frozen predictions and their score: what a bar says, where a knee lies; a changed file is refused."""
 
 import json
 import subprocess
