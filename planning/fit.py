@@ -1,7 +1,7 @@
 """The policy of a study: what is shown to be better at some lengths, and pays with as many servers.
 
 A pool of its own takes a server. One that is better at few lengths, or may serve few, can cost more than it
-gains; so each set of pools is played against as many servers of the best single candidate.
+gains; so each set of pools is played against as many servers of whichever candidate does best alone.
 """
 
 from dataclasses import dataclass, replace

@@ -261,12 +261,12 @@ class Draft:
 
     @property
     def needed(self) -> bool:
-        """Whether it serves what the best single candidate may not."""
+        """Whether it serves what the default may not."""
         return any(pick.why for region in self.regions for pick in region.picks)
 
     @property
     def decided(self) -> bool:
-        """Whether it is shown to beat the best single candidate, or is needed."""
+        """Whether it is shown to beat the default alone, or is needed."""
         switched = [r for r in self.regions if r.candidate != self.default]
         if self.refused is not None or self.needed:
             return self.refused is None

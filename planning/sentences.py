@@ -58,10 +58,10 @@ def _beats(made: Draft, label: str) -> str:
         "the same"
     )
     if objective.higher_is_better:
-        who, than = "The policy", f"{objective.better} over the best single candidate ({label})"
+        who, than = "The policy", f"{objective.better} over its default ({label}) alone"
     else:
         who, than = (
-            f"The best single candidate ({label})",
+            f"The default ({label}) alone",
             f"the {WORDS[made.evidence.asked]} of the policy",
         )
     return f"{who} has {gain.ratio:.2f}×{span} {than}: {how}."

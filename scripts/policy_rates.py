@@ -1,7 +1,7 @@
 """How often `greenbench policy` finds a policy between equal candidates, and between ones that cross.
 
 python scripts/policy_rates.py [--sweeps 100] [--only equal] [--objectives ttft,e2e]
-python scripts/policy_rates.py --traces 1000
+python scripts/policy_rates.py --traces 1000 [--requests 300]
 
 Equal candidates are those of tests/outside/rates.py. ``--traces``: a policy of two candidates whose curves
 are known (tests/planning/sweeps.py), against traces drawn anew. Prints Markdown tables for docs/policy.md.
@@ -99,7 +99,7 @@ def decided(case: Case, number: int, objectives: Sequence[str]) -> dict[str, boo
     return out
 
 
-def against_known_curves(traces: int, count: int = 300) -> None:
+def against_known_curves(traces: int, count: int) -> None:
     """Regret and wins over the best single pool, by how busy the servers are. Traces are resampled: lengths
     with replacement from one recorded set, arrivals anew.
     """
@@ -133,9 +133,10 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--objectives", default=",".join(OBJECTIVE))
     parser.add_argument("--traces", type=int, help="regret over so many traces, and no sweeps")
+    parser.add_argument("--requests", type=int, default=300, help="of a trace; default 300")
     args = parser.parse_args()
     if args.traces:
-        against_known_curves(args.traces)
+        against_known_curves(args.traces, args.requests)
         return 0
     objectives = args.objectives.split(",")
     print(f"| sweeps | {' | '.join(objectives)} |")
