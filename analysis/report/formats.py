@@ -113,7 +113,7 @@ def factor(gain: float, interval: tuple[float, float] | None = None) -> str:
     small = gain < 1.1
 
     def said(value: float) -> str:
-        return f"{(value - 1) * 100:.1f} %" if small else f"{value:.3g}"
+        return f"{(value - 1) * 100:.1f} %" if small else significant(value)
 
     words = said(gain) if small else times(gain)
     return words if interval is None else f"{words} [{said(interval[0])}, {said(interval[1])}]"

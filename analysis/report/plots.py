@@ -87,6 +87,7 @@ def band_figure(
     """One objective against context, with the winner's band behind it.
 
     Coloured between measured lengths of one winner, at one such length where its neighbours have another.
+    Hollow markers may not win there.
     ``crossing``: its stated length, with the interval. ``links``: the element that tells of a run directory's
     point, for the page to open.
     """
@@ -99,9 +100,19 @@ def band_figure(
         for cell in cells
         if cell.starts
     }
-    figure.for_each_trace(
-        lambda trace: trace.update(meta=[anchors.get((trace.name, x)) for x in trace.x])
-    )
+    unable = {
+        (each.label, decision.scenario.context_tokens)
+        for decision in decisions
+        for each in decision.out
+    }
+
+    def change(trace: Any) -> None:
+        at = [(trace.name, context) for context in trace.x]
+        filled = look[trace.name].marker
+        symbols = [f"{filled}-open" if key in unable else filled for key in at]
+        trace.update(meta=[anchors.get(key) for key in at], marker={"symbol": symbols})
+
+    figure.for_each_trace(change)
     contexts = [decision.scenario.context_tokens for decision in decisions]
     for i, decision in enumerate(decisions):
         won = decision.winner

@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from analysis.report.answer import answer
+from analysis.report.choices import lower
 from analysis.report.page import write_report
-from analysis.study import study
+from analysis.report.tables import decision_rows
+from analysis.study import Study, study
 from tests.fakes.rundirs import FakeRun, write_run
 from tests.fakes.waiting import HUNG_S
 
@@ -87,7 +90,7 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Study:
     root = tmp_path_factory.mktemp("runs")
     for repeat in range(3):
         for backend, factor, sees in (("cpu_attn", 1.0, None), ("sink_window", 1.9, 1024)):
@@ -110,8 +113,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     ),
                 )
     write_run(root, FakeRun(backend="broken", status="failed", failure="it died"))
-    out = root / "report.html"
-    write_report(study(root), out)
+    return study(root)
+
+
+@pytest.fixture(scope="module")
+def report(whole: Study) -> Path:
+    out = whole.root / "report.html"
+    write_report(whole, out)
     return out
 
 
@@ -125,7 +133,7 @@ def page(report: Path) -> Iterator[Page]:
         try:
             tab = Page(_tab_url(Path(profile)))
             tab.send("Page.navigate", url=f"file://{report}")
-            tab.until("document.readyState === 'complete' && typeof Plotly === 'object'")
+            tab.until("document.readyState === 'complete'")
             yield tab
             tab.close()
         finally:
@@ -148,6 +156,75 @@ def _tab_url(profile: Path) -> str:
                 return str(tabs[0]["webSocketDebuggerUrl"])
         time.sleep(0.1)
     raise AssertionError("Chromium opened no debugging port")
+
+
+CASE = "document.getElementById('case').innerText"
+
+
+def text(marked: str) -> str:
+    return marked.replace("`", "").replace("**", "")
+
+
+def asked(page: Page, **fields: str) -> str:
+    """What the page says when somebody types a case; each field by keys, as a person does."""
+    for name, value in fields.items():
+        page.js(f"document.forms.ask.elements.{name}.focus()")
+        if name in ("context", "level"):
+            page.js(f"document.forms.ask.elements.{name}.select()")
+            page.send("Input.insertText", text=value)
+        else:
+            page.js(
+                f"document.forms.ask.elements.{name}.value = '{value}';"
+                f"document.forms.ask.elements.{name}.dispatchEvent(new Event('input', {{bubbles: true}}))"
+            )
+    return " ".join(page.js(CASE).split())
+
+
+def test_the_first_screen_shows_the_answer_of_the_analysis(page: Page, whole: Study) -> None:
+    shown = page.js("document.getElementById('answer').textContent")
+    assert shown == text(answer(whole))
+    page.until("document.getElementById('band').dataset.drawn === 'yes'")
+    assert page.js("document.querySelectorAll('#band .shapelayer path').length") >= 1
+
+
+def test_ones_own_case_is_answered_from_what_was_measured_alone(page: Page, whole: Study) -> None:
+    """At, between and beyond the measured 512, 2,048 and 6,144 tokens and 4 users."""
+    decided = {(d.scenario.context_tokens, d.objective.name): d for d in whole.decisions}
+    winner = decided[512, "ttft"].winner
+    assert winner is not None
+    said = asked(page, context="512", by="ttft")
+    assert said.startswith(f"Take {winner} at 512 tokens") and "against" in said
+    assert f"by {lower(decided[512, 'ttft'].objective.title)}." in said
+    between = asked(page, context="3000")
+    assert "3,000 tokens is between measured points: not measured" in between
+    assert "at 2,048 tokens" in between and "at 6,144 tokens" in between
+    state = page.js("location.hash")
+    assert "context=3000" in state and "by=ttft" in state
+    outside = asked(page, context="100000")
+    assert outside == "Not measured: 100,000 tokens. Measured: 512 to 6,144 tokens."
+    assert asked(page, context="2048", level="9") == "Not measured: 9 users. Measured: 4 users."
+    asked(page, level="4")
+    page.js(f"location.hash = '{state}'")  # somebody opens the address that was passed on
+    page.until(f"{CASE}.includes('3,000 tokens is between')")
+    page.js("location.hash = ''")
+
+
+def test_csv_and_json_hold_the_table(page: Page, whole: Study) -> None:
+    table = "document.querySelector('#decisions table')"
+    rows = page.js(f"JSON.parse(asJson({table}))")
+    assert [row["Context"] for row in rows] == [
+        f"{row.context_tokens:,}" for row in decision_rows(whole)
+    ]
+    for row, made in zip(decision_rows(whole), rows, strict=True):
+        for objective, decision in row.entries:
+            if decision is not None and decision.winner:
+                assert made[objective.title] == decision.winner
+    lines = page.js(f"asCsv({table})").split("\r\n")
+    assert lines[0].split(",")[:3] == ["Task", "Load", "Context"]
+    assert len(lines) == len(rows) + 2  # the head, and what follows the last line's end
+    assert page.js("csvField('=HYPERLINK(1)')") == "'=HYPERLINK(1)"
+    offered = page.js("document.querySelectorAll('#decisions .get button').length")
+    assert offered == 2
 
 
 def test_figures_draw_when_they_come_into_view(page: Page) -> None:
