@@ -15,7 +15,7 @@ MINUTES ?= 60
 export VLLM_PYTHON
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-policy serve load gateway run report backends doctor check test test-e2e test-deploy test-oldest format \
-	results verify soak mutants bench-backends bench-client bench-peers bench-gateway bench-telemetry bench-analysis
+	results verify soak mutants docs audit licences sbom bench-backends bench-client bench-peers bench-gateway bench-telemetry bench-analysis
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | column -ts $$'\t'
@@ -61,7 +61,7 @@ check: setup ## format, lint, types, and the tests that take seconds
 	@$(BENCH)/pytest -m "not e2e and not vllm and not gpu" --ignore tests/vllm --ignore tests/analysis --ignore tests/outside --ignore tests/planning
 	@$(VLLM) -m pytest -m "not e2e and not gpu" tests/vllm
 
-test: check test-e2e ## check, then real vLLM servers, a real Prometheus and a real browser end to end
+test: check docs test-e2e ## check, the documentation, then real vLLM servers, a real Prometheus and a real browser end to end
 
 test-e2e: setup ## the end-to-end tests alone
 	@scripts/test_tools.sh
@@ -73,6 +73,26 @@ test-deploy: setup ## what the images start, in an empty environment (minutes; C
 test-oldest: setup ## the tests of our backends on the oldest vLLM that is supported (CPU)
 	@scripts/setup.sh oldest
 	@.venv-vllm-oldest/bin/python -m pytest -m "not e2e and not gpu" tests/vllm
+
+docs: ## the documentation as a site: build/site/index.html
+	@scripts/setup.sh docs
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet && echo "docs: build/site/index.html"
+
+sbom: setup ## a software bill of materials for each lock file (CycloneDX JSON): build/sbom/
+	@scripts/setup.sh audit && mkdir -p build/sbom
+	@.venv-audit/bin/cyclonedx-py environment .venv/bin/python --pyproject pyproject.toml --output-reproducible -o build/sbom/bench.json
+	@for lock in vllm-cpu vllm-cuda docs validators; do \
+		.venv-audit/bin/cyclonedx-py requirements requirements/$$lock.lock --output-reproducible -o build/sbom/$$lock.json || exit; done
+	@ls build/sbom/*.json
+
+licences: setup ## the licence of each package of the bench; a GPL ends with 1
+	@scripts/setup.sh audit
+	@.venv-audit/bin/pip-licenses --python .venv/bin/python --from mixed --order license --partial-match --fail-on 'GPL;GNU General'
+
+audit: ## known vulnerabilities of what the lock files pin; asks PyPI, and ends with 1 where that does not answer
+	@scripts/setup.sh audit
+	@.venv-audit/bin/pip-audit --strict --no-deps --disable-pip \
+		$(addprefix -r ,$(wildcard requirements/*.lock))
 
 format: setup ## format the code
 	@$(BENCH)/ruff format --quiet . && $(BENCH)/ruff check --fix --quiet .

@@ -85,10 +85,11 @@ def objectives(_: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
-    """One self-contained HTML file, and beside it what it shows for programs."""
+    """One self-contained HTML file, and beside it the same in Markdown and for programs."""
     from analysis.points_csv import write_points
-    from analysis.report.page import (
-        write_report,  # plotly and jinja load slowly; check needs neither
+    from analysis.report.page import (  # plotly and jinja load slowly; check needs neither
+        write_report,
+        write_twin,
     )
     from analysis.study import study
     from analysis.summary import write_summary
@@ -97,19 +98,49 @@ def report(args: argparse.Namespace) -> int:
         if sys.stderr.isatty():
             print(f"\r{done}/{total} runs", end="" if done < total else "\n", file=sys.stderr)
 
-    find_runs(args.runs)  # bad input is said before anything is written
-    out = report_path(args.runs, args.out)
+    for folder in args.runs:
+        find_runs(folder)  # bad input is said before anything is written
+    if len(args.runs) > 1:
+        return compare(args, progress)
+    [runs] = args.runs
+    out = report_path(runs, args.out)
     for file in filter(None, (out, args.csv)):
         make_room(file)
-    whole = study(args.runs, progress, args.across_executions, args.objective)
+    whole = study(runs, progress, args.across_executions, args.objective)
     try:
         write_summary(whole, summary_path(out))
         write_report(whole, out)
+        write_twin(whole, out.with_suffix(".md"))
         if args.csv:
             write_points(whole, args.csv)
     except OSError as error:
         why = system_sentence(error)
         raise UserError(f"{why}; --out (and --csv) name another place for the report") from error
+    print(out)
+    return 0
+
+
+def compare(args: argparse.Namespace, progress: Callable[[int, int], None]) -> int:
+    """Two sweeps side by side, as a page and its twin in Markdown."""
+    from analysis.report.side_by_side import write_side_by_side
+    from analysis.study import study
+
+    if len(args.runs) > 2:
+        raise UserError(
+            f"{len(args.runs)} folders: a report is of one sweep, or of two side by side"
+        )
+    if args.csv:
+        raise UserError("--csv is of one sweep; leave it out, or name one folder")
+    a, b = args.runs
+    out = args.out or a / f"beside-{b.resolve().name}.html"
+    if out.is_dir():
+        out = out / f"{a.resolve().name}-beside-{b.resolve().name}.html"
+    make_room(out)
+    studies = [study(runs, progress, args.across_executions, args.objective) for runs in (a, b)]
+    try:
+        write_side_by_side(studies[0], studies[1], out)
+    except OSError as error:
+        raise UserError(f"{system_sentence(error)}; --out names another place") from error
     print(out)
     return 0
 
@@ -228,7 +259,7 @@ def add_objectives(commands: Commands) -> None:
 
 def add_report(commands: Commands) -> None:
     command = add_command(commands, "report", report)
-    command.add_argument("runs", type=Path, help=RUNS_HELP)
+    command.add_argument("runs", type=Path, nargs="+", help=f"{RUNS_HELP}; of two, side by side")
     command.add_argument(
         "--out", type=Path, help="file; default: report.html in RUNS. Its summary lies beside it"
     )

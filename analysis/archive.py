@@ -100,6 +100,7 @@ def archive_run(run: Run, out: Path, unit_ns: int) -> None:
     source = run.path
     for fault in run.unreadable:
         raise UserError(fault)
+    refuse_links_out(source)
     _copy(source, out, OF_A_RUN)
     files = dict(_tables(source, out, unit_ns))
     if (source / LOG).is_file():
@@ -156,7 +157,19 @@ def _sweep(
         _copy(folder, out, (f"{PROMPTS_DIR}/*.jsonl",))
 
 
+def refuse_links_out(folder: Path) -> None:
+    """An archive is given to others: a link in a run must not put a file of this machine into it."""
+    inside = folder.resolve()
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise UserError(
+                f"{path}: is a link to {path.resolve()}, outside of {folder.name}; put the file "
+                "itself there, or take the link away"
+            )
+
+
 def _server(folder: Path, out: Path, unit_ns: int) -> None:
+    refuse_links_out(folder)
     _copy(folder, out, OF_A_SERVER)
     log = folder / "server.log"
     if log.is_file():
@@ -179,6 +192,8 @@ def _pack(content: bytes, path: Path) -> None:
 def _copy(source: Path, out: Path, patterns: Iterable[str]) -> None:
     for pattern in patterns:
         for path in sorted(source.glob(pattern)):
+            if not path.resolve().is_relative_to(source.resolve()):
+                raise UserError(f"{path}: is a link out of {source}; put the file itself there")
             target = out / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

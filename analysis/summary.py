@@ -19,6 +19,7 @@ from analysis.point.resources import PointEnergy
 from analysis.point.steady_window import Window
 from analysis.point.throughput import Throughput
 from analysis.quality.gate import Gate
+from analysis.report.answer import answer
 from analysis.report.sentences import headline, summary_sentences
 from analysis.runs.identity import Scenario
 from analysis.study import Study
@@ -231,6 +232,7 @@ def summary(whole: Study) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "made_unix_ns": time.time_ns(),
         "objective": whole.objective.name,
+        "answer": answer(whole),
         "headline": headline(whole),
         "sentences": summary_sentences(whole),
         "points": [_point_json(point) for point in whole.points],

@@ -10,10 +10,13 @@ from contextlib import suppress
 import uvicorn
 
 from gateway.app import App
+from gateway.connection import Connection
 from gateway.options import read_options
 from gateway.policy_file import summary
+from greenbench.contract.address import opened_warning
 from greenbench.contract.errors import exit_on_user_error
 
+log = logging.getLogger("gateway")
 BACKLOG = 4096
 KEEP_ALIVE_S = 75  # longer than clients keep idle ones: no request meets a closed connection
 
@@ -25,6 +28,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def serve(argv: list[str] | None) -> int:
     options = read_options(argv)
+    if warning := opened_warning(options.host, "the gateway"):
+        log.warning("%s", warning)
     app = App(options)
     raise_file_limit()
     listener = listen(options.host, options.port)
@@ -46,7 +51,7 @@ def server(app: App) -> uvicorn.Server:
         uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="on",
             access_log=False,

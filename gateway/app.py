@@ -53,6 +53,9 @@ class App:
 
     async def _handle(self, exchange: Exchange, scope: Scope) -> None:
         method, path = exchange.outgoing.method, exchange.path
+        if not exchange.outgoing.target.startswith("/"):  # OPTIONS *
+            words = f"a path is wanted, found '{path}'"
+            raise Refused(400, api_error(400, words, "not_a_path"))
         if method == "POST" and path in GENERATES:
             await self._proxy.generate(exchange)
         elif path in ("/metrics", f"{PAGES}metrics"):

@@ -3,23 +3,27 @@
 import asyncio
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import aiohttp
 import msgspec
 from tokenizers import Tokenizer
 
 from gateway.length import Counter, Headers
+from gateway.page import read_page
 from gateway.pools import Pool
 from gateway.request import Asked
 from greenbench.contract.errors import UserError
 
 LIMIT_S: Final = 2.0  # a pool that takes longer is busy; the estimate is believed
+MOST_BYTES: Final = (
+    64 * 2**20
+)  # of an answer, which lists the ids of a prompt of some millions of tokens
 SENT_ON: Final = (b"authorization",)
 
 
 class _Counted(msgspec.Struct):
-    count: int
+    count: Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 
 
 COUNTED: Final = msgspec.json.Decoder(_Counted)
@@ -63,7 +67,9 @@ def by_pool(session: aiohttp.ClientSession, pools: Iterable[Pool]) -> Counter:
                     headers={"Content-Type": "application/json", **key},
                 ) as reply,
             ):
-                return COUNTED.decode(await reply.read()).count if reply.status == 200 else None
+                if reply.status != 200:
+                    return None
+                return COUNTED.decode(await read_page(reply, MOST_BYTES) or b"").count
         except (TimeoutError, aiohttp.ClientError, OSError, msgspec.DecodeError):
             return None
 

@@ -31,6 +31,10 @@ Headers = list[tuple[bytes, bytes]]
 
 BOOT_S: Final = 5  # Retry-After, where the policy does not know how long a pool takes to start
 MODELS_ASKED_NS: Final = NS_PER_S  # at most once in this time for unknown models
+BODY_S: Final = 60.0  # between two parts of a body
+DROPPED_BYTES: Final = 2**28  # of a body that was refused, so that its sender comes to read why
+DROPPED_S: Final = 10.0
+REASON_CHARS: Final = 1_000  # of the header; clients take some 8,000 bytes a line
 NO_RULE: Final = "default"
 JSON: Final = b"application/json"
 NOT_IN_HEADERS: Final = re.compile(r"[^ -~]")
@@ -83,19 +87,40 @@ class Exchange:
                 raise self._too_large()
         parts, size, more = list[bytes](), 0, True
         while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            part: bytes = message.get("body", b"")
+            part, more = await self._part()
             size += len(part)
             if size > self._most:
                 raise self._too_large()
             parts.append(part)
-            more = message.get("more_body", False)
         self.entry.request_bytes = size
         self.read_ns = monotonic_ns()
         self._body = b"".join(parts)
         return self._body
+
+    async def _part(self) -> tuple[bytes, bool]:
+        """Of the body, and whether there is more. Raises ClientGone, and Refused (408)."""
+        try:
+            async with asyncio.timeout(BODY_S):
+                message = await self._receive()
+        except TimeoutError as error:
+            said = f"no more of the body came within {BODY_S:g} s"
+            raise Refused(408, api_error(408, said, "body_too_slow")) from error
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        return message.get("body", b""), message.get("more_body", False)
+
+    async def drop_the_rest(self) -> None:
+        """Of a body that was refused: a connection that is closed while bytes arrive is reset, and the reason
+        with it. In bounds.
+        """
+        if self._body is not None or any(name == b"expect" for name, _ in self.outgoing.headers):
+            return
+        dropped, more = 0, True
+        with suppress(TimeoutError, ClientGone, Refused):
+            async with asyncio.timeout(DROPPED_S):
+                while more and dropped < DROPPED_BYTES:
+                    part, more = await self._part()
+                    dropped += len(part)
 
     def _too_large(self) -> Refused:
         most = f"{self._most / 2**20:g} MiB"
@@ -126,6 +151,10 @@ class Exchange:
         """An answer of the gateway's own."""
         length = b"%d" % len(body)
         await self.start(status, [(b"content-type", kind), (b"content-length", length), *more])
+        if status == 413:
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+            body = b""
+            await self.drop_the_rest()
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
         self.entry.response_bytes = len(body)
 
@@ -382,7 +411,7 @@ def _told(entry: Entry) -> Headers:
     """The choice and its reason, for whoever asked."""
     said = (("pool", entry.pool), ("rule", entry.rule), ("reason", entry.reason))
     return [
-        (f"x-greenbench-{name}".encode(), NOT_IN_HEADERS.sub("?", value).encode())
+        (f"x-greenbench-{name}".encode(), NOT_IN_HEADERS.sub("?", value[:REASON_CHARS]).encode())
         for name, value in said
         if value is not None
     ]

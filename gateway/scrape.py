@@ -77,7 +77,12 @@ def _count(value: float) -> int | None:
 def _cache_tokens(info: dict[bytes, bytes]) -> int | None:
     """``kv_cache_size_tokens`` of newer servers; else blocks times tokens a block."""
     said = info.get(b"kv_cache_size_tokens", b"")
-    if said.isdigit():
-        return int(said)
-    blocks, size = info.get(b"num_gpu_blocks", b""), info.get(b"block_size", b"")
-    return int(blocks) * int(size) if blocks.isdigit() and size.isdigit() else None
+    if (told := _whole(said)) is not None:
+        return told
+    blocks, size = _whole(info.get(b"num_gpu_blocks", b"")), _whole(info.get(b"block_size", b""))
+    return blocks * size if blocks is not None and size is not None else None
+
+
+def _whole(digits: bytes) -> int | None:
+    """Python itself reads no number of thousands of digits."""
+    return int(digits) if digits.isdigit() and len(digits) <= 15 else None

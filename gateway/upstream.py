@@ -124,8 +124,16 @@ def sent_on(headers: Headers) -> CIMultiDict[str]:
     named = _named_by_connection(headers)
     for name, value in headers:
         if name not in NOT_SENT_ON and name not in named:
-            kept.add(name.decode("latin-1"), value.decode("latin-1"))
+            kept.add(name.decode("latin-1"), _text(value))
     return kept
+
+
+def _text(value: bytes) -> str:
+    """aiohttp writes text as UTF-8: what is UTF-8 passes as it is, other bytes as those of Latin-1."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def _passed_back(response: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:

@@ -10,6 +10,7 @@ from typing import Final
 import aiohttp
 import msgspec
 
+from gateway.page import read_page
 from gateway.pools import Pool
 from gateway.scrape import read_metrics
 
@@ -100,12 +101,7 @@ class Watch:
                 async with self._session.get(pool.url + path, headers=self._headers) as reply:
                     if reply.status != 200:
                         return None
-                    page = bytearray()
-                    while piece := await reply.content.readany():
-                        page += piece
-                        if len(page) > MOST_BYTES:
-                            return None
-                    return bytes(page)
+                    return await read_page(reply, MOST_BYTES)
         except (TimeoutError, aiohttp.ClientError, OSError):
             return None
 

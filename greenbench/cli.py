@@ -242,7 +242,9 @@ def measure_ceilings(target: Path) -> None:
 
 @app.command(context_settings=PASS)
 def report(context: typer.Context) -> None:
-    """Analyse run directories into report.html and summary.json: report RUNS [--out FILE] [--csv FILE]."""
+    """Analyse run directories into report.html, report.md and summary.json: report RUNS [--out FILE]; of two
+    sweeps, side by side: report A B.
+    """
     _stage(context, "analysis", "report")
 
 

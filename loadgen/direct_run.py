@@ -13,12 +13,12 @@ from typing import Any, get_args
 from greenbench.contract.access import Access, access
 from greenbench.contract.config import (
     LivePoint,
-    LoadConfig,
     ModelConfig,
     PhaseConfig,
     PromptRequest,
     ServerConfig,
     SweepConfig,
+    SweepLoad,
     TaskConfig,
     dump_yaml,
     parse,
@@ -141,7 +141,7 @@ def write_point(run_path: Path, host: str | None, options: Options) -> None:
         backends=["unknown"],
         contexts=[options.context_tokens],
         tasks=[task],
-        loads=[LoadConfig(kind="closed", users=options.users)],
+        loads=[SweepLoad(kind="closed", users=options.users)],
         server=server,
         phases=PhaseConfig(warmup_s=0, measure_s=DAY_S),
         prompts_per_point=options.prompts,

@@ -24,6 +24,7 @@ from locust.env import Environment
 from locust.rpc.protocol import Message
 from locust.runners import MasterRunner, Runner, WorkerRunner
 
+from greenbench.contract.address import opened_warning
 from greenbench.contract.config import load_live_point
 from greenbench.contract.errors import USAGE_EXIT, UserError, say_error
 from greenbench.contract.privacy import keep_private
@@ -106,6 +107,7 @@ def on_init(environment: Environment, runner: Runner, **_: Any) -> None:
     keep_private()
     raise_file_limit()
     take_priority()
+    _warn_of_what_is_opened(options, runner)
     live = Live(options.telemetry_url if options else None)
     install(environment, live)
     environment.live = live  # type: ignore[attr-defined]
@@ -161,6 +163,17 @@ def _on_done(environment: Environment, msg: Message, **_: Any) -> None:
     reports: WorkerReports | None = getattr(environment, "reports", None)
     if reports is not None:
         reports.report(msg.node_id, msg.data)
+
+
+def _warn_of_what_is_opened(options: Any, runner: Runner) -> None:
+    listening: dict[str, str] = {}
+    if options and not options.headless and not isinstance(runner, WorkerRunner):
+        listening["Locust's page"] = options.web_host
+    if options and isinstance(runner, MasterRunner):
+        listening["Locust's master"] = options.master_bind_host
+    for what, host in listening.items():
+        if warning := opened_warning(host, what):
+            logger.warning("%s", warning)
 
 
 @events.test_start.add_listener

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 from greenbench.contract.command_name import typed_as
 from greenbench.contract.config import SloConfig
 from greenbench.contract.errors import UserError, exit_on_user_error
-from greenbench.contract.policy import Policy, dump_policy, load_policy
+from greenbench.contract.policy import ALLOW_UNJUDGED, Policy, dump_policy, load_policy
 from greenbench.contract.run_dir import write_atomic
 from greenbench.contract.slo import parse_slo
 from greenbench.contract.terminal import visible
 from greenbench.contract.traces import FORMATS
 
 if TYPE_CHECKING:
+    from planning.demand import Demand
     from planning.evidence import Evidence
     from planning.requests import Traffic
 
@@ -40,6 +41,8 @@ settings of RUNS:
   --slo ttft=2,tpot=50ms,e2e=30s
                         capacity: what a good request is; else: who misses it in more than a
                         tenth of the requests of a length may not serve that length
+  --allow-unjudged      let candidates serve whose answers nobody judged, though they may change them
+                        (approximate by design, or a quantised KV cache); the policy says so
   --out policy.yaml     where the policy goes
 
   greenbench policy replay POLICY --help    play traffic against the policy
@@ -59,7 +62,7 @@ def fit(args: argparse.Namespace) -> int:
     out: Path = args.out
     if out.is_dir():
         raise UserError(f"{out}: is a folder; --out wants a file, such as {out}/policy.yaml")
-    made = policy_of(gather(args.runs, args.objective, slo))
+    made = policy_of(gather(args.runs, args.objective, slo, args.allow_unjudged))
     if made is None:
         raise UserError(
             f"{args.runs}: no candidate may serve any measured length; `greenbench report` says why"
@@ -80,7 +83,8 @@ def replay(args: argparse.Namespace) -> int:
     policy = load_policy(args.policy)
     runs: Path = args.runs or _runs_of(policy, args.policy)
     bounded = any(limit is not None for limit in policy.slo.model_dump().values())
-    evidence = gather(runs, policy.objective, policy.slo if bounded else None)
+    slo = policy.slo if bounded else None
+    evidence = gather(runs, policy.objective, slo, policy.allow_unjudged)
     traffic = _traffic(args, policy, evidence)
     found = play(policy, evidence, traffic, args.seed)
     if args.json:
@@ -94,7 +98,7 @@ def _traffic(args: argparse.Namespace, policy: Policy, evidence: "Evidence") -> 
     """The trace, or what is generated: by default within the measured lengths, and as much as keeps the best
     single pool busy for most of the time.
     """
-    from planning.playing import truth_of, usual_rate
+    from planning.playing import fold_of, usual_rate
     from planning.requests import generated, recorded
 
     if args.traffic is not None:
@@ -105,7 +109,7 @@ def _traffic(args: argparse.Namespace, policy: Policy, evidence: "Evidence") -> 
     rate: float | None = args.rate
     if rate is None:
         pattern = generated(args.generate, 1.0, lengths, output, args.seed)
-        single = truth_of(policy, evidence)[policy.default]
+        single = fold_of(policy, evidence).truth[policy.default]
         rate = usual_rate(single, pattern, len(policy.pools))
     return generated(args.generate, rate, lengths, output, args.seed)
 
@@ -137,14 +141,13 @@ def export(args: argparse.Namespace) -> int:
 
 def plan(args: argparse.Namespace) -> int:
     """Replicas of each measured candidate that a traffic takes under an SLO, what binds, W and kWh."""
-    from planning.demand import load_demand
     from planning.plan import dump, load_prices, plan, what_to_measure
     from planning.plan_page import write_page
     from planning.plan_told import table
 
     slo = SloConfig() if args.slo is None else parse_slo(args.slo)
     if args.what_to_measure:
-        print(what_to_measure(args.traffic and load_demand(args.traffic), slo, args.seed), end="")
+        print(what_to_measure(args.traffic and _demand(args), slo, args.seed), end="")
         return 0
     _wanted(args)
     for out in (args.json, args.page):
@@ -152,7 +155,7 @@ def plan(args: argparse.Namespace) -> int:
             raise UserError(f"{out}: is a folder; a file is wanted")
     made = plan(
         root=args.runs,
-        demand=load_demand(args.traffic),
+        demand=_demand(args),
         slo=slo,
         hardware=args.hardware,
         prices=args.prices and load_prices(args.prices),
@@ -182,6 +185,23 @@ def _wanted(args: argparse.Namespace) -> None:
     for name, example in (("traffic", "--traffic traffic.yaml"), ("slo", "--slo ttft=2,tpot=50ms")):
         if getattr(args, name) is None:
             raise UserError(f"plan wants --{name}, as in {example}")
+
+
+FROM_PROMETHEUS = "prometheus="
+
+
+def demand_from(text: str) -> Path | str:
+    """A file, or the address after ``prometheus=``."""
+    return text if text.startswith(FROM_PROMETHEUS) else Path(text)
+
+
+def _demand(args: argparse.Namespace) -> "Demand":
+    from planning.demand import load_demand
+    from planning.prometheus import production
+
+    if isinstance(args.traffic, Path):
+        return load_demand(args.traffic)
+    return production(args.traffic.removeprefix(FROM_PROMETHEUS), args.window)
 
 
 def lengths(text: str) -> tuple[int, int]:
@@ -226,7 +246,7 @@ def command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         **more,
     )
-    made.set_defaults(action=action)
+    made.set_defaults(action=action, told=made)
     return made
 
 
@@ -235,6 +255,7 @@ def add_fit(commands: Any) -> None:
     made.add_argument("runs", type=Path, metavar="RUNS", help="a sweep, or a folder of sweeps")
     made.add_argument("--objective", choices=OBJECTIVES, default="e2e", help="default: e2e")
     made.add_argument("--slo", metavar="BOUNDS", help="as ttft=2,tpot=50ms")
+    made.add_argument(ALLOW_UNJUDGED, action="store_true", help="see below")
     made.add_argument("--out", type=Path, metavar="FILE", default=Path("policy.yaml"))
 
 
@@ -286,9 +307,13 @@ def add_plan(commands: Any) -> None:
         "runs", type=Path, nargs="?", metavar="RUNS", help="measured runs of one card"
     )
     made.add_argument(
-        "--traffic", type=Path, metavar="FILE", help="rate and lengths (docs/plan.md)"
+        "--traffic",
+        type=demand_from,
+        metavar="FILE",
+        help="rate and lengths (docs/plan.md), or prometheus=URL",
     )
-    made.add_argument("--slo", metavar="BOUNDS", help="as ttft=2,tpot=50ms")
+    made.add_argument("--window", default="1h", help="of the busiest stretch, with prometheus=URL")
+    made.add_argument("--slo", metavar="BOUNDS", help="as ttft=2,tpot=50ms, or a file slo.yaml")
     made.add_argument("--hardware", metavar="NAME", help="the card, where runs are of several")
     made.add_argument("--prices", type=Path, metavar="FILE", help="per_card_hour, per_kwh, pue")
     made.add_argument("--policy", type=Path, metavar="FILE", help="also a fleet of its pools")
@@ -305,7 +330,9 @@ def main() -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (add_fit, add_replay, add_export, add_plan):
         add(commands)
-    args = parser.parse_args()
+    args, unknown = parser.parse_known_args()
+    if unknown:  # by the command's own parser, which is called what the person typed
+        args.told.error(f"unrecognized arguments: {' '.join(unknown)}")
     return exit_on_user_error(lambda: args.action(args))
 
 

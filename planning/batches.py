@@ -61,13 +61,14 @@ class Logged:
 class Timed:
     """Steps of one run within its window: what they computed and how long they took, seconds.
 
-    ``unmet``: steps of the window whose numbers the play did not meet.
+    ``unmet``: steps of the window whose numbers the play did not meet. ``prompt_tokens``: mean, where known.
     """
 
     run_id: str
     batches: tuple[Batch, ...]
     seconds: np.ndarray
     unmet: int
+    prompt_tokens: float | None = None
 
 
 def batches(log: Iterable[Logged], requests: Iterable[Lengths]) -> list[Batch | None]:
@@ -103,32 +104,74 @@ def timed(run: Run, window_ns: tuple[int, int]) -> Timed | None:
     """The steps of a run that ended in the window; None without a log with time stamps, or with several
     engines, whose steps the requests do not tell apart.
     """
-    steps, requests = run.steps, _served(run)
-    if len(steps) == 0 or steps["unix_ns"].isna().any() or steps["engine"].nunique() > 1:
+    lines, requests = lines_of(run), [lengths for _, lengths in served(run)]
+    if not lines:
         return None
-    log = [Logged(int(p), int(d)) for p, d in _columns(steps, "prefill_tokens", "decode_requests")]
-    played = batches(log, requests)
+    steps = run.steps
+    played = batches(lines, requests)
     took = between_lines(steps, in_engine(run.requests)).to_numpy(dtype=float)
     inside = steps["unix_ns"].between(*window_ns).to_numpy(dtype=bool)
     inside &= np.isfinite(took) & (took > 0)
     known = np.array([batch is not None and batch.sequences > 0 for batch in played])
     kept = np.flatnonzero(inside & known)
     whole = tuple(batch for i in kept if (batch := played[i]) is not None)
-    return Timed(run.manifest.run_id, whole, took[kept], int((inside & ~known).sum()))
+    mean = float(np.mean([one.prompt for one in requests]))
+    return Timed(run.manifest.run_id, whole, took[kept], int((inside & ~known).sum()), mean)
 
 
-def _served(run: Run) -> list[Lengths]:
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """When a request was sent, unix ns, and its first token came, ns later. ``alone``: no other was open;
+    ``over_ns``: of the time to the first token what the server does not count as its own, NaN unknown.
+    """
+
+    sent_ns: int
+    first_token_ns: int
+    alone: bool
+    over_ns: float
+
+
+@dataclass(frozen=True, slots=True)
+class Line(Logged):
+    """``unix_ns``: when it was written, at the step's end."""
+
+    unix_ns: int
+
+
+def lines_of(run: Run) -> list[Line]:
+    """Empty without time stamps, or with several engines."""
+    steps = run.steps
+    if len(steps) == 0 or steps["unix_ns"].isna().any() or steps["engine"].nunique() > 1:
+        return []
+    columns = _columns(steps, "prefill_tokens", "decode_requests", "unix_ns")
+    return [Line(int(p), int(d), int(ns)) for p, d, ns in columns]
+
+
+def served(run: Run) -> list[tuple[Sent, Lengths]]:
     """The requests that got a first token, in its order: vLLM serves prompts first come, first served."""
     rows = run.requests
     rows = rows[rows["first_token_ns"].notna() & rows["prompt_tokens"].notna()]
-    first = rows["sent_unix_ns"].to_numpy(dtype=float) + rows["first_token_ns"].to_numpy(
-        dtype=float
+    own = [f"server_metrics.{name}_ms" for name in ("queue_time", "time_to_first_token")]
+    inside_ns = rows[own].sum(axis=1, skipna=False) * 1e6 if {*own} <= {*rows.columns} else np.nan
+    rows = rows.assign(over=rows["first_token_ns"].astype(float) - inside_ns)
+    first = rows["sent_unix_ns"].to_numpy(dtype=np.int64) + rows["first_token_ns"].to_numpy(
+        dtype=np.int64
     )
     columns = rows.iloc[np.argsort(first, kind="stable")]
     return [
-        Lengths(int(prompt), int(_number(cached)), int(_number(output)))
-        for prompt, cached, output in _columns(
-            columns, "prompt_tokens", "cached_tokens", "output_tokens"
+        (
+            Sent(int(sent), int(token), others == 0, float(over)),
+            Lengths(int(prompt), int(_number(cached)), int(_number(output))),
+        )
+        for sent, token, others, over, prompt, cached, output in _columns(
+            columns,
+            "sent_unix_ns",
+            "first_token_ns",
+            "in_flight_at_send",
+            "over",
+            "prompt_tokens",
+            "cached_tokens",
+            "output_tokens",
         )
     ]
 

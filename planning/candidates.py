@@ -16,6 +16,7 @@ from analysis.study import Study, study
 from greenbench.contract.config import SloConfig
 from greenbench.contract.errors import UserError
 from planning.batches import Timed, timed
+from planning.front import Front, front
 from planning.simulator import Settings
 from planning.step_time import NotEnough, Shape, StepTime, fit, shape_of
 
@@ -28,14 +29,6 @@ class Hull:
 
     sequences: int
     prompts: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Front:
-    """Seconds of a request outside of the engine: network, HTTP, tokenizer. ``token_s``: a prompt token."""
-
-    request_s: float
-    token_s: float
 
 
 @dataclass(frozen=True)
@@ -142,14 +135,15 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
     shape = shape_of(work)
     model = fit(shape, [run for _, run in own])
     here = [runs[point.path] for point in points]
+    settings = _settings(here)
     power, no_power = _power(points, model)
     return Measured(
         label=label,
         shape=shape,
         model=model,
         timed=tuple(own),
-        settings=_settings(here),
-        front=_front(here),
+        settings=settings,
+        front=front(here, settings),
         hull=Hull(
             max(batch.sequences for _, run in own for batch in run.batches),
             (min(p.context_tokens for p in points), max(p.context_tokens for p in points)),
@@ -174,28 +168,8 @@ def _settings(runs: Sequence[Run]) -> Settings:
         block_size=block,
         total_kv_tokens=min(kv, default=None),
         max_model_len=runs[0].manifest.server.max_model_len,
+        ahead=bool(runs[0].manifest.server.async_scheduling),
     )
-
-
-def _front(runs: Sequence[Run]) -> Front:
-    """Least squares, not negative, over the medians of each run: what the client saw more than the engine."""
-    rows: list[tuple[float, float]] = []
-    names = [f"server_metrics.{name}_ms" for name in ("queue_time", "time_to_first_token")]
-    for run in runs:
-        frame = run.requests
-        if not {*names} <= {*frame.columns}:
-            continue
-        inside_s = frame[names].sum(axis=1, skipna=False) / 1e3
-        over = (frame["first_token_ns"].astype(float) / 1e9 - inside_s).dropna()
-        if len(over):
-            rows.append((float(run.point.context_tokens), max(0.0, float(over.median()))))
-    if not rows:
-        return Front(0.0, 0.0)
-    tokens, over_s = np.array(rows).T
-    if len(set(tokens)) < 2:
-        return Front(float(over_s.mean()), 0.0)
-    (base, slope), _ = nnls(np.stack([np.ones_like(tokens), tokens], axis=1), over_s)
-    return Front(float(base), float(slope))
 
 
 def _power(points: Sequence[Point], model: StepTime) -> tuple[Power | None, str | None]:

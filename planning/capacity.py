@@ -44,6 +44,7 @@ class Seen:
     e2e_s: tuple[float, ...]
     utilisation: float
     computing: float  # of the busy time
+    prefilling: float  # of the busy time, in steps with a prompt
     sequences: int  # in a step, 99th percentile of the time
     kv_share: float | None  # of the cache, the most held
     binds: Binds
@@ -98,14 +99,18 @@ class Fleet:
 
 
 def fleet(one: Measured, demand: Demand, slo: SloConfig, seed: int) -> Fleet:
-    budget = one.settings.max_num_batched_tokens
-    return Fleet(one, costs(one.shape, one.model.terms, budget), demand, slo, seed)
+    return Fleet(one, costs_of(one, demand.traffic(1.0, seed)), demand, slo, seed)
+
+
+def costs_of(one: Measured, asked: Traffic) -> Costs:
+    terms = one.model.at(asked.prompt_tokens)
+    return costs(one.shape, terms, one.settings.max_num_batched_tokens)
 
 
 def judged(played: Played, asked: Traffic, of: list[Measured], slo: SloConfig) -> Seen:
     """``of``: one candidate, or that of each engine."""
     each = [of[i % len(of)] for i in range(len(played.engines))]
-    front = np.array([m.front.request_s for m in each])[played.server]
+    front = np.array([m.front.request_s + m.front.reply_s for m in each])[played.server]
     front = front + np.array([m.front.token_s for m in each])[played.server] * asked.prompt_tokens
     ttft, e2e = played.ttft_s + front, played.e2e_s + front
     good = np.asarray(is_good(slo, played.served, ttft, played.tpot_s, e2e, asked.output_tokens))
@@ -124,6 +129,7 @@ def judged(played: Played, asked: Traffic, of: list[Measured], slo: SloConfig) -
         e2e_s=_percentiles(e2e),
         utilisation=played.utilisation,
         computing=sum(e.computing_s for e in engines) / busy if busy else 0.0,
+        prefilling=sum(e.filling_s for e in engines) / busy if busy else 0.0,
         sequences=max(_sequences(e) for e in engines),
         kv_share=max(kv, default=None),
         binds="measured loads" if reach > BEYOND else _binds(played, each),
@@ -206,7 +212,7 @@ def need(
     most = _most_factor(whole, replicas)
     at_slo, beyond = whole.seen(replicas, most), whole.seen(replicas, most * 1.1)
     spread = _spread(one, demand, slo, seed, replicas, draws)
-    watts = _watts(one, seen, replicas)
+    power = watts(one, seen, replicas)
     return Need(
         label=one.label,
         replicas=replicas,
@@ -223,8 +229,8 @@ def need(
             _replicas(one, demand.stretched(1.0, 1.25), slo, seed),
         ),
         knee=tuple(_knee(whole, replicas, most)),
-        watts=watts,
-        kwh_day=None if watts is None else (watts[0] * 0.024, watts[1] * 0.024),
+        watts=power,
+        kwh_day=None if power is None else (power[0] * 0.024, power[1] * 0.024),
         cost_day=None,
         extrapolated=max(seen.reach, at_slo.reach) > 1,
         barred=bool(one.barred),
@@ -337,12 +343,12 @@ def _ends(values: list[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _watts(one: Measured, seen: Seen, replicas: int) -> tuple[float, float] | None:
+def watts(one: Measured, seen: Seen, replicas: int) -> tuple[float, float] | None:
     """Bounds: without a measured idle power it lies between none and that of decoding."""
     power = one.power
     if power is None:
         return None
-    busy = power.computing_w * seen.computing + power.decoding_w * (1 - seen.computing)
+    busy = power.computing_w * seen.prefilling + power.decoding_w * (1 - seen.prefilling)
     idle = (0.0, min(busy, power.decoding_w)) if power.idle_w is None else (power.idle_w,) * 2
     low, high = (replicas * (seen.utilisation * busy + (1 - seen.utilisation) * w) for w in idle)
     return low, high
@@ -378,10 +384,8 @@ def pools(
     """Replicas a pool, added where the servers are busiest until the SLO is met; None where it never is."""
     names = list(policy.pools)
     of = {name: by_label[policy.pools[name].label or policy.pools[name].backend] for name in names}
-    ready = {
-        n: costs(m.shape, m.model.terms, m.settings.max_num_batched_tokens) for n, m in of.items()
-    }
     asked = demand.traffic(1.0, seed)
+    ready = {n: costs_of(m, asked) for n, m in of.items()}
     route: Router = by_policy(compile(policy), asked)
     counts = dict.fromkeys(names, 1)
     while sum(counts.values()) <= MOST_REPLICAS:

@@ -18,13 +18,14 @@ from analysis.compare.decisions import Eligible
 from analysis.compare.differences import Difference, Pairs, by_pair, differences, headlines
 from analysis.objectives import ENERGY, GOODPUT, TPOT, Objective, objective
 from analysis.point.point import Point
+from analysis.quality.reference import UNQUANTISED
 from analysis.runs.identity import Block, Candidate, Scenario
 from analysis.runs.run import Run
 from analysis.study import Study, study
 from greenbench.contract.config import SloConfig
 from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Server
-from greenbench.contract.policy import PolicyObjective
+from greenbench.contract.policy import ALLOW_UNJUDGED, PolicyObjective
 
 OBJECTIVE: dict[PolicyObjective, Objective] = {
     "ttft": objective("ttft"),
@@ -50,7 +51,9 @@ class Place:
 @dataclass(frozen=True)
 class Evidence:
     """``slo``: the bounds that were asked for, else None. ``refused``: clauses on what may not count.
-    ``excluded``: candidates that take no pool; they are still compared.
+    ``unjudged``: (context, candidate) whose answers nobody showed to be right there, and why.
+    ``allow_unjudged``: those that may change answers serve there all the same. ``excluded``: candidates that
+    take no pool; they are still compared.
     """
 
     root: Path
@@ -61,6 +64,8 @@ class Evidence:
     labels: Mapping[Candidate, str]
     eligible: Mapping[tuple[Scenario, Candidate], Eligible]
     refused: tuple[str, ...]
+    unjudged: Mapping[tuple[int, Candidate], str]
+    allow_unjudged: bool = False
     excluded: frozenset[Candidate] = frozenset()
 
     @property
@@ -178,7 +183,27 @@ class Evidence:
                 return able.why_not or "it may not win there"
             here = [p for p in self.usable if (p.scenario, p.candidate) == (scenario, candidate)]
             if not here:
-                return f"it has no usable point at {place.context:,} tokens"
+                return "it has no usable point there"
+        why, loses = self.unjudged.get((place.context, candidate)), self.may_lose(candidate)
+        if why is None or loses is None or self.allow_unjudged:
+            return None
+        return f"{loses}, and its answers there are not judged ({why}); {ALLOW_UNJUDGED} lets it"
+
+    def serves_unjudged(self, candidate: Candidate) -> dict[int, str]:
+        """Contexts at which it may serve without its answers being judged, and why they are not."""
+        return {
+            place.context: self.unjudged[place.context, candidate]
+            for place in self.places
+            if (place.context, candidate) in self.unjudged
+            and self.standing(candidate, place) is None
+        }
+
+    def may_lose(self, candidate: Candidate) -> str | None:
+        """What about it is known to change answers, as a clause; None of one that is exact by design."""
+        if any(server.exactness == 0 for server in self.servers.get(candidate, ())):
+            return "it is approximate by design"
+        if candidate.kv_cache_dtype not in UNQUANTISED:
+            return f"its KV cache is {candidate.kv_cache_dtype}"
         return None
 
     def misses_slo(self, candidate: Candidate, place: Place) -> str | None:
@@ -198,9 +223,12 @@ class Evidence:
 
     def able(self, candidate: Candidate, place: Place) -> bool:
         """Whether it may be chosen there."""
+        return candidate not in self.excluded and self.fit_for(candidate, place)
+
+    def fit_for(self, candidate: Candidate, place: Place) -> bool:
+        """Whether it could be chosen there, if it had a pool."""
         return (
-            candidate not in self.excluded
-            and self.standing(candidate, place) is None
+            self.standing(candidate, place) is None
             and self.misses_slo(candidate, place) is None
             and self.cost(candidate, place) is not None
         )
@@ -211,12 +239,22 @@ class Evidence:
         return replace(self, points=tuple(p for p in self.points if p.block in kept))
 
 
-def gather(root: Path, asked: PolicyObjective, slo: SloConfig | None = None) -> Evidence:
+def gather(
+    root: Path,
+    asked: PolicyObjective,
+    slo: SloConfig | None = None,
+    allow_unjudged: bool = False,
+) -> Evidence:
     """Of all runs at or below ``root``. UserError where no policy may rest on them."""
-    return evidence_of(study(root, across_executions=True, slo=slo), asked, slo)
+    return evidence_of(study(root, across_executions=True, slo=slo), asked, slo, allow_unjudged)
 
 
-def evidence_of(found: Study, asked: PolicyObjective, slo: SloConfig | None = None) -> Evidence:
+def evidence_of(
+    found: Study,
+    asked: PolicyObjective,
+    slo: SloConfig | None = None,
+    allow_unjudged: bool = False,
+) -> Evidence:
     """Of a study, which took its goodput by ``slo`` where one was asked for. UserError as ``gather``."""
     root = found.root
     runs = {str(run.path): run for run in found.runs}
@@ -242,6 +280,13 @@ def evidence_of(found: Study, asked: PolicyObjective, slo: SloConfig | None = No
         labels=found.labels.candidates,
         eligible=found.eligible,
         refused=tuple(refused),
+        unjudged={
+            (context, candidate): standing.sentence
+            for (_, context), of in found.standings.items()
+            for candidate, standing in of.items()
+            if standing.kind == "undecided"
+        },
+        allow_unjudged=allow_unjudged,
     )
 
 

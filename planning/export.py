@@ -1,6 +1,7 @@
 """The rules of a policy for other routers, as far as each can say them, and sentences for what it cannot."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -8,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from greenbench.contract.errors import UserError
 from greenbench.contract.policy import Policy
 from greenbench.contract.yaml_text import Dumper
 
@@ -17,6 +19,12 @@ LENGTH_LABEL = "llm-d.ai/context-length-range"
 LONGEST = 2**31 - 1  # tokens: no end
 PORT = 8000
 PICKER_PORT = 9002
+# production-stack's router passes over other addresses with a warning, and its lists of models and addresses
+# are then of different length
+ROUTER_TAKES = re.compile(
+    r"https?://([\w-]+(\.[\w-]+)*\.[a-zA-Z]{2,}|localhost|\d+(\.\d+){3})(:\d+)?(/.*)?"
+)
+CUTS = re.compile("[:,]")  # it writes its lists with these between
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,7 @@ def _open_end(policy: Policy, found: list[tuple[int, int, str]]) -> list[tuple[i
 
 def llm_d(policy: Policy) -> Export:
     """An EndpointPickerConfig, and for each pool a patch of its Deployment with the labels of its pods."""
+    _refuse_equal_names(policy)
     cannot = cannot_anywhere(policy)
     ranges: dict[str, tuple[int, int]] = {}
     every = spans(policy)
@@ -154,7 +163,7 @@ def llm_d(policy: Policy) -> Export:
 
 
 def _pod_labels(pool: str, span: tuple[int, int] | None) -> dict[str, Any]:
-    labels = {POOL_LABEL: pool}
+    labels = {POOL_LABEL: kubernetes_name(pool)}
     if span is not None:
         labels[LENGTH_LABEL] = f"{span[0]}-{span[1]}"
     return {
@@ -166,8 +175,19 @@ def _pod_labels(pool: str, span: tuple[int, int] | None) -> dict[str, Any]:
 
 
 def kubernetes_name(pool: str) -> str:
-    """A DNS label: lower case letters, digits and hyphens, at most 63."""
+    """A DNS label: lower case letters, digits and hyphens, at most 63. A label's value may be one too."""
     return pool.lower().replace("_", "-").replace(".", "-")[:63].strip("-")
+
+
+def _refuse_equal_names(policy: Policy) -> None:
+    named: dict[str, str] = {}
+    for pool in policy.pools:
+        other = named.setdefault(kubernetes_name(pool), pool)
+        if other != pool:
+            raise UserError(
+                f"pools '{other}' and '{pool}' would both be called '{kubernetes_name(pool)}' in Kubernetes; "
+                "rename one of them in the policy"
+            )
 
 
 # vLLM production-stack
@@ -182,20 +202,32 @@ def production_stack(policy: Policy) -> Export:
             "which pool takes a length: its routing logics go by turns, sessions, prefixes and the KV cache. "
             "Here each pool is a model name of its own, and whoever calls must choose it",
         )
+    model = CUTS.sub("-", policy.model.name)
     models: dict[str, Any] = {}
     for name, pool in policy.pools.items():
         if pool.url is None:
             cannot.append(f"where {name} is: no url in the policy, put one for {_somewhere(name)}")
-        models[f"{policy.model.name}-{name}"] = {
+        elif ROUTER_TAKES.fullmatch(pool.url) is None:
+            cannot.append(
+                f"where {name} is: the router passes over {pool.url}; it wants a host name with a dot, "
+                "localhost, or an IPv4 address"
+            )
+        models[f"{model}-{name}"] = {
             "static_backends": [pool.url or _somewhere(name)],
             "static_model_type": "chat",
         }
-    config = {
+    config: dict[str, Any] = {
         "service_discovery": "static",
         "routing_logic": "roundrobin",
         "static_models": models,
-        "static_aliases": {policy.model.name: f"{policy.model.name}-{policy.default}"},
     }
+    if model == policy.model.name:
+        config["static_aliases"] = {model: f"{model}-{policy.default}"}
+    else:
+        cannot.append(
+            f"an alias for '{policy.model.name}': the router cuts names at ':' and ','; whoever calls names "
+            "a pool's model"
+        )
     about = (
         "For vLLM production-stack's router: --dynamic-config-yaml. Start each pool's vLLM with\n"
         "--served-model-name as named here; the model's own name leads to the default pool."
@@ -213,6 +245,7 @@ def _somewhere(pool: str) -> str:
 
 def gateway_api(policy: Policy) -> Export:
     """An InferencePool a pool, and an HTTPRoute that leads to them by the header that our gateway sets."""
+    _refuse_equal_names(policy)
     cannot = cannot_anywhere(policy)
     if policy.rules:
         cannot.insert(
@@ -226,7 +259,7 @@ def gateway_api(policy: Policy) -> Export:
             "kind": "InferencePool",
             "metadata": {"name": kubernetes_name(name)},
             "spec": {
-                "selector": {"matchLabels": {POOL_LABEL: name}},
+                "selector": {"matchLabels": {POOL_LABEL: kubernetes_name(name)}},
                 "targetPorts": [{"number": PORT}],
                 "endpointPickerRef": {
                     "name": f"{kubernetes_name(name)[:58]}-epp",

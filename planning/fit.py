@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from analysis.runs.identity import Candidate
 from greenbench.contract.policy import Policy, PolicyObjective
 from planning.evidence import Evidence
-from planning.playing import BUSY, Fold, play, truth_of, usual_rate
-from planning.policy import WORDS, Draft, draft, written
+from planning.playing import BUSY, Fold, fold_of, play, usual_rate
+from planning.policy import written
+from planning.regions import Draft, draft
 from planning.requests import Traffic, generated
 from planning.score import Score, scored
+from planning.sentences import WORDS
 
 REQUESTS = 500
 SEED = 7
@@ -21,11 +23,12 @@ AS_GOOD = 0.95  # of resampled traces
 
 @dataclass(frozen=True)
 class Trial:
-    """A drafted policy, and how it fared beside the best single candidate."""
+    """A drafted policy, and how it fared beside ``single``, the candidate that does best alone."""
 
     made: Draft
     policy: Policy
     score: Score
+    single: str
 
     @property
     def pays(self) -> bool:
@@ -43,7 +46,7 @@ def policy_of(evidence: Evidence) -> Policy | None:
     if not best.pays:
         refused = (
             f"{_fared(best)}, which is not shown to be better than {len(best.policy.pools)} servers of "
-            f"{evidence.labels[first.default]}"
+            f"{best.single}"
         )
         return written(replace(first, refused=refused))
     dropped = [label for c, label in evidence.labels.items() if c in best.made.evidence.excluded]
@@ -83,14 +86,17 @@ def _less(trial: Trial, candidate: Candidate) -> Trial | None:
 
 def _trial(made: Draft) -> Trial:
     policy, evidence = written(made), made.evidence
-    fold = Fold(policy, truth_of(policy, evidence))
+    fold = fold_of(policy, evidence)
     servers = len(policy.pools)
     traffic = usual_traffic(fold, evidence, REQUESTS, SEED)
     whom = ("oracle", "policy", "best single")
     by = _judged_by(policy.objective)
     done = play(fold, traffic, servers, by, policy.slo, SEED, whom)
     scores = scored([done], traffic, by, policy.slo, SEED)
-    return Trial(made, policy, next(score for score in scores if score.who == "policy"))
+    by_who = {score.who: score for score in scores}
+    (single,) = by_who["best single"].shares
+    label = policy.pools[single].label if single in policy.pools else single
+    return Trial(made, policy, by_who["policy"], label or single)
 
 
 def _judged_by(objective: PolicyObjective) -> PolicyObjective:
@@ -113,6 +119,6 @@ def _fared(trial: Trial) -> str:
     ratio, low, high = trial.score.over_single
     what = WORDS[_judged_by(trial.policy.objective)]
     return (
-        f"best single takes {ratio:.2f}× [{low:.2f}, {high:.2f}] the {what} of the policy on generated "
-        f"traffic (prompts log-uniform over the measured lengths, servers {BUSY:.0%} busy)"
+        f"best single ({trial.single}) takes {ratio:.2f}× [{low:.2f}, {high:.2f}] the {what} of the "
+        f"policy on generated traffic (prompts log-uniform over the measured lengths, {BUSY:.0%} busy)"
     )

@@ -10,12 +10,10 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from analysis.objectives import objective
 from analysis.runs.identity import Candidate
-from analysis.statistics.ratios import Ratio
 from greenbench import __version__
 from greenbench.contract.config import SloConfig
 from greenbench.contract.policy import (
@@ -32,48 +30,12 @@ from greenbench.contract.policy import (
 )
 from greenbench.contract.run_dir import slug
 from planning.evidence import Evidence, Place
-from planning.regions import Region, best_single, gain_over, regions
+from planning.regions import Draft, Region
+from planning.sentences import sentences
 
 NAME_CHARS = 48  # of a pool; a label of Kubernetes has 63
 WIDEST_BAND = 2.0  # of a dead band
 SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(?:/|$)")  # a hub's cache: the revision
-WORDS = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E time", "energy": "J per output token"}
-EQUAL = "no candidate is shown to be better than {default} at any length that it may serve"
-
-
-@dataclass(frozen=True)
-class Draft:
-    """What rules are made of. ``refused``: why there is no policy all the same."""
-
-    evidence: Evidence
-    default: Candidate
-    regions: tuple[Region, ...]
-    gain: Ratio | None
-    refused: str | None = None
-
-    @property
-    def needed(self) -> bool:
-        """Whether it serves what the best single candidate may not."""
-        return any(pick.why for region in self.regions for pick in region.picks)
-
-    @property
-    def decided(self) -> bool:
-        """Whether it is shown to beat the best single candidate, or is needed."""
-        switched = [r for r in self.regions if r.candidate != self.default]
-        if self.refused is not None or self.needed:
-            return self.refused is None
-        low = None if self.gain is None else self.gain.low
-        return bool(switched) and low is not None and low > 1
-
-
-def draft(evidence: Evidence) -> Draft | None:
-    """None where nobody may serve anywhere."""
-    default = best_single(evidence)
-    if default is None:
-        return None
-    found = regions(evidence, default)
-    measured = [pick for region in found for pick in region.own]
-    return Draft(evidence, default, tuple(found), gain_over(evidence, default, measured))
 
 
 def written(made: Draft) -> Policy:
@@ -92,12 +54,13 @@ def written(made: Draft) -> Policy:
         device=evidence.usable[0].identity.device.kind.words,
         default=pools[default],
         gain=_whole_gain(made),
+        allow_unjudged=evidence.allow_unjudged,
         dead_band=_dead_band(made) if made.decided else 1.0,
-        pools={pools[c]: _pool(evidence, c, used) for c in used},
+        pools={pools[c]: pool_of(evidence, c, used) for c in used},
         rules=rules,
         restarts=restarts,
         provenance=_provenance(evidence),
-        said=_said(made, pools),
+        said=sentences(made, used),
     )
 
 
@@ -169,7 +132,7 @@ def runs_hash(run_ids: Sequence[str]) -> str:
 # Pools
 
 
-def _pool(evidence: Evidence, candidate: Candidate, among: Sequence[Candidate]) -> Pool:
+def pool_of(evidence: Evidence, candidate: Candidate, among: Sequence[Candidate]) -> Pool:
     servers = evidence.servers[candidate]
     kv = [s.kv_cache_tokens for s in servers if s.kv_cache_tokens]
     longest = [s.max_model_len for s in servers if s.max_model_len]
@@ -183,6 +146,7 @@ def _pool(evidence: Evidence, candidate: Candidate, among: Sequence[Candidate]) 
         max_model_len=min(longest, default=None),
         restart_s=round(statistics.median(boots), 1) if boots else None,
         barred=_barred(evidence, candidate),
+        unjudged=evidence.serves_unjudged(candidate),
     )
 
 
@@ -361,7 +325,7 @@ def _restarts(made: Draft, rules: Sequence[Rule], pools: Mapping[Candidate, str]
 
 def _restart(made: Draft, region: Region, rule: Rule, pools: Mapping[Candidate, str]) -> Restart:
     evidence, new = made.evidence, region.candidate
-    boot = _pool(evidence, new, [new]).restart_s
+    boot = pool_of(evidence, new, [new]).restart_s
     even, said = _break_even(made, region, boot)
     return Restart(
         of=pools[made.default],
@@ -412,80 +376,3 @@ def _break_even(
     per_request = (old - new) * (region.output_tokens - 1 if evidence.asked == "tpot" else 1)
     requests = math.ceil(region.load * boot_s / per_request)
     return (requests, round(requests / rate, 1)), None
-
-
-# Sentences
-
-
-def _said(made: Draft, pools: Mapping[Candidate, str]) -> list[str]:
-    evidence = made.evidence
-    label = evidence.labels[made.default]
-    said: list[str] = []
-    if not made.decided:
-        said.append(_no_policy(made, label))
-    elif made.gain is not None and made.gain.ratio is not None:
-        said.append(_beats(made, label))
-    said += [f"Left out: {sentence}." for sentence in evidence.refused]
-    said += _barred_sentences(evidence)
-    said.append(_measured_sentence(evidence, made.decided))
-    return said
-
-
-def _no_policy(made: Draft, label: str) -> str:
-    switched = [r for r in made.regions if r.candidate != made.default]
-    if made.refused is not None:
-        why = made.refused
-    elif len(made.evidence.blocks) < 2:
-        why = "one server start of each shows nothing; measure at least 3 repeats"
-    elif not switched:
-        why = EQUAL.format(default=label)
-    else:
-        why = f"switching is not shown to beat {label} alone over the measured lengths"
-    return f"No policy: {why}. Serve all with {label}."
-
-
-def _beats(made: Draft, label: str) -> str:
-    assert made.gain is not None and made.gain.ratio is not None
-    gain = made.gain
-    span = "" if gain.low is None or gain.high is None else f" [{gain.low:.2f}, {gain.high:.2f}]"
-    places = len({pick.place for r in made.regions for pick in r.own})
-    objective = made.evidence.objective
-    how = (
-        f"geometric mean over the {places} measured combinations of length, load and output, all weighing "
-        "the same"
-    )
-    if objective.higher_is_better:
-        who, than = "The policy", f"{objective.better} over the best single candidate ({label})"
-    else:
-        who, than = (
-            f"The best single candidate ({label})",
-            f"the {WORDS[made.evidence.asked]} of the policy",
-        )
-    return f"{who} has {gain.ratio:.2f}×{span} {than}: {how}."
-
-
-def _barred_sentences(evidence: Evidence) -> list[str]:
-    said: list[str] = []
-    for candidate in evidence.candidates:
-        reasons: dict[str, list[int]] = {}
-        for place in evidence.places:
-            why = evidence.standing(candidate, place) or evidence.misses_slo(candidate, place)
-            if why is not None and place.context not in reasons.setdefault(why, []):
-                reasons[why].append(place.context)
-        for why, contexts in reasons.items():
-            at = ", ".join(f"{context:,}" for context in contexts)
-            said.append(f"{evidence.labels[candidate]} may not serve {at} tokens: {why}.")
-    return said
-
-
-def _measured_sentence(evidence: Evidence, decided: bool) -> str:
-    loads = sorted({f"{place.load:g}" for place in evidence.places}, key=float)
-    outputs = sorted({place.output_tokens for place in evidence.places})
-    contexts = sorted({place.context for place in evidence.places})
-    what = (
-        f"Measured at {', '.join(f'{c:,}' for c in contexts)} tokens, {' and '.join(loads)} requests open at "
-        f"a server, {' and '.join(map(str, outputs))} output tokens, {len(evidence.blocks)} repeats"
-    )
-    if not decided:
-        return f"{what}."
-    return f"{what}; other loads and outputs, and lengths up to twice beyond, are extrapolated."

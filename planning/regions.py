@@ -247,3 +247,38 @@ def gain_over(evidence: Evidence, default: Candidate, chosen: Sequence[Pick]) ->
         return None
     edge = math.hypot(*edges) / len(gaps)  # of the mean: each place has its own windows
     return paired_ratio([statistics.fmean(each[b] for each in gaps) for b in blocks], edge)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What rules are made of. ``refused``: why there is no policy all the same."""
+
+    evidence: Evidence
+    default: Candidate
+    regions: tuple[Region, ...]
+    gain: Ratio | None
+    refused: str | None = None
+
+    @property
+    def needed(self) -> bool:
+        """Whether it serves what the best single candidate may not."""
+        return any(pick.why for region in self.regions for pick in region.picks)
+
+    @property
+    def decided(self) -> bool:
+        """Whether it is shown to beat the best single candidate, or is needed."""
+        switched = [r for r in self.regions if r.candidate != self.default]
+        if self.refused is not None or self.needed:
+            return self.refused is None
+        low = None if self.gain is None else self.gain.low
+        return bool(switched) and low is not None and low > 1
+
+
+def draft(evidence: Evidence) -> Draft | None:
+    """None where nobody may serve anywhere."""
+    default = best_single(evidence)
+    if default is None:
+        return None
+    found = regions(evidence, default)
+    measured = [pick for region in found for pick in region.own]
+    return Draft(evidence, default, tuple(found), gain_over(evidence, default, measured))

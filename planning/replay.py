@@ -15,7 +15,7 @@ from greenbench.contract.policy import Policy, PolicyObjective
 from planning.curves import Floats, curves
 from planning.evidence import Evidence
 from planning.fit import policy_of
-from planning.playing import Fold, Truth, candidates_of, play, truth_of
+from planning.playing import Fold, Truth, alone_of, candidates_of, fold_of, play, rivals_of
 from planning.policy import runs_hash
 from planning.regions import BEYOND
 from planning.requests import Traffic
@@ -95,7 +95,7 @@ def folds(policy: Policy, evidence: Evidence) -> tuple[list[Fold], bool, str]:
                     f"{len(evidence.blocks) - 1}, in the same way as this one."
                 ),
             )
-    whole = Fold(policy, truth_of(policy, evidence))
+    whole = fold_of(policy, evidence)
     if not used & set(ids) and used:
         return [whole], True, "Held out: none of these runs is one that the policy was made of."
     return (
@@ -121,14 +121,18 @@ def _fold(policy: Policy, evidence: Evidence, block: Block) -> Fold | None:
     made = policy_of(others) if len(others.candidates) > 1 else None
     if made is None or len(made.pools) > len(policy.pools):
         return None
+    rivals = rivals_of(made, evidence)
+    wanted = candidates_of(policy, evidence) | candidates_of(made, evidence) | rivals
     truth = {
         name: found
-        for each in (policy, made)
-        for name, candidate in candidates_of(each, evidence).items()
+        for name, candidate in wanted.items()
         if (found := curves(alone, candidate)) is not None
     }
-    complete = all(name in truth for name in (*policy.pools, *made.pools))
-    return Fold(made, truth) if complete else None
+    return (
+        Fold(made, truth, alone_of(rivals, made, evidence))
+        if wanted.keys() == truth.keys()
+        else None
+    )
 
 
 def within(traffic: Traffic, truths: Sequence[Truth]) -> tuple[Traffic, list[str]]:

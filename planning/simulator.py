@@ -32,18 +32,25 @@ Router = Callable[[int, Sequence["Engine"]], int | None]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Of one server. ``total_kv_tokens`` None: its cache is never full; ``max_model_len`` None: no limit."""
+    """Of one server. ``total_kv_tokens`` None: its cache is never full; ``max_model_len`` None: no limit.
+    ``ahead``: asynchronous scheduling, a step is composed when the one before it begins.
+    """
 
     max_num_seqs: int
     max_num_batched_tokens: int
     block_size: int = 16
     total_kv_tokens: int | None = None
     max_model_len: int | None = None
+    ahead: bool = False
 
     def takes(self, tokens: int) -> bool:
         """Whether a request of so many tokens, output included, can be served at all."""
         longest = self.max_model_len is None or tokens <= self.max_model_len
         return longest and (self.total_kv_tokens is None or tokens <= self.total_kv_tokens)
+
+    def found(self, prompt: int, cached: float) -> int:
+        """Tokens of a prompt in the prefix cache, which holds the share ``cached``: whole blocks, not all."""
+        return min(int(cached * prompt), prompt - 1) // self.block_size * self.block_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +134,7 @@ class Engine:
     settings: Settings
     costs: Costs
     now: float = 0.0
+    began_s: float = 0.0  # the last step that ended
     step: int = 0
     waiting: deque[Job] = field(default_factory=deque[Job])
     running: dict[int, Job] = field(default_factory=dict[int, Job])  # in the order of their start
@@ -139,6 +147,7 @@ class Engine:
     waits: Waits | None = None
     busy_s: float = 0.0
     computing_s: float = 0.0  # of that: linear layers and the prompts' attention
+    filling_s: float = 0.0  # of busy_s: steps with a prompt in them
     steps: int = 0
     preemptions: int = 0
     seconds_running: list[float] = field(default_factory=list[float])
@@ -190,15 +199,17 @@ class Engine:
         """Of the steps under way those that begin before ``at`` are done as they stand."""
         passed = at - self.now
         fewest = bisect_left(range(1, self.steps_due), passed, key=lambda m: self._decode_s(m))
-        self.steps_due = fewest + 1
+        self.steps_due = min(fewest + 1 + self.settings.ahead, self.steps_due)
         self.end_s = self.now + self._decode_s(self.steps_due)
 
     def _commit(self) -> list[Job]:
         m, n, took = self.steps_due, self.decoding, self.end_s - self.now
+        self.began_s = self.now + (self._decode_s(m - 1) if m > 1 else 0.0)
         self.now = self.end_s
         self.step += m
         self.steps += m
         self.busy_s += took
+        self.filling_s += took if self.due else 0.0
         self.computing_s += self.costs.token_s * (m * n + sum(new for _, new in self.due))
         self.seconds_running[len(self.running)] += took
         if self.waits is not None:
@@ -256,20 +267,26 @@ class Engine:
             if new > 0:
                 self.due.append((job, new))
                 left -= new
-        while self.waiting and not preempted:
+        while self.waiting and not preempted and self._in_time(self.waiting[0], n):
             self.waits = self._start(self.waiting[0], left)
             if self.waits is not None:
                 break
             left -= self.due[-1][1]
-        if self.waiting and self.waits is None:
+        if self.waiting and preempted:
             self.waits = "kv"
         if not n and not self.due:
             self.end_s, self.steps_due = math.inf, 0
             return
-        self.steps_due = 1 if self.due else self._steps_alike()
+        late = self.waiting and self.waits is None
+        self.steps_due = 1 if self.due or late else self._steps_alike()
         self.end_s = self.now + (self._mixed_s() if self.due else self._decode_s(self.steps_due))
         if self.held_tokens > self.most_kv_tokens:
             self.most_kv_tokens = self.held_tokens
+
+    def _in_time(self, job: Job, decoding: int) -> bool:
+        """Whether it had come when the step was composed: without other work, that is now."""
+        early = self.settings.ahead and (decoding > 0 or len(self.due) > 0)
+        return not early or job.arrived_s <= self.began_s
 
     def _start(self, job: Job, left: int) -> Waits | None:
         """Start a waiting request with its first chunk; else the limit that it waits for."""
@@ -436,9 +453,7 @@ def play(
             jobs.append(None)
             continue
         one = engines[chosen]
-        block = one.settings.block_size
-        found = min(int(cached * prompt), prompt - 1) // block * block
-        job = Job(number, at, prompt, found, output)
+        job = Job(number, at, prompt, one.settings.found(prompt, cached), output)
         jobs.append(job)
         server[number] = chosen
         before = one.end_s
@@ -446,7 +461,7 @@ def play(
         if one.end_s != before:
             heapq.heappush(events, (one.end_s, chosen))
     last = max(last, _until(events, engines, math.inf))
-    return _played(jobs, traffic, server, tuple(engines), last)
+    return played(jobs, traffic, server, tuple(engines), last)
 
 
 def _until(events: list[tuple[float, int]], engines: Sequence[Engine], at: float) -> float:
@@ -464,7 +479,7 @@ def _until(events: list[tuple[float, int]], engines: Sequence[Engine], at: float
     return last
 
 
-def _played(
+def played(
     jobs: Sequence[Job | None],
     traffic: Traffic,
     server: Ints,

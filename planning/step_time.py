@@ -86,6 +86,9 @@ class Terms:
     def seconds(self, amounts: "Terms") -> float:
         return sum(a * b for a, b in zip(astuple(self), astuple(amounts), strict=True))
 
+    def times(self, factor: float) -> "Terms":
+        return Terms(*(factor * each for each in astuple(self)))
+
 
 def shape_of(model: ModelWork) -> Shape:
     flops: dict[int | None, float] = {}
@@ -124,9 +127,37 @@ class StepTime:
     prefilling: npt.NDArray[np.bool_]
     run_ids: tuple[str, ...]
     steps_of_run: tuple[int, ...]
+    prompts_of_run: tuple[float | None, ...] = ()  # mean prompt, tokens
 
     def seconds(self, batch: Batch) -> float:
         return self.terms.seconds(self.shape.row(batch))
+
+    def at(self, prompts: npt.ArrayLike) -> Terms:
+        """For a traffic of such prompts, tokens: scaled by what runs of the nearest lengths took over what
+        the terms say. Long prompts keep a card at its power limit, and its clock falls, which no term knows.
+        """
+        lengths = np.asarray(prompts, dtype=float)
+        found = self._factors()
+        if not found:
+            return self.terms
+        tokens, factors = np.array(sorted(found.items())).T
+        at = float((lengths**2).sum() / lengths.sum())  # where the mean token is
+        return self.terms.times(
+            float(np.exp(np.interp(np.log(at), np.log(tokens), np.log(factors))))
+        )
+
+    def _factors(self) -> dict[float, float]:
+        """By mean prompt of a run: time that its steps took over what the terms say."""
+        ends = np.cumsum(self.steps_of_run)[:-1]
+        took: dict[float, list[tuple[float, float]]] = {}
+        parts = zip(np.split(self.observed, ends), np.split(self.predicted, ends), strict=True)
+        for tokens, (observed, predicted) in zip(self.prompts_of_run, parts, strict=False):
+            if tokens is not None and len(observed):
+                took.setdefault(tokens, []).append((observed.sum(), predicted.sum()))
+        return {
+            tokens: sum(o for o, _ in each) / sum(p for _, p in each)
+            for tokens, each in took.items()
+        }
 
     def residuals(self) -> "Residuals":
         ratio = self.predicted / self.observed - 1
@@ -182,6 +213,7 @@ def fit(shape: Shape, runs: Sequence[Timed]) -> StepTime:
         prefilling=np.array([bool(batch.chunks) for batch in steps]),
         run_ids=tuple(run.run_id for run in runs),
         steps_of_run=tuple(len(run.batches) for run in runs),
+        prompts_of_run=tuple(run.prompt_tokens for run in runs),
     )
 
 

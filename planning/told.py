@@ -72,7 +72,7 @@ def table(found: Replay, traffic: Traffic, policy: Policy) -> list[str]:
     return [
         f"{found.requests:,} requests, {traffic.words}.",
         f"{found.servers} servers each: the policy has one of each of its pools, best single has "
-        f"{found.servers} × {policy.default}."
+        f"{found.servers} of whichever does best alone ({' or '.join(found.score('best single').shares)})."
         if found.servers > 1
         else f"1 server each: there is no policy, so all are {policy.default}.",
         *(line.rstrip() for line in lines),

@@ -22,12 +22,12 @@ from pathlib import Path
 from greenbench import __version__
 from greenbench.contract.config import (
     BuiltModel,
-    LoadConfig,
     ModelConfig,
     PhaseConfig,
     PointConfig,
     SloConfig,
     SweepConfig,
+    SweepLoad,
     TaskConfig,
     TelemetryConfig,
     points_of,
@@ -194,7 +194,7 @@ def _point(length_s: float) -> PointConfig:
         backends=["generated"],
         contexts=[8192],
         tasks=[TaskConfig(name="summarize", output_tokens=CHUNKS)],
-        loads=[LoadConfig(kind="closed", users=USERS)],
+        loads=[SweepLoad(kind="closed", users=USERS)],
         phases=PhaseConfig(warmup_s=0, measure_s=length_s),
         slo=SloConfig(ttft_s=1.0),
         telemetry=TelemetryConfig(period_s=PERIOD_S),

@@ -4,8 +4,9 @@
 
 Two single-core pools of one small trained model: `exact` (cpu_attn) and `window` (sink_window, sees 1,024
 tokens). Each answers the same graded prompts at each length; a policy comes out of that. Then equal traffic
-of mixed lengths goes to the exact pool alone, to the window pool alone, to a random one, and by the policy,
-in shuffled order. index.html says what each gave: throughput, TTFT, right answers; what went where and why.
+of mixed lengths goes to the exact pool alone, to the window pool alone, to a random one, by the policy, and
+to two exact pools (as many servers as the policy has), in shuffled order. index.html says what each gave:
+throughput, TTFT, right answers; what went where and why.
 """
 
 import argparse
@@ -52,6 +53,8 @@ from loadgen.tasks.grading import grade_reply  # noqa: E402
 
 MODEL = "retriever"
 BACKENDS = {"exact": "cpu_attn", "window": "sink_window(window=1024)"}
+SECOND = "exact-2"  # on the window pool's core, which idles while this one serves
+SERVED = {**BACKENDS, SECOND: BACKENDS["exact"]}
 LENGTHS = {512: 0.6, 1000: 0.3, 4096: 0.1}  # prompt tokens → share of the traffic
 CALIBRATION_PROMPTS, TRAFFIC_PROMPTS = 32, 64  # a length
 CALIBRATION_USERS, USERS = 2, 6
@@ -63,6 +66,14 @@ STRATEGIES = {
     "window": "window pool alone",
     "random": "random pool",
     "policy": "by the policy",
+    "two": "two exact pools",
+}
+USED = {  # the pools that may take requests
+    "exact": ("exact",),
+    "window": ("window",),
+    "random": ("exact", "window"),
+    "policy": ("exact", "window"),
+    "two": ("exact", SECOND),
 }
 
 
@@ -114,7 +125,7 @@ Prompts = dict[int, list[Prompt]]
 @contextmanager
 def pool(name: str, core: int, folder: Path) -> Iterator[int]:
     """A proven vLLM server on one core; its process id. Ended at the end."""
-    argv = [sys.executable, "-m", "servers", "--backend", BACKENDS[name], "--model", MODEL]
+    argv = [sys.executable, "-m", "servers", "--backend", SERVED[name], "--model", MODEL]
     argv += ["--kv-cache-gib", "0.5", "--out", str(folder)]
     env = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": str(core), "OMP_NUM_THREADS": "1"}
     folder.mkdir(parents=True, exist_ok=True)
@@ -313,6 +324,13 @@ def policy_of(measured: list[Measured]) -> Policy:
     return plain_policy("exact", bars, rules)
 
 
+def two_exact() -> Policy:
+    """The less busy one takes a request."""
+    pools = {name: Pool(backend=backend) for name, backend in SERVED.items()}
+    rule = Rule(name="less-busy", pool="exact", spill={SECOND: 1.0})
+    return plain_policy("exact", [], []).model_copy(update={"pools": pools, "rules": [rule]})
+
+
 def plain_policy(default: str, bars: list[Barred], rules: list[Rule]) -> Policy:
     pools = {
         name: Pool(backend=backend, barred=bars if name == "window" else [])
@@ -400,6 +418,7 @@ async def compare(
         "exact": plain_policy("exact", [], []),
         "window": plain_policy("window", [], []),
         "policy": made,
+        "two": two_exact(),
     }
     answers, turns = list[Answer](), list[Turn]()
     for number in range(1, rounds + 1):
@@ -411,18 +430,15 @@ async def compare(
             where = (
                 by_gateway(servers.gateway)
                 if strategy in policies
-                else at_random(servers.urls, number)
+                else at_random({name: servers.urls[name] for name in USED[strategy]}, number)
             )
-            used = [
-                home
-                for name, home in servers.homes.items()
-                if strategy in (name, "random", "policy")
-            ]
+            used = [servers.homes[name] for name in USED[strategy]]
             begun, before = time.monotonic(), taken_by_others(used, servers.gateway_pid)
             answers += await traffic(strategy, number, work, USERS, where)
             took_s, after = time.monotonic() - begun, taken_by_others(used, servers.gateway_pid)
             others = max(now - then for now, then in zip(after, before, strict=True)) / took_s
-            turns.append(Turn(strategy, number, took_s, max(0.0, others)))
+            others = max(0.0, others)
+            turns.append(Turn(strategy, number, took_s, others))
             say(
                 f"round {number}, {STRATEGIES[strategy]}: {took_s:.0f} s, others {others:.0%} of a core"
             )
@@ -510,24 +526,51 @@ def sentences(rows: dict[str, Row], turns: list[Turn]) -> list[str]:
         f"Other programs took up to {100 * most:.0f} % of a serving core in a turn: rates and TTFT are in "
         "doubt. Answers are not."
     ]
-    by, exact, window, at_random = (rows[n] for n in ("policy", "exact", "window", "random"))
+    by, exact, window, at_random, two = (
+        rows[n] for n in ("policy", "exact", "window", "random", "two")
+    )
 
     def share(each: Row) -> str:
         return f"{each.right[0][0]} of {each.right[0][1]} answers right"
 
-    ratios = [a / b for a, b in zip(by.rates, exact.rates, strict=True)]
+    def ratios_to(other: Row) -> list[float]:
+        return [a / b for a, b in zip(by.rates, other.rates, strict=True)]
+
+    def over(other: Row) -> str:
+        ratios = ratios_to(other)
+        each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        return f"{statistics.fmean(ratios):.2f} times the throughput ({each} in the rounds)"
+
+    def ttft(of: str) -> str:
+        return ", ".join(
+            f"{1e3 * getattr(each, of)[0]:.0f} ms {how}"
+            for each, how in (
+                (by, "by the policy"),
+                (two, "with two exact pools"),
+                (exact, "with the exact pool alone"),
+                (window, "with the window pool alone"),
+                (at_random, "at random"),
+            )
+        )
+
     return (doubt if most > BUSY else []) + [
         f"By the policy: {by.rate:.2f} requests/s, {share(by)}. The exact pool alone: {exact.rate:.2f} "
-        f"requests/s, {share(exact)}. That is {statistics.fmean(ratios):.2f} times the throughput "
-        f"({', '.join(f'{ratio:.2f}' for ratio in ratios)} in the rounds).",
+        f"requests/s, {share(exact)}. The policy has {over(exact)}, with two cores in place of one.",
+        f"Two exact pools, as many servers as the policy has: {two.rate:.2f} requests/s, {share(two)}. "
+        f"The policy has {over(two)}. {paid(ratios_to(two))}",
         f"The window pool alone: {window.rate:.2f} requests/s, {share(window)}. A random pool: "
         f"{at_random.rate:.2f} requests/s, {share(at_random)}.",
-        f"TTFT p50: {1e3 * by.ttft_p50[0]:.0f} ms by the policy, {1e3 * exact.ttft_p50[0]:.0f} ms with the "
-        f"exact pool alone, {1e3 * window.ttft_p50[0]:.0f} ms with the window pool alone, "
-        f"{1e3 * at_random.ttft_p50[0]:.0f} ms at random.",
-        "Each pool has one core. With a single pool the other core is idle, so part of what a policy gains "
-        "over it is the second core; random routing has both cores too.",
+        f"TTFT p50: {ttft('ttft_p50')}. p95: {ttft('ttft_p95')}.",
     ]
+
+
+def paid(ratios: list[float]) -> str:
+    """Whether the second server was worth more than another exact one, by the ratio in each round."""
+    if min(ratios) > 1:
+        return "So the window pool paid for its server in these rounds."
+    if max(ratios) < 1:
+        return "So the window pool did not pay for its server: a second exact one serves more."
+    return "So whether the window pool pays for its server is not shown: the rounds disagree."
 
 
 def page(
@@ -574,21 +617,21 @@ def run(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         homes = {
             name: Home(core, stack.enter_context(pool(name, core, out / name)))
-            for name, core in zip(BACKENDS, cores[:2], strict=True)
+            for name, core in zip(SERVED, (cores[0], cores[1], cores[1]), strict=True)
         }
-        say("starting two vLLM servers, one core each (a minute or two)")
+        say("starting three vLLM servers on two cores, of which two serve at a time (two minutes)")
         asked = make_prompts(out / "prompts", 1, CALIBRATION_PROMPTS)
         traffic_prompts = make_prompts(out / "prompts", 2, TRAFFIC_PROMPTS)
-        urls = {name: address(out / name) for name in BACKENDS}
+        urls = {name: address(out / name) for name in SERVED}
         say(f"ready after {time.monotonic() - begun:.0f} s; measuring each pool by itself")
-        measured = asyncio.run(calibrate(urls, asked))
+        measured = asyncio.run(calibrate({name: urls[name] for name in BACKENDS}, asked))
         for each in measured:
             say(
                 f"  {each.pool} at {each.context}: {each.e2e_s:.2f} s, {each.right} of {each.count} right"
                 f"{f' ({each.verdict})' if each.verdict else ''}"
             )
         made = policy_of(measured)
-        (out / "policy.yaml").write_text(dump_policy(made))
+        (out / "policy.yaml").write_text(dump_policy(two_exact()))  # it names every pool
         count = options.requests or requests_a_round(measured)
         say(f"{count} requests a round, {options.rounds} rounds")
         url, pid = stack.enter_context(gateway(out, urls))
@@ -600,7 +643,7 @@ def run(options: argparse.Namespace) -> int:
     facts = {
         "model": MODEL,
         "pools": "; ".join(
-            f"{n}: {b}, core {c}" for (n, b), c in zip(BACKENDS.items(), cores, strict=False)
+            f"{name}: {SERVED[name]}, core {home.core}" for name, home in homes.items()
         ),
         "traffic": ", ".join(f"{100 * s:.0f} % of {n} tokens" for n, s in LENGTHS.items()),
         "load": f"closed loop, {USERS} users, {count} requests a round, {options.rounds} rounds",

@@ -19,12 +19,11 @@ from itertools import groupby, pairwise
 from math import hypot, log
 from pathlib import Path
 
-from plotly.offline import get_plotlyjs
-
 from analysis.archive import archive, folder_bytes
 from analysis.bottleneck.roofline import PhaseUse
 from analysis.objectives import Measurement, objective
 from analysis.point.point import Point
+from analysis.report.document import Library, plotly
 from analysis.report.formats import DASH, significant
 from analysis.report.page import write_report
 from analysis.runs.run import Run, find_runs
@@ -484,15 +483,9 @@ def written(text: str, results: Results) -> str:
 
 def write_reports(results: Results) -> None:
     """One a model; the library that draws lies beside them once."""
-    library = get_plotlyjs()
-    inline, linked = f"<script>{library}</script>", f'<script src="../{PLOTLY}"></script>'
-    write_atomic(results.folder / PLOTLY, library)
+    write_atomic(results.folder / PLOTLY, plotly())
     for model, whole in results.studies.items():
-        path = results.folder / model / "report.html"
-        write_report(whole, path)
-        page = path.read_text()
-        assert inline in page, "the report carries the library in another form"
-        write_atomic(path, page.replace(inline, linked))
+        write_report(whole, results.folder / model / "report.html", library=Library(f"../{PLOTLY}"))
 
 
 def add(runs: Path, folder: Path) -> Path:

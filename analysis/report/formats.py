@@ -81,6 +81,16 @@ def signed_percent(value: float | None) -> str:
     return DASH if value is None else f"{value:+.0%}".replace("%", " %")
 
 
+LONGEST = 4_000  # characters of one piece of text; the files that it came from have all of it
+
+
+def clipped(value: object) -> object:
+    """A text that would bloat the page, cut; everything else as it is."""
+    if type(value) is not str or len(value) <= LONGEST:
+        return value
+    return f"{value[:LONGEST]} … ({len(value):,} characters)"
+
+
 def answer(text: str, most: int = 160) -> str:
     """What a model said, on one line and cut short."""
     words = " ".join(text.split())

@@ -1,21 +1,34 @@
-"""One self-contained HTML file from a Study. Lays out and words; computes no statistics."""
+"""One self-contained HTML file from a Study, and its twin in Markdown. Lays out and words; no statistics."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-from plotly.offline import get_plotlyjs
 
-from analysis.report import formats, plots
-from analysis.report.charts import charts, crossing_rows, drift, paretos, rooflines
+from analysis.report import document, formats, plots
+from analysis.report.charts import (
+    bands,
+    chart_key,
+    charts,
+    crossing_rows,
+    drift,
+    paretos,
+    rooflines,
+)
+from analysis.report.document import Library
 from analysis.report.energy_section import energy_section, span
-from analysis.report.figures import Figures
+from analysis.report.figures import Figures, json_for_page
+from analysis.report.first_screen import FirstScreen, first_screen
 from analysis.report.memory_section import memory_rows
 from analysis.report.point_section import point_sections
 from analysis.report.sentences import summary_sentences
 from analysis.report.tables import (
     bounds,
+    decision_cell,
     decision_rows,
+    entry_words,
     heat_map_groups,
     provenance,
     servers,
@@ -28,62 +41,125 @@ from greenbench.contract.run_dir import write_atomic
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(whole: Study, path: Path) -> None:
-    """Render ``whole`` to ``path``, replaced atomically. The file needs no network."""
-    write_atomic(path, render(whole))
+def write_report(whole: Study, path: Path, library: Library = document.CARRIED) -> None:
+    """Render ``whole`` to ``path``, replaced atomically. The file needs no network.
+
+    ``library``: where the page finds what draws its figures.
+    """
+    write_atomic(path, render(whole, path.parent, library))
 
 
-def render(whole: Study) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
+def render(whole: Study, place: Path | None = None, library: Library = document.CARRIED) -> str:
+    """``place``: the folder of the page, from which raw files are linked; without it they are only named."""
+    common = shared(whole)
+    screen: FirstScreen = common["screen"]
+    figures = Figures()
+    named = [point.backend for point in whole.points] + [gate.backend for gate in whole.gates]
+    look = plots.styles(named)
+    drawn = bands(whole, screen, look, figures)
+    units = list(dict.fromkeys(family.unit for family in screen.families))
+    page = environment().get_template("report.html.j2")
+    return page.render(
+        **document.frame(library),
+        **common,
+        runs_name=whole.root.name,
+        shown_band=screen.shown
+        and drawn.get(chart_key(screen.shown.family, screen.shown.objective)),
+        units=units,
+        one_unit=len(units) < 2,
+        tasks=list(dict.fromkeys(family.task for family in screen.families)),
+        cases_json=json_for_page(cases_json(screen, drawn)),
+        headline_by=" or ".join(dict.fromkeys(each.title for each in whole.headlines.values())),
+        tested=any(d.tested for d in whole.decisions),
+        charts=charts(screen, drawn),
+        points=point_sections(whole, figures, place),
+        paretos=paretos(whole, look, figures),
+        rooflines=rooflines(whole, look, figures),
+        beaten=whole.beaten,
+        crossings=crossing_rows(whole, look, figures),
+        eligible=whole.eligible,
+        verifications=whole.verifications,
+        heat_maps=heat_map_groups(whole.heat_maps),
+        drift=drift(whole.gates, look, figures),
+        memory=memory_rows(whole.points),
+        bounds=bounds(whole),
+        needs={p: needed(p) for p in (50, 90, 95, 99)},
+        figures=figures.json,
     )
-    environment.tests["none"] = is_none
-    environment.filters |= {
+
+
+def write_twin(whole: Study, path: Path) -> None:
+    """The report's text and tables in Markdown, replaced atomically."""
+    write_atomic(path, render_twin(whole))
+
+
+def render_twin(whole: Study) -> str:
+    """Of the same values as the page."""
+    return document.markdown(environment()).get_template("report.md.j2").render(**shared(whole))
+
+
+def shared(whole: Study) -> dict[str, Any]:
+    """What the page and its twin in Markdown both show."""
+    energy = energy_section(whole.cells)
+    return {
+        "title": f"Attention backends: {whole.root.name}",
+        "screen": first_screen(whole),
+        "sentences": summary_sentences(whole),
+        "weights_random": any(p.weights == "random" for p in whole.usable),
+        "decisions": decision_rows(whole),
+        "some_may_not_win": any(not each.may_win for each in whole.eligible.values()),
+        "tables": tables(whole.cells, joules=energy.gpu is None),
+        "energy": energy,
+        "gates": whole.gates,
+        "excluded": [p for p in whole.points if not p.usable and p.status != "superseded"],
+        "unmeasured": whole.unmeasured,
+        "superseded": sum(p.status == "superseded" for p in whole.points),
+        "provenance": provenance(whole.runs),
+        "servers": servers(whole),
+    }
+
+
+def cases_json(screen: FirstScreen, drawn: Mapping[str, str]) -> dict[str, Any]:
+    """What the page looks up when somebody names a case. All words stand in its templates already."""
+    return {
+        "families": [
+            {"task": f.task, "unit": f.unit, "level": f.level, "words": f.words}
+            for f in screen.families
+        ],
+        "cases": [
+            {
+                "family": case.family.number,
+                "context": case.context_tokens,
+                "by": case.objective.name,
+                "pair": case.pair,
+                "figure": drawn.get(chart_key(case.family, case.objective)),
+            }
+            for case in screen.cases
+        ],
+        "crossings": [
+            {"family": number, "by": objective.name, "sentence": sentence}
+            for number, objective, sentence in screen.crossings
+        ],
+        "objectives": {each.name: each.title for each in screen.objectives},
+    }
+
+
+def environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=formats.clipped,
+    )
+    made.tests["none"] = is_none
+    made.filters |= {
         "code": code,
         "answer": formats.answer,
         "breakable": breakable,
         "bare": bare,
     }
-    environment.globals |= {"f": formats, "span": span}
-    figures = Figures()
-    named = [point.backend for point in whole.points] + [gate.backend for gate in whole.gates]
-    look = plots.styles(named)
-    energy = energy_section(whole.cells)
-    return environment.get_template("report.html.j2").render(
-        title=f"Attention backends: {whole.root.name}",
-        runs_name=whole.root.name,
-        sentences=summary_sentences(whole),
-        provenance=provenance(whole.runs),
-        servers=servers(whole),
-        weights_random=any(p.weights == "random" for p in whole.usable),
-        decisions=decision_rows(whole),
-        headline_by=" or ".join(dict.fromkeys(each.title for each in whole.headlines.values())),
-        tested=any(d.tested for d in whole.decisions),
-        tables=tables(whole.cells, joules=energy.gpu is None),
-        charts=charts(whole.cells, look, figures),
-        points=point_sections(whole, figures),
-        paretos=paretos(whole, look, figures),
-        rooflines=rooflines(whole, look, figures),
-        beaten=whole.beaten,
-        crossings=crossing_rows(whole, look, figures),
-        gates=whole.gates,
-        some_may_not_win=any(not each.may_win for each in whole.eligible.values()),
-        eligible=whole.eligible,
-        verifications=whole.verifications,
-        heat_maps=heat_map_groups(whole.heat_maps),
-        drift=drift(whole.gates, look, figures),
-        energy=energy,
-        memory=memory_rows(whole.points),
-        bounds=bounds(whole),
-        excluded=[p for p in whole.points if not p.usable and p.status != "superseded"],
-        unmeasured=whole.unmeasured,
-        superseded=sum(p.status == "superseded" for p in whole.points),
-        needs={p: needed(p) for p in (50, 90, 95, 99)},
-        figures=figures.json,
-        plotlyjs=Markup(get_plotlyjs()),
-        css=Markup((TEMPLATES / "report.css").read_text()),
-        script=Markup((TEMPLATES / "report.js").read_text()),
-    )
+    made.globals |= {"f": formats, "span": span, "entry": entry_words, "decision": decision_cell}
+    return made
 
 
 def is_none(value: object) -> bool:
@@ -97,7 +173,7 @@ def is_none(value: object) -> bool:
 
 def code(text: str) -> Markup:
     """`word` in backticks becomes a code element, **words** strong; everything else is escaped."""
-    parts = str(escape(text)).split("`")
+    parts = str(escape(formats.clipped(text))).split("`")
     joined = "".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(parts))
     strong = joined.split("**")
     return Markup("".join(f"<b>{p}</b>" if i % 2 else p for i, p in enumerate(strong)))
@@ -110,4 +186,5 @@ def bare(text: str) -> str:
 
 def breakable(label: str) -> Markup:
     """A backend's label may break at its spaces, before its options and between them."""
-    return Markup(str(escape(label)).replace("(", "<wbr>(").replace(",", ",<wbr>"))
+    clipped = str(escape(formats.clipped(label)))
+    return Markup(clipped.replace("(", "<wbr>(").replace(",", ",<wbr>"))

@@ -10,6 +10,7 @@ from analysis.bottleneck.peaks import Ceiling
 from analysis.bottleneck.roofline import PhaseUse
 from analysis.compare.cells import Cell
 from analysis.compare.crossovers import Crossing
+from analysis.compare.decisions import Decision
 from analysis.objectives import Objective
 from analysis.quality.gate import Gate
 from analysis.runs.identity import Candidate, DeviceKind, Scenario
@@ -71,6 +72,66 @@ def context_axis(contexts: Sequence[int]) -> dict[str, Any]:
     if max(contexts) > 16 * min(contexts):
         axis["type"] = "log"
     return axis
+
+
+NOBODY = "#7f8c8d"  # where no winner is shown, and what belongs to no candidate
+
+
+def band_figure(
+    cells: Sequence[Cell],
+    decisions: Sequence[Decision],
+    crossing: Crossing | None,
+    look: Look,
+    links: Mapping[str, str],
+) -> go.Figure | None:
+    """One objective against context, with the winner's band behind it.
+
+    Coloured between measured lengths of one winner, at one such length where its neighbours have another.
+    ``crossing``: its stated length, with the interval. ``links``: the element that tells of a run directory's
+    point, for the page to open.
+    """
+    objective = decisions[0].objective
+    figure = against_context(cells, objective, look)
+    if figure is None:
+        return None
+    anchors = {
+        (cell.backend, cell.context_tokens): links[cell.starts[0].path]
+        for cell in cells
+        if cell.starts
+    }
+    figure.for_each_trace(
+        lambda trace: trace.update(meta=[anchors.get((trace.name, x)) for x in trace.x])
+    )
+    contexts = [decision.scenario.context_tokens for decision in decisions]
+    for i, decision in enumerate(decisions):
+        won = decision.winner
+        if won is None:
+            continue
+        joined = i + 1 < len(decisions) and decisions[i + 1].winner == won
+        alone = not joined and not (i and decisions[i - 1].winner == won)
+        if joined or alone:
+            low, high = contexts[i], contexts[i + 1] if joined else contexts[i]
+            figure.add_vrect(
+                x0=low / (BESIDE if alone else 1),
+                x1=high * (BESIDE if alone else 1),
+                fillcolor=look[won].colour,
+                opacity=0.16,
+                line_width=0,
+            )
+    if crossing is not None and crossing.found.context is not None:
+        _mark_crossing(figure, crossing)
+    figure.update_layout(height=320)
+    return figure
+
+
+BESIDE = 1.06  # how far the band of a single length reaches to both sides
+
+
+def _mark_crossing(figure: go.Figure, crossing: Crossing) -> None:
+    found = crossing.found
+    if found.low is not None and found.high is not None:
+        figure.add_vrect(x0=found.low, x1=found.high, fillcolor=NOBODY, opacity=0.15, line_width=0)
+    figure.add_vline(x=found.context, line={"dash": "dash", "width": 1, "color": NOBODY})
 
 
 @dataclass(frozen=True)
@@ -180,11 +241,8 @@ def crossover_figure(crossing: Crossing, look: Look) -> go.Figure:
                 marker={"color": colour, "symbol": look[name].marker, "size": 9},
             )
         )
-    if found.context is not None and found.low is not None and found.high is not None:
-        figure.add_vrect(
-            x0=found.low, x1=found.high, fillcolor="#7f8c8d", opacity=0.15, line_width=0
-        )
-        figure.add_vline(x=found.context, line={"dash": "dash", "width": 1, "color": "#7f8c8d"})
+    if found.context is not None:
+        _mark_crossing(figure, crossing)
     figure.update_xaxes(tickvals=crossing.contexts, ticktext=[f"{c:,}" for c in crossing.contexts])
     return figure
 
@@ -202,7 +260,7 @@ def roofline_figure(
             y=[low * ceiling.bytes_per_s, ceiling.flops_per_s, ceiling.flops_per_s],
             name=f"ceiling ({ceiling.kind})",
             mode="lines",
-            line={"color": "#7f8c8d", "width": 2},
+            line={"color": NOBODY, "width": 2},
             hoverinfo="skip",
         )
     )
@@ -319,7 +377,7 @@ def _front_trace(front: Sequence[tuple[float, float]]) -> go.Scatter:
         name="front at one length",
         showlegend=False,  # the text above says what the dotted lines are
         mode="lines",
-        line={"color": "#7f8c8d", "dash": "dot", "shape": "hv"},
+        line={"color": NOBODY, "dash": "dot", "shape": "hv"},
         hoverinfo="skip",
     )
 

@@ -1,40 +1,102 @@
-"""One folded section a point: what it ran, in which window, every figure with its n, and its timeline."""
+"""One folded section a point: what ran, and which files say so, every figure with its n, and its timeline."""
 
+import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
 
 from analysis.point.point import Point
 from analysis.point.steady_window import Window
 from analysis.report import energy_section, formats
 from analysis.report.figures import Figures
 from analysis.report.timeline import timeline
+from analysis.runs.run import Run
 from analysis.statistics.samples import Statistic
 from analysis.study import Study
 
 
 @dataclass(frozen=True)
 class PointSection:
-    """``anchor`` is its element's id, ``figure`` that of its timeline; ``facts``: name and words."""
+    """``anchor`` is its element's id, ``figure`` that of its timeline; ``facts``: name and words. ``files``:
+    name, and the link from the page where there is one.
+    """
 
     point: Point
     anchor: str
     figure: str | None
     facts: list[tuple[str, str]]
+    command: str
+    files: list[tuple[str, str | None]]
 
 
-def point_sections(whole: Study, figures: Figures) -> list[PointSection]:
-    """One folded section a point, with its timeline."""
+MOST_FILES = 20  # of a point are named
+
+
+def point_sections(whole: Study, figures: Figures, place: Path | None = None) -> list[PointSection]:
+    """``place``: the page's folder; raw files below it are linked."""
+    ids = anchors(whole)
     return [
         PointSection(
             point=point,
-            anchor=f"point-{number}",
+            anchor=ids[point.path],
             figure=_timeline(whole, figures, point),
             facts=_point_facts(point)
+            + _origin(whole.run(point))
             + energy_section.point_facts(point)
             + _bound_facts(whole, point)
             + [("Note", note) for note in point.notes],
+            command=shlex.join(whole.run(point).manifest.server.argv),
+            files=list(_files(whole.run(point), place)),
         )
-        for number, point in enumerate(whole.points)
+        for point in whole.points
     ]
+
+
+def anchors(whole: Study) -> dict[str, str]:
+    """The element of each point's section, by the path of its run directory."""
+    return {point.path: f"point-{number}" for number, point in enumerate(whole.points)}
+
+
+def _origin(run: Run) -> list[tuple[str, str]]:
+    """Proof and versions."""
+    m = run.manifest
+    said = m.server.shown.says or "nothing was written down"
+    packages = [f"{name} {version}" for name, version in m.code.packages.items() if version]
+    sha = (m.code.git_sha or "unknown")[:12] + (" with uncommitted changes" if m.code.dirty else "")
+    driver = [f"driver {m.host.driver}"] if m.host.driver else []
+    return [
+        ("Proof", f"{m.server.proof}: {said}"),
+        (
+            "Versions",
+            ", ".join(
+                [
+                    f"vLLM {m.server.vllm_version or m.code.packages.get('vllm') or 'unknown'}",
+                    *driver,
+                    f"greenbench {m.code.greenbench} ({sha})",
+                    f"Python {m.code.python}",
+                    *packages,
+                ]
+            ),
+        ),
+    ]
+
+
+def _files(run: Run, place: Path | None) -> Iterator[tuple[str, str | None]]:
+    """The run's folder and what is in it. What lies elsewhere has no link, which would name its folders."""
+    below = place is not None and run.path.resolve().is_relative_to(place.resolve())
+    start = run.path.resolve().relative_to(place.resolve()).as_posix() if below and place else None
+
+    def link(name: str) -> str | None:
+        return None if start is None else quote(f"./{start}/{name}")
+
+    yield f"{run.path.name}/", link("")
+    there = sorted(path for path in run.path.rglob("*") if path.is_file())
+    for path in there[:MOST_FILES]:
+        name = path.relative_to(run.path).as_posix()
+        yield name, link(name)
+    if len(there) > MOST_FILES:
+        yield f"and {len(there) - MOST_FILES} more", None
 
 
 def _timeline(whole: Study, figures: Figures, point: Point) -> str | None:

@@ -4,20 +4,33 @@ Every sentence reads the decisions and differences that the tables show, and not
 each candidate there are figures and no claims: nothing bold, no imperative, no length of a crossover.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
-from analysis.compare.cells import Cell, load_order
-from analysis.compare.decisions import Decision, Eligible
+from analysis.compare.cells import Cell
+from analysis.compare.decisions import Eligible
 from analysis.compare.differences import Difference
 from analysis.objectives import OBJECTIVES, SPEED, Objective, shown
 from analysis.point.point import Point
+from analysis.report.choices import (
+    MOST,
+    MOST_RIVALS,
+    Group,
+    by_words,
+    choice_words,
+    difference_words,
+    gap_words,
+    groups_by,
+    headline_groups,
+    listed,
+    peaked,
+    title_of,
+    token_range,
+)
 from analysis.report.energy_section import estimate_w
-from analysis.report.formats import count, factor, percent, seconds, significant
+from analysis.report.formats import count, percent, seconds, significant
 from analysis.runs.identity import Scenario
 from analysis.study import Study
 
-MOST = 6  # sentences of one kind
 FAILS = 0.05  # share of right answers below which a model does not do its task
 LIMITS = {  # bounds of a point that are not the engine's own pace
     "client": "the load generator",
@@ -26,22 +39,6 @@ LIMITS = {  # bounds of a point that are not the engine's own pace
     "load": "the offered load",
     "host": "the host",
 }
-MOST_RIVALS = 3  # named in one clause
-
-
-@dataclass(frozen=True)
-class Group:
-    """Decisions by one objective at one task and load, by context."""
-
-    objective: Objective
-    task: str
-    load: str
-    model: str
-    decisions: tuple[Decision, ...]
-
-    @property
-    def compared(self) -> list[Decision]:
-        return [d for d in self.decisions if d.outcome != "alone" or d.out]
 
 
 def summary_sentences(whole: Study) -> list[str]:
@@ -66,7 +63,7 @@ def summary_sentences(whole: Study) -> list[str]:
 
 def headline(whole: Study) -> list[str]:
     """By the objective that was chosen: the candidate to take, by length, and how surely."""
-    everywhere = _headline_groups(whole)
+    everywhere = headline_groups(whole)
     groups = [group for group in everywhere if group.compared]
     if whole.asked and whole.usable and not groups:
         who = (
@@ -77,12 +74,12 @@ def headline(whole: Study) -> list[str]:
         return [f"{whole.objective.title}: {who}, so there is no headline."]
     choices: dict[str, list[Group]] = {}
     for group in groups:
-        choices.setdefault(_choice(whole, group), []).append(group)
+        choices.setdefault(choice_words(whole, group), []).append(group)
     said: list[str] = []
     for choice, held in choices.items():
         same = len(held) == len(groups) and len(groups) > 1
-        where = "every task and load" if same else "; ".join(map(_where, held[:MOST]))
-        said.append(f"{_title(held)}, {where}: {choice}.")
+        where = "every task and load" if same else "; ".join(group.where for group in held[:MOST])
+        said.append(f"{title_of(held)}, {where}: {choice}.")
     starts = [c.starts for g in groups for d in g.decisions for c in d.contenders]
     if starts and max(starts) == 1:
         said.append(
@@ -100,126 +97,15 @@ def _unproven(groups: Sequence[Group]) -> list[str]:
     if not unproven:
         return []
     return [
-        f"Unproven: nothing shows that the server of {_list(f'`{name}`' for name in unproven)} ran the "
+        f"Unproven: nothing shows that the server of {listed(f'`{name}`' for name in unproven)} ran the "
         "attention class of that name."
     ]
-
-
-def _headline_groups(whole: Study) -> list[Group]:
-    """One a task and load, by the objective that its headline goes by."""
-    return _groups(whole, whole.headlines)
-
-
-def _groups(whole: Study, by: Mapping[Scenario, Objective]) -> list[Group]:
-    """One a task and load in which an objective is given (by family of scenarios) and has decisions."""
-    families: dict[Scenario, list[Decision]] = {}
-    for decision in whole.decisions:
-        if by.get(decision.scenario.family) is decision.objective:
-            families.setdefault(decision.scenario.family, []).append(decision)
-    groups: list[Group] = []
-    for family, members in families.items():
-        members.sort(key=lambda d: d.scenario.context_tokens)
-        first, named = members[0].scenario, whole.labels
-        groups.append(
-            Group(by[family], named.tasks[first], named.loads[first], first.model, tuple(members))
-        )
-    return sorted(groups, key=lambda g: (g.task, load_order(g.decisions[0].scenario), g.load))
-
-
-def _title(groups: Sequence[Group]) -> str:
-    return " or ".join(dict.fromkeys(group.objective.title for group in groups))
-
-
-def _where(group: Group) -> str:
-    return f"{group.task} with {group.load}"
-
-
-def _choice(whole: Study, group: Group) -> str:
-    """``take `a` from 512 to 2,048 tokens (…), no clear winner at 4,096 tokens``."""
-    spans: list[list[Decision]] = []
-    for decision in group.decisions:
-        if spans and _outcome(spans[-1][-1]) == _outcome(decision):
-            spans[-1].append(decision)
-        else:
-            spans.append([decision])
-    return "; ".join(_span(whole, span) for span in spans)
-
-
-def _outcome(decision: Decision) -> tuple[str, tuple[str, ...]]:
-    return ("nobody", ()) if _all_zero(decision) else (decision.outcome, decision.front)
-
-
-def _span(whole: Study, span: Sequence[Decision]) -> str:
-    last = span[-1]
-    peaked = any(_peaked(whole, each) for each in last.against)
-    ahead = _ahead_words(last) if len(span) == 1 else _by(last)
-    by = "its times have two peaks, so no ratio is given" if peaked else ahead
-    at = _lengths([d.scenario.context_tokens for d in span])
-    if last.outcome == "winner":
-        return f"**take {_marked(last, last.front[0])} {at}** ({by})"
-    if last.outcome == "indicative":
-        return f"{_marked(last, last.front[0])} was ahead {at} ({by}; indicative)"
-    if _all_zero(last):
-        return f"{last.objective.all_zero} {at}"
-    if last.outcome == "alone" and last.front:
-        others = "no other may win" if last.out else "no other has a value"
-        return f"{_marked(last, last.front[0])} {at}, where {others}"
-    if last.outcome == "alone":
-        return f"no candidate can be recommended {at}"
-    if last.outcome == "not comparable":
-        return f"not comparable {at} ({last.against[0].reason if last.against else 'no pair'})"
-    if last.among_all and len(last.front) > MOST:
-        return f"no clear winner {at} among all {len(last.front)} that may win"
-    return f"no clear winner {at} ({_list(_marked(last, name) for name in last.front)})"
-
-
-def _all_zero(decision: Decision) -> bool:
-    said = decision.objective.all_zero is not None
-    return said and all(c.value == 0 for c in decision.contenders)
-
-
-def _marked(decision: Decision, label: str) -> str:
-    mark = next((c.eligible.mark for c in decision.contenders if c.label == label), None)
-    return f"`{label}` ({mark})" if mark else f"`{label}`"
-
-
-def _by(decision: Decision) -> str:
-    return f"{_ahead_words(decision)} at {count(decision.scenario.context_tokens)} tokens"
-
-
-def _ahead_words(decision: Decision) -> str:
-    """By how much the leader is ahead of its rivals, nearest rival first."""
-    nearest = sorted(decision.against, key=lambda d: d.gain or float("inf"))
-    parts = [difference_words(each) for each in nearest[:MOST_RIVALS]]
-    if len(nearest) > MOST_RIVALS:
-        parts.append(f"ahead of {len(nearest) - MOST_RIVALS} others by more")
-    return ", ".join(parts)
-
-
-def difference_words(difference: Difference) -> str:
-    """``1.31× [1.20, 1.42] higher goodput than `alpha```, said of the better one."""
-    objective, gain = difference.objective, difference.gain
-    if gain is None:
-        values = " against ".join(significant(value) for value in difference.values)
-        return f"{values} {objective.unit} of `{difference.b}`"
-    interval = difference.gain_interval if difference.tested else None
-    return f"{factor(gain, interval)} {objective.better} than `{difference.b}`"
-
-
-def _lengths(contexts: Sequence[int]) -> str:
-    """``at 512 tokens``, ``from 512 to 4,096 tokens``."""
-    return f"{'at' if len(contexts) == 1 else 'from'} {_range(contexts)}"
-
-
-def _range(contexts: Sequence[int]) -> str:
-    first, last = count(contexts[0]), count(contexts[-1])
-    return f"{first} tokens" if len(contexts) == 1 else f"{first} to {last} tokens"
 
 
 def _costs(whole: Study) -> list[str]:
     """What the winners of the headline are shown to cost by the other objectives."""
     said: list[str] = []
-    for group in _headline_groups(whole):
+    for group in headline_groups(whole):
         for decision in group.decisions:
             winner = decision.winner
             if winner is None:
@@ -228,11 +114,11 @@ def _costs(whole: Study) -> list[str]:
             worse = [
                 each
                 for each in _at(whole, decision.scenario, winner)
-                if each.verdict == "worse" and each.b in rivals and not _peaked(whole, each)
+                if each.verdict == "worse" and each.b in rivals and not peaked(whole, each)
             ]
             if worse:
                 told = ", ".join(map(_cost_words, worse[: MOST_RIVALS + 1]))
-                where = f"{_where(group)}, {count(decision.scenario.context_tokens)} tokens"
+                where = f"{group.where}, {count(decision.scenario.context_tokens)} tokens"
                 said.append(f"What `{winner}` costs ({where}): {told}.")
     return said[:MOST]
 
@@ -242,8 +128,7 @@ def _cost_words(difference: Difference) -> str:
     if gain is None:
         values = " against ".join(significant(value) for value in difference.values)
         return f"{objective.title} {values} {objective.unit} of `{difference.b}`"
-    turned = difference.turned.gain_interval
-    return f"{factor(1 / gain, turned)} {objective.worse} than `{difference.b}`"
+    return gap_words(difference)
 
 
 def _at(whole: Study, scenario: Scenario, label: str) -> list[Difference]:
@@ -261,21 +146,12 @@ def _also(whole: Study) -> list[str]:
     said: list[str] = []
     for objective in shown("summary"):
         untold = {f: objective for f in families if whole.headlines.get(f) is not objective}
-        for group in _groups(whole, untold):
+        for group in groups_by(whole, untold):
             won = [d for d in group.decisions if d.winner is not None]
-            won = [d for d in won if not any(_peaked(whole, each) for each in d.against)]
+            won = [d for d in won if not any(peaked(whole, each) for each in d.against)]
             if won:
-                said.append(f"Also shown ({_where(group)}): `{won[-1].winner}`, {_by(won[-1])}.")
+                said.append(f"Also shown ({group.where}): `{won[-1].winner}`, {by_words(won[-1])}.")
     return said[:MOST]
-
-
-def _peaked(whole: Study, difference: Difference) -> bool:
-    """Whether the median of one of the two is that of a distribution with two peaks."""
-    return any(
-        difference.objective.measure(point).modes is not None
-        for point in whole.usable
-        if point.scenario == difference.scenario and point.candidate in difference.of
-    )
 
 
 def _two_peaks(whole: Study) -> list[str]:
@@ -313,7 +189,7 @@ def _may_not_win(whole: Study) -> list[str]:
         _, last = max(held, key=lambda each: each[0])
         verb = "is disqualified" if last.disqualified else f"is not recommended ({mark})"
         at = f"at {count(contexts[-1])} tokens, " if len(contexts) > 1 else ""
-        words = f"`{label}` {verb} at {_list(map(count, contexts))} tokens: {at}{last.why_not}"
+        words = f"`{label}` {verb} at {listed(map(count, contexts))} tokens: {at}{last.why_not}"
         said.append(f"{words}{_though(whole, label, contexts[-1])}.")
     return said
 
@@ -369,7 +245,7 @@ def lengths_without_a_chance(
 def _limits(whole: Study) -> list[str]:
     """What bounds the candidates at the longest context of each task and load, in one short sentence."""
     said: list[str] = []
-    for group in _headline_groups(whole):
+    for group in headline_groups(whole):
         scenario = group.decisions[-1].scenario
         words: dict[str, str] = {}
         for point in whole.usable:
@@ -390,7 +266,7 @@ def _limits(whole: Study) -> list[str]:
             if len(words) > 1 and len(set(words.values())) == 1:
                 told = f"all are {next(iter(words.values()))}"
             said.append(
-                f"Bottleneck ({_where(group)}, {count(scenario.context_tokens)} tokens): {told}."
+                f"Bottleneck ({group.where}, {count(scenario.context_tokens)} tokens): {told}."
             )
     return said[:MOST]
 
@@ -454,8 +330,8 @@ def _scope(whole: Study) -> list[str]:
     devices = list(dict.fromkeys(p.scenario.device.words for p in usable))
     counted = [p for p in whole.points if p.status != "superseded"]
     return [
-        f"{_list(f'`{b}`' for b in backends)} on {_list(f'`{m}`' for m in models)}, "
-        f"{_range(contexts)} of context, on "
+        f"{listed(f'`{b}`' for b in backends)} on {listed(f'`{m}`' for m in models)}, "
+        f"{token_range(contexts)} of context, on "
         f"{'; '.join(devices)}: {len(usable)} usable points of {len(counted)}."
     ]
 
@@ -536,11 +412,6 @@ def _missing_lengths(whole: Study) -> list[str]:
 def _why_unusable(cell: Cell) -> str:
     last = cell.points[-1]
     return f"{last.status} because {last.reasons[0]}" if last.reasons else last.status
-
-
-def _list(names: Iterable[str]) -> str:
-    words = list(names)
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _excluded(whole: Study) -> list[str]:

@@ -121,6 +121,22 @@ def decision_rows(whole: Study) -> list[DecisionRow]:
     ]
 
 
+def decision_cell(decision: Decision | None) -> str:
+    """What stands in a cell of the decision table, on one line."""
+    if decision is None:
+        return formats.DASH
+    front = ", ".join(decision.front)
+    if decision.winner is not None:
+        return f"**{decision.winner}**"
+    if decision.outcome == "alone":
+        return f"{front} alone" if front else "none may win"
+    if decision.outcome == "indicative":
+        return f"{front} (indicative)"
+    return decision.outcome + (
+        f": all {len(decision.front)}" if decision.among_all else f": {front}"
+    )
+
+
 def _may_not_win(whole: Study, scenario: Scenario) -> dict[str, str]:
     return {
         whole.labels.candidates[candidate]: each.why_not or ""
@@ -194,7 +210,7 @@ def number_columns(joules: bool) -> list[Column]:
     columns: list[Column] = []
     for objective in shown("numbers"):
         if joules or objective is not ENERGY:
-            title, entry = _title(objective), _entry_of(objective)
+            title, entry = _title(objective), entry_of(objective)
             bare = objective.unit in formats.BARE and not title.endswith("/s")
             columns.append(
                 Column(title, objective.unit if bare else None, entry, objective.streamed)
@@ -209,7 +225,8 @@ def _title(objective: Objective) -> str:
     return objective.title if objective.latency is None else objective.quantity
 
 
-def _entry_of(objective: Objective) -> Callable[[Cell], Entry]:
+def entry_of(objective: Objective) -> Callable[[Cell], Entry]:
+    """How a cell's figure by an objective stands in the numbers table."""
     if objective is MEMORY:
         return _memory
     latency = objective.latency
@@ -244,6 +261,14 @@ def _mean(cell: Cell, objective: Objective) -> Entry:
     )
     main = formats.measured(cell.mean(objective), objective.unit)
     return Entry(main, tuple(line for line in lines if line))
+
+
+def entry_words(entry: Entry) -> str:
+    """``60,400 (1 start)``, on one line."""
+    if entry.main is None:
+        return f"– ({entry.why})" if entry.why else formats.DASH
+    below = ", ".join(line for line in entry.below if line)
+    return f"{entry.main} ({below})" if below else entry.main
 
 
 LEAST_EDGE_SHOWN = 0.01

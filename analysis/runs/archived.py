@@ -8,6 +8,7 @@ TPOT and E2E are what they were, and an ITL moves by a unit at most. vLLM's own 
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ CLOCKS = (
 METRICS = "server_metrics"
 PER_THOUSAND = 1000  # vLLM's own times: ms → whole µs
 REPEATED = ("text",)  # the same answer to the same prompt: a dictionary of the column pays
+VALUE_BYTES = 8
+MEMORY_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 LEVEL = 19  # zstd: slow to write, as fast to read as any
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -61,9 +64,23 @@ def write_parquet(table: pa.Table, path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def opened(path: Path) -> pq.ParquetFile:
+    """A damaged page raises when it is read. ArrowInvalid where all of it would fill half the memory."""
+    file = pq.ParquetFile(path, page_checksum_verification=True)
+    told = (
+        file.metadata
+    )  # its row groups' columns are not asked: Arrow aborts where a footer is damaged
+    packed = sum(told.row_group(n).total_byte_size for n in range(told.num_row_groups))
+    values = told.num_rows * told.num_columns
+    size = max(packed, values * VALUE_BYTES)
+    if size > MEMORY_BYTES / 2:
+        raise pa.ArrowInvalid(f"{path}: its {values:,} values take more than half of this memory")
+    return file
+
+
 def read_archived(path: Path) -> pa.Table:
     """The rows as the JSONL reader would give them, and GRADE_TEXT where it is kept."""
-    table = pq.read_table(path)
+    table = opened(path).read()
     unit = (table.schema.metadata or {}).get(UNIT)
     if unit is None:
         raise pa.ArrowInvalid(
@@ -78,7 +95,7 @@ def grades(files: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
         if path.suffix != SUFFIX:
             yield from ((row["request_id"], row.get("grade") or {}) for row in read_jsonl(path))
             continue
-        rows = pq.read_table(path, columns=["request_id", GRADE_TEXT])
+        rows = opened(path).read(columns=["request_id", GRADE_TEXT])
         ids, texts = (rows.column(name).to_pylist() for name in rows.column_names)
         yield from ((name, json.loads(text)) for name, text in zip(ids, texts, strict=True))
 

@@ -4,11 +4,11 @@ Whether what the files say can be believed is another question (``analysis.runs.
 fault, with file, line and key; nothing is written.
 """
 
-import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from greenbench.contract.run_dir import (
     list_runs,
     read_json,
 )
+from greenbench.contract.unpack import gunzip
 from greenbench.contract.yaml_text import parse_yaml
 
 MOST = 20  # faults shown of one file; a wrong column is wrong in every row
@@ -196,12 +197,12 @@ def _rows(folder: Path, reading: Reading) -> dict[str, int]:
 
 def _lines(row: type, path: Path, reading: Reading) -> None:
     reading.files += 1
-    opened = gzip.open if path.suffix == ".gz" else open
     try:
         if path.suffix == SUFFIX:
             faults = list(islice(line_faults(row, archived_lines(path)), MOST + 1))
         else:
-            with opened(path, "rb") as lines:
+            packed = path.suffix == ".gz"
+            with BytesIO(gunzip(path)) if packed else path.open("rb") as lines:
                 faults = list(islice(line_faults(row, lines), MOST + 1))
     except (OSError, pa.ArrowException) as error:
         reading.say(path, None, f"cannot be read ({error})")

@@ -7,7 +7,6 @@ out; a line elsewhere that is broken, or lacks what may not be missing, is a Use
 ``derived/`` may be deleted at any time.
 """
 
-import gzip
 import json
 import os
 import re
@@ -26,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
-from analysis.runs.archived import GRADE_TEXT, SUFFIX, grades, read_archived
+from analysis.runs.archived import GRADE_TEXT, SUFFIX, grades, opened, read_archived
 from analysis.runs.chunk_marks import chunk_marks
 from analysis.runs.derived import places
 from greenbench import SCHEMA_VERSION
@@ -41,6 +40,7 @@ from greenbench.contract.schema import (
     ServerMetric,
 )
 from greenbench.contract.segments import segments
+from greenbench.contract.unpack import gunzip
 
 CACHE_FORMAT = "6"  # raise when the way of reading changes, so that old caches are rebuilt
 SLICE_BYTES = 32 << 20
@@ -154,7 +154,7 @@ def _made(row: type[Row], sources: list[Path], target: Path, stamp: bytes) -> pq
 
 def _opened(target: Path) -> pq.ParquetFile:
     """A page that is not as it was written raises when it is read, and gives no wrong figure."""
-    return pq.ParquetFile(target, page_checksum_verification=True)
+    return opened(target)
 
 
 def _stamp(sources: list[Path]) -> bytes:
@@ -333,7 +333,7 @@ def read_rows(row: type[Row], sources: list[Path], columns: pa.Schema) -> pa.Tab
 def _content(path: Path) -> pa.Buffer:
     """The file's bytes: mapped where they lie plain, unpacked where a long recording was compressed."""
     if path.suffix == ".gz":
-        return pa.py_buffer(gzip.decompress(path.read_bytes()))
+        return pa.py_buffer(gunzip(path))
     return pa.memory_map(str(path)).read_buffer() if path.stat().st_size else pa.py_buffer(b"")
 
 

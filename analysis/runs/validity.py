@@ -55,15 +55,23 @@ def _status(run: Run) -> Iterator[Fault]:
     for code in manifest.invalid_reasons:
         if code == "no_steady_state":
             continue  # the window is looked for again (analysis.point.point)
+        if code == "client_bound" and _acquitted(run):
+            continue
         said = "; ".join(audit_over_budget(run)) if code == "client_bound" else ""
         detail = f" ({said})" if said else ""
         yield Fault(code, INVALID_REASONS.get(code, code) + detail)
 
 
+def _acquitted(run: Run) -> bool:
+    """Every audit that exceeded its budget names nothing but what its client cannot have done."""
+    over = [audit for audit in run.manifest.audits.values() if audit.over_budget]
+    return bool(over) and all(audit.reasons and not audit.faults for audit in over)
+
+
 def audit_over_budget(run: Run) -> list[str]:
     """What the load generator says it did worse than its budget; empty when it kept to it."""
     audits = run.manifest.audits.values()
-    return [reason for audit in audits if audit.over_budget for reason in audit.reasons]
+    return [reason for audit in audits for reason in audit.faults]
 
 
 def _counts(run: Run) -> Iterator[Fault]:

@@ -1,5 +1,6 @@
 """The address of a running server, as a person gives it."""
 
+import ipaddress
 from urllib.parse import urlsplit
 
 EXAMPLE = "http://127.0.0.1:8000"
@@ -30,6 +31,20 @@ def _fault(text: str) -> str | None:
     if parts.query or parts.fragment:
         return "goes on after its path ('?' or '#')"
     return None
+
+
+def opened_warning(host: str, what: str) -> str | None:
+    """What is said before ``what`` listens beyond this machine; None where ``host`` is of the loopback."""
+    try:
+        is_loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        is_loopback = host.lower() == "localhost"
+    if is_loopback:
+        return None
+    return (
+        f"{what} listens on {host or 'all addresses'}: everyone who reaches this machine can use it, without "
+        "a password; keep it behind a firewall, or leave the address out for 127.0.0.1"
+    )
 
 
 def shown(text: str) -> str:

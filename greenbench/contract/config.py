@@ -13,6 +13,7 @@ from pydantic import (
     AfterValidator,
     Field,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -32,6 +33,7 @@ from greenbench.contract.newer import known_part
 from greenbench.contract.server_config import SECRET as SECRET
 from greenbench.contract.server_config import BackendChoice as BackendChoice
 from greenbench.contract.server_config import ServerConfig as ServerConfig
+from greenbench.contract.server_config import refuse_token
 from greenbench.contract.strict import Options as Options
 from greenbench.contract.strict import StrictModel as StrictModel
 from greenbench.contract.strict import finite_numbers
@@ -65,6 +67,11 @@ class ModelConfig(StrictModel):
         default_factory=list[str]
     )  # flags this model needs on any backend
     note: str | None = None
+
+    @field_validator("server_args")
+    @classmethod
+    def _no_token(cls, args: list[str]) -> list[str]:
+        return refuse_token(args, "server_args")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -120,6 +127,24 @@ class LoadConfig(StrictModel):
         if self.trace is not None:
             return f"trace-{Path(self.trace).stem}"
         return f"open{self.rate_per_s:g}" + (f"to{self.ramp_to_per_s:g}" if self.ramp_s else "")
+
+
+class SweepLoad(LoadConfig):
+    """A load of a sweep: at all its contexts, or at some, as a full KV cache takes fewer long prompts."""
+
+    contexts: list[Annotated[int, Field(gt=0)]] | None = Field(default=None, min_length=1)
+
+    @classmethod
+    def everywhere(cls, load: LoadConfig) -> Self:
+        return cls.model_validate(load.model_dump())
+
+    @property
+    def alone(self) -> LoadConfig:
+        """The load as a point has it."""
+        return LoadConfig.model_validate(self.model_dump(exclude={"contexts"}))
+
+    def at(self, context_tokens: int) -> bool:
+        return self.contexts is None or context_tokens in self.contexts
 
 
 # keys of phases that have no meaning there
@@ -225,7 +250,7 @@ class SweepConfig(StrictModel):
     repeats: int = Field(default=1, ge=1)
     contexts: list[Annotated[int, Field(gt=0)]] = Field(min_length=1)  # prompt length, tokens
     tasks: list[str | TaskConfig] = Field(min_length=1)
-    loads: list[LoadConfig] = Field(min_length=1)
+    loads: list[SweepLoad] = Field(min_length=1)
     objective: str | None = None  # what the report's headline goes by; default: goodput, else E2E
     prompts_per_point: int = Field(default=80, ge=1)  # decide a loss of ten points (docs/method.md)
     text_file: str | None = None  # a person's own text for the documents
@@ -261,6 +286,22 @@ class SweepConfig(StrictModel):
                 f"'prompts_per_point' prompts of {max(self.contexts):,} tokens are {tokens:,} tokens in one "
                 f"file; {MOST_PROMPT_TOKENS:,} at most"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _each_context_has_a_load(self) -> Self:
+        for index, load in enumerate(self.loads):
+            if strange := sorted(set(load.contexts or ()) - set(self.contexts)):
+                raise ValueError(
+                    f"loads.{index}.contexts names {strange[0]}, which is not among the sweep's 'contexts'; "
+                    "add it there, or leave it out here"
+                )
+        for context in self.contexts:
+            if not any(load.at(context) for load in self.loads):
+                raise ValueError(
+                    f"at context {context} no load is measured; give a load without 'contexts', or one that "
+                    "names it"
+                )
         return self
 
     @model_validator(mode="after")
@@ -387,7 +428,7 @@ class PointConfig(StrictModel):
 def points_of(
     sweep: SweepConfig, model: ModelConfig, who: Contender, repeat: int = 0
 ) -> list[PointConfig]:
-    """Every point of one server start: contexts × tasks × loads of the sweep, in this order."""
+    """Every point of one server start: contexts × tasks × loads there, in this order."""
     return [
         PointConfig(
             sweep=sweep.name,
@@ -400,19 +441,25 @@ def points_of(
             name=who.name,
             task=task.model_copy(update={"requests": None}),
             context_tokens=context,
-            load=load,
+            load=load.alone,
             phases=sweep.phases.model_copy(
                 update={"requests": task.requests or sweep.phases.requests}
             ),
             slo=sweep.slo,
             telemetry=sweep.telemetry,
-            prompts_per_point=sweep.prompts_per_point,
+            prompts_per_point=_prompts(sweep.prompts_per_point, who.server, load),
             text_file=sweep.text_file,
         )
         for context in sweep.contexts
         for task in sweep.task_configs
         for load in sweep.loads
+        if load.at(context)
     ]
+
+
+def _prompts(wanted: int, server: ServerConfig, load: LoadConfig) -> int:
+    """Where prompts are cached, users who shared one would share its KV blocks: each has one of its own."""
+    return max(wanted, load.users or 0) if server.prefix_caching else wanted
 
 
 class LivePoint(StrictModel):

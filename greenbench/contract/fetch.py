@@ -169,14 +169,12 @@ class _Source:
 def _read(connected: socket.socket, method: str, deadline: float, path: str, most: int) -> Reply:
     response = http.client.HTTPResponse(_Source(_Drops(connected, deadline)), method=method)  # type: ignore[arg-type]
     response.begin()
-    pieces: list[bytes] = []
-    size = 0
+    body = bytearray()  # a list of pieces would be many times as large where each is a byte
     while piece := response.read1(PIECE_BYTES):
-        size += len(piece)
-        if size > most:
+        body += piece
+        if len(body) > most:
             raise FetchError(f"the answer to {path} is over {most // 2**20} MiB")
-        pieces.append(piece)
     if response.length:
         raise FetchError(f"the answer is cut: {response.length} bytes of it are missing")
     headers = {name.lower(): value for name, value in response.getheaders()}
-    return Reply(response.status, headers, b"".join(pieces))
+    return Reply(response.status, headers, bytes(body))

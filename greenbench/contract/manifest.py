@@ -44,11 +44,30 @@ class Open(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
+GAP_OVER_SERVER = "TTFT over the server's own p50"  # how such a reason of a client's audit begins
+GAP_FLOOR_MS = 50.0  # which is always allowed
+
+
+class Delays(Open):
+    """Of one kind of delay, what is looked at again."""
+
+    p99_ms: float | None = None
+
+
 class AuditFigures(Open):
-    """Of a client's self-check, the figures that the report shows."""
+    """Of a client's self-check, the figures that the report shows, or judges by."""
 
     shared_time_p90_ms: float | None = None
     shared_time_p99_ms: float | None = None
+    user_timed_requests: int | None = None
+    loop_lag: Delays = Delays()
+    kernel_to_user_delay: Delays = Delays()
+
+    @property
+    def own_delay_ms(self) -> float | None:
+        """How late the client can have been, by its own clocks (p99); None where they do not tell."""
+        lag, delay = self.loop_lag.p99_ms, self.kernel_to_user_delay.p99_ms
+        return None if lag is None or delay is None or self.user_timed_requests else lag + delay
 
 
 class ClientAudit(Open):
@@ -63,6 +82,17 @@ class ClientAudit(Open):
     itl_in_doubt: bool = False
     figures: AuditFigures = AuditFigures()
     invalid: list[str] = Field(default_factory=list[str])
+
+    @property
+    def faults(self) -> list[str]:
+        """Reasons, without a gap over the server's own TTFT that the client cannot have made: earlier audits
+        called such a point ``client_bound``, though its time passed in the network or the server's front end.
+        """
+        if not self.over_budget:
+            return []
+        own_ms = self.figures.own_delay_ms
+        acquitted = own_ms is not None and own_ms <= GAP_FLOOR_MS
+        return [why for why in self.reasons if not (acquitted and why.startswith(GAP_OVER_SERVER))]
 
 
 class ProofDetail(Open):

@@ -22,6 +22,7 @@ from greenbench.contract.yaml_files import load_yaml
 from greenbench.contract.yaml_text import Dumper
 
 SCHEMA = 1
+ALLOW_UNJUDGED = "--allow-unjudged"
 Name = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # it stands in HTTP headers, labels and metrics
 NO_SPILL: Mapping[str, float] = {}
 PolicyObjective = Literal["ttft", "tpot", "e2e", "energy", "capacity"]
@@ -123,8 +124,9 @@ class Barred(StrictModel):
 class Pool(StrictModel):
     """A candidate of the sweep. ``settings``: of its server, those in which the pools differ.
 
-    ``restart_s``: measured seconds from its start until it was ready. ``url``: where its server is, for a
-    gateway; a sweep does not know.
+    ``restart_s``: measured seconds from its start until it was ready. ``unjudged``: measured lengths that it
+    may serve though its answers are not judged there, and why they are not. ``url``: where its server is,
+    for a gateway; a sweep does not know.
     """
 
     backend: str
@@ -135,6 +137,7 @@ class Pool(StrictModel):
     max_model_len: int | None = Field(default=None, gt=0)
     restart_s: float | None = Field(default=None, ge=0)
     barred: list[Barred] = Field(default_factory=list[Barred])
+    unjudged: dict[int, str] = Field(default_factory=dict[int, str])
     url: str | None = None
 
 
@@ -181,8 +184,10 @@ class Policy(StrictModel):
     """policy.yaml. ``default``: the best single pool, which takes what no rule says.
 
     ``decided`` false: "no policy", the default pool serves all. ``gain``: over the default pool alone, mean
-    over the measured lengths and loads. ``dead_band``: factor about a rule's edge within which a conversation
-    stays where it was. ``said``: sentences for people; why there is no policy, what is not known.
+    over the measured lengths and loads. ``allow_unjudged``: pools that may change answers (approximate
+    by design, quantised KV) may serve where nobody judged them. ``dead_band``: factor about a rule's edge
+    within which a conversation stays where it was. ``said``: sentences for people; why there is no policy,
+    what is not known.
     """
 
     version: Literal[1] = Field(alias="schema")
@@ -193,6 +198,7 @@ class Policy(StrictModel):
     device: str | None = None
     default: str
     gain: Gain | None = None
+    allow_unjudged: bool = False
     dead_band: float = Field(default=1.0, ge=1)
     pools: dict[str, Pool] = Field(min_length=1)
     rules: list[Rule] = Field(default_factory=list[Rule])
@@ -419,7 +425,8 @@ def choose(
             if state.name in spill and state.name != wanted and limit > _weighed(state, spill):
                 taker = min((s for s in roomy if s.name in spill), key=lambda s: _weighed(s, spill))
                 n = able[wanted].running + able[wanted].waiting
-                return Choice(taker.name, held, f"{reason}, but {wanted} has {n} requests open")
+                open_there = "1 request" if n == 1 else f"{n} requests"
+                return Choice(taker.name, held, f"{reason}, but {wanted} has {open_there} open")
     return Choice(wanted, held, reason)
 
 

@@ -62,6 +62,11 @@ class ServerConfig(ConnectionConfig, StrictModel):
             raise ValueError(fault)
         return url
 
+    @field_validator("extra_args")
+    @classmethod
+    def _no_token(cls, args: list[str]) -> list[str]:
+        return refuse_token(args, "server.extra_args")
+
     @field_validator("env", mode="before")
     @classmethod
     def _names_alone(cls, given: object) -> object:
@@ -102,7 +107,20 @@ LAUNCHERS_OWN = frozenset((
     "VLLM_LOGGING_COLOR", "VLLM_USE_FLASHINFER_SAMPLER", "HF_HUB_OFFLINE", "PYTHONUNBUFFERED",
 ))  # fmt: skip
 CARDS_ENV = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+TOKEN_FLAG = "--hf-token"
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+
+
+def refuse_token(args: list[str], where: str) -> list[str]:
+    """A command line is stored in each run, and every user of the machine can read it."""
+    names = {word.partition("=")[0].replace("_", "-") for word in args}
+    if TOKEN_FLAG in names:
+        # no ValueError: its sentence would show the value
+        raise UserError(
+            f"{where}: {TOKEN_FLAG}: its value would be stored in each run; set HF_TOKEN where you start "
+            "greenbench, which the server gets"
+        )
+    return args
 
 
 def _env_fault(name: str, value: str | None) -> str | None:

@@ -1,16 +1,21 @@
 """What a good request is: the one definition, for the analysis and for the load search."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from greenbench.contract.config import SloConfig, parse
 from greenbench.contract.errors import UserError
+from greenbench.contract.yaml_files import load_yaml
 
+SUFFIXES = (".yaml", ".yml")
 SECONDS = {"": 1.0, "s": 1.0, "ms": 0.001}
 
 
 def parse_slo(text: str) -> SloConfig:
-    """``ttft=2,tpot=50ms,e2e=30s``; seconds where no unit stands."""
+    """``ttft=2,tpot=50ms,e2e=30s``, seconds where no unit stands; or a YAML file with a sweep's keys."""
+    if text.endswith(SUFFIXES):
+        return parse(SloConfig, load_yaml(Path(text)), text)
     bounds: dict[str, float] = {}
     for part in text.split(","):
         match = re.fullmatch(r"(ttft|tpot|e2e)=(\d*\.?\d+)(s|ms|)", part.strip().lower())

@@ -117,10 +117,10 @@ def parse_yaml(text: str) -> Any:
     """
     try:
         if FAST is not None and nests_little(text):
-            return yaml.load(text, Loader=FAST)
+            return yaml.load(text, Loader=FAST)  # noqa: S506  a SafeLoader
     except yaml.YAMLError:
         pass  # the loader in Python says it in its own words
-    return yaml.load(text, Loader=Loader)
+    return yaml.load(text, Loader=Loader)  # noqa: S506  a SafeLoader
 
 
 def nests_little(text: str) -> bool:

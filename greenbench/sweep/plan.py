@@ -120,10 +120,10 @@ def environment_notes(plans: list[Plan]) -> list[str]:
 def traces_of(sweep: SweepConfig) -> list[dict[str, Any]]:
     """What ``python -m loadgen traces`` is to read: each recorded load at each context that clips it."""
     return [
-        {"load": load.model_dump(mode="json"), "context_tokens": context}
+        {"load": load.alone.model_dump(mode="json"), "context_tokens": context}
         for load in sweep.loads
         for context in sweep.contexts
-        if load.trace is not None
+        if load.trace is not None and load.at(context)
     ]
 
 

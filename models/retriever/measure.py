@@ -217,7 +217,7 @@ def main() -> None:
         limits = httpx.Limits(max_keepalive_connections=0)
         with (
             server() as found,
-            httpx.Client(base_url=found["base_url"], timeout=None, limits=limits) as client,
+            httpx.Client(base_url=found["base_url"], timeout=600, limits=limits) as client,
         ):
             measured["where"] = {
                 "vllm": found["vllm_version"],

@@ -109,7 +109,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         server(args.model, args.backend, args.longest + 256) as found,
-        httpx.Client(base_url=found["base_url"], timeout=None, limits=limits) as client,
+        httpx.Client(base_url=found["base_url"], timeout=600, limits=limits) as client,
     ):
         results["where"] = (
             f"vLLM {found['vllm_version']}, {found['observed_backend']}, {found['dtype']}, CPU"

@@ -33,7 +33,7 @@ async def user(
 
 async def main(url: str, streams: int, tokens: int, requests: int, path: str) -> None:
     numbers, out = iter(range(requests)), []
-    async with httpx.AsyncClient(limits=NO_LIMITS, timeout=None, trust_env=False) as http:
+    async with httpx.AsyncClient(limits=NO_LIMITS, timeout=None, trust_env=False) as http:  # noqa: S113  as others do
         await asyncio.gather(*(user(http, url, tokens, numbers, out) for _ in range(streams)))
     Path(path).write_text("".join(json.dumps(row) + "\n" for row in out))  # noqa: ASYNC240
 

@@ -18,6 +18,8 @@ from servers.launch.process import ServerDied
 from servers.launch.state_file import StateFile
 from servers.models.shapes import Place, Wish, model_shapes
 
+LISTED = 10  # models of a server that are named
+
 
 def probe(request: ServerRequest, out: Path, place: Place) -> Server:
     """server.json for a server that somebody else runs (``server.base_url``).
@@ -88,7 +90,7 @@ def _answers(request: ServerRequest, reached: Access) -> tuple[ServerSays, str]:
         served = request.server.served_model or next(iter(listed), "")
         if served not in listed:
             raise UserError(
-                f"{reached.base_url} serves {', '.join(listed) or 'no model'}, not '{served}'"
+                f"{reached.base_url} serves {_some(listed) or 'no model'}, not '{served}'"
             )
         wanted = request.server.endpoint
         endpoint = find_endpoint(reached, served, wanted)
@@ -102,6 +104,12 @@ def _answers(request: ServerRequest, reached: Access) -> tuple[ServerSays, str]:
     if wanted == "auto" and endpoint == "chat":  # prompts are made before, and for completions
         raise UserError(f"{reached.base_url} has no /v1/completions; write 'endpoint: chat'")
     return says, endpoint
+
+
+def _some(listed: list[str]) -> str:
+    """A page may list as many as it likes."""
+    more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
+    return ", ".join(name[:100] for name in listed[:LISTED]) + more
 
 
 def _lacks(says: ServerSays) -> list[str]:

@@ -1,6 +1,7 @@
 """Puts sampler, collectors and HTTP together for `python -m telemetry serve`."""
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, start_http_server
 
+from greenbench.contract.address import opened_warning
 from greenbench.contract.clock import Anchor
 from greenbench.contract.errors import UserError
 from telemetry.exporter.collectors import GreenbenchCollector, Latest, lateness_histogram
@@ -19,6 +21,8 @@ from telemetry.sensors.gpu import GpuIdentity, NoGpu, Reader
 from telemetry.sensors.host import HostReader, ProcessTree
 from telemetry.sensors.refresh_rate import WATCH_S
 from telemetry.sensors.sources import GPU_SOURCES, merge_capabilities, watch_refresh
+
+log = logging.getLogger("exporter")
 
 
 @dataclass
@@ -68,6 +72,8 @@ class Exporter:
             self._serve(registry, loops)
 
     def _serve(self, registry: CollectorRegistry, loops: list[Callable[[], None]]) -> None:
+        if warning := opened_warning(self.host, "the exporter"):
+            log.warning("%s", warning)
         try:
             server, thread = start_http_server(self.port, self.host, registry)
         except OSError as error:

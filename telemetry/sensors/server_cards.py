@@ -130,4 +130,4 @@ def _own_addresses() -> set[str]:
         for addresses in psutil.net_if_addrs().values()
         for address in addresses
     )
-    return {*listed, "::1", "0.0.0.0", "::"}
+    return {*listed, "::1", "0.0.0.0", "::"}  # noqa: S104  compared with

@@ -22,6 +22,7 @@ from greenbench.contract.config import (
     ServerConfig,
     SloConfig,
     SweepConfig,
+    SweepLoad,
     TaskConfig,
     points_of,
 )
@@ -140,7 +141,7 @@ def point_config(fake: FakeRun) -> PointConfig:
         tasks=[
             TaskConfig(name=fake.task, output_tokens=fake.output_tokens, params=fake.task_params)
         ],
-        loads=[load],
+        loads=[SweepLoad.everywhere(load)],
         server=ServerConfig(
             max_num_seqs=fake.max_num_seqs,
             execution=fake.execution,  # type: ignore[arg-type]

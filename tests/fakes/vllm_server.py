@@ -160,7 +160,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(
             None if ARGS.fake == "no_inspection" else {"results": [TREE.replace("IMPL", impl)]}
         )
-        if ARGS.fake == "die_later":
+        if ARGS.fake in ("die_later", "tells_environment"):
             threading.Timer(0.3, die_serving).start()
 
     def reply(self, body: dict | None) -> None:
@@ -208,6 +208,15 @@ def main() -> None:
         sys.exit(print(BOOT_DEATH_LOG, flush=True) or 1)
     if ARGS.fake == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if ARGS.fake == "tells_environment":
+        asked_for = (
+            "AWS_SECRET_ACCESS_KEY",
+            "HF_TOKEN",
+            "HTTPS_PROXY",
+            "MY_TOKEN",
+            "OPENAI_API_KEY",
+        )
+        print("its environment has", ", ".join(n for n in asked_for if n in os.environ), flush=True)
     if ARGS.fake == "stubborn":
         spawn_stubborn_child(ARGS.fake_note)
     if ARGS.fake == "other_graphs":
@@ -216,7 +225,8 @@ def main() -> None:
         )
     if ARGS.fake == "slow_boot":
         time.sleep(600)
-    print(f"argv: {sys.argv[1:]}\nenv: {json.dumps(dict(os.environ))}", flush=True)
+    env = {} if ARGS.fake == "tells_environment" else dict(os.environ)
+    print(f"argv: {sys.argv[1:]}\nenv: {json.dumps(env)}", flush=True)
     print(
         "(Worker pid=3) INFO 11-23 18:48:01 [w.py:2] Explicitly set (1.0/10.21) GiB for KV cache on node 0."
     )

@@ -294,10 +294,30 @@ def test_a_request_that_no_pool_can_hold_is_400(tmp_path: Path, pools: list[Fake
     assert "4096" in answer.json()["error"]["message"]
 
 
-def test_keys_pass_and_neither_they_nor_prompts_are_logged(
-    tmp_path: Path, pools: list[FakePool], capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("said", [-5, 0, 10**30])
+def test_a_count_of_a_pool_that_cannot_be_is_not_believed(
+    said: int, tmp_path: Path, pools: list[FakePool]
 ) -> None:
-    with gateway(tmp_path, pools) as gate, gate.client() as client:
+    for pool in pools:
+        pool.tokenized = said
+    with gateway(tmp_path, pools) as gate:
+        answer = gate.post(prompt="word " * LONG, max_tokens=1)  # it may be either pool's
+        (entry,) = gate.entries(1)
+    assert answer.status_code == 200
+    assert any(asked.path == "/tokenize" for pool in pools for asked in pool.asked)
+    assert entry["length_source"].startswith("estimate") and entry["prompt_tokens"] > 0
+
+
+def test_keys_pass_and_neither_they_nor_prompts_are_logged(
+    tmp_path: Path,
+    pools: list[FakePool],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("POOLS_KEY", "sk-secret-of-pools")
+    pools[0].key = "sk-secret-of-pools"
+    flags = ("--api-key-env", "POOLS_KEY")
+    with gateway(tmp_path, pools, *flags) as gate, gate.client() as client:
         headers = {"authorization": "Bearer sk-secret"}
         body = {"model": "m", "prompt": "a private prompt", "max_tokens": 1, "stream": True}
         client.post("/v1/completions", json=body, headers=headers)
@@ -305,9 +325,9 @@ def test_keys_pass_and_neither_they_nor_prompts_are_logged(
         pools[0].kill()
         pools[1].kill()
         client.post("/v1/completions", json=body, headers=headers)
-        client.get("/gateway/pools", headers=headers)
+        page = client.get("/gateway/pools", headers=headers).text
         gate.entries(4)
-        page = client.get("/metrics").text
+        page += client.get("/metrics").text
     (asked,) = pools[0].completions
     assert asked.headers["authorization"] == "Bearer sk-secret"
     said = gate.log.read_text() + "".join(capfd.readouterr()) + page

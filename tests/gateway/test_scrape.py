@@ -49,6 +49,13 @@ def test_tokens_are_blocks_times_their_size_or_as_told() -> None:
     assert (newer.total_kv_tokens, newer.free_kv_tokens) == (5000, 500)
 
 
+@pytest.mark.parametrize("said", ["9" * 5000, "-1", "1e3", "٣", ""])
+def test_a_size_that_is_no_number_is_unknown(said: str) -> None:
+    """Python reads no whole number of more than 4,300 digits."""
+    told = read_metrics(page({"more": f'kv_cache_size_tokens="{said}"', "blocks": said}).encode())
+    assert told.total_kv_tokens is None and told.running == 0
+
+
 @pytest.mark.parametrize(("said", "known"), [("True", True), ("False", False), ("maybe", None)])
 def test_prefix_caching_is_told_or_unknown(said: str, known: bool | None) -> None:
     more = f'enable_prefix_caching="{said}"'

@@ -52,12 +52,16 @@ def free_port() -> int:
     [([], "127.0.0.1"), (["--master"], "127.0.0.1"), (["--web-host", "*"], "0.0.0.0")],
     ids=["by itself", "master", "opened"],
 )
-def test_nothing_listens_beyond_this_machine_unless_asked(more: list[str], address: str) -> None:
+def test_nothing_listens_beyond_this_machine_unless_asked(
+    more: list[str], address: str, tmp_path: Path
+) -> None:
     ports = {free_port(), *([free_port()] if "--master" in more else [])}
     page, *master = ports
     argv = [*LOCUST, "--web-port", str(page), *more]
     argv += [word for port in master for word in ("--master-bind-port", str(port))]
-    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    said = tmp_path / "said"
+    with said.open("w") as out:
+        process = subprocess.Popen(argv, cwd=ROOT, stdout=out, stderr=out)
 
     def listening() -> dict[int, str]:
         found = psutil.Process(process.pid).net_connections("inet")
@@ -66,6 +70,8 @@ def test_nothing_listens_beyond_this_machine_unless_asked(more: list[str], addre
     try:
         wait_until(lambda: set(listening()) >= ports, "Locust listens", HUNG_S)
         assert {ip.replace("::", "0.0.0.0") for ip in listening().values()} == {address}
+        warned = "Locust's page listens on *: everyone who reaches this machine" in said.read_text()
+        assert warned is (address == "0.0.0.0")
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(HUNG_S)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
+from greenbench.contract.errors import UserError
 from greenbench.contract.policy import Policy, PoolState, Request, choose
 from planning.export import LONGEST, gateway_api, kubernetes_name, llm_d, production_stack, spans
 
@@ -97,7 +98,42 @@ def test_production_stack_has_a_model_a_pool() -> None:
         "http://short.default.svc:8000"
     ]
     assert config["static_aliases"] == {"m": "m-short"}
-    assert any(sentence.startswith("where short is") for sentence in production_stack(TWO).cannot)
+    said = " ".join(production_stack(TWO).cannot)
+    assert (
+        "where short is: no url" in said
+        and "where long is: the router passes over http://b:1" in said
+    )
+
+
+@pytest.mark.parametrize(
+    "url", ["http://vllm.pool.svc:8000", "http://10.0.0.1:8000", "https://localhost/x"]
+)
+def test_addresses_that_production_stack_takes_need_no_word(url: str) -> None:
+    pools = {"short": {"backend": "a", "url": url}}
+    assert not production_stack(policy(pools=pools)).cannot
+
+
+def test_names_that_production_stack_would_cut_have_no_alias() -> None:
+    """It joins models by ',' and aliases by ':', and cuts them again there."""
+    made = production_stack(policy(model={"name": "org/m:8b,x"}))
+    config = yaml.safe_load(made.text)
+    assert list(config["static_models"]) == ["org/m-8b-x-short", "org/m-8b-x-long"]
+    assert "static_aliases" not in config and "an alias for 'org/m:8b,x'" in " ".join(made.cannot)
+
+
+def test_label_values_are_at_most_63_long() -> None:
+    long = "A_b." + "x" * 80
+    made = policy(default=long, pools={long: {"backend": "a"}})
+    pool, route = yaml.safe_load_all(gateway_api(made).text)
+    assert pool["spec"]["selector"]["matchLabels"] == {"greenbench.io/pool": "a-b-" + "x" * 59}
+    assert route["spec"]["rules"][0]["backendRefs"][0]["name"] == "a-b-" + "x" * 59
+
+
+def test_two_pools_of_one_name_in_kubernetes_are_refused() -> None:
+    made = policy(default="a.b", pools={"a.b": {"backend": "a"}, "a_b": {"backend": "b"}})
+    for export in (llm_d, gateway_api):
+        with pytest.raises(UserError, match="would both be called 'a-b'"):
+            export(made)
 
 
 def test_the_route_leads_by_header_and_else_to_the_default() -> None:

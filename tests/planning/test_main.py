@@ -82,6 +82,7 @@ def test_help_has_the_table_of_settings(made: Path) -> None:
     [
         (("nowhere",), "nowhere"),
         (("sweep", "--slo", "fast"), "--slo wants bounds such as ttft=2"),
+        (("sweep", "--bogus"), "greenbench policy: error: unrecognized arguments: --bogus"),
         (("sweep", "--out", "sweep"), "is a folder; --out wants a file"),
         (("replay", "nowhere.yaml", "--generate"), "nowhere.yaml: cannot be read"),
         (("replay", "policy.yaml", "--generate", "10", "--runs", "nowhere"), "nowhere"),

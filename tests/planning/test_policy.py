@@ -15,8 +15,9 @@ from greenbench.contract.errors import UserError
 from greenbench.contract.policy import Policy, PolicyObjective, PoolState, Request, choose
 from planning.evidence import evidence_of, gather
 from planning.fit import policy_of
-from planning.policy import draft, pool_names
+from planning.policy import pool_names
 from planning.policy import written as written_out
+from planning.regions import draft
 from tests.outside.generator import Point
 from tests.planning.sweeps import CROSSING, LONG, SHORT, Cost, crossing_tokens, points, written
 
@@ -147,7 +148,7 @@ def test_one_that_is_disqualified_there_never_serves_there(tmp_path: Path) -> No
     assert choose(policy, Request(16_384), down).pool is None
     assert choose(policy, Request(8_193), down).pool is None  # not shown to be right there
     assert choose(policy, Request(8_192), down).pool == "beta"
-    assert any(s.startswith("beta may not serve 16,384, 32,768 tokens: ") for s in policy.said)
+    assert any(s.startswith("beta may not serve 16,384 and 32,768 tokens: ") for s in policy.said)
 
 
 def right_when_short(point: Point) -> Point:
@@ -175,6 +176,33 @@ def test_a_policy_that_is_not_shown_to_pay_is_none(tmp_path: Path) -> None:
     policy = made(root)
     assert not policy.decided and list(policy.pools) == ["alpha"]
     assert "not shown to be better than 2 servers of alpha" in policy.said[0]
+
+
+def fp8_of_random_weights(point: Point) -> Point:
+    """Nobody is right anywhere, and beta has an FP8 KV cache."""
+    nobody = replace(point, right=frozenset())
+    fp8 = {"kv_cache_dtype": "fp8"}
+    return replace(nobody, server=fp8) if point.backend == "beta" else nobody
+
+
+def test_what_may_change_answers_that_nobody_judged_serves_only_if_allowed(tmp_path: Path) -> None:
+    """beta is better throughout, and its FP8 KV cache was tried on random weights: that says nothing of its
+    answers. alpha's are judged as little, but it is exact by design.
+    """
+    slow = {"alpha": Cost(0.12, 0.12), "beta": SHORT}
+    root = written(tmp_path, points(slow, (2048, 32_768), change=fp8_of_random_weights), 2)
+    found = study(root, across_executions=True)
+    policies = [policy_of(evidence_of(found, "e2e", None, allow)) for allow in (False, True)]
+    barred, allowed = [policy for policy in policies if policy is not None]
+    assert barred.pools[barred.default].backend == "alpha"
+    said = " ".join(barred.said)
+    assert "its KV cache is fp8, and its answers there are not judged (" in said
+    assert "Not judged: the answers of alpha" in said and "They may be worse" not in said
+    assert set(barred.pools[barred.default].unjudged) == {2048, 32_768}
+    assert allowed.pools[allowed.default].backend == "beta" and allowed.allow_unjudged
+    assert "They may be worse, as its KV cache is fp8; it is here by E2E time alone." in " ".join(
+        allowed.said
+    )
 
 
 def unproven(point: Point) -> Point:

@@ -7,14 +7,17 @@ import pytest
 from greenbench.contract.policy import PoolState, Request, choose
 from scripts.demo_policy import (
     CALIBRATION_PROMPTS,
+    STRATEGIES,
     Answer,
     Measured,
     Turn,
     page,
+    paid,
     policy_of,
     requests_a_round,
     row,
     sentences,
+    two_exact,
     verdict,
 )
 
@@ -72,6 +75,25 @@ def test_a_window_that_is_nowhere_right_serves_nothing() -> None:
     assert [choose(made, Request(n), states).pool for n in (1, 512, 4096)] == ["exact"] * 3
 
 
+@pytest.mark.parametrize(
+    ("open_at", "pool"), [((0, 0), "exact"), ((1, 0), "exact-2"), ((1, 2), "exact")]
+)
+def test_two_exact_pools_share_by_load(open_at: tuple[int, int], pool: str) -> None:
+    states = [
+        PoolState(name, True, running=n)
+        for name, n in zip(("exact", "exact-2"), open_at, strict=True)
+    ]
+    assert choose(two_exact(), Request(4096), [*states, PoolState("window", True)]).pool == pool
+
+
+@pytest.mark.parametrize(
+    ("ratios", "words"),
+    [([1.1, 1.2], "paid"), ([0.8, 0.9], "did not pay"), ([0.9, 1.1], "not shown")],
+)
+def test_it_says_whether_the_window_paid(ratios: list[float], words: str) -> None:
+    assert words in paid(ratios)
+
+
 def test_the_quicker_pool_comes_first() -> None:
     (rule,) = policy_of(measured(window_s=0.1, exact_s=0.3)).rules
     assert rule.pool == "window"
@@ -98,7 +120,7 @@ def test_a_round_is_as_long_as_the_exact_pool_makes_it() -> None:
 def test_the_page_stands_by_itself_and_says_when_it_is_in_doubt() -> None:
     answers = [
         answer(strategy=s, context=n, index=i, pool=p, why="<b>")
-        for s in ("exact", "window", "random", "policy")
+        for s in STRATEGIES
         for i, (n, p) in enumerate(zip(LENGTHS, ("exact", "window", "exact"), strict=True))
     ]
     turns = [Turn("policy", 1, 9.0, 0.02)]
@@ -107,5 +129,5 @@ def test_the_page_stands_by_itself_and_says_when_it_is_in_doubt() -> None:
     assert "<b>" not in html
     assert "src=" not in html and 'href="http' not in html
     assert "in doubt" not in html
-    rows = {s: row(s, answers) for s in ("exact", "window", "random", "policy")}
+    rows = {s: row(s, answers) for s in STRATEGIES}
     assert "doubt" in sentences(rows, [Turn("policy", 1, 9.0, 0.5)])[0]

@@ -10,10 +10,12 @@ from pydantic import BaseModel
 
 from greenbench.contract.address import address_fault
 from greenbench.contract.config import (
+    LoadConfig,
     SweepConfig,
     check_files,
     load_model,
     load_sweep,
+    points_of,
 )
 from greenbench.contract.errors import UserError
 from greenbench.contract.yaml_files import MOST_BYTES, dump_yaml, load_yaml
@@ -288,3 +290,47 @@ def test_a_models_folder_is_meant_from_its_own_file(
 
 def test_a_sweep_as_json_is_a_sweep(tmp_path: Path) -> None:
     assert load_sweep(written(tmp_path, json.dumps(load_yaml(written(tmp_path, SWEEP))))).seed == 7
+
+
+def test_a_load_may_name_the_contexts_that_it_is_measured_at(tmp_path: Path) -> None:
+    sweep = loaded(
+        tmp_path,
+        contexts="[256, 512, 1024]",
+        loads="[{users: 2}, {users: 1, contexts: [256, 1024]}]",
+    )
+    points = points_of(sweep, load_model("retriever"), sweep.contenders[0])
+    assert sorted((p.context_tokens, p.load.users) for p in points) == [
+        (256, 1),
+        (256, 2),
+        (512, 2),
+        (1024, 1),
+        (1024, 2),
+    ]
+    assert {type(p.load) for p in points} == {LoadConfig}  # what is compared has no such key
+
+
+@pytest.mark.parametrize(
+    ("loads", "says"),
+    [
+        ("[{users: 1, contexts: [256]}]", "at context 512 no load is measured"),
+        ("[{users: 1}, {users: 2, contexts: [300]}]", "loads.1.contexts names 300"),
+        ("[{users: 1, contexts: []}]", "loads.0.contexts"),
+    ],
+)
+def test_contexts_of_a_load_that_do_not_fit_the_sweep(
+    tmp_path: Path, loads: str, says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        loaded(tmp_path, contexts="[256, 512]", loads=loads)
+
+
+def test_users_of_a_prefix_cache_have_a_prompt_each(tmp_path: Path) -> None:
+    def prompts(server: str) -> list[int]:
+        sweep = loaded(
+            tmp_path, prompts_per_point="30", loads="[{users: 2}, {users: 50}]", server=server
+        )
+        points = points_of(sweep, load_model("retriever"), sweep.contenders[0])
+        return [point.prompts_per_point for point in points]
+
+    assert prompts("{prefix_caching: true}") == [30, 50]
+    assert prompts("{prefix_caching: false}") == [30, 30]

@@ -3,11 +3,13 @@
 import pytest
 
 from greenbench.contract.clock import Anchor
+from greenbench.contract.manifest import ClientAudit
 from loadgen.driver.client_audit import Audit, Histogram
 from loadgen.wire.response import Request, Response, failed
 from loadgen.wire.sse import Facts
 
 MS = 1_000_000
+GAP = "TTFT over the server's own p50 is 90 ms, at most 75 ms was allowed"
 
 
 def sent(
@@ -117,6 +119,23 @@ def test_a_ttft_far_over_the_servers_own_is_over_budget(
     assert found["over_budget"] is over
     assert len(found["warnings"]) == warnings
     assert all("over the server's own" in each for each in found["reasons"] + found["warnings"])
+
+
+def test_a_gap_that_the_clients_own_clocks_rule_out_is_not_its_fault() -> None:
+    """90 of 150 ms lie outside the engine; the client was late by 2 ms at most, in loop and kernel."""
+    own = {"time_to_first_token_ms": 60.0, "queue_time_ms": 0.0}
+    on_time = audit(*[sent([150, 160], server_metrics=own)] * 5)
+    for _ in range(100):
+        on_time.loop_lag.add(1_000_000)
+    late = audit(*[sent([150, 160], server_metrics=own)] * 5)
+    for _ in range(100):
+        late.loop_lag.add(95_000_000)
+    assert not on_time.report()["over_budget"] and len(on_time.report()["warnings"]) == 1
+    assert late.report()["over_budget"]
+    told = ClientAudit.model_validate(on_time.report() | {"over_budget": True, "reasons": [GAP]})
+    assert told.faults == []  # as such a point was judged before
+    told = ClientAudit.model_validate(late.report() | {"reasons": [GAP, "CPU of one core is 0.99"]})
+    assert told.faults == [GAP, "CPU of one core is 0.99"]
 
 
 def test_time_in_the_servers_queue_is_the_servers() -> None:

@@ -1,0 +1,194 @@
+"""Which candidate to take, in words: decisions of one task and load by context, and clauses that tell them.
+
+Every clause reads decisions and their differences, and nothing else.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from analysis.compare.cells import load_order
+from analysis.compare.decisions import Decision
+from analysis.compare.differences import Difference
+from analysis.objectives import Objective
+from analysis.report.formats import count, factor, measured, significant
+from analysis.runs.identity import Scenario
+from analysis.study import Study
+
+MOST = 6  # named or told of one kind
+MOST_RIVALS = 3  # named in one clause
+
+
+@dataclass(frozen=True)
+class Group:
+    """Decisions by one objective at one task and load, by context."""
+
+    objective: Objective
+    task: str
+    load: str
+    model: str
+    decisions: tuple[Decision, ...]
+
+    @property
+    def compared(self) -> list[Decision]:
+        return [d for d in self.decisions if d.outcome != "alone" or d.out]
+
+    @property
+    def where(self) -> str:
+        return f"{self.task} with {self.load}"
+
+    @property
+    def spans(self) -> list[list[Decision]]:
+        """Neighbouring contexts with one outcome together."""
+        spans: list[list[Decision]] = []
+        for decision in self.decisions:
+            if spans and outcome_of(spans[-1][-1]) == outcome_of(decision):
+                spans[-1].append(decision)
+            else:
+                spans.append([decision])
+        return spans
+
+
+def headline_groups(whole: Study) -> list[Group]:
+    """One a task and load, by the objective that its headline goes by."""
+    return groups_by(whole, whole.headlines)
+
+
+def groups_by(whole: Study, by: Mapping[Scenario, Objective]) -> list[Group]:
+    """One a task and load in which an objective is given (by family of scenarios) and has decisions."""
+    families: dict[Scenario, list[Decision]] = {}
+    for decision in whole.decisions:
+        if by.get(decision.scenario.family) is decision.objective:
+            families.setdefault(decision.scenario.family, []).append(decision)
+    groups: list[Group] = []
+    for family, members in families.items():
+        members.sort(key=lambda d: d.scenario.context_tokens)
+        first, named = members[0].scenario, whole.labels
+        groups.append(
+            Group(by[family], named.tasks[first], named.loads[first], first.model, tuple(members))
+        )
+    return sorted(groups, key=lambda g: (g.task, load_order(g.decisions[0].scenario), g.load))
+
+
+def title_of(groups: Sequence[Group]) -> str:
+    return " or ".join(dict.fromkeys(group.objective.title for group in groups))
+
+
+def choice_words(whole: Study, group: Group) -> str:
+    """``take `a` from 512 to 2,048 tokens (…); no clear winner at 4,096 tokens``."""
+    return "; ".join(span_words(whole, span) for span in group.spans)
+
+
+def outcome_of(decision: Decision) -> tuple[str, tuple[str, ...]]:
+    return ("nobody", ()) if all_zero(decision) else (decision.outcome, decision.front)
+
+
+def span_words(
+    whole: Study,
+    span: Sequence[Decision],
+    rivals: int = MOST_RIVALS,
+    untested: str = "; indicative",
+    nobody: str = "no clear winner",
+) -> str:
+    """``rivals``: of how many it is said by how much they are behind. ``untested``, ``nobody``: words."""
+    last = span[-1]
+    two_peaks = any(peaked(whole, each) for each in last.against)
+    ahead = ahead_words(last, rivals) if len(span) == 1 else by_words(last, rivals)
+    by = "its times have two peaks, so no ratio is given" if two_peaks else ahead
+    at = lengths([d.scenario.context_tokens for d in span])
+    if last.outcome == "winner":
+        return f"**take {marked(last, last.front[0])} {at}** ({by})"
+    if last.outcome == "indicative":
+        return f"{marked(last, last.front[0])} was ahead {at} ({by}{untested})"
+    if all_zero(last):
+        return f"{last.objective.all_zero} {at}"
+    if last.outcome == "alone" and last.front:
+        others = "no other may win" if last.out else "no other has a value"
+        return f"{marked(last, last.front[0])} {at}, where {others}"
+    if last.outcome == "alone":
+        return f"no candidate can be recommended {at}"
+    if last.outcome == "not comparable":
+        return f"not comparable {at} ({last.against[0].reason if last.against else 'no pair'})"
+    if last.among_all and len(last.front) > MOST:
+        return f"{nobody} {at} among all {len(last.front)} that may win"
+    return f"{nobody} {at} ({listed(marked(last, name) for name in last.front)})"
+
+
+def all_zero(decision: Decision) -> bool:
+    said = decision.objective.all_zero is not None
+    return said and all(c.value == 0 for c in decision.contenders)
+
+
+def marked(decision: Decision, label: str) -> str:
+    mark = next((c.eligible.mark for c in decision.contenders if c.label == label), None)
+    return f"`{label}` ({mark})" if mark else f"`{label}`"
+
+
+def by_words(decision: Decision, rivals: int = MOST_RIVALS) -> str:
+    return f"{ahead_words(decision, rivals)} at {count(decision.scenario.context_tokens)} tokens"
+
+
+def ahead_words(decision: Decision, rivals: int = MOST_RIVALS) -> str:
+    """By how much the leader is ahead of its rivals, nearest rival first."""
+    near = nearest(decision.against)
+    parts = [difference_words(each) for each in near[:rivals]]
+    if len(near) > rivals:
+        more = f"ahead of {len(near) - rivals} others by more"
+        parts.append("the next best" if rivals == 1 else more)
+    return ", ".join(parts)
+
+
+def nearest(against: Iterable[Difference]) -> list[Difference]:
+    """The smallest gain first; those without one, as from 0, last."""
+    return sorted(against, key=lambda d: d.gain or float("inf"))
+
+
+def difference_words(difference: Difference) -> str:
+    """``1.31× [1.20, 1.42] higher goodput than `alpha```, said of the better one."""
+    objective, gain = difference.objective, difference.gain
+    if gain is None:
+        values = " against ".join(significant(value) for value in difference.values)
+        return f"{values} {objective.unit} of `{difference.b}`"
+    interval = difference.gain_interval if difference.tested else None
+    return f"{factor(gain, interval)} {objective.better} than `{difference.b}`"
+
+
+def gap_words(difference: Difference) -> str:
+    """``1.31× [1.20, 1.42] higher goodput than `b```, or ``lower`` where the first is behind."""
+    objective, gain = difference.objective, difference.gain
+    if gain is None:
+        values = " against ".join(measured(value, objective.unit) for value in difference.values)
+        return f"{values} of `{difference.b}`"
+    ahead = gain >= 1
+    held = difference if ahead else difference.turned
+    interval = held.gain_interval if difference.tested else None
+    words = objective.better if ahead else objective.worse
+    return f"{factor(gain if ahead else 1 / gain, interval)} {words} than `{difference.b}`"
+
+
+def lower(title: str) -> str:
+    """``Goodput`` inside a sentence; ``TTFT p50`` stays."""
+    return title[0].lower() + title[1:] if title[1:2].islower() else title
+
+
+def lengths(contexts: Sequence[int]) -> str:
+    """``at 512 tokens``, ``from 512 to 4,096 tokens``."""
+    return f"{'at' if len(contexts) == 1 else 'from'} {token_range(contexts)}"
+
+
+def token_range(contexts: Sequence[int]) -> str:
+    first, last = count(contexts[0]), count(contexts[-1])
+    return f"{first} tokens" if len(contexts) == 1 else f"{first} to {last} tokens"
+
+
+def peaked(whole: Study, difference: Difference) -> bool:
+    """Whether the median of one of the two is that of a distribution with two peaks."""
+    return any(
+        difference.objective.measure(point).modes is not None
+        for point in whole.usable
+        if point.scenario == difference.scenario and point.candidate in difference.of
+    )
+
+
+def listed(names: Iterable[str]) -> str:
+    words = list(names)
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

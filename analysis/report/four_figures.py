@@ -1,0 +1,199 @@
+"""Four figures of one candidate against another at one scenario, with difference and A/A noise."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from analysis.compare.cells import Cell
+from analysis.compare.differences import Difference, Pairs
+from analysis.objectives import BY_NAME, SPEED, Objective
+from analysis.report import formats
+from analysis.report.choices import gap_words
+from analysis.report.formats import count
+from analysis.report.tables import Entry, entry_of
+from analysis.runs.identity import Scenario
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A difference beside the noise of equal arms, in per cent of a scale whose middle is "equal".
+
+    To the right the first candidate is better. ``noise``: half the width of the A/A band.
+    """
+
+    middle: float
+    low: float | None
+    high: float | None
+    noise: float | None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the first screen. ``entry`` is that of the numbers table, ``rival`` its value there."""
+
+    title: str
+    entry: Entry
+    rival: str | None
+    delta: str
+    noise: str | None  # None where nothing was compared
+    bar: Bar | None
+
+
+@dataclass(frozen=True)
+class PointLinks:
+    """The points of one candidate: (words, element id)."""
+
+    label: str
+    links: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Four figures of one candidate against another (None: it stands alone) at one scenario."""
+
+    scenario: Scenario
+    subject: str
+    rival: str | None
+    figures: tuple[Figure, ...]
+    points: tuple[PointLinks, ...]
+
+
+QUANTITIES = (SPEED, BY_NAME["ttft"], BY_NAME["energy_request"], BY_NAME["sequence"])
+FITS = BY_NAME["sequence"]  # what is compared; shown is how many sequences fit
+TITLES = {SPEED: "Throughput, tokens/s", FITS: "Sequences that fit"}
+
+
+def pair_of(
+    key: tuple[Scenario, str, str | None],
+    by_cell: Mapping[tuple[Scenario, str], Cell],
+    differences: Pairs,
+    links: Mapping[str, str],
+) -> Pair:
+    scenario, subject, rival = key
+    own = by_cell[scenario, subject]
+    other = None if rival is None else by_cell[scenario, rival]
+    return Pair(
+        scenario=scenario,
+        subject=subject,
+        rival=rival,
+        figures=tuple(
+            _figure(
+                objective,
+                own,
+                other,
+                None if rival is None else differences.get((scenario, objective, subject, rival)),
+            )
+            for objective in QUANTITIES
+        ),
+        points=tuple(
+            PointLinks(
+                cell.backend,
+                tuple((f"start {p.repeat + 1}{_arm(p.arm)}", links[p.path]) for p in cell.starts),
+            )
+            for cell in (own, other)
+            if cell is not None
+        ),
+    )
+
+
+def _arm(arm: int) -> str:
+    return "" if not arm else f" (copy {arm + 1})"
+
+
+def _figure(
+    objective: Objective, own: Cell, other: Cell | None, difference: Difference | None
+) -> Figure:
+    entry = _entry(objective, own)
+    rival = None if other is None else _entry(objective, other).main
+    noise, bar = None, None
+    if difference is not None:
+        floor = difference.floor_ratio
+        noise = (
+            f"equal arms differ by {formats.percent(floor - 1)} (A/A)"
+            if floor
+            else "A/A noise not measured"
+        )
+        bar = _bar(difference)
+    return Figure(
+        title=TITLES.get(objective, objective.title),
+        entry=entry,
+        rival=rival,
+        delta="" if entry.main is None else _delta(other, difference),
+        noise=noise,
+        bar=bar,
+    )
+
+
+def _entry(objective: Objective, cell: Cell) -> Entry:
+    if objective is FITS:
+        return _fit(cell)
+    found = entry_of(objective)(cell)
+    if objective is BY_NAME["ttft"] and found.main is not None:
+        return Entry(found.main, (*found.below, _slo(cell)), found.why, found.refused)
+    return found
+
+
+def _fit(cell: Cell) -> Entry:
+    memory = cell.starts[0].memory
+    fits = None if memory is None else memory.sequences_that_fit.get(cell.context_tokens)
+    if fits is None:
+        return Entry(None, why="the KV pool or what a token takes of it is not known")
+    return Entry(count(fits), (f"of {count(cell.context_tokens)} tokens in the KV pool",))
+
+
+def _slo(cell: Cell) -> str:
+    """``98 % met the SLO (TTFT 1.00 s)``; over the requests of all starts that were counted."""
+    slo = cell.scenario.workload.slo
+    bounds = [
+        f"{name} {formats.seconds(bound)}"
+        for name, bound in (("TTFT", slo.ttft_s), ("TPOT", slo.tpot_s), ("E2E", slo.e2e_s))
+        if bound is not None
+    ]
+    if not bounds:
+        return "no SLO was set"
+    held = [point.goodput for point in cell.starts if point.goodput is not None]
+    good, sent = sum(g.good or 0 for g in held), sum(g.sent or 0 for g in held)
+    limit = f"SLO ({', '.join(bounds)})"
+    return f"{formats.whole_percent(good / sent)} % met the {limit}" if sent else limit
+
+
+STATES = {
+    "no difference shown": "no difference shown: ",
+    "equivalent": "equivalent: ",
+    "indicative": "not tested: ",
+}
+
+
+def _delta(other: Cell | None, difference: Difference | None) -> str:
+    if other is None:
+        return "no other candidate may win here"
+    if difference is None:
+        return f"`{other.backend}` has no value"
+    if difference.verdict == "not comparable":
+        return f"not comparable with `{difference.b}`: {difference.reason}"
+    return STATES.get(difference.verdict, "") + gap_words(difference)
+
+
+def _bar(difference: Difference) -> Bar | None:
+    """On a log scale that holds the interval and the A/A band."""
+    gain, interval = difference.gain, difference.gain_interval
+    if gain is None:
+        return None
+    ends = [math.log(each) for each in (interval or (gain, gain))]
+    noise = None if difference.floor_ratio is None else math.log(difference.floor_ratio)
+    reach = max(*(abs(end) for end in ends), abs(math.log(gain)), noise or 0.0, LEAST_REACH) * 1.1
+
+    def at(value: float) -> float:
+        return round(50 + 50 * value / reach, 2)
+
+    low, high = (at(end) for end in ends)
+    tested = interval is not None
+    return Bar(
+        middle=at(math.log(gain)),
+        low=low if tested else None,
+        high=high if tested else None,
+        noise=None if noise is None else round(50 * noise / reach, 2),
+    )
+
+
+LEAST_REACH = math.log(1.05)  # so that a difference of nothing does not fill the scale

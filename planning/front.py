@@ -1,0 +1,145 @@
+"""What a request takes outside of the engine: HTTP and tokenizer before it, the way of a token back.
+
+The wait for the step that runs when a request comes is the engine's, and simulated. A server's own times
+count it on neither side, so what a client sees more than the server says is too much. The way in is taken
+from the iteration log instead: a prompt that had room in a step and was not in it had not come when that step
+was composed, and it had when its first step was. Where no other request was open nothing runs, and what the
+client saw more is exact.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import nnls
+
+from analysis.runs.run import Run
+from planning.batches import Lengths, Line, Sent, lines_of, served
+from planning.simulator import Settings
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+QUANTILES = tuple(range(5, 100, 5))
+FEWEST_LINES = 3
+
+
+@dataclass(frozen=True)
+class Front:
+    """Seconds: ``request_s`` and ``token_s`` a prompt token before the engine, ``reply_s`` of a token back.
+    ``spread``: of single requests, quantiles over the mean, of the time to the response's headers.
+    """
+
+    request_s: float
+    token_s: float
+    reply_s: float = 0.0
+    spread: tuple[float, ...] = (1.0,)
+
+    def before_s(self, prompt_tokens: float) -> float:
+        return self.request_s + self.token_s * prompt_tokens
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Of one run: ``tokens`` of a prompt, mean; seconds before the engine and of a token back."""
+
+    tokens: float
+    before_s: float
+    reply_s: float
+
+
+@dataclass(frozen=True)
+class Places:
+    """Numbers of the steps in which each served request begins and ends its prompt; when each line came."""
+
+    first: Ints
+    done: Ints
+    lines_ns: Ints
+
+    @property
+    def known(self) -> npt.NDArray[np.bool_]:
+        return self.done < len(self.lines_ns)
+
+    def line(self, step: Ints) -> Ints:
+        return self.lines_ns[np.clip(step, 0, len(self.lines_ns) - 1)]
+
+
+def front(runs: Sequence[Run], settings: Settings) -> Front:
+    """A line over the prompts' lengths, least squares and not negative, over the runs."""
+    logs = [(lines_of(run), served(run)) for run in runs]
+    found = [way for lines, rows in logs if (way := ways(lines, rows, settings)) is not None]
+    if not found:
+        return Front(0.0, 0.0)
+    tokens = np.array([way.tokens for way in found])
+    before = np.array([way.before_s for way in found])
+    reply = float(np.median([way.reply_s for way in found]))
+    if len(set(tokens)) < 2:
+        return Front(float(before.mean()), 0.0, reply, _spread(runs))
+    (base, slope), _ = nnls(np.stack([np.ones_like(tokens), tokens], axis=1), before)
+    return Front(float(base), float(slope), reply, _spread(runs))
+
+
+def ways(
+    lines: Sequence[Line], rows: Sequence[tuple[Sent, Lengths]], settings: Settings
+) -> Ways | None:
+    """None without time stamps or without a request that tells."""
+    at = places(lines, [lengths for _, lengths in rows])
+    if at is None:
+        return None
+    sent = np.array([one.sent_ns for one, _ in rows])
+    token = sent + np.array([one.first_token_ns for one, _ in rows])
+    composed = at.first - 1 - settings.ahead
+    known = at.known & (composed >= 1)
+    if not known.any():
+        return None
+    reply = max(0.0, float(np.median((token - at.line(at.done))[known])) / 1e9)
+    spare = settings.max_num_batched_tokens - np.array(
+        [one.prefill_tokens + one.decode_requests for one in lines]
+    )
+    alone = np.array([one.alone for one, _ in rows])
+    room = known & ~alone & (spare[np.clip(at.first - 1, 0, len(spare) - 1)] > 0)
+    over_s = np.array([one.over_ns for one, _ in rows])[known & alone] / 1e9 - reply
+    low = (at.line(composed - 1) - sent)[room] / 1e9
+    high = (at.line(composed) - sent)[room] / 1e9
+    # the median of all ends is where the distances to the intervals sum to the least
+    ends = np.concatenate([low, high, over_s, over_s])
+    ends = ends[np.isfinite(ends)]
+    if not len(ends):
+        return None
+    mean = float(np.mean([lengths.prompt - lengths.cached for _, lengths in rows]))
+    return Ways(mean, max(0.0, float(np.median(ends))), reply)
+
+
+def places(lines: Sequence[Line], lengths: Sequence[Lengths]) -> Places | None:
+    """First come, first served: a prompt begins where those before it end. None without time stamps."""
+    if len(lines) < FEWEST_LINES or not lengths:
+        return None
+    computed = np.cumsum([line.prefill_tokens for line in lines])
+    new = np.array([one.prompt - one.cached for one in lengths], dtype=np.int64)
+    through = np.cumsum(new)
+    return Places(
+        np.searchsorted(computed, through - new, side="right"),
+        np.searchsorted(computed, through, side="left"),
+        np.array([line.unix_ns for line in lines], dtype=np.int64),
+    )
+
+
+def waiting_s(run: Run, front: Front) -> Floats:
+    """Of each served request from its coming to the engine to the start of the first step that computes it;
+    NaN where the log does not tell.
+    """
+    rows = served(run)
+    at = places(lines_of(run), [lengths for _, lengths in rows])
+    if at is None:
+        return np.full(len(rows), np.nan)
+    came = np.array([one.sent_ns + 1e9 * front.before_s(n.prompt - n.cached) for one, n in rows])
+    waited = np.maximum(at.line(at.first - 1) - came, 0) / 1e9
+    return np.where(at.known & (at.first > 0), waited, np.nan)
+
+
+def _spread(runs: Sequence[Run]) -> tuple[float, ...]:
+    each = [run.requests["headers_ns"].dropna().astype(float) for run in runs]
+    known = [ns for ns in each if len(ns) and ns.median() > 0]
+    ratios = np.concatenate([(ns / ns.median()).to_numpy() for ns in known] or [np.ones(1)])
+    found = np.percentile(ratios, QUANTILES)
+    return tuple(float(q) for q in found / found.mean())

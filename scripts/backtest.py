@@ -1,0 +1,379 @@
+"""A plan's proof: predictions of points that nobody measured, frozen before they are, and scored after.
+
+python scripts/backtest.py freeze RUNS --heldout SWEEP.yaml [SWEEP.yaml …] -o predictions.json
+python scripts/backtest.py score predictions.json HELDOUT_RUNS [--json score.json]
+
+`freeze` predicts each point of the sweeps from the runs below RUNS, with the arrivals that the sweep's seed
+will give, and prints the file's sha256. `score` compares them with the runs of those sweeps; beside the plan
+stand the nearest measured point and a straight line. Run from the repository's root.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pydantic import TypeAdapter
+
+from analysis.study import Study, study
+from greenbench.contract.config import PointConfig, SloConfig, load_model, load_sweep
+from greenbench.contract.errors import UserError
+from greenbench.sweep.order import expand
+from loadgen.driver.dispatch import schedule
+from planning.back_test import (
+    FIGURES,
+    Bar,
+    Compared,
+    Whose,
+    bars,
+    candidate_key,
+    error,
+    knee,
+    known,
+    point_key,
+    seen,
+)
+from planning.baselines import Known, line, nearest
+from planning.candidates import Measured, measured
+from planning.front import Front
+from planning.held_out import Figures, Load, predict
+
+SEED = 5
+FROZEN = TypeAdapter(Figures)
+WHOSE: tuple[Whose, ...] = ("plan", "nearest", "line")
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A candidate of the runs, and what its runs measured."""
+
+    one: Measured
+    known: list[Known]
+
+
+def calibrated(
+    root: Path, hardware: str | None, slo: SloConfig
+) -> tuple[dict[str, Calibrated], str, list[str]]:
+    """By candidate key; the card; the runs' ids with the hashes of their tables."""
+    made, refused, device = measured(root, slo, hardware)
+    for sentence in refused:
+        print(f"left out: {sentence}", file=sys.stderr)
+    found = study(root, across_executions=True, slo=slo)
+    runs = {str(run.path): run for run in found.runs}
+    by_label = {one.label: one for one in made}
+    of: dict[str, Calibrated] = {}
+    hashes: list[str] = []
+    for point in sorted(found.usable, key=lambda p: p.run_id):
+        one, run = by_label.get(point.backend), runs[point.path]
+        if one is None:
+            continue
+        whole = of.setdefault(candidate_key(run.point), Calibrated(one, []))
+        if (measured_here := known(run, point, one.front)) is not None:
+            whole.known.append(measured_here)
+        hashes.append(f"{point.run_id} {_hash_of(run.path)}")
+    return of, device.words, hashes
+
+
+def _hash_of(run: Path) -> str:
+    """Of its requests and steps, whether archived or not."""
+    total = hashlib.sha256()
+    for path in sorted((*run.glob("requests/*"), *run.glob("logs/*"), run / "config.yaml")):
+        if path.is_file():
+            total.update(path.name.encode() + path.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def points(sweeps: Sequence[Path]) -> Iterator[PointConfig]:
+    for path in sweeps:
+        sweep = load_sweep(path)
+        for start in expand(sweep, [load_model(name) for name in sweep.models], sweep.contenders):
+            yield from sorted(start.points, key=point_key)
+
+
+def load_of(point: PointConfig) -> Load:
+    output = point.task.output_tokens
+    if output is None:
+        raise UserError(f"{point_key(point)}: tasks: output_tokens is wanted of a held-out point")
+    span = point.phases.warmup_s, point.phases.longest_s
+    if point.load.users is not None:
+        return Load(*span, point.load.users, point.context_tokens, output)
+    coming = itertools.takewhile(lambda one: one.offset_s < sum(span), schedule(point))
+    return Load(
+        *span,
+        arrivals=tuple(
+            (one.offset_s, one.context_tokens or point.context_tokens, one.output_tokens or output)
+            for one in coming
+        ),
+    )
+
+
+def freeze(args: argparse.Namespace) -> int:
+    held = list(points(args.heldout))
+    if not held:
+        raise UserError("--heldout: no point")
+    of, device, hashes = calibrated(args.runs, args.hardware, held[0].slo)
+    rows: list[dict[str, Any]] = []
+    for point in held:
+        who = of.get(candidate_key(point))
+        if who is None:
+            raise UserError(
+                f"{args.runs}: a candidate '{candidate_key(point)}' is wanted; found {'; '.join(of)}"
+            )
+        load = load_of(point)
+        made = predict(who.one, load, point.slo, SEED)
+        rows.append(
+            {
+                "key": point_key(point),
+                "candidate": candidate_key(point),
+                "context_tokens": point.context_tokens,
+                "load": point.load.label,
+                "rate_per_s": point.load.rate_per_s,
+                "prompt_tokens": load.prompt_tokens,
+                "requests": len(load.arrivals) or None,
+                "slo": point.slo.model_dump(),
+                "reach": made.reach,
+                "extrapolated": made.reach > 1,
+                "of_most": made.of_most,
+                "front": asdict(who.one.front) | {"spread": [1.0]},
+                "plan": asdict(made.figures),
+                "nearest": _dumped(nearest(who.known, load)),
+                "line": _dumped(line(who.known, load)),
+            }
+        )
+    body: dict[str, Any] = {
+        "device": device,
+        "commit": _git("rev-parse", "HEAD"),
+        "changed": sorted(_git("status", "--porcelain", "--untracked-files=no").split("\n")),
+        "calibration": hashes,
+        "sweeps": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in args.heldout
+        },
+        "points": rows,
+        "knees": {name: at for name, at in _knees(rows, "plan").items()},
+        "order": _orders(rows, "plan"),
+    }
+    digest = _digest(body)
+    args.output.write_text(
+        json.dumps({"sha256": digest, **body}, indent=1) + "\n", encoding="utf-8"
+    )
+    print(f"{args.output}: {len(rows)} points, sha256 {digest}")
+    return 0
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(
+        ["git", *words], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _dumped(made: Figures | None) -> dict[str, Any] | None:
+    return None if made is None else asdict(made)
+
+
+def _figures(found: dict[str, Any] | None) -> Figures | None:
+    return None if found is None else FROZEN.validate_python(found)
+
+
+def _knees(rows: Sequence[dict[str, Any]], whose: str) -> dict[str, float | None]:
+    """By candidate and length, of those with at least two rates."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["rate_per_s"] is not None and row.get(whose) is not None:
+            groups.setdefault(f"{row['candidate']} | {row['context_tokens']}", []).append(row)
+    return {
+        name: knee(
+            [r["rate_per_s"] for r in group],
+            [r[whose]["ttft_p90_s"] for r in group],
+            group[0]["slo"]["ttft_s"],
+        )
+        for name, group in groups.items()
+        if len(group) > 1 and group[0]["slo"]["ttft_s"] is not None
+    }
+
+
+def _orders(rows: Sequence[dict[str, Any]], whose: str) -> dict[str, list[str]]:
+    """Where several candidates have one load: by E2E p50, the shortest first."""
+    groups: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        if row.get(whose) is not None and row[whose]["e2e_p50_s"] is not None:
+            place = f"{row['context_tokens']} | {row['load']}"
+            of = groups.setdefault(place, {}).setdefault(row["candidate"], [])
+            of.append(row[whose]["e2e_p50_s"])
+    return {
+        place: sorted(each, key=lambda name, each=each: statistics.median(each[name]))
+        for place, each in groups.items()
+        if len(each) > 1
+    }
+
+
+def score(args: argparse.Namespace) -> int:
+    frozen = json.loads(args.predictions.read_text(encoding="utf-8"))
+    said_digest = frozen.pop("sha256")
+    if _digest(frozen) != said_digest:
+        raise UserError(
+            f"{args.predictions}: its sha256 is not that of its content; it was changed after freezing"
+        )
+    rows = {row["key"]: row for row in frozen["points"]}
+    compared = list(_compared(rows, study(args.runs, across_executions=True, slo=SloConfig())))
+    if not compared:
+        raise UserError(f"{args.runs}: no run is one of the {len(rows)} frozen points")
+    measured_rows = [rows[one.key] | {"saw": asdict(one.saw)} for one in compared]
+    knees = {
+        name: (frozen["knees"].get(name), at) for name, at in _knees(measured_rows, "saw").items()
+    }
+    orders = {
+        place: (frozen["order"].get(place), order)
+        for place, order in _orders(measured_rows, "saw").items()
+    }
+    found = bars(compared)
+    print(f"predictions sha256 {said_digest}, frozen at commit {frozen['commit'][:12]}")
+    print(f"{len(compared)} of {len(rows)} points measured\n")
+    print("\n".join([*_table(compared), "", *_bars(found), "", *_rest(knees, orders)]))
+    if args.json is not None:
+        args.json.write_text(
+            json.dumps(
+                {
+                    "sha256": said_digest,
+                    "points": [
+                        {"key": c.key, "note": c.note, "saw": asdict(c.saw)} for c in compared
+                    ],
+                    "bars": [asdict(b) | {"met": b.met, "beats": b.beats} for b in found],
+                    "knees": knees,
+                    "orders": orders,
+                },
+                indent=1,
+            )
+            + "\n",
+            encoding="utf-8",
+        )
+    return 0
+
+
+def _compared(rows: dict[str, dict[str, Any]], found: Study) -> Iterator[Compared]:
+    by_path = {point.path: point for point in found.points}
+    for run in sorted(found.runs, key=lambda r: point_key(r.point)):
+        row = rows.get(point_key(run.point))
+        if row is None:
+            continue
+        point = by_path.get(str(run.path))
+        saw = seen(
+            run, point if point is not None and point.usable else None, Front(**row["front"])
+        )
+        if saw is None:
+            continue
+        yield Compared(
+            row["key"],
+            {whose: _figures(row[whose]) for whose in WHOSE},
+            saw,
+            row["of_most"],
+            "; ".join(point.reasons) if point is not None and not point.usable else "",
+        )
+
+
+def _table(compared: Iterable[Compared]) -> list[str]:
+    names = list(FIGURES)
+    lines = [
+        "| point | of the most | " + " | ".join(names) + " |",
+        "| --- | --: |" + " --: |" * len(names),
+    ]
+    for one in compared:
+        plan = one.said["plan"]
+        cells = []
+        for name in names:
+            pick = FIGURES[name]
+            off = error(plan, one.saw, pick)
+            said = None if plan is None else pick(plan)
+            saw = pick(one.saw)
+            cells.append(
+                f"{_short(said)} / {_short(saw)}" + ("" if off is None else f" ({off:+.1%})")
+            )
+        used = "" if one.of_most is None else f"{one.of_most:.2f}"
+        lines.append(f"| {_named(one.key)} | {used} | " + " | ".join(cells) + " |")
+    return ["predicted / measured (error)", "", *lines]
+
+
+def _named(key: str) -> str:
+    candidate, context, load = key.split(" | ")
+    words = candidate.split(" ")
+    chunk = next((w.split("=")[1] for w in words if w.startswith("max_num_batched_tokens")), "")
+    return f"{words[1]} chunk {chunk}, {int(context):,}, {load}"
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _bars(found: Sequence[Bar]) -> list[str]:
+    def share(value: float | None) -> str:
+        return "–" if value is None else f"{value:.1%}"
+
+    return [
+        "| median absolute error | at most | points | plan | nearest | line | met | beats both |",
+        "| --- | --: | --: | --: | --: | --: | --- | --- |",
+        *(
+            f"| {b.name} | {b.most:.0%} | {b.points} | "
+            + " | ".join(share(b.errors[whose]) for whose in WHOSE)
+            + f" | {_yes(b.met)} | {_yes(b.beats)} |"
+            for b in found
+        ),
+    ]
+
+
+def _yes(value: bool | None) -> str:
+    return {True: "yes", False: "no", None: "–"}[value]
+
+
+def _rest(
+    knees: dict[str, tuple[float | None, float | None]],
+    orders: dict[str, tuple[list[str] | None, list[str]]],
+) -> list[str]:
+    lines = []
+    for name, (said, saw) in knees.items():
+        off = "" if said is None or saw is None else f" ({said / saw - 1:+.1%}; at most 10 %)"
+        lines.append(
+            f"knee, {_named(name + ' | ')}: {_short(said)} / {_short(saw)} requests/s{off}"
+        )
+    right = sum(said == saw for said, saw in orders.values())
+    lines.append(f"order of candidates: right at {right} of {len(orders)} loads")
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("freeze")
+    one.add_argument("runs", type=Path)
+    one.add_argument("--heldout", type=Path, nargs="+", required=True)
+    one.add_argument("-o", "--output", type=Path, required=True)
+    one.add_argument("--hardware")
+    one.set_defaults(run=freeze)
+    two = commands.add_parser("score")
+    two.add_argument("predictions", type=Path)
+    two.add_argument("runs", type=Path)
+    two.add_argument("--json", type=Path)
+    two.set_defaults(run=score)
+    args = parser.parse_args()
+    try:
+        return args.run(args)
+    except UserError as fault:
+        print(fault, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""What is seen first says what the analysis found, in the page, in its twin and for programs alike."""
+
+import base64
+import hashlib
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from analysis.report.answer import answer
+from analysis.report.first_screen import first_screen
+from analysis.report.page import code, render, render_twin
+from analysis.report.side_by_side import side_by_side, write_side_by_side
+from analysis.study import Study, study
+from analysis.summary import summary
+from tests.fakes.pages import words
+from tests.fakes.rundirs import FakeRun, write_run
+
+CONTEXTS = (1024, 4096, 8000)
+# seconds to the first token: 0.05 + 1e-4 c and 0.25 + 4e-5 c are equal at c = 0.2 / 6e-5 = 3,333
+EARLY, LATE = (0.05, 1e-4), (0.25, 4e-5)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Four starts of two candidates that change places in TTFT."""
+    root = tmp_path_factory.mktemp("runs")
+    for repeat in range(4):
+        for name, (fixed, slope) in (("early", EARLY), ("late", LATE)):
+            for number, context in enumerate(CONTEXTS):
+                # off the middle by −1.5, −0.5, 0.5, 1.5 ‰, in another order for each
+                off = (repeat + number + len(name)) % 4 - 1.5
+                fake = FakeRun(backend=name, context_tokens=context, repeat=repeat, itl_s=0.01)
+                write_run(
+                    root,
+                    replace(
+                        fake,
+                        ttft_s=fixed + slope * context,
+                        start_factor=1 + off / 1000,
+                        measure_s=20,
+                        started_s=repeat * 1000 + number * 100 + len(name),
+                        gpu_power_w=None,
+                    ),
+                )
+    return study(root, by="ttft")
+
+
+@pytest.fixture(scope="module")
+def page(whole: Study) -> str:
+    return render(whole)
+
+
+def test_the_answer_is_the_analysis_s_and_names_the_length(whole: Study, page: str) -> None:
+    said = answer(whole)
+    found = re.search(
+        r"take `early` below ([\d,]+) tokens\*\* \[([\d,]+), ([\d,]+)\] \*\*and `late` above", said
+    )
+    assert found, said
+    at, low, high = (int(number.replace(",", "")) for number in found.groups())
+    assert at == pytest.approx(0.2 / 6e-5, rel=0.02) and low <= at <= high
+    assert summary(whole)["answer"] == said
+    [shown] = re.findall(r'<p class="answer" id="answer">(.*?)</p>', page)
+    assert shown == code(said)
+    assert said in render_twin(whole)
+
+
+def test_four_figures_equal_arithmetic_in_page_and_twin(whole: Study, page: str) -> None:
+    """late at 8,000 tokens: 0.57 s to the first token, 0.67 with ten more; 4 users of 8,011 tokens each."""
+    screen = first_screen(whole)
+    assert screen.shown is not None and screen.shown.context_tokens == 8000
+    pair = screen.pair(screen.shown)
+    assert pair is not None and (pair.subject, pair.rival) == ("late", "early")
+    throughput, ttft, joules, fits = pair.figures
+    assert float((throughput.entry.main or "").replace(",", "")) == pytest.approx(
+        4 * 8011 / 0.67, rel=0.01
+    )
+    assert ttft.entry.main == "570 ms" and ttft.rival == "850 ms"
+    factor = re.search(r"([\d.]+)× \[([\d.]+), ([\d.]+)\] lower TTFT than `early`", ttft.delta)
+    assert factor and float(factor[2]) <= 0.85 / 0.57 <= float(factor[3])
+    assert fits.entry.main == str(65_536 // 8000)
+    assert joules.entry.main is None and joules.delta == "" and joules.entry.why
+    twin, text = render_twin(whole), words(page)
+    assert "A/A noise not measured" in text
+    for each in pair.figures:
+        if each.entry.main is not None:
+            row = next(line for line in twin.splitlines() if line.startswith(f"| {each.title} |"))
+            assert each.entry.main in row and each.delta in row
+            assert each.entry.main in text and words(code(each.delta)) in text
+
+
+def test_each_point_opens_what_ran(page: str) -> None:
+    links = re.findall(r'<a href="#(point-\d+)">start \d</a>', page)
+    assert links and all(f'<details id="{link}">' in page for link in links)
+    section = page[page.index(f'<details id="{links[0]}">') :].partition("</details>")[0]
+    for name in ("Proof", "Versions", "Command line", "Raw files"):
+        assert f"<dt>{name}</dt>" in section
+    assert "manifest.json" in section and "vLLM 0.32.0" in section
+
+
+class Scripts(HTMLParser):
+    """Texts of the elements that a browser would run, and the policy."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.run: list[str] = []
+        self.handlers: list[str] = []
+        self.policy = ""
+        self._inside = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.handlers += [name for name in given if name.startswith("on")]
+        if given.get("http-equiv") == "Content-Security-Policy":
+            self.policy = given["content"] or ""
+        self._inside = tag == "script" and not given.get("type")
+        if self._inside:
+            self.run.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.run[-1] += data
+
+
+EVIL = '</script><script>alert(1)</script><!--<script><img src=x onerror="alert(2)">'
+
+
+def test_a_hostile_run_scripts_nothing_and_does_not_bloat(tmp_path: Path) -> None:
+    write_run(tmp_path / "small", FakeRun(status="failed", failure="x", observed_backend="y"))
+    fake = FakeRun(backend="alpha", model=f"m{EVIL}", task=EVIL, sweep="evil", measure_s=12)
+    write_run(tmp_path / "large", replace(fake, observed_backend=EVIL))
+    write_run(
+        tmp_path / "large",
+        replace(fake, backend="beta", status="failed", failure=EVIL + "x" * 3_000_000),
+    )
+    plain, page = (render(study(tmp_path / name)) for name in ("small", "large"))
+    for each in (plain, page):
+        found = Scripts(each)
+        [script] = found.run
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in found.policy
+        assert found.policy.startswith("default-src 'none'; script-src 'sha256-")
+        assert "unsafe" not in found.policy.partition("script-src")[2].partition(";")[0]
+        assert found.handlers == []
+    assert len(page) - len(plain) < 200_000
+    assert len(page) < 5_000_000
+    twin = render_twin(study(tmp_path / "large"))
+    assert "<script" not in twin and "<img" not in twin and len(twin) < 100_000
+
+
+def test_two_sweeps_stand_side_by_side_without_a_claim(tmp_path: Path) -> None:
+    """The same candidate takes twice as long in the second."""
+    for name, factor in (("monday", 1.0), ("friday", 2.0)):
+        for repeat in range(3):
+            write_run(
+                tmp_path / name,
+                FakeRun(start_factor=factor, repeat=repeat, started_s=factor * 86_400 + repeat),
+            )
+    write_run(tmp_path / "friday", FakeRun(backend="beta", started_s=4))
+    studies = [study(tmp_path / name) for name in ("monday", "friday")]
+    found = side_by_side(studies[0], studies[1])
+    [row] = found.rows
+    ttft = next(each for each in row.figures if each.objective.name == "ttft")
+    assert (ttft.a.main, ttft.b.main, ttft.quotient) == ("500 ms", "1.00 s", "2.00 ×")
+    assert found.alone[0] == [] and len(found.alone[1]) == 1 and "beta" in found.alone[1][0]
+    assert {each.name for each in found.circumstances if each.differs} >= {"Days", "Server starts"}
+    out = tmp_path / "both.html"
+    write_side_by_side(studies[0], studies[1], out)
+    for text in (words(out.read_text()), out.with_suffix(".md").read_text()):
+        assert "Nothing between the two sweeps is tested" in text
+        assert "2.00 ×" in text and "1.00 s" in text
+    assert Scripts(out.read_text()).policy.startswith("default-src 'none'")
+
+
+def test_a_report_of_three_sweeps_is_refused(tmp_path: Path) -> None:
+    for name in "abc":
+        write_run(tmp_path / name, FakeRun(status="failed", failure="x"))
+    command = [sys.executable, "-m", "analysis", "report", *(str(tmp_path / n) for n in "abc")]
+    root = Path(__file__).parents[3]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    said = "error: 3 folders: a report is of one sweep, or of two side by side"
+    assert (done.returncode, done.stderr.strip()) == (2, said)
+    assert not list(tmp_path.rglob("*.html"))
