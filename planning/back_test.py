@@ -183,12 +183,10 @@ def _bar(name: str, pick: Pick, most: float, points: Sequence[Compared]) -> Bar:
         w: [e for p in points if (e := error(p.said.get(w), p.saw, pick)) is not None]
         for w in whose
     }
-    return Bar(
-        name,
-        most,
-        len(errors["plan"]),
-        {w: statistics.median(map(abs, each)) if each else None for w, each in errors.items()},
-    )
+    medians: dict[Whose, float | None] = {
+        w: statistics.median(map(abs, each)) if each else None for w, each in errors.items()
+    }
+    return Bar(name, most, len(errors["plan"]), medians)
 
 
 def knee(rates: Sequence[float], ttft_p90_s: Sequence[float], limit_s: float) -> float | None:
