@@ -179,7 +179,7 @@ def bars(points: Sequence[Compared]) -> list[Bar]:
 
 def _bar(name: str, pick: Pick, most: float, points: Sequence[Compared]) -> Bar:
     whose: tuple[Whose, ...] = ("plan", "nearest", "line")
-    errors = {
+    errors: dict[Whose, list[float]] = {
         w: [e for p in points if (e := error(p.said.get(w), p.saw, pick)) is not None]
         for w in whose
     }
