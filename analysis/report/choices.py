@@ -16,6 +16,7 @@ from analysis.study import Study
 
 MOST = 6  # named or told of one kind
 MOST_RIVALS = 3  # named in one clause
+NEXT_BEST = "the next best"
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,9 @@ def marked(decision: Decision, label: str) -> str:
 
 
 def by_words(decision: Decision, rivals: int = MOST_RIVALS) -> str:
-    return f"{ahead_words(decision, rivals)} at {count(decision.scenario.context_tokens)} tokens"
+    words = ahead_words(decision, rivals)
+    comma = "," if words.endswith(NEXT_BEST) else ""
+    return f"{words}{comma} at {count(decision.scenario.context_tokens)} tokens"
 
 
 def ahead_words(decision: Decision, rivals: int = MOST_RIVALS) -> str:
@@ -133,7 +136,7 @@ def ahead_words(decision: Decision, rivals: int = MOST_RIVALS) -> str:
     parts = [difference_words(each) for each in near[:rivals]]
     if len(near) > rivals:
         more = f"ahead of {len(near) - rivals} others by more"
-        parts.append("the next best" if rivals == 1 else more)
+        parts.append(NEXT_BEST if rivals == 1 else more)
     return ", ".join(parts)
 
 
