@@ -74,7 +74,7 @@ def score(predictions: Path, runs: Path) -> subprocess.CompletedProcess[str]:
             "scripts/backtest.py",
             "score",
             str(predictions),
-            str(EVIDENCE / "heldout"),
+            str(runs),
         ],
         cwd=ROOT,
         capture_output=True,
