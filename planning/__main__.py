@@ -143,7 +143,7 @@ def plan(args: argparse.Namespace) -> int:
     """Replicas of each measured candidate that a traffic takes under an SLO, what binds, W and kWh."""
     from planning.plan import dump, load_prices, plan, what_to_measure
     from planning.plan_page import write_page
-    from planning.plan_told import table
+    from planning.plan_told import answer, circumstances, said, table
 
     slo = SloConfig() if args.slo is None else parse_slo(args.slo)
     if args.what_to_measure:
@@ -165,14 +165,8 @@ def plan(args: argparse.Namespace) -> int:
     if args.json:
         write_atomic(args.json, dump(made))
     write_page(made, args.page)
-    print(visible(f"{made.traffic}, on {made.device}, SLO {args.slo}"))
-    for line in table(list(made.needs), made.currency):
+    for line in (circumstances(made), *table(made), *said(made), answer(made).replace("`", "")):
         print(visible(line))
-    if made.mixed is not None:
-        counts = ", ".join(f"{n} × {pool}" for pool, n in made.mixed.replicas.items())
-        print(visible(f"by the policy: {counts}; {made.mixed.seen.utilisation:.0%} busy"))
-    for sentence in made.refused:
-        print(visible(f"left out: {sentence}."))
     print(visible(str(args.page)))
     return 0
 

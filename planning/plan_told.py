@@ -1,19 +1,63 @@
 """A capacity plan in lines for people."""
 
 from planning.capacity import PERCENTILES, Need
+from planning.plan import Plan
 
 
-def table(needs: list[Need], currency: str) -> list[str]:
-    """A row a candidate, then what must be said of each."""
-    head = (
+def answer(made: Plan) -> str:
+    """The first of the table in one sentence; names in backticks."""
+    best, *others = made.needs
+    if best.barred:
+        return f"No candidate may serve. `{best.label}` would take {_counted(best.replicas)}."
+    rivals = [one for one in others if not one.barred]
+    equal = [f"`{one.label}`" for one in rivals if one.replicas == best.replicas]
+    words = f"`{best.label}` serves this traffic with {_counted(best.replicas)}"
+    if best.replicas_interval is not None:
+        words += f" (95 %: {best.replicas_interval[0]} to {best.replicas_interval[1]})"
+    if best.extrapolated:
+        words += ", extrapolated"
+    if equal:
+        return f"{words}; as many serve it with {', '.join(equal)}."
+    if rivals:
+        return f"{words}; the next, `{rivals[0].label}`, takes {rivals[0].replicas}."
+    return f"{words}."
+
+
+def _counted(replicas: int | None) -> str:
+    return f"{replicas} replica{'s' if replicas != 1 else ''}"
+
+
+def circumstances(made: Plan) -> str:
+    bounds = ", ".join(
+        f"{key.removesuffix('_s').upper()} ≤ {most:g} s"
+        for key, most in made.slo
+        if most is not None
+    )
+    return f"{made.traffic}, on {made.device}. SLO: {bounds}, met by nine of ten requests."
+
+
+def said(made: Plan) -> list[str]:
+    """What must be said of each candidate, of the policy's pools, and who is left out."""
+    sentences = [f"{one.label}: {sentence}." for one in made.needs for sentence in one.said]
+    if made.mixed is not None:
+        counts = ", ".join(f"{n} × {pool}" for pool, n in made.mixed.replicas.items())
+        sentences.append(f"By the policy: {counts}, {made.mixed.seen.utilisation:.0%} busy.")
+    return [*sentences, *(f"Left out: {why}." for why in made.refused)]
+
+
+def head(currency: str) -> tuple[str, ...]:
+    return (
         "candidate", "replicas", "binds", "busy at the SLO", "headroom", "TTFT p50/p90/p99, s",
         "E2E p50/p90/p99, s", "prompts +25 %", "outputs +25 %", "W", "kWh a day", f"{currency} a day",
     )  # fmt: skip
-    rows = [head, *(row(each) for each in needs)]
-    widths = [max(len(line[i]) for line in rows) for i in range(len(head))]
+
+
+def table(made: Plan) -> list[str]:
+    """A row a candidate."""
+    rows = [head(made.currency), *(row(each) for each in made.needs)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in rows]
-    said = [f"{each.label}: {sentence}." for each in needs for sentence in each.said]
-    return [*(line.rstrip() for line in lines), *said]
+    return [line.rstrip() for line in lines]
 
 
 def row(one: Need) -> tuple[str, ...]:
@@ -41,7 +85,7 @@ def _each(values: tuple[float, ...]) -> str:
 def span(ends: tuple[float, float] | None, what: str = "") -> str:
     if ends is None:
         return ""
-    return f" {what}[{ends[0]:.3g}, {ends[1]:.3g}]"
+    return f" {what} [{ends[0]:.3g}, {ends[1]:.3g}]".replace("  ", " ")
 
 
 def _replicas(number: int | None) -> str:
