@@ -165,8 +165,8 @@ def plan(args: argparse.Namespace) -> int:
     if args.json:
         write_atomic(args.json, dump(made))
     write_page(made, args.page)
-    for line in (circumstances(made), *table(made), *said(made), answer(made).replace("`", "")):
-        print(visible(line))
+    for line in (circumstances(made), *table(made), *said(made), answer(made)):
+        print(visible(line.replace("`", "")))
     print(visible(str(args.page)))
     return 0
 
@@ -308,7 +308,7 @@ def add_plan(commands: Any) -> None:
     )
     made.add_argument("--window", default="1h", help="of the busiest stretch, with prometheus=URL")
     made.add_argument("--slo", metavar="BOUNDS", help="as ttft=2,tpot=50ms, or a file slo.yaml")
-    made.add_argument("--hardware", metavar="NAME", help="the card, where runs are of several")
+    made.add_argument("--hardware", metavar="NAME", help="card or CPU, where runs are of several")
     made.add_argument("--prices", type=Path, metavar="FILE", help="per_card_hour, per_kwh, pue")
     made.add_argument("--policy", type=Path, metavar="FILE", help="also a fleet of its pools")
     made.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")

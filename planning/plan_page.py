@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 
 from analysis.report import document
 from analysis.report.figures import Figures
-from analysis.report.plots import COLOURS
+from analysis.report.plots import COLOURS, FRAME
 from greenbench.contract.run_dir import write_atomic
 from planning.plan import Plan
 from planning.plan_told import answer, circumstances, head, row, said
@@ -43,10 +43,12 @@ def render(made: Plan) -> str:
 def _figure(title: str, x: str, y: str) -> go.Figure:
     figure = go.Figure()
     figure.update_layout(
-        template="none", height=340, hovermode="x unified", title={"text": title, "font": {"size": 14}},
-        xaxis={"title": {"text": x}}, yaxis={"title": {"text": y}, "rangemode": "tozero"},
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": "#888"},
-    )  # fmt: skip
+        **FRAME | {"legend": {"orientation": "h", "y": -0.3, "yanchor": "top"}},
+        height=420,
+        title={"text": title, "font": {"size": 14}},
+        xaxis={"title": {"text": x}},
+        yaxis={"title": {"text": y}, "rangemode": "tozero"},
+    )
     return figure
 
 

@@ -10,16 +10,15 @@ def answer(made: Plan) -> str:
     if best.barred:
         return f"No candidate may serve. `{best.label}` would take {_counted(best.replicas)}."
     rivals = [one for one in others if not one.barred]
-    equal = [f"`{one.label}`" for one in rivals if one.replicas == best.replicas]
-    words = f"`{best.label}` serves this traffic with {_counted(best.replicas)}"
+    equal = [f"`{one.label}`{_doubt(one)}" for one in rivals if one.replicas == best.replicas]
+    words = f"`{best.label}` would serve this traffic with {_counted(best.replicas)}"
     if best.replicas_interval is not None:
         words += f" (95 %: {best.replicas_interval[0]} to {best.replicas_interval[1]})"
-    if best.extrapolated:
-        words += ", extrapolated"
+    words += _doubt(best) + (", extrapolated" if best.extrapolated else "")
     if equal:
-        return f"{words}; as many serve it with {', '.join(equal)}."
+        return f"{words}; so would {', '.join(equal)}."
     if rivals:
-        return f"{words}; the next, `{rivals[0].label}`, takes {rivals[0].replicas}."
+        return f"{words}; the next, `{rivals[0].label}`{_doubt(rivals[0])}, takes {rivals[0].replicas}."
     return f"{words}."
 
 
@@ -37,11 +36,20 @@ def circumstances(made: Plan) -> str:
 
 
 def said(made: Plan) -> list[str]:
-    """What must be said of each candidate, of the policy's pools, and who is left out."""
-    sentences = [f"{one.label}: {sentence}." for one in made.needs for sentence in one.said]
+    """What must be said of the candidates, of the policy's pools, and of who is left out."""
+    of: dict[str, list[str]] = {}
+    for one in made.needs:
+        for sentence in one.said:
+            of.setdefault(sentence, []).append(f"`{one.label}`")
+    sentences = [
+        f"{', '.join(labels) if len(labels) < max(2, len(made.needs)) else 'All'}: {sentence}."
+        for sentence, labels in of.items()
+    ]
     if made.mixed is not None:
         counts = ", ".join(f"{n} × {pool}" for pool, n in made.mixed.replicas.items())
-        sentences.append(f"By the policy: {counts}, {made.mixed.seen.utilisation:.0%} busy.")
+        sentences.append(
+            f"By the policy: {counts}, {100 * made.mixed.seen.utilisation:.0f} % busy."
+        )
     return [*sentences, *(f"Left out: {why}." for why in made.refused)]
 
 
@@ -63,11 +71,11 @@ def table(made: Plan) -> list[str]:
 def row(one: Need) -> tuple[str, ...]:
     mark = " (extrapolated)" if one.extrapolated else ""
     return (
-        one.label + (" (may not serve)" if one.barred else ""),
+        one.label + _doubt(one),
         f"{one.replicas}{span(one.replicas_interval)}{mark}",
         one.binds,
-        f"{one.utilisation_at_slo:.0%}",
-        f"{one.headroom:.0%}",
+        f"{100 * one.utilisation_at_slo:.0f} %",
+        f"{100 * one.headroom:.0f} %",
         f"{_each(one.seen.ttft_s)}{span(one.ttft_interval, 'p90')}",
         f"{_each(one.seen.e2e_s)}{span(one.e2e_interval, 'p90')}",
         *(_replicas(n) for n in one.longer),
@@ -75,6 +83,12 @@ def row(one: Need) -> tuple[str, ...]:
         between(one.kwh_day),
         between(one.cost_day),
     )
+
+
+def _doubt(one: Need) -> str:
+    if one.barred:
+        return " (may not serve)"
+    return " (answers not judged)" if one.unjudged else ""
 
 
 def _each(values: tuple[float, ...]) -> str:

@@ -20,7 +20,7 @@ from planning.capacity import Need, fewest, fleet, need, pools
 from planning.demand import Demand, TrafficFile, load_demand
 from planning.plan import Plan, Prices, dump, load_prices, what_to_measure
 from planning.plan_page import render
-from planning.plan_told import answer, table
+from planning.plan_told import answer, said, table
 from planning.simulator import Settings
 from planning.step_time import fit, shape_of
 from tests.fakes.pages import check_closed
@@ -234,7 +234,7 @@ def test_the_page_the_lines_and_the_json_say_the_same(made: Need) -> None:
     plan = Plan("a card", "some traffic", SLO, "EUR", (made,), None, ("beta: one load only",))
     page, lines, plain = render(plan), table(plan), json.loads(dump(plan))
     assert plain["needs"][0]["replicas"] == made.replicas
-    assert f"<code>alpha</code> serves this traffic with {made.replicas} replicas" in page
+    assert f"<code>alpha</code> would serve this traffic with {made.replicas} replicas" in page
     assert "Left out: beta: one load only." in page
     assert lines[1].split()[:2] == ["alpha", str(made.replicas)]
     check_closed(page, plotly())
@@ -247,10 +247,15 @@ def test_the_answer_names_who_may_serve(made: Need) -> None:
     plan = Plan(
         "a card", "traffic", SLO, "EUR", (made, replace(made, label="same"), more, out), None, ()
     )
-    assert answer(plan).endswith("as many serve it with `same`.")
+    assert answer(plan).endswith("so would `same`.")
     assert answer(replace(plan, needs=(made, more, out))).endswith("the next, `beta`, takes 9.")
     assert answer(replace(plan, needs=(made, out))).count("`") == 2
     assert answer(replace(plan, needs=(out,))).startswith("No candidate may serve.")
+    doubted = replace(made, label="fp8", unjudged=True)
+    assert answer(replace(plan, needs=(made, doubted))).endswith(
+        "so would `fp8` (answers not judged)."
+    )
+    assert said(replace(plan, needs=(made, doubted)))[0].startswith("All: ")
 
 
 def test_the_sweep_to_measure_is_of_the_traffics_lengths() -> None:
