@@ -2,10 +2,12 @@
 
 python scripts/backtest.py freeze RUNS --heldout SWEEP.yaml [SWEEP.yaml …] -o predictions.json
 python scripts/backtest.py score predictions.json HELDOUT_RUNS [--json score.json]
+python scripts/backtest.py explain RUNS HELDOUT_RUNS
 
 `freeze` predicts each point of the sweeps from the runs below RUNS, with the arrivals that the sweep's seed
 will give, and prints the file's sha256. `score` compares them with the runs of those sweeps; beside the plan
-stand the nearest measured point and a straight line. Run from the repository's root.
+stand the nearest measured point and a straight line. `explain`, which is no prediction, gives the plan the
+one number that it could not know, how fast the machine was in each run. Run from the repository's root.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pydantic import TypeAdapter
 
+from analysis.point.point import measured_phase
 from analysis.study import Study, study
 from greenbench.contract.config import PointConfig, SloConfig, load_model, load_sweep
 from greenbench.contract.errors import UserError
@@ -43,7 +46,8 @@ from planning.back_test import (
     seen,
 )
 from planning.baselines import Known, line, nearest
-from planning.candidates import Measured, measured
+from planning.batches import timed
+from planning.candidates import Measured, measured, with_model
 from planning.front import Front
 from planning.held_out import Figures, Load, predict
 
@@ -262,6 +266,32 @@ def score(args: argparse.Namespace) -> int:
     return 0
 
 
+def explain(args: argparse.Namespace) -> int:
+    """Not blind: how fast each held-out run's own steps were, and what is left when that is known."""
+    compared: list[Compared] = []
+    speeds: list[float] = []
+    of, _, _ = calibrated(args.runs, args.hardware, SloConfig())
+    found = study(args.heldout, across_executions=True, slo=SloConfig())
+    for run in sorted(found.runs, key=lambda r: point_key(r.point)):
+        phase = measured_phase(run)
+        steps = None if phase is None else timed(run, phase)
+        if steps is None or not steps.batches or run.point.load.trace is not None:
+            continue
+        one, load = of[candidate_key(run.point)].one, load_of(run.point)
+        terms = one.model.at(run.requests["prompt_tokens"].dropna().astype(float).to_numpy())
+        said_s = sum(terms.seconds(one.shape.row(batch)) for batch in steps.batches)
+        speeds.append(float(steps.seconds.sum()) / said_s)
+        own = with_model(one, replace(one.model, terms=one.model.terms.times(speeds[-1])))
+        saw = seen(run, None, one.front)
+        if saw is not None:
+            made = predict(own, load, run.point.slo, SEED)
+            said: dict[Whose, Figures | None] = {"plan": made.figures}
+            compared.append(Compared(point_key(run.point), said, saw, made.of_most))
+    print(f"steps took {min(speeds):.2f} to {max(speeds):.2f} of what the calibration says\n")
+    print("\n".join([*_table(compared), "", *_bars(bars(compared))]))
+    return 0
+
+
 def _compared(rows: dict[str, dict[str, Any]], found: Study) -> Iterator[Compared]:
     by_path = {point.path: point for point in found.points}
     for run in sorted(found.runs, key=lambda r: point_key(r.point)):
@@ -365,6 +395,11 @@ def main() -> int:
     two.add_argument("runs", type=Path)
     two.add_argument("--json", type=Path)
     two.set_defaults(run=score)
+    three = commands.add_parser("explain")
+    three.add_argument("runs", type=Path, help="of the calibration")
+    three.add_argument("heldout", type=Path)
+    three.add_argument("--hardware")
+    three.set_defaults(run=explain)
     args = parser.parse_args()
     try:
         return args.run(args)

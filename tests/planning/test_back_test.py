@@ -11,6 +11,7 @@ import pytest
 from planning.back_test import Compared, bars, knee
 from planning.baselines import Known, line, nearest
 from planning.held_out import Figures, Load
+from tests.fakes.recorded import unpack
 
 ROOT = Path(__file__).resolve().parents[2]
 EVIDENCE = ROOT / "results" / "backtest-cpu"
@@ -66,14 +67,14 @@ def test_baselines_of_points_on_a_line() -> None:
     assert close is not None and close.e2e_p50_s == pytest.approx(0.5 + 1.0 + 0.4)
 
 
-def score(predictions: Path) -> subprocess.CompletedProcess[str]:
+def score(predictions: Path, runs: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             sys.executable,
             "scripts/backtest.py",
             "score",
             str(predictions),
-            str(EVIDENCE / "heldout"),
+            str(runs),
         ],
         cwd=ROOT,
         capture_output=True,
@@ -82,20 +83,34 @@ def score(predictions: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_documents_table_is_the_score_of_the_committed_runs() -> None:
-    done = score(EVIDENCE / "predictions.json")
+@pytest.mark.parametrize("round_", ["", "-2"])
+def test_the_documents_tables_are_the_score_of_the_committed_runs(
+    tmp_path: Path, round_: str
+) -> None:
+    runs = unpack(f"backtest-cpu/heldout{round_}.txz", tmp_path)
+    done = score(EVIDENCE / f"predictions{round_}.json", runs / f"heldout{round_}")
     assert done.returncode == 0, done.stderr
-    said = (ROOT / "docs" / "plan.md").read_text()
+    said = (ROOT / "docs" / "plan.md").read_text() + (EVIDENCE / "README.md").read_text()
     rows = [row for row in done.stdout.splitlines() if row.startswith(("|", "knee", "order"))]
     assert len(rows) > 10
     missing = [row for row in rows if row not in said]
     assert not missing, missing
-    assert json.loads((EVIDENCE / "predictions.json").read_text())["sha256"] in said
+    assert json.loads((EVIDENCE / f"predictions{round_}.json").read_text())["sha256"] in said
+
+
+def test_the_tables_of_the_card_are_the_score_of_its_runs() -> None:
+    h200 = ROOT / "results" / "h200"
+    done = score(h200 / "predictions.json", h200 / "heldout")
+    assert done.returncode == 0, done.stderr
+    said = (ROOT / "docs" / "plan.md").read_text() + (h200 / "README.md").read_text()
+    rows = [row for row in done.stdout.splitlines() if row.startswith(("|", "knee", "order"))]
+    assert len(rows) > 15
+    assert not [row for row in rows if row not in said]
 
 
 def test_a_changed_prediction_is_refused(tmp_path: Path) -> None:
     frozen = json.loads((EVIDENCE / "predictions.json").read_text())
     frozen["points"][0]["plan"]["e2e_p50_s"] *= 1.01
     (tmp_path / "p.json").write_text(json.dumps(frozen))
-    done = score(tmp_path / "p.json")
+    done = score(tmp_path / "p.json", tmp_path)
     assert done.returncode == 2 and "changed after freezing" in done.stderr

@@ -39,10 +39,11 @@ def test_rate_lengths_and_cache_of_recorded_pages(tmp_path: Path) -> None:
     ):
         assert isinstance(lengths, dict)
         mean = sum(tokens * share for tokens, share in lengths.items())
-        assert mean == pytest.approx(grew(f"{name}_sum") / grew(f"{name}_count"), rel=0.01)
+        # increase() goes on to the edges of its window, of a sum and a count not quite alike
+        assert mean == pytest.approx(grew(f"{name}_sum") / grew(f"{name}_count"), rel=0.06)
         assert sum(lengths.values()) == pytest.approx(1)
     hits = grew("vllm:prefix_cache_hits_total") / grew("vllm:prefix_cache_queries_total")
-    assert found.file.cached_share == pytest.approx(hits, rel=0.01)
+    assert found.file.cached_share == pytest.approx(hits, rel=0.06)
 
 
 def test_a_bucket_is_its_geometric_mean_scaled_to_the_true_mean() -> None:
