@@ -5,9 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
-
-from greenbench.contract.installation import ROOT
+from analysis.report import document
 from scripts.soak.accounts import MIB
 from scripts.soak.judge import Log, Verdict
 from scripts.soak.kept import Kept
@@ -63,14 +61,12 @@ def _held(kept: Kept, began_s: float) -> list[list[tuple[float, float]]]:
 
 
 def page(data: dict[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
     scale = WIDTH / max(data["length_s"], 1)
-    return environment.get_template("soak.html.j2").render(
+    template = document.environment(Path(__file__).parent).get_template("soak.html.j2")
+    return template.render(
         data,
-        css=(ROOT / "analysis" / "report" / "templates" / "report.css").read_text(),
+        **document.frame(None, document.TEXT),
+        title=f"Soak of {data['minutes']:g} minutes",
         lanes=[{"name": lane, "bars": _bars(lane, data, scale)} for lane in LANES],
         charts=[
             {"name": name, "top": top, "lines": _lines(lives, scale, top)}
