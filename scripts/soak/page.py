@@ -74,7 +74,8 @@ def page(data: dict[str, Any]) -> str:
         lanes=[{"name": lane, "bars": _bars(lane, data, scale)} for lane in LANES],
         charts=[
             {"name": name, "top": top, "lines": _lines(lives, scale, top)}
-            for name, lives in data["rss_mib"].items()
+            for name in (each["process"] for each in data["memory"])
+            for lives in [data["rss_mib"][name]]
             for top in [1.2 * max((held for life in lives for _, held in life), default=1.0)]
         ],
         ticks=[(round(scale * s), s // 60) for s in _ticks(data["length_s"])],
