@@ -23,6 +23,17 @@ def write(out: Path, wanted: Wanted, rig: Rig, log: Log, verdict: Verdict) -> No
     (out / "soak.html").write_text(page(data))
 
 
+def keep(rig: Rig, log: Log) -> None:
+    """raw.json: what only this process knows, before it is judged."""
+    known = {
+        "log": asdict(log),
+        "lives": {kept.name: [asdict(life) for life in kept.lives] for kept in rig.processes},
+        "seen_before_gateway": rig.before.seen,
+        "seen_behind_gateway": rig.behind.seen,
+    }
+    (rig.wanted.out / "raw.json").write_text(json.dumps(known) + "\n")
+
+
 def content(wanted: Wanted, rig: Rig, log: Log, verdict: Verdict) -> dict[str, Any]:
     """All that the page says. Seconds count from the soak's start."""
 
