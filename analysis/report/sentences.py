@@ -15,6 +15,7 @@ from analysis.point.point import Point
 from analysis.report.choices import (
     MOST,
     MOST_RIVALS,
+    TESTABLE,
     Group,
     by_words,
     choice_words,
@@ -26,6 +27,7 @@ from analysis.report.choices import (
     peaked,
     title_of,
     token_range,
+    untested_words,
 )
 from analysis.report.energy_section import estimate_w
 from analysis.report.formats import count, percent, seconds, significant
@@ -81,11 +83,11 @@ def headline(whole: Study) -> list[str]:
         same = len(held) == len(groups) and len(groups) > 1
         where = "every task and load" if same else "; ".join(group.where for group in held[:MOST])
         said.append(f"{title_of(held)}, {where}: {choice}.")
-    starts = [c.starts for g in groups for d in g.decisions for c in d.contenders]
-    if starts and max(starts) == 1:
+    why = untested_words(d for group in groups for d in group.decisions)
+    if why is not None:
         said.append(
-            "One start per candidate: leaders are not statistically tested, so all of this is indicative "
-            "(`repeats: 3` or more in the sweep tests it)."
+            f"Not tested, so all of this is indicative: {why} (`repeats: {TESTABLE}` or more in the sweep "
+            "tests it)."
         )
     return said + _unproven(groups)
 
@@ -151,7 +153,9 @@ def _also(whole: Study) -> list[str]:
             won = [d for d in group.decisions if d.winner is not None]
             won = [d for d in won if not any(peaked(whole, each) for each in d.against)]
             if won:
-                said.append(f"Also shown ({group.where}): `{won[-1].winner}`, {by_words(won[-1])}.")
+                said.append(
+                    f"Also shown ({group.where}): `{won[-1].winner}`, {by_words(whole, won[-1])}."
+                )
     return said[:MOST]
 
 
@@ -208,7 +212,7 @@ def _though(whole: Study, label: str, context: int) -> str:
             if fast and each.gain is not None and each.verdict in ("better", "indicative"):
                 if each.gain <= 1 + SPEED.margin:
                     return ""
-                return f", though it has {difference_words(each)} there"
+                return f", though it has {difference_words(whole, each)} there"
     return ""
 
 
