@@ -71,7 +71,9 @@ def knee(made: Plan) -> go.Figure:
 
 def replicas(made: Plan) -> go.Figure:
     """Replicas against the traffic: what one replica takes at the SLO, in steps."""
-    figure = _figure("Replicas against traffic", "requests/s", "replicas")
+    figure = _figure(
+        "Replicas against traffic, if each takes as much as here", "requests/s", "replicas"
+    )
     for number, one in enumerate(made.needs):
         if not one.replicas:
             continue
