@@ -72,6 +72,7 @@ class Objective:
     shared_form: Form | None = None
     streamed: bool = False
     all_zero: str | None = None
+    zero: str | None = None  # what a candidate at 0 did
     margin: float = MARGIN
 
     def measure(self, point: Point) -> Measurement:
@@ -189,6 +190,7 @@ GOODPUT = Objective(
     views("decisions", "numbers", "chart"),
     streamed=True,
     all_zero="no candidate met the SLO",
+    zero="met the SLO in no request",
 )
 TOTAL = Objective(
     "total",

@@ -3,7 +3,7 @@
 Each backend's cost is fitted against context length in its physical form: time per token linear (every
 step reads the whole KV cache), time to first token quadratic (causal attention), and their sum for a
 request. Two fits are solved for the break-even length. Its interval comes from redrawing the
-measurements: over server starts where there are enough, else over the requests of the one start, which
+measurements: over server starts where there are enough, else over the requests, which
 leaves out what differs from start to start and is marked so. "No crossover in the measured range" and
 "within noise" are answers, not failures.
 """
@@ -190,7 +190,7 @@ def redraw(
         for place, values in enumerate(curve.requests):
             picks = rng.integers(0, len(values), (draws, len(values)))
             drawn[:, arm, place] = np.median(values[picks], axis=1)
-    return drawn, "requests of one start"
+    return drawn, "requests"
 
 
 def crossover(

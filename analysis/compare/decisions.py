@@ -4,7 +4,7 @@ It reads the differences and nothing else: who wins, by how much and how surely 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -40,10 +40,12 @@ class Contender:
 
 @dataclass(frozen=True)
 class Decision:
-    """``front``: candidates that may win and are shown to be worse than none; of one start, the one ahead.
+    """``front``: candidates that may win and are shown to be worse than none; of starts too few to test, the
+    one ahead, else those that nobody is ahead of.
 
     ``against``: the winner's or the leader's difference from every other candidate that may win. ``tested``:
-    some two of them were compared by more than one pair of starts.
+    some two of them were compared by more than one pair of starts. ``absent``: candidates without a value
+    here that have one at another context.
     """
 
     scenario: Scenario
@@ -53,6 +55,7 @@ class Decision:
     contenders: tuple[Contender, ...]  # best value first
     tested: bool
     against: tuple[Difference, ...] = ()
+    absent: tuple[str, ...] = ()
 
     @property
     def winner(self) -> str | None:
@@ -93,7 +96,27 @@ def decisions(
             contenders = _contenders(scenario, objective, here, eligible)
             if contenders:
                 made.append(_decide(scenario, objective, contenders, pairs))
-    return made
+    return _with_absent(made)
+
+
+def _with_absent(made: Sequence[Decision]) -> list[Decision]:
+    """Who is ahead where another has no value is said beside that other's name."""
+    everyone: dict[tuple[Scenario, Objective], set[str]] = {}
+    for each in made:
+        here = everyone.setdefault((each.scenario.family, each.objective), set())
+        here.update(contender.label for contender in each.contenders)
+    return [
+        replace(
+            each,
+            absent=tuple(
+                sorted(
+                    everyone[each.scenario.family, each.objective]
+                    - {contender.label for contender in each.contenders}
+                )
+            ),
+        )
+        for each in made
+    ]
 
 
 def _contenders(
@@ -146,19 +169,13 @@ def _decide(
         return decided("winner", [winner])
     if tested:
         return decided("no clear winner", beaten_by_none)
-    ahead = next((a for a in able if all(_ahead(d) for d in against(a))), None)
+    ahead = next((a for a in able if all(d.ahead for d in against(a))), None)
     if ahead is not None:
         return decided("indicative", [ahead])
-    comparable = any(d.verdict == "indicative" for a in able for d in against(a))
-    return decided("no clear winner" if comparable else "not comparable", sorted(able))
-
-
-def _ahead(difference: Difference) -> bool:
-    """Of one pair of starts: on the better side of level, by more than would mean nothing."""
-    if difference.verdict != "indicative":
-        return False
-    gain = difference.gain
-    return gain is None or gain > 1 + difference.objective.margin
+    if not any(d.verdict == "indicative" for a in able for d in against(a)):
+        return decided("not comparable", sorted(able))
+    in_front = [a for a in able if not any(d.turned.ahead for d in against(a))]
+    return decided("no clear winner", sorted(in_front))
 
 
 def eligible(

@@ -71,6 +71,9 @@ class Difference:
     floor_ratio: float | None = None  # the smallest ratio that stands out of the A/A noise
     deviations: tuple[float, ...] = ()  # of each block's log-ratio from the mean
     blocks: tuple[Block, ...] = ()
+    apart: float = (
+        0.0  # log-ratio by which all starts of a lie above all of b; below 0: all lie below
+    )
 
     @property
     def turned(self) -> "Difference":
@@ -85,12 +88,21 @@ class Difference:
             values=(self.values[1], self.values[0]),
             verdict=turned.get(self.verdict, self.verdict),
             deviations=tuple(-d for d in self.deviations),
+            apart=-self.apart,
         )
 
     @property
     def tested(self) -> bool:
         """Whether it rests on more than one pair of starts."""
         return self.verdict not in ("indicative", "not comparable")
+
+    @property
+    def ahead(self) -> bool:
+        """Of starts too few to test: every one of ``a`` is better than every one of ``b``, by more than equal
+        arms (A/A) differ and by more than would mean nothing.
+        """
+        better = self.apart if self.objective.higher_is_better else -self.apart
+        return self.verdict == "indicative" and better > math.log1p(self.objective.margin)
 
     @property
     def gain(self) -> float | None:
@@ -142,18 +154,21 @@ def differences(points: Sequence[Point], by: Headlines) -> list[Difference]:
             by_scenario.setdefault(point.scenario, []).append(point)
     for objective in OBJECTIVES:
         for scenario, here in by_scenario.items():
-            floor = noise_floor(here, objective)
+            noise = noise_floor(here, objective), arm_spread(here, objective)
             sides = sorted(_sides(here, objective), key=lambda side: side.label)
-            made += [_compare(scenario, objective, a, b, floor) for a, b in combinations(sides, 2)]
+            made += [_compare(scenario, objective, a, b, *noise) for a, b in combinations(sides, 2)]
     return _with_verdicts(made, by)
 
 
 @dataclass(frozen=True)
 class _Side:
-    """One candidate at one scenario by one objective. ``edge``: what its starts share, a log-ratio."""
+    """One candidate at one scenario by one objective. ``starts``: a value each, ``values``: a value a block.
+    ``edge``: what its starts share, a log-ratio.
+    """
 
     candidate: Candidate
     label: str
+    starts: list[float]
     values: Values
     edge: float
 
@@ -162,22 +177,28 @@ def _sides(points: Sequence[Point], objective: Objective) -> list[_Side]:
     names = {point.candidate: point.backend for point in points}
     edges = _edges(points, objective)
     return [
-        _Side(candidate, names[candidate], values, edges[candidate])
-        for candidate, values in _values(points, objective).items()
+        _Side(
+            candidate,
+            names[candidate],
+            [value for values in blocks.values() for value in values],
+            # arms of one candidate in one block are averaged; they are the same thing
+            {block: _middle(values) for block, values in blocks.items()},
+            edges[candidate],
+        )
+        for candidate, blocks in _values(points, objective).items()
     ]
 
 
-def _values(points: Iterable[Point], objective: Objective) -> dict[Candidate, Values]:
-    """Arms of one candidate in one block are averaged; they are the same thing."""
+def _values(
+    points: Iterable[Point], objective: Objective
+) -> dict[Candidate, dict[Block, list[float]]]:
+    """Of each candidate and block, a value a start."""
     raw: dict[Candidate, dict[Block, list[float]]] = {}
     for point in points:
         value = objective.value(point)
         if value is not None:
             raw.setdefault(point.candidate, {}).setdefault(point.block, []).append(value)
-    return {
-        candidate: {block: _middle(values) for block, values in blocks.items()}
-        for candidate, blocks in raw.items()
-    }
+    return raw
 
 
 def _middle(values: Sequence[float]) -> float:
@@ -197,7 +218,12 @@ def _edges(points: Iterable[Point], objective: Objective) -> dict[Candidate, flo
 
 
 def _compare(
-    scenario: Scenario, objective: Objective, a: _Side, b: _Side, floor: Floor | None
+    scenario: Scenario,
+    objective: Objective,
+    a: _Side,
+    b: _Side,
+    floor: Floor | None,
+    spread: float,
 ) -> Difference:
     shared = sorted(a.values.keys() & b.values.keys())
     devices = {k.device for k in a.values} & {k.device for k in b.values}
@@ -233,7 +259,18 @@ def _compare(
         floor_ratio=math.exp(floor.half_width(ratio.blocks)) if floor else None,
         deviations=() if gaps is None else tuple(float(g) for g in gaps - gaps.mean()),
         blocks=tuple(shared),
+        apart=_apart(a.starts, b.starts, spread),
     )
+
+
+def _apart(a: Sequence[float], b: Sequence[float], spread: float) -> float:
+    """Log-ratio of the two nearest starts where all of one lie beyond all of the other; 0 where they overlap
+    or the gap is no more than ``spread``.
+    """
+    if min(a) <= max(b):
+        return -_apart(b, a, spread) if min(b) > max(a) else 0.0
+    gap = math.inf if max(b) <= 0 else math.log(min(a) / max(b))
+    return gap if gap > spread else 0.0
 
 
 def _untested(ratio: Ratio, paired: bool, one_device: bool) -> tuple[Verdict, str]:
@@ -266,6 +303,12 @@ def noise_floor(points: Iterable[Point], objective: Objective) -> Floor | None:
     if len(gaps) < MIN_BLOCKS:
         return None
     return Floor(math.sqrt(float(np.mean(np.square(gaps)))), len(gaps))
+
+
+def arm_spread(points: Iterable[Point], objective: Objective) -> float:
+    """Largest log-ratio between arms of one candidate in one block (A/A); 0 where none has two."""
+    values = [each for blocks in _values(points, objective).values() for each in blocks.values()]
+    return max((math.log(max(v) / min(v)) for v in values if min(v) > 0), default=0.0)
 
 
 def _with_verdicts(found: list[Difference], by: Headlines) -> list[Difference]:

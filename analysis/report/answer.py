@@ -7,6 +7,7 @@ from analysis.compare.decisions import Decision
 from analysis.report.choices import (
     MOST,
     Group,
+    absent_words,
     gap_words,
     headline_groups,
     listed,
@@ -16,6 +17,7 @@ from analysis.report.choices import (
     peaked,
     span_words,
     title_of,
+    untested_words,
 )
 from analysis.report.formats import count
 from analysis.report.sentences import headline, lengths_without_a_chance
@@ -71,7 +73,8 @@ def _choice(whole: Study, group: Group) -> str:
     """``take `a` below 4,100 tokens [3,800, 4,500] and `b` above``; by spans where no length is."""
     crossing = crossing_between_winners(whole, group.decisions)
     if crossing is None:
-        warning = _plainly(group)
+        why = untested_words(group.decisions)
+        warning = f"**no winner is shown**, because {why}: " if why else ""
         untested = "" if warning else "; indicative"
         nobody = "no clear winner" if warning else "**no clear winner**"
         spans = [span_words(whole, span, 1, untested, nobody) for span in group.spans]
@@ -85,20 +88,11 @@ def _choice(whole: Study, group: Group) -> str:
         if each.against and not any(peaked(whole, d) for d in each.against)
     ]
     why = f" ({', '.join(ahead)})" if ahead else ""
+    why += absent_words(group.decisions).replace("; ", ", but ", 1)
     return (
         f"**take {marked(first, first.front[0])} below {count(found.context)} tokens** [{low}, {high}] "
         f"**and {marked(last, last.front[0])} above**{why}"
     )
-
-
-def _plainly(group: Group) -> str:
-    """What must be understood before any name is read."""
-    outcomes = {decision.outcome for decision in group.decisions}
-    if "winner" in outcomes:
-        return ""
-    if "indicative" in outcomes:
-        return "**no winner is shown**, because one start each cannot be tested: "
-    return ""
 
 
 def crossing_between_winners(whole: Study, decisions: Sequence[Decision]) -> Crossing | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from analysis.compare.cells import load_order
 from analysis.compare.decisions import Decision
 from analysis.compare.differences import Difference
-from analysis.objectives import Objective
+from analysis.objectives import SPEED, Objective
 from analysis.report.formats import count, factor, measured, significant
 from analysis.runs.identity import Scenario
 from analysis.study import Study
@@ -93,13 +93,14 @@ def span_words(
     """``rivals``: of how many it is said by how much they are behind. ``untested``, ``nobody``: words."""
     last = span[-1]
     two_peaks = any(peaked(whole, each) for each in last.against)
-    ahead = ahead_words(last, rivals) if len(span) == 1 else by_words(last, rivals)
+    ahead = ahead_words(whole, last, rivals) if len(span) == 1 else by_words(whole, last, rivals)
     by = "its times have two peaks, so no ratio is given" if two_peaks else ahead
+    absent = absent_words(span)
     at = lengths([d.scenario.context_tokens for d in span])
     if last.outcome == "winner":
-        return f"**take {marked(last, last.front[0])} {at}** ({by})"
+        return f"**take {marked(last, last.front[0])} {at}** ({by}{absent})"
     if last.outcome == "indicative":
-        return f"{marked(last, last.front[0])} was ahead {at} ({by}{untested})"
+        return f"{marked(last, last.front[0])} was ahead {at} ({by}{absent}{untested})"
     if all_zero(last):
         return f"{last.objective.all_zero} {at}"
     if last.outcome == "alone" and last.front:
@@ -111,7 +112,42 @@ def span_words(
         return f"not comparable {at} ({last.against[0].reason if last.against else 'no pair'})"
     if last.among_all and len(last.front) > MOST:
         return f"{nobody} {at} among all {len(last.front)} that may win"
-    return f"{nobody} {at} ({listed(marked(last, name) for name in last.front)})"
+    return f"{nobody} {at} ({listed(marked(last, name) for name in last.front)}{absent})"
+
+
+def absent_words(span: Sequence[Decision]) -> str:
+    """``; `a` has no value there``: of those whom a lead does not speak of."""
+    lengths_of: dict[str, list[int]] = {}
+    for decision in span:
+        for label in decision.absent:
+            lengths_of.setdefault(label, []).append(decision.scenario.context_tokens)
+    return "".join(
+        f"; `{label}` has no value "
+        + ("there" if len(span) == 1 else f"at {listed(map(count, held))} tokens")
+        for label, held in sorted(lengths_of.items())[:MOST_RIVALS]
+    )
+
+
+def untested_words(decisions: Iterable[Decision]) -> str | None:
+    """``one start each is too few to test``; None where some two were tested or nothing was compared."""
+    decided = [d for d in decisions if d.outcome != "not comparable" and len(d.contenders) > 1]
+    starts: dict[str, int] = {}
+    for contender in (c for d in decided for c in d.contenders):
+        starts[contender.label] = max(contender.starts, starts.get(contender.label, 0))
+    pairs = any(d.outcome != "alone" for d in decided) or set(starts.values()) == {1}
+    if not pairs or any(d.tested for d in decided):
+        return None
+    few, many = min(starts.values()), max(starts.values())
+    if many < TESTABLE:
+        some = "one start each is" if many == 1 else f"{few} to {many} starts each are"
+        return f"{f'{many} starts each are' if 1 < few == many else some} too few to test"
+    short = sorted(label for label, n in starts.items() if n < TESTABLE)
+    if not short:
+        return "starts that share no repeat are too few to test"
+    return f"fewer than {TESTABLE} starts of {listed(f'`{label}`' for label in short)} are too few to test"
+
+
+TESTABLE = 3  # starts of each that a sweep should ask for
 
 
 def all_zero(decision: Decision) -> bool:
@@ -124,16 +160,16 @@ def marked(decision: Decision, label: str) -> str:
     return f"`{label}` ({mark})" if mark else f"`{label}`"
 
 
-def by_words(decision: Decision, rivals: int = MOST_RIVALS) -> str:
-    words = ahead_words(decision, rivals)
+def by_words(whole: Study, decision: Decision, rivals: int = MOST_RIVALS) -> str:
+    words = ahead_words(whole, decision, rivals)
     comma = "," if words.endswith(NEXT_BEST) else ""
     return f"{words}{comma} at {count(decision.scenario.context_tokens)} tokens"
 
 
-def ahead_words(decision: Decision, rivals: int = MOST_RIVALS) -> str:
+def ahead_words(whole: Study, decision: Decision, rivals: int = MOST_RIVALS) -> str:
     """By how much the leader is ahead of its rivals, nearest rival first."""
     near = nearest(decision.against)
-    parts = [difference_words(each) for each in near[:rivals]]
+    parts = [difference_words(whole, each) for each in near[:rivals]]
     if len(near) > rivals:
         more = f"ahead of {len(near) - rivals} others by more"
         parts.append(NEXT_BEST if rivals == 1 else more)
@@ -145,14 +181,24 @@ def nearest(against: Iterable[Difference]) -> list[Difference]:
     return sorted(against, key=lambda d: d.gain or float("inf"))
 
 
-def difference_words(difference: Difference) -> str:
+def difference_words(whole: Study, difference: Difference) -> str:
     """``1.31× [1.20, 1.42] higher goodput than `alpha```, said of the better one."""
     objective, gain = difference.objective, difference.gain
     if gain is None:
-        values = " against ".join(significant(value) for value in difference.values)
-        return f"{values} {objective.unit} of `{difference.b}`"
+        ahead, behind = difference.values
+        if behind == 0 and objective.zero is not None:
+            return f"{significant(ahead)} {objective.unit}, while {_at_zero(whole, difference)}"
+        return f"{significant(ahead)} against {significant(behind)} {objective.unit} of `{difference.b}`"
     interval = difference.gain_interval if difference.tested else None
     return f"{factor(gain, interval)} {objective.better} than `{difference.b}`"
+
+
+def _at_zero(whole: Study, difference: Difference) -> str:
+    """```b` met the SLO in no request (24,300 total tokens/s)``: its server did not stand still."""
+    of = (difference.scenario, difference.b)
+    speeds = (cell.mean(SPEED) for cell in whole.cells if (cell.scenario, cell.backend) == of)
+    speed = next((f" ({significant(each)} total tokens/s)" for each in speeds if each), "")
+    return f"`{difference.b}` {difference.objective.zero}{speed}"
 
 
 def gap_words(difference: Difference) -> str:

@@ -16,6 +16,7 @@ from analysis.report.charts import (
     paretos,
     rooflines,
 )
+from analysis.report.choices import untested_words
 from analysis.report.document import Library
 from analysis.report.energy_section import energy_section, span
 from analysis.report.figures import Figures, json_for_page
@@ -67,7 +68,7 @@ def render(whole: Study, place: Path | None = None, library: Library = document.
         tasks=list(dict.fromkeys(family.task for family in screen.families)),
         cases_json=json_for_page(cases_json(screen, drawn)),
         headline_by=" or ".join(dict.fromkeys(each.title for each in whole.headlines.values())),
-        tested=any(d.tested for d in whole.decisions),
+        untested=untested_words(whole.decisions),
         charts=charts(screen, drawn),
         points=point_sections(whole, figures, place),
         paretos=paretos(whole, look, figures),

@@ -156,31 +156,36 @@ class Spot:
 
 
 def against_context(cells: Sequence[Cell], objective: Objective, look: Look) -> go.Figure | None:
-    """One line a candidate: the pooled median for latencies, else the mean over starts."""
+    """One line a candidate: the pooled median for latencies, else the mean over starts.
+
+    A line breaks at a length at which others have a value and its candidate has none.
+    """
     unit = objective.unit
     figure = _figure(objective.title, "context, tokens", unit)
-    contexts: list[int] = []
-    for backend in sorted({cell.backend for cell in cells}):
-        own = [(cell, _spot(cell, objective)) for cell in cells if cell.backend == backend]
-        rows = [(cell.context_tokens, spot) for cell, spot in own if spot is not None]
-        if not rows:
-            continue
-        contexts += [context for context, _ in rows]
+    by_backend: dict[str, dict[int, Spot]] = {}
+    for cell in cells:
+        spot = _spot(cell, objective)
+        if spot is not None:
+            by_backend.setdefault(cell.backend, {})[cell.context_tokens] = spot
+    contexts = sorted({context for spots in by_backend.values() for context in spots})
+    if not contexts:
+        return None
+    for backend, spots in sorted(by_backend.items()):
+        own = [c for c in contexts if min(spots) <= c <= max(spots)]
+        found = [spots.get(context) for context in own]
         figure.add_trace(
             go.Scatter(
-                x=[context for context, _ in rows],
-                y=[spot.value for _, spot in rows],
+                x=own,
+                y=[spot and spot.value for spot in found],
                 name=backend,
                 mode="lines+markers",
                 line={"color": look[backend].colour},
                 marker={"symbol": look[backend].marker, "size": 9},
-                error_y=_error_bars([spot for _, spot in rows]),
-                customdata=[spot.behind for _, spot in rows],
+                error_y=_error_bars(found),
+                customdata=[spot and spot.behind for spot in found],
                 hovertemplate=f"%{{y:.4g}} {unit} (%{{customdata}})<extra>{backend}</extra>",
             )
         )
-    if not contexts:
-        return None
     figure.update_xaxes(**context_axis(contexts))
     return figure
 
@@ -199,14 +204,16 @@ def _spot(cell: Cell, objective: Objective) -> Spot | None:
     return Spot(mean, low, high, starts)
 
 
-def _error_bars(spots: Sequence[Spot]) -> dict[str, Any] | None:
-    if all(spot.low is None for spot in spots):
+def _error_bars(spots: Sequence[Spot | None]) -> dict[str, Any] | None:
+    """Up and down from each spot; none where no spot has an interval."""
+    ends = [(s.value, s.low or s.value, s.high or s.value) if s else (0.0, 0.0, 0.0) for s in spots]
+    if all(spot is None or spot.low is None for spot in spots):
         return None
     return {
         "type": "data",
         "symmetric": False,
-        "array": [(spot.high or spot.value) - spot.value for spot in spots],
-        "arrayminus": [spot.value - (spot.low or spot.value) for spot in spots],
+        "array": [high - value for value, _, high in ends],
+        "arrayminus": [value - low for value, low, _ in ends],
         "thickness": 1,
     }
 

@@ -4,8 +4,9 @@ Every sentence reads the decisions and differences that the tables show, and not
 each candidate there are figures and no claims: nothing bold, no imperative, no length of a crossover.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from analysis.bottleneck.classify import Bottleneck
 from analysis.compare.cells import Cell
 from analysis.compare.decisions import Eligible
 from analysis.compare.differences import Difference
@@ -14,6 +15,7 @@ from analysis.point.point import Point
 from analysis.report.choices import (
     MOST,
     MOST_RIVALS,
+    TESTABLE,
     Group,
     by_words,
     choice_words,
@@ -25,6 +27,7 @@ from analysis.report.choices import (
     peaked,
     title_of,
     token_range,
+    untested_words,
 )
 from analysis.report.energy_section import estimate_w
 from analysis.report.formats import count, percent, seconds, significant
@@ -80,11 +83,11 @@ def headline(whole: Study) -> list[str]:
         same = len(held) == len(groups) and len(groups) > 1
         where = "every task and load" if same else "; ".join(group.where for group in held[:MOST])
         said.append(f"{title_of(held)}, {where}: {choice}.")
-    starts = [c.starts for g in groups for d in g.decisions for c in d.contenders]
-    if starts and max(starts) == 1:
+    why = untested_words(d for group in groups for d in group.decisions)
+    if why is not None:
         said.append(
-            "One start per candidate: leaders are not statistically tested, so all of this is indicative "
-            "(`repeats: 3` or more in the sweep tests it)."
+            f"Not tested, so all of this is indicative: {why} (`repeats: {TESTABLE}` or more in the sweep "
+            "tests it)."
         )
     return said + _unproven(groups)
 
@@ -150,7 +153,9 @@ def _also(whole: Study) -> list[str]:
             won = [d for d in group.decisions if d.winner is not None]
             won = [d for d in won if not any(peaked(whole, each) for each in d.against)]
             if won:
-                said.append(f"Also shown ({group.where}): `{won[-1].winner}`, {by_words(won[-1])}.")
+                said.append(
+                    f"Also shown ({group.where}): `{won[-1].winner}`, {by_words(whole, won[-1])}."
+                )
     return said[:MOST]
 
 
@@ -207,7 +212,7 @@ def _though(whole: Study, label: str, context: int) -> str:
             if fast and each.gain is not None and each.verdict in ("better", "indicative"):
                 if each.gain <= 1 + SPEED.margin:
                     return ""
-                return f", though it has {difference_words(each)} there"
+                return f", though it has {difference_words(whole, each)} there"
     return ""
 
 
@@ -243,32 +248,52 @@ def lengths_without_a_chance(
 
 
 def _limits(whole: Study) -> list[str]:
-    """What bounds the candidates at the longest context of each task and load, in one short sentence."""
+    """What bounds each candidate at the longest context of a task and load; nothing where none is known."""
     said: list[str] = []
     for group in headline_groups(whole):
         scenario = group.decisions[-1].scenario
-        words: dict[str, str] = {}
+        starts: dict[str, list[Bottleneck]] = {}
         for point in whole.usable:
-            if point.scenario != scenario or point.run_id not in whole.bottlenecks:
-                continue
-            bottleneck = whole.bottlenecks[point.run_id]
-            phases = [
-                f"{v.bound}-bound in {v.phase}"
-                for v in bottleneck.phases
-                if v.bound != "undetermined"
-            ]
-            if bottleneck.bound in LIMITS:
-                words[point.backend] = f"limited by {LIMITS[bottleneck.bound]}"
-            elif phases:
-                words[point.backend] = " and ".join(phases)
-        if words:
-            told = "; ".join(f"`{name}` is {word}" for name, word in sorted(words.items()))
-            if len(words) > 1 and len(set(words.values())) == 1:
-                told = f"all are {next(iter(words.values()))}"
-            said.append(
-                f"Bottleneck ({group.where}, {count(scenario.context_tokens)} tokens): {told}."
-            )
+            if point.scenario == scenario and point.run_id in whole.bottlenecks:
+                starts.setdefault(point.backend, []).append(whole.bottlenecks[point.run_id])
+        words = {label: bound_words(held) for label, held in starts.items()}
+        if any(each != UNDETERMINED for each in words.values()):
+            at = f"{group.where}, {count(scenario.context_tokens)} tokens"
+            said.append(f"Bottleneck ({at}): {by_bound(words)}.")
     return said[:MOST]
+
+
+UNDETERMINED = "undetermined"
+
+
+def bound_words(starts: Sequence[Bottleneck]) -> str:
+    """``compute-bound in prefill and undetermined in decode``: what each of a candidate's starts says."""
+    words = {_one_bound(each) for each in starts}
+    return words.pop() if len(words) == 1 else UNDETERMINED
+
+
+def _one_bound(found: Bottleneck) -> str:
+    if found.bound in LIMITS:
+        return f"limited by {LIMITS[found.bound]}"
+    if all(each.bound == UNDETERMINED for each in found.phases):
+        return UNDETERMINED
+    return " and ".join(
+        f"{each.bound}{'' if each.bound == UNDETERMINED else '-bound'} in {each.phase}"
+        for each in found.phases
+    )
+
+
+def by_bound(words: Mapping[str, str]) -> str:
+    """``all are …`` where each candidate is; else each bound with those that have it."""
+    who: dict[str, list[str]] = {}
+    for label, each in sorted(words.items()):
+        who.setdefault(each, []).append(f"`{label}`")
+    if len(who) == 1 and len(words) > 1:
+        return f"all are {next(iter(who))}"
+    last = sorted(who.items(), key=lambda item: item[0] == UNDETERMINED)
+    return "; ".join(
+        f"{listed(names)} {'is' if len(names) == 1 else 'are'} {each}" for each, names in last
+    )
 
 
 def _answers(whole: Study) -> list[str]:

@@ -21,6 +21,17 @@ def write(out: Path, wanted: Wanted, rig: Rig, log: Log, verdict: Verdict) -> No
     (out / "soak.html").write_text(page(data))
 
 
+def keep(rig: Rig, log: Log) -> None:
+    """raw.json: what only this process knows, before it is judged."""
+    known = {
+        "log": asdict(log),
+        "lives": {kept.name: [asdict(life) for life in kept.lives] for kept in rig.processes},
+        "seen_before_gateway": rig.before.seen,
+        "seen_behind_gateway": rig.behind.seen,
+    }
+    (rig.wanted.out / "raw.json").write_text(json.dumps(known) + "\n")
+
+
 def content(wanted: Wanted, rig: Rig, log: Log, verdict: Verdict) -> dict[str, Any]:
     """All that the page says. Seconds count from the soak's start."""
 
@@ -70,7 +81,8 @@ def page(data: dict[str, Any]) -> str:
         lanes=[{"name": lane, "bars": _bars(lane, data, scale)} for lane in LANES],
         charts=[
             {"name": name, "top": top, "lines": _lines(lives, scale, top)}
-            for name, lives in data["rss_mib"].items()
+            for name in (each["process"] for each in data["memory"])
+            for lives in [data["rss_mib"][name]]
             for top in [1.2 * max((held for life in lives for _, held in life), default=1.0)]
         ],
         ticks=[(round(scale * s), s // 60) for s in _ticks(data["length_s"])],

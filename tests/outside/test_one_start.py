@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.outside.generator import Point, Power, write
+from analysis.objectives import BY_NAME
+from analysis.report.plots import against_context, styles
+from analysis.study import study
+from tests.outside.generator import Point, Power, in_time, write
 from tests.outside.playing import Load, Pace, Phases
 from tests.outside.reading import Reading, read
 from tests.outside.sweeps import ALL_RIGHT, starts
@@ -118,3 +121,32 @@ def test_the_same_crossing_from_four_starts(tmp_path: Path) -> None:
         if n.replace(",", "").isdigit()
     }
     assert any(4000 < n < 6500 for n in lengths), found.text
+
+
+def test_who_has_no_value_is_named_and_its_line_breaks(tmp_path: Path) -> None:
+    """alpha takes half of beta's time and is missing at the middle length: beta's lead there is none over
+    it, and starts are counted as they were made: one of alpha, two arms of beta.
+    """
+    points = [
+        replace(p, factor=0.5 if p.backend == "alpha" else 1.0)
+        for p in equal(Load(4, "random"), 0.0, 1)
+        if (p.backend, p.context) != ("alpha", CONTEXTS[1])
+    ]
+    gamma = [replace(p, backend="gamma", factor=1.5) for p in points if p.backend == "beta"]
+    again = [
+        replace(p, arm=1, started_s=p.started_s + 900.0) for p in points if p.backend == "beta"
+    ]
+    write(tmp_path, in_time([*points, *gamma, *again]))
+    found = read(tmp_path)
+    says_nothing_certain(found)
+    answer = found.summary["answer"]
+    assert "1 to 2 starts each are too few to test" in answer, answer
+    assert "one start each" not in found.text.lower(), found.text
+    [clause] = [c for c in re.split(r"; (?=`\w+` was)|: ", answer) if "8,192" in c]
+    assert clause.startswith("`beta` was ahead") and "`alpha` has no value there" in clause, answer
+    whole = study(tmp_path)
+    held = [c for c in whole.cells if c.starts]
+    figure = against_context(held, BY_NAME["e2e"], styles(["alpha", "beta", "gamma"]))
+    assert figure is not None
+    [y] = [list(t.y) for t in figure.data if t.name == "alpha"]
+    assert len(y) == len(CONTEXTS) and [v is None for v in y] == [False, True, False]

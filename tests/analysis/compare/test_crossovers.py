@@ -169,7 +169,7 @@ def test_one_start_redraws_requests_and_says_so() -> None:
     pair = (curve(3, 1e-3, 0.01, 1, 1), curve(1, 2e-3, 0.01, 1, 2))
     found = crossover(("flat", "steep"), pair, "linear")
     assert found.verdict == "crossover"
-    assert found.unit == "requests of one start"
+    assert found.unit == "requests"
 
 
 def test_bands_enclose_the_fit() -> None:

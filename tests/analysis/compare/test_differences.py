@@ -212,3 +212,22 @@ def test_both_ways_round_say_the_same(tmp_path: Path) -> None:
     for each in compared(points):
         assert replace(each.turned.turned, ratio=each.ratio) == each
         assert (each.gain is None) or each.gain * (each.turned.gain or 0) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("others", "outcome", "front"),
+    [
+        ((1.5, 1.55), "indicative", ("a",)),  # nearest starts 50 % apart, equal arms 3 %
+        ((1.1, 1.3), "no clear winner", ("a", "b")),  # 10 % apart, but equal arms 18 %
+        ((0.9, 1.3), "no clear winner", ("a", "b")),  # b's better start beats a
+        ((1.005, 1.006), "no clear winner", ("a", "b")),  # less than would mean anything
+    ],
+)
+def test_ahead_of_too_few_starts_only_beyond_each_of_the_others(
+    tmp_path: Path, others: tuple[float, float], outcome: str, front: tuple[str, ...]
+) -> None:
+    """One start of a, two arms of b, and c far behind both by the same rule."""
+    points_of(tmp_path, {"a": [1.0], "b": [others[0]], "c": [3.0]})
+    points = points_of(tmp_path, {"b": [others[1]]}, arm=1)
+    made = decided(points, "ttft")
+    assert (made.outcome, made.front, made.tested) == (outcome, front, False)

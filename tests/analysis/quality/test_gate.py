@@ -152,7 +152,7 @@ def test_a_window_is_no_worse_inside_and_disqualified_beyond(tmp_path: Path) -> 
         "`sink_window` is disqualified at 2,048 and 6,144 tokens: at 6,144 tokens, on retrieve, "
         "5 of 30 prompts right against 30 of 30 with `cpu_attn`"
     ) in text
-    assert "though it has 2.0× higher total tokens/s than `cpu_attn` there" in text
+    assert "though it has 2.00× higher total tokens/s than `cpu_attn` there" in text
 
 
 def test_answers_of_points_with_unbelievable_times_still_count(tmp_path: Path) -> None:
