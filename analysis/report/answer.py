@@ -1,6 +1,7 @@
 """The report in one sentence."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from analysis.compare.crossovers import Crossing
 from analysis.compare.decisions import Decision
@@ -118,6 +119,23 @@ def crossing_between_winners(whole: Study, decisions: Sequence[Decision]) -> Cro
     )
 
 
+def why_no_length(whole: Study, decisions: Sequence[Decision]) -> str | None:
+    """Of decisions by one objective, by context: why no length is stated where winners change; None where one
+    is, or where none change.
+    """
+    won = [each for each in decisions if each.winner is not None]
+    changes = [(a, b) for a, b in pairwise(won) if a.winner != b.winner]
+    if not changes or crossing_between_winners(whole, decisions) is not None:
+        return None
+    objective = decisions[0].objective
+    between = "; ".join(
+        f"between {count(a.scenario.context_tokens)} and {count(b.scenario.context_tokens)} tokens"
+        for a, b in changes
+    )
+    why = "no form is fitted to it" if objective.form is None else "the fit does not bear one out"
+    return f"No length is given at which {lower(objective.title)} changes hands: {why}. Measure {between}."
+
+
 def stated(whole: Study, crossing: Crossing) -> bool:
     told = crossing.found.verdict in ("crossover", "none")
     names = crossing.a, crossing.b
@@ -125,7 +143,7 @@ def stated(whole: Study, crossing: Crossing) -> bool:
 
 
 def _disqualified(whole: Study) -> str:
-    """``; `z` is disqualified at 4,096 tokens (2 of 30 right, `a` 30)``; the score at the longest context."""
+    """``; `z` is disqualified at 4,096 tokens (2 of 30 answers right, `a` 30)``; at the longest context."""
     lengths: dict[str, set[int]] = {}
     for (scenario, candidate), each in whole.eligible.items():
         label = whole.labels.candidates.get(candidate)
@@ -150,5 +168,5 @@ def _score(whole: Study, label: str, context: int) -> str:
     if not lost:
         return ""
     worst = max(lost, key=lambda gate: gate.worse_by)
-    right = f"{worst.backend_right} of {worst.prompts} right"
+    right = f"{worst.backend_right} of {worst.prompts} answers right"
     return f" ({right}, `{worst.reference}` {worst.reference_right})"

@@ -32,6 +32,7 @@ from analysis.report.tables import (
     entry_words,
     heat_map_groups,
     provenance,
+    ran_words,
     servers,
     tables,
 )
@@ -39,6 +40,10 @@ from analysis.statistics.samples import needed
 from analysis.study import Study
 from greenbench.contract.run_dir import write_atomic
 
+UNTRAINED = (
+    "A model that was never trained: its speed, memory and energy are measured, its answers prove nothing "
+    "and are not judged."
+)
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -104,8 +109,13 @@ def shared(whole: Study) -> dict[str, Any]:
     energy = energy_section(whole.cells)
     return {
         "title": f"Attention backends: {whole.root.name}",
+        "ran": ran_words(whole),
+        "disqualified": len(
+            {who for (_, who), each in whole.eligible.items() if each.disqualified}
+        ),
         "screen": first_screen(whole),
         "sentences": summary_sentences(whole),
+        "untrained": UNTRAINED,
         "weights_random": any(p.weights == "random" for p in whole.usable),
         "decisions": decision_rows(whole),
         "some_may_not_win": any(not each.may_win for each in whole.eligible.values()),
@@ -134,6 +144,7 @@ def cases_json(screen: FirstScreen, drawn: Mapping[str, str]) -> dict[str, Any]:
                 "by": case.objective.name,
                 "pair": case.pair,
                 "figure": drawn.get(chart_key(case.family, case.objective)),
+                "note": screen.no_lengths.get((case.family.number, case.objective), ""),
             }
             for case in screen.cases
         ],
