@@ -14,7 +14,7 @@ BACKENDS ?= sdpa,sink_window
 MINUTES ?= 60
 export VLLM_PYTHON
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-policy serve load gateway run report backends doctor check test test-e2e test-deploy test-oldest format \
+.PHONY: help setup demo demo-policy serve load gateway run report backends doctor check check-waiting check-computing test test-e2e test-deploy test-oldest format \
 	results verify soak mutants docs audit licences sbom bench-backends bench-client bench-peers bench-gateway bench-telemetry bench-analysis
 
 help: ## list the targets
@@ -55,11 +55,17 @@ doctor: setup ## what is installed, what is missing, and how to fix it
 	@$(BENCH)/greenbench doctor
 
 check: setup ## format, lint, types, and the tests that take seconds
-	@$(BENCH)/ruff format --check --quiet . && $(BENCH)/ruff check --quiet . && $(BENCH)/pyright
-	@$(BENCH)/pyright -p pyrightconfig.vllm.json --pythonpath $(VLLM)
+	@$(BENCH)/ruff format --check --quiet . && $(BENCH)/ruff check --quiet .
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-waiting check-computing
 	@$(BENCH)/pytest -n auto --dist loadfile -m "not e2e and not gpu" tests/analysis tests/outside tests/planning
+
+check-waiting: # tests that mostly wait for a pretended server, one after the other …
 	@$(BENCH)/pytest -m "not e2e and not vllm and not gpu" --ignore tests/vllm --ignore tests/analysis --ignore tests/outside --ignore tests/planning
-	@$(VLLM) -m pytest -m "not e2e and not gpu" tests/vllm
+
+check-computing: # … and beside them, behind them, what only computes
+	@nice -n 15 $(BENCH)/pyright
+	@nice -n 15 $(BENCH)/pyright -p pyrightconfig.vllm.json --pythonpath $(VLLM)
+	@nice -n 15 $(VLLM) -m pytest -m "not e2e and not gpu" tests/vllm
 
 test: check docs test-e2e ## check, the documentation, then real vLLM servers, a real Prometheus and a real browser end to end
 

@@ -143,7 +143,7 @@ def plan(args: argparse.Namespace) -> int:
     """Replicas of each measured candidate that a traffic takes under an SLO, what binds, W and kWh."""
     from planning.plan import dump, load_prices, plan, what_to_measure
     from planning.plan_page import write_page
-    from planning.plan_told import table
+    from planning.plan_told import answer, circumstances, said, table
 
     slo = SloConfig() if args.slo is None else parse_slo(args.slo)
     if args.what_to_measure:
@@ -165,14 +165,8 @@ def plan(args: argparse.Namespace) -> int:
     if args.json:
         write_atomic(args.json, dump(made))
     write_page(made, args.page)
-    print(visible(f"{made.traffic}, on {made.device}, SLO {args.slo}"))
-    for line in table(list(made.needs), made.currency):
-        print(visible(line))
-    if made.mixed is not None:
-        counts = ", ".join(f"{n} × {pool}" for pool, n in made.mixed.replicas.items())
-        print(visible(f"by the policy: {counts}; {made.mixed.seen.utilisation:.0%} busy"))
-    for sentence in made.refused:
-        print(visible(f"left out: {sentence}."))
+    for line in (circumstances(made), *table(made), *said(made), answer(made)):
+        print(visible(line.replace("`", "")))
     print(visible(str(args.page)))
     return 0
 
@@ -314,7 +308,7 @@ def add_plan(commands: Any) -> None:
     )
     made.add_argument("--window", default="1h", help="of the busiest stretch, with prometheus=URL")
     made.add_argument("--slo", metavar="BOUNDS", help="as ttft=2,tpot=50ms, or a file slo.yaml")
-    made.add_argument("--hardware", metavar="NAME", help="the card, where runs are of several")
+    made.add_argument("--hardware", metavar="NAME", help="card or CPU, where runs are of several")
     made.add_argument("--prices", type=Path, metavar="FILE", help="per_card_hour, per_kwh, pue")
     made.add_argument("--policy", type=Path, metavar="FILE", help="also a fleet of its pools")
     made.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")

@@ -16,6 +16,7 @@ from analysis.study import Study, study
 from greenbench.contract.config import SloConfig
 from greenbench.contract.errors import UserError
 from planning.batches import Timed, timed
+from planning.evidence import may_lose, unjudged
 from planning.front import Front, front
 from planning.simulator import Settings
 from planning.step_time import NotEnough, Shape, StepTime, fit, shape_of
@@ -44,7 +45,9 @@ class Power:
 
 @dataclass(frozen=True)
 class Measured:
-    """A candidate. ``timed``: its steps by block of starts. ``barred``: why it may not serve, and where."""
+    """A candidate. ``timed``: its steps by block of starts. ``barred``: why it may not serve, and where.
+    ``unjudged``: of one that may change answers, which nobody judged, why.
+    """
 
     label: str
     shape: Shape
@@ -57,6 +60,7 @@ class Measured:
     no_power: str | None
     cards: int
     barred: tuple[str, ...]
+    unjudged: str | None = None
 
     def drawn(self, rng: np.random.Generator) -> StepTime | None:
         """The model of as many blocks drawn with replacement; None of a draw that tells too little."""
@@ -103,15 +107,21 @@ def _device(root: Path, found: Study, hardware: str | None) -> DeviceKind:
     kinds = list(dict.fromkeys(point.scenario.device for point in found.usable))
     if not kinds:
         raise UserError(f"{root}: no usable run; `greenbench report` says why")
-    named = [k for k in kinds if hardware is None or hardware.lower() in k.words.lower()]
-    words = ", ".join(kind.words for kind in kinds)
+    named = [k for k in kinds if hardware is None or hardware.lower() in _machine(k).lower()]
+    words = "; ".join(map(_machine, kinds))
     if not named:
         raise UserError(f"--hardware wants what was measured ({words}), found '{hardware}'")
     if len(named) > 1:
         raise UserError(
-            f"{root}: runs of several cards ({words}); a plan is for one, choose it with --hardware"
+            f"{root}: runs of several kinds of machine ({words}); a plan is for one, choose it with a part "
+            "of its name, as --hardware H100 or --hardware '16 cores'"
         )
     return named[0]
+
+
+def _machine(kind: DeviceKind) -> str:
+    """With the host, for runs on two hosts are of two kinds though the card is the same."""
+    return f"{kind.words}, {kind.host_words}" if kind.gpus else kind.words
 
 
 def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: Study) -> Measured:
@@ -154,6 +164,7 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
         if points[0].scenario.device.gpus
         else 0,
         barred=_barred(points, found),
+        unjudged=_unjudged(points, runs, found),
     )
 
 
@@ -204,6 +215,14 @@ def _barred(points: Sequence[Point], found: Study) -> tuple[str, ...]:
         if able is not None and not able.may_win:
             said[f"{able.why_not or 'it may not win'} at {point.context_tokens:,} tokens"] = None
     return tuple(said)
+
+
+def _unjudged(points: Sequence[Point], runs: dict[str, Run], found: Study) -> str | None:
+    candidate = points[0].candidate
+    loses = may_lose(candidate, [runs[point.path].manifest.server for point in points])
+    reasons = unjudged(found)
+    why = [w for p in points if (w := reasons.get((p.context_tokens, candidate))) is not None]
+    return f"{loses}, and its answers are not judged ({why[0]})" if loses and why else None
 
 
 def with_model(one: Measured, model: StepTime) -> Measured:

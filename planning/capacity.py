@@ -78,6 +78,7 @@ class Need:
     cost_day: tuple[float, float] | None
     extrapolated: bool
     barred: bool  # its answers, or its failures, at some measured length
+    unjudged: bool  # its answers, which it may change
     said: tuple[str, ...]
 
 
@@ -234,6 +235,7 @@ def need(
         cost_day=None,
         extrapolated=max(seen.reach, at_slo.reach) > 1,
         barred=bool(one.barred),
+        unjudged=one.unjudged is not None,
         said=_said(
             one, _untaken(one, demand.traffic(1.0, seed)), spread.replicas is None, seen, at_slo
         ),
@@ -272,9 +274,8 @@ def _too_long(one: Measured, share: float) -> str:
     limits = [
         n for n in (one.settings.max_model_len, one.settings.total_kv_tokens) if n is not None
     ]
-    return (
-        f"{share:.1%} of the requests have more than the {min(limits):,} tokens that a server takes"
-    )
+    most = f"{min(limits):,} tokens that a server takes"
+    return f"{100 * share:.1f} % of the requests have more than the {most}"
 
 
 def _most_factor(whole: Fleet, replicas: int) -> float:
@@ -358,12 +359,18 @@ def _said(
     one: Measured, untaken: float, no_interval: bool, seen: Seen, at_slo: Seen
 ) -> tuple[str, ...]:
     said = [*(f"may not serve: {why}" for why in one.barred)]
+    if one.unjudged is not None:
+        said.append(one.unjudged)
     if untaken:
         said.append(f"{_too_long(one, untaken)}; they are counted as missing the SLO")
     if seen.reach > 1:
-        said.append(f"extrapolated: {seen.reach:.2f} times beyond what was measured")
+        said.append(
+            f"extrapolated: {seen.reach:.2f} times the measured sequences in a step, or lengths"
+        )
     elif at_slo.reach > 1:
-        said.append(f"its highest rate is extrapolated, {at_slo.reach:.2f} times beyond")
+        said.append(
+            f"its highest rate is extrapolated, {at_slo.reach:.2f} times the measured sequences"
+        )
     if no_interval:
         said.append("no interval: one server start; measure at least 2 repeats")
     if one.power is None:
@@ -372,8 +379,8 @@ def _said(
         said.append("idle power was not measured, so W and kWh are bounds")
     left = one.model.residuals()
     said.append(
-        f"step time off by {left.median:.0%} (median step), {left.worst_run:.0%} (all steps of the worst "
-        f"run), {left.steps:,} steps"
+        f"step time off by {100 * left.median:.0f} % (median step), {100 * left.worst_run:.0f} % "
+        f"(all steps of the worst run), {left.steps:,} steps"
     )
     return tuple(said)
 

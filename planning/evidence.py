@@ -200,11 +200,7 @@ class Evidence:
 
     def may_lose(self, candidate: Candidate) -> str | None:
         """What about it is known to change answers, as a clause; None of one that is exact by design."""
-        if any(server.exactness == 0 for server in self.servers.get(candidate, ())):
-            return "it is approximate by design"
-        if candidate.kv_cache_dtype not in UNQUANTISED:
-            return f"its KV cache is {candidate.kv_cache_dtype}"
-        return None
+        return may_lose(candidate, self.servers.get(candidate, ()))
 
     def misses_slo(self, candidate: Candidate, place: Place) -> str | None:
         """Where an SLO was asked for beside another objective: how far the candidate is from meeting it."""
@@ -237,6 +233,25 @@ class Evidence:
         """The same, of these blocks alone. Who may serve where is still judged by all answers."""
         kept = set(blocks)
         return replace(self, points=tuple(p for p in self.points if p.block in kept))
+
+
+def may_lose(candidate: Candidate, servers: Iterable[Server]) -> str | None:
+    """What about it is known to change answers, as a clause; None of one that is exact by design."""
+    if any(server.exactness == 0 for server in servers):
+        return "it is approximate by design"
+    if candidate.kv_cache_dtype not in UNQUANTISED:
+        return f"its KV cache is {candidate.kv_cache_dtype}"
+    return None
+
+
+def unjudged(found: Study) -> dict[tuple[int, Candidate], str]:
+    """(context, candidate) whose answers nobody showed to be right there, and why."""
+    return {
+        (context, candidate): standing.sentence
+        for (_, context), of in found.standings.items()
+        for candidate, standing in of.items()
+        if standing.kind == "undecided"
+    }
 
 
 def gather(
@@ -280,12 +295,7 @@ def evidence_of(
         labels=found.labels.candidates,
         eligible=found.eligible,
         refused=tuple(refused),
-        unjudged={
-            (context, candidate): standing.sentence
-            for (_, context), of in found.standings.items()
-            for candidate, standing in of.items()
-            if standing.kind == "undecided"
-        },
+        unjudged=unjudged(found),
         allow_unjudged=allow_unjudged,
     )
 

@@ -43,8 +43,8 @@ class Mixed:
 
 @dataclass(frozen=True)
 class Plan:
-    """``needs``: who may serve first, of these the fewest replicas. ``refused``: a sentence for each
-    candidate that is left out.
+    """``needs``: who may serve first, of these those whose answers are in no doubt, then the fewest replicas.
+    ``refused``: a sentence for each candidate that is left out.
     """
 
     device: str
@@ -87,7 +87,9 @@ def plan(
         traffic=words,
         slo=slo,
         currency="cost" if prices is None else prices.currency,
-        needs=tuple(sorted(needs, key=lambda n: (n.barred, n.replicas or 0, -n.most_rate))),
+        needs=tuple(
+            sorted(needs, key=lambda n: (n.barred, n.unjudged, n.replicas or 0, -n.most_rate))
+        ),
         mixed=None if policy is None else _mixed(root, policy, found, demand, slo, seed),
         refused=tuple(refused),
     )

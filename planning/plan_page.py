@@ -1,25 +1,17 @@
 """The plan as one self-contained page: the table, latency against traffic with its knee, replicas, kWh."""
 
-from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
+from analysis.report import document
+from analysis.report.figures import Figures
+from analysis.report.plots import COLOURS, FRAME
 from greenbench.contract.run_dir import write_atomic
-from planning.capacity import Need
 from planning.plan import Plan
-from planning.plan_told import row, table
+from planning.plan_told import answer, circumstances, head, row, said
 
-COLOURS = ("#3d85c6", "#e07b39", "#38a169", "#a56cc1", "#d64550", "#17a2b8", "#a3801f", "#7f8c8d")
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
-div.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.9rem; }
-th, td { text-align: left; padding: 0.3rem 0.6rem; border-bottom: 1px solid #8885; vertical-align: top; }
-"""
+HERE = Path(__file__).parent
 
 
 def write_page(made: Plan, path: Path) -> None:
@@ -28,48 +20,35 @@ def write_page(made: Plan, path: Path) -> None:
 
 
 def render(made: Plan) -> str:
-    lines = table(list(made.needs), made.currency)
-    said = [*lines[1 + len(made.needs) :], *(f"Left out: {why}." for why in made.refused)]
-    figures = [knee(made), replicas(made), energy(made)]
-    drawn = "".join(
-        figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
-        for figure in figures
-        if figure is not None
-    )
-    bounds = ", ".join(f"{k.removesuffix('_s').upper()} ≤ {v:g} s" for k, v in made.slo if v)
-    best = made.needs[0]
+    figures = Figures()
+    for figure in (knee(made), replicas(made), energy(made)):
+        if figure is not None:
+            figures.add(figure)
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Capacity plan</title>'
-        f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>"
-        f"<h1>{escape(best.label)}: {best.replicas} replica{'s' if best.replicas != 1 else ''}</h1>"
-        f"<p>{escape(made.traffic)}, on {escape(made.device)}. SLO: {escape(bounds)}, met by nine of ten "
-        "requests. Figures are of a simulation with step times fitted to measured runs.</p>"
-        f'<div class="wide">{_table(made.needs, made.currency)}</div>{drawn}'
-        f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in said)}</ul></body></html>"
+        document.environment(HERE)
+        .get_template("plan.html.j2")
+        .render(
+            **document.frame(document.CARRIED, document.FIGURES),
+            title="Capacity plan",
+            answer=answer(made),
+            circumstances=circumstances(made),
+            head=head(made.currency),
+            rows=[row(one) for one in made.needs],
+            said=said(made),
+            figures=figures.json,
+        )
     )
-
-
-HEAD = (
-    "candidate", "replicas", "binds", "busy at the SLO", "headroom", "TTFT p50/p90/p99, s",
-    "E2E p50/p90/p99, s", "prompts +25 %", "outputs +25 %", "W", "kWh a day",
-)  # fmt: skip
-
-
-def _table(needs: Sequence[Need], currency: str) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in (*HEAD, f"{currency} a day"))
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row(one))}</tr>" for one in needs
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _figure(title: str, x: str, y: str) -> go.Figure:
     figure = go.Figure()
     figure.update_layout(
-        template="none", height=340, hovermode="x unified", title={"text": title, "font": {"size": 14}},
-        xaxis={"title": {"text": x}}, yaxis={"title": {"text": y}, "rangemode": "tozero"},
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": "#888"},
-    )  # fmt: skip
+        **FRAME | {"legend": {"orientation": "h", "y": -0.3, "yanchor": "top"}},
+        height=420,
+        title={"text": title, "font": {"size": 14}},
+        xaxis={"title": {"text": x}},
+        yaxis={"title": {"text": y}, "rangemode": "tozero"},
+    )
     return figure
 
 

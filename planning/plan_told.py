@@ -1,29 +1,81 @@
 """A capacity plan in lines for people."""
 
 from planning.capacity import PERCENTILES, Need
+from planning.plan import Plan
 
 
-def table(needs: list[Need], currency: str) -> list[str]:
-    """A row a candidate, then what must be said of each."""
-    head = (
+def answer(made: Plan) -> str:
+    """The first of the table in one sentence; names in backticks."""
+    best, *others = made.needs
+    if best.barred:
+        return f"No candidate may serve. `{best.label}` would take {_counted(best.replicas)}."
+    rivals = [one for one in others if not one.barred]
+    equal = [f"`{one.label}`{_doubt(one)}" for one in rivals if one.replicas == best.replicas]
+    words = f"`{best.label}` would serve this traffic with {_counted(best.replicas)}"
+    if best.replicas_interval is not None:
+        words += f" (95 %: {best.replicas_interval[0]} to {best.replicas_interval[1]})"
+    words += _doubt(best) + (", extrapolated" if best.extrapolated else "")
+    if equal:
+        return f"{words}; so would {', '.join(equal)}."
+    if rivals:
+        return f"{words}; the next, `{rivals[0].label}`{_doubt(rivals[0])}, takes {rivals[0].replicas}."
+    return f"{words}."
+
+
+def _counted(replicas: int | None) -> str:
+    return f"{replicas} replica{'s' if replicas != 1 else ''}"
+
+
+def circumstances(made: Plan) -> str:
+    bounds = ", ".join(
+        f"{key.removesuffix('_s').upper()} ≤ {most:g} s"
+        for key, most in made.slo
+        if most is not None
+    )
+    return f"{made.traffic}, on {made.device}. SLO: {bounds}, met by nine of ten requests."
+
+
+def said(made: Plan) -> list[str]:
+    """What must be said of the candidates, of the policy's pools, and of who is left out."""
+    of: dict[str, list[str]] = {}
+    for one in made.needs:
+        for sentence in one.said:
+            of.setdefault(sentence, []).append(f"`{one.label}`")
+    sentences = [
+        f"{', '.join(labels) if len(labels) < max(2, len(made.needs)) else 'All'}: {sentence}."
+        for sentence, labels in of.items()
+    ]
+    if made.mixed is not None:
+        counts = ", ".join(f"{n} × {pool}" for pool, n in made.mixed.replicas.items())
+        sentences.append(
+            f"By the policy: {counts}, {100 * made.mixed.seen.utilisation:.0f} % busy."
+        )
+    return [*sentences, *(f"Left out: {why}." for why in made.refused)]
+
+
+def head(currency: str) -> tuple[str, ...]:
+    return (
         "candidate", "replicas", "binds", "busy at the SLO", "headroom", "TTFT p50/p90/p99, s",
         "E2E p50/p90/p99, s", "prompts +25 %", "outputs +25 %", "W", "kWh a day", f"{currency} a day",
     )  # fmt: skip
-    rows = [head, *(row(each) for each in needs)]
-    widths = [max(len(line[i]) for line in rows) for i in range(len(head))]
+
+
+def table(made: Plan) -> list[str]:
+    """A row a candidate."""
+    rows = [head(made.currency), *(row(each) for each in made.needs)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in rows]
-    said = [f"{each.label}: {sentence}." for each in needs for sentence in each.said]
-    return [*(line.rstrip() for line in lines), *said]
+    return [line.rstrip() for line in lines]
 
 
 def row(one: Need) -> tuple[str, ...]:
     mark = " (extrapolated)" if one.extrapolated else ""
     return (
-        one.label + (" (may not serve)" if one.barred else ""),
+        one.label + _doubt(one),
         f"{one.replicas}{span(one.replicas_interval)}{mark}",
         one.binds,
-        f"{one.utilisation_at_slo:.0%}",
-        f"{one.headroom:.0%}",
+        f"{100 * one.utilisation_at_slo:.0f} %",
+        f"{100 * one.headroom:.0f} %",
         f"{_each(one.seen.ttft_s)}{span(one.ttft_interval, 'p90')}",
         f"{_each(one.seen.e2e_s)}{span(one.e2e_interval, 'p90')}",
         *(_replicas(n) for n in one.longer),
@@ -31,6 +83,12 @@ def row(one: Need) -> tuple[str, ...]:
         between(one.kwh_day),
         between(one.cost_day),
     )
+
+
+def _doubt(one: Need) -> str:
+    if one.barred:
+        return " (may not serve)"
+    return " (answers not judged)" if one.unjudged else ""
 
 
 def _each(values: tuple[float, ...]) -> str:
@@ -41,7 +99,7 @@ def _each(values: tuple[float, ...]) -> str:
 def span(ends: tuple[float, float] | None, what: str = "") -> str:
     if ends is None:
         return ""
-    return f" {what}[{ends[0]:.3g}, {ends[1]:.3g}]"
+    return f" {what} [{ends[0]:.3g}, {ends[1]:.3g}]".replace("  ", " ")
 
 
 def _replicas(number: int | None) -> str:

@@ -72,7 +72,9 @@ def parser_of(module: str) -> argparse.ArgumentParser:
         raise CaughtParser(parser)
 
     read: Callable[[], object] = importlib.import_module(module).main
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", caught):
+    with mock.patch.object(
+        argparse.ArgumentParser, "parse_known_args", caught
+    ):  # parse_args asks it
         try:
             read()
         except CaughtParser as found:

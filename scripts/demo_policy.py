@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import jinja2
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from analysis.report import document  # noqa: E402
 from analysis.statistics.noninferiority import judge  # noqa: E402
 from analysis.statistics.samples import wilson  # noqa: E402
 from greenbench.contract.config import PromptRequest, TaskConfig, load_model  # noqa: E402
@@ -584,17 +584,17 @@ def page(
     decided = [a for a in answers if a.strategy == "policy"]
     last = [a for a in decided if a.round == max(a.round for a in decided)]
     switched = Counter((a.context, a.pool, a.rule, a.why) for a in decided)
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    env = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return env.get_template("demo_policy.html.j2").render(
-        css=(ROOT / "analysis" / "report" / "templates" / "report.css").read_text(),
+    template = document.environment(Path(__file__).parent).get_template("demo_policy.html.j2")
+    return template.render(
+        **document.frame(None, document.TEXT),
+        title="Does a policy pay? Two pools behind the gateway",
         sentences=sentences(rows, turns),
         turns=turns,
         words=STRATEGIES,
         rows=list(rows.values()),
         lengths=list(LENGTHS),
         measured=measured,
-        policy=dump_policy(made),
+        policy_yaml=dump_policy(made),
         timeline=last,
         end_s=max(a.end_s for a in last),
         users=USERS,

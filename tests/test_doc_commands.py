@@ -32,6 +32,7 @@ RESULT = "tests/analysis/importers/data/vllm-bench-serve-0.32.0.json"
 # Commands of blocks that take minutes, a server, a GPU or a cluster: what runs them, or why nothing does
 RUN = {
     "greenbench doctor": "tests/greenbench/test_doctor.py",
+    "greenbench report RUNS OTHER_RUNS": "tests/analysis/report/test_first_screen.py",
     "greenbench report runs/my": "tests/analysis/importers/test_convert.py",
     "greenbench run my.yaml --dry-run": "tests/test_wheel_e2e.py",
     "greenbench choose": "tests/greenbench/test_choose.py",
@@ -45,6 +46,7 @@ RUN = {
     "python -m telemetry serve": "tests/telemetry/exporter/test_exporter.py",
     "python -m pytest": "make check",
     "python -m venv": "tests/test_wheel_e2e.py",
+    "python scripts/backtest.py score": "tests/planning/test_back_test.py",
     "python scripts/claim_rates.py": "an hour; its core: tests/analysis/statistics/test_rates.py",
     "locust -f loadgen/longctx.py": "tests/loadgen/test_locust_by_hand.py",
     "make setup": "every other target",
@@ -57,6 +59,7 @@ RUN = {
     "make gateway": "tests/gateway/test_real_e2e.py",
     "make format": "make check",
     "make docs": "make test",
+    "make soak": "an hour; its judgement: tests/scripts/test_soak.py",
     "make bench-": "minutes on a quiet machine; their cores: tests/scripts/test_bench_client.py",
     "make sbom": "before a release; half a minute",
     "make licences": "tests/test_supply_chain.py",

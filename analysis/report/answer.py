@@ -44,6 +44,12 @@ def answer(whole: Study) -> str:
 
 
 def _told(whole: Study, choices: Mapping[str, Sequence[Group]]) -> str:
+    everyone = [
+        decision for held in choices.values() for group in held for decision in group.decisions
+    ]
+    why = untested_words(everyone)
+    if why is not None and sum(map(len, choices.values())) > 1:
+        return f": **no winner is shown**, because {why}. {_tally(everyone)}"
     if len(choices) == 1:
         [(choice, groups)] = choices.items()
         where = groups[0].where if len(groups) == 1 else "every task and load"
@@ -53,7 +59,7 @@ def _told(whole: Study, choices: Mapping[str, Sequence[Group]]) -> str:
             f"for {listed(group.where for group in groups)}, {choice}"
             for choice, groups in choices.items()
         )
-    decided = [d for groups in choices.values() for group in groups for d in group.decisions]
+    decided = everyone
     won: dict[str, int] = {}
     for decision in decided:
         if decision.winner is not None:
@@ -68,6 +74,31 @@ def _told(whole: Study, choices: Mapping[str, Sequence[Group]]) -> str:
         f": it depends on task, load and length: of the {n} measured cases {told}"
         f"{f' and {rest} have no clear winner' if rest else ''}; enter yours below"
     )
+
+
+def _tally(decided: Sequence[Decision]) -> str:
+    """``Of 6 measured cases `a` was ahead in 2, `b` in 1 (`c` has no value there)``; untested ones."""
+    led: dict[str, list[Decision]] = {}
+    for decision in decided:
+        if decision.outcome == "indicative":
+            led.setdefault(decision.front[0], []).append(decision)
+    told = [
+        f"`{name}` was ahead in {len(held)}{_without(held)}"
+        for name, held in sorted(led.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+    rest = len(decided) - sum(map(len, led.values()))
+    told += [f"{rest} {'has' if rest == 1 else 'have'} no clear winner"] * bool(rest)
+    return f"Of {len(decided)} measured cases {listed(told)}; enter yours below"
+
+
+def _without(held: Sequence[Decision]) -> str:
+    absent = sorted({label for decision in held for label in decision.absent})
+    lacking = sum(bool(decision.absent) for decision in held)
+    if not absent:
+        return ""
+    at = "there" if lacking == len(held) == 1 else f"in {lacking} of them"
+    verb = "has" if len(absent) == 1 else "have"
+    return f" ({listed(f'`{label}`' for label in absent)} {verb} no value {at})"
 
 
 def _choice(whole: Study, group: Group) -> str:

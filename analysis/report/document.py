@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment
-from markupsafe import Markup
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from analysis.report import formats
 
 TEMPLATES = Path(__file__).parent / "templates"
-SCRIPTS = ("figures.js", "ask.js", "tables.js", "page.js")
-NO_FIGURES = ("tables.js", "page.js")
+TEXT = (
+    "tables.js",
+    "page.js",
+)  # the scripts of a page without figures, of one with them, of the report
+FIGURES = ("figures.js", *TEXT)
+REPORT = ("figures.js", "ask.js", *TEXT)
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,30 @@ class Library:
 CARRIED = Library()
 
 
-def frame(library: Library | None = CARRIED) -> dict[str, Markup]:
+def environment(*folders: Path) -> Environment:
+    """Of the templates in ``folders``, which may extend ``base.html.j2``. A name that is not given is an
+    error there, and nothing is HTML but what a filter made.
+    """
+    made = Environment(
+        loader=FileSystemLoader([*folders, TEMPLATES]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=formats.clipped,
+    )
+    made.tests["none"] = is_none
+    made.filters |= {
+        "code": code,
+        "answer": formats.answer,
+        "breakable": breakable,
+        "bare": bare,
+    }
+    made.globals["f"] = formats
+    return made
+
+
+def frame(library: Library | None, scripts: tuple[str, ...]) -> dict[str, Markup]:
     """What ``base.html.j2`` asks for. ``library`` None: a page without figures."""
-    script = _script(SCRIPTS if library is not None else NO_FIGURES)
+    script = _script(scripts)
     allowed = [_source(script)]
     element = ""
     if library is not None and library.link is None:
@@ -90,3 +115,31 @@ def _source(script: str) -> str:
     """The script as a policy names it."""
     digest = hashlib.sha256(script.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def is_none(value: object) -> bool:
+    """The test ``none`` of the templates, held to StrictUndefined too: a misspelt name is an error.
+
+    Raises jinja2.UndefinedError.
+    """
+    str(value) if isinstance(value, StrictUndefined) else None
+    return value is None
+
+
+def code(text: str) -> Markup:
+    """`word` in backticks becomes a code element, **words** strong; everything else is escaped."""
+    parts = str(escape(formats.clipped(text))).split("`")
+    joined = "".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(parts))
+    strong = joined.split("**")
+    return Markup("".join(f"<b>{p}</b>" if i % 2 else p for i, p in enumerate(strong)))
+
+
+def bare(text: str) -> str:
+    """A sentence where no element can stand, as in a title: without its marks."""
+    return text.replace("`", "").replace("**", "")
+
+
+def breakable(label: str) -> Markup:
+    """A backend's label may break at its spaces, before its options and between them."""
+    clipped = str(escape(formats.clipped(label)))
+    return Markup(clipped.replace("(", "<wbr>(").replace(",", ",<wbr>"))

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from jinja2 import Environment
 
-from analysis.report import document, formats, plots
+from analysis.report import document, plots
 from analysis.report.charts import (
     bands,
     chart_key,
@@ -40,11 +39,7 @@ from analysis.statistics.samples import needed
 from analysis.study import Study
 from greenbench.contract.run_dir import write_atomic
 
-UNTRAINED = (
-    "A model that was never trained: its speed, memory and energy are measured, its answers prove nothing "
-    "and are not judged."
-)
-TEMPLATES = Path(__file__).parent / "templates"
+UNTRAINED = "A model that was never trained: speed, memory and energy are measured, its answers are not judged."
 
 
 def write_report(whole: Study, path: Path, library: Library = document.CARRIED) -> None:
@@ -66,7 +61,7 @@ def render(whole: Study, place: Path | None = None, library: Library = document.
     units = list(dict.fromkeys(family.unit for family in screen.families))
     page = environment().get_template("report.html.j2")
     return page.render(
-        **document.frame(library),
+        **document.frame(library, document.REPORT),
         **common,
         runs_name=whole.root.name,
         shown_band=screen.shown
@@ -157,46 +152,6 @@ def cases_json(screen: FirstScreen, drawn: Mapping[str, str]) -> dict[str, Any]:
 
 
 def environment() -> Environment:
-    made = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=formats.clipped,
-    )
-    made.tests["none"] = is_none
-    made.filters |= {
-        "code": code,
-        "answer": formats.answer,
-        "breakable": breakable,
-        "bare": bare,
-    }
-    made.globals |= {"f": formats, "span": span, "entry": entry_words, "decision": decision_cell}
+    made = document.environment()
+    made.globals |= {"span": span, "entry": entry_words, "decision": decision_cell}
     return made
-
-
-def is_none(value: object) -> bool:
-    """The test ``none`` of the templates, held to StrictUndefined too: a misspelt name is an error.
-
-    Raises jinja2.UndefinedError.
-    """
-    str(value) if isinstance(value, StrictUndefined) else None
-    return value is None
-
-
-def code(text: str) -> Markup:
-    """`word` in backticks becomes a code element, **words** strong; everything else is escaped."""
-    parts = str(escape(formats.clipped(text))).split("`")
-    joined = "".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(parts))
-    strong = joined.split("**")
-    return Markup("".join(f"<b>{p}</b>" if i % 2 else p for i, p in enumerate(strong)))
-
-
-def bare(text: str) -> str:
-    """A sentence where no element can stand, as in a title: without its marks."""
-    return text.replace("`", "").replace("**", "")
-
-
-def breakable(label: str) -> Markup:
-    """A backend's label may break at its spaces, before its options and between them."""
-    clipped = str(escape(formats.clipped(label)))
-    return Markup(clipped.replace("(", "<wbr>(").replace(",", ",<wbr>"))

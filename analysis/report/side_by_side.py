@@ -178,6 +178,6 @@ def write_side_by_side(a: Study, b: Study, path: Path) -> None:
     title = f"{found.names[0]} and {found.names[1]}"
     pages = environment()
     page = pages.get_template("side_by_side.html.j2")
-    write_atomic(path, page.render(**document.frame(None), title=title, found=found))
+    write_atomic(path, page.render(**document.frame(None, document.TEXT), title=title, found=found))
     text = document.markdown(pages).get_template("side_by_side.md.j2")
     write_atomic(path.with_suffix(".md"), text.render(title=title, found=found))

@@ -5,6 +5,7 @@ starts. An ordinary point never gets there, so it has just the one file. A kill 
 """
 
 import gzip
+import os
 import shutil
 import threading
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from greenbench.contract.schema import Row
 from greenbench.contract.unpack import gunzip
 
 PART_BYTES = 16 * 2**20
+TAIL_BYTES = 1 << 16
 GZIP_LEVEL = 3  # level 9 saves a tenth more for five times the processor time
 
 
@@ -46,6 +48,7 @@ class SegmentedJsonlWriter:
         self.part_bytes = part_bytes
         self.rows = 0
         path.parent.mkdir(parents=True, exist_ok=True)
+        drop_half_line(path)
         self._live = path.open("ab")
         self._size = self._live.tell()
         self._packer: threading.Thread | None = None
@@ -83,6 +86,23 @@ class SegmentedJsonlWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def drop_half_line(path: Path) -> None:
+    """What a writer left that ended on a full disk; the next row would be written behind it, in its line."""
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        at = file.seek(0, os.SEEK_END)
+        while at > 0:
+            start = max(at - TAIL_BYTES, 0)
+            file.seek(start)
+            newline = file.read(at - start).rfind(b"\n")
+            if newline >= 0:
+                file.truncate(start + newline + 1)
+                return
+            at = start
+        file.truncate(0)
 
 
 def pack(part: Path) -> None:

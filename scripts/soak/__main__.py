@@ -26,7 +26,7 @@ from scripts.soak.accounts import Broken
 from scripts.soak.faults import QUIET_SHARE, Fault, Kind, schedule
 from scripts.soak.judge import Log, Verdict, judge
 from scripts.soak.kept import marked
-from scripts.soak.page import write
+from scripts.soak.page import keep, write
 from scripts.soak.rig import BOOT_S, DRAIN_S, Rig, Wanted, answers
 
 LOOK_S = 0.2
@@ -72,6 +72,7 @@ def _soak(options: argparse.Namespace) -> int:
             for kept in reversed(rig.processes):
                 kept.stop()
             log.strays = [f"{p.pid} {p.name()}" for p in marked(wanted.mark)]
+            keep(rig, log)
             verdict = judge(rig, log)
         write(out, wanted, rig, log, verdict)
     finally:

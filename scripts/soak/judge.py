@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -76,6 +77,7 @@ def judge(rig: Rig, log: Log) -> Verdict:
         *_counted(rows, rig, audits),
         _logged(rig, rows, log),
         *([_served(rows, log)] if not rig.wanted.fake else []),
+        _torn(rig.run("open")),
         *_holes(holes, log.broken),
         _clock(log.broken, rows["closed"]),
         _flat(growths),
@@ -190,8 +192,24 @@ def _recorded(run: Path) -> Iterator[Hole]:
 
 
 def moments(path: Path) -> Iterator[float]:
+    for line in whole_lines(path):
+        yield line["mono_ns"] / 1e9
+
+
+def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in read_bytes(path).splitlines():
-        yield json.loads(line)["mono_ns"] / 1e9
+        with suppress(ValueError):
+            yield json.loads(line)
+
+
+def _torn(run: Path) -> Check:
+    """Lines that are no JSON, in the recording of a recorder that was killed and met a full disk."""
+    counts = {
+        path.name: sum(1 for _ in read_bytes(path).splitlines()) - sum(1 for _ in whole_lines(path))
+        for path in sorted((run / "telemetry").glob("*.jsonl"))
+    }
+    torn = {name: n for name, n in counts.items() if n}
+    return Check("no line of the recordings is torn", not torn, str(torn or "none is"))
 
 
 def _holes(holes: Sequence[Hole], broken: Sequence[Broken]) -> Iterator[Check]:

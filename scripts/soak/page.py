@@ -5,9 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
-
-from greenbench.contract.installation import ROOT
+from analysis.report import document
 from scripts.soak.accounts import MIB
 from scripts.soak.judge import Log, Verdict
 from scripts.soak.kept import Kept
@@ -21,6 +19,17 @@ def write(out: Path, wanted: Wanted, rig: Rig, log: Log, verdict: Verdict) -> No
     data = content(wanted, rig, log, verdict)
     (out / "soak.json").write_text(json.dumps(data, indent=1) + "\n")
     (out / "soak.html").write_text(page(data))
+
+
+def keep(rig: Rig, log: Log) -> None:
+    """raw.json: what only this process knows, before it is judged."""
+    known = {
+        "log": asdict(log),
+        "lives": {kept.name: [asdict(life) for life in kept.lives] for kept in rig.processes},
+        "seen_before_gateway": rig.before.seen,
+        "seen_behind_gateway": rig.behind.seen,
+    }
+    (rig.wanted.out / "raw.json").write_text(json.dumps(known) + "\n")
 
 
 def content(wanted: Wanted, rig: Rig, log: Log, verdict: Verdict) -> dict[str, Any]:
@@ -63,18 +72,17 @@ def _held(kept: Kept, began_s: float) -> list[list[tuple[float, float]]]:
 
 
 def page(data: dict[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
     scale = WIDTH / max(data["length_s"], 1)
-    return environment.get_template("soak.html.j2").render(
+    template = document.environment(Path(__file__).parent).get_template("soak.html.j2")
+    return template.render(
         data,
-        css=(ROOT / "analysis" / "report" / "templates" / "report.css").read_text(),
+        **document.frame(None, document.TEXT),
+        title=f"Soak of {data['minutes']:g} minutes",
         lanes=[{"name": lane, "bars": _bars(lane, data, scale)} for lane in LANES],
         charts=[
             {"name": name, "top": top, "lines": _lines(lives, scale, top)}
-            for name, lives in data["rss_mib"].items()
+            for name in (each["process"] for each in data["memory"])
+            for lives in [data["rss_mib"][name]]
             for top in [1.2 * max((held for life in lives for _, held in life), default=1.0)]
         ],
         ticks=[(round(scale * s), s // 60) for s in _ticks(data["length_s"])],

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.report.document import plotly
 from analysis.runs.identity import Block
 from greenbench.contract.config import SloConfig
 from greenbench.contract.errors import UserError
@@ -19,9 +20,10 @@ from planning.capacity import Need, fewest, fleet, need, pools
 from planning.demand import Demand, TrafficFile, load_demand
 from planning.plan import Plan, Prices, dump, load_prices, what_to_measure
 from planning.plan_page import render
-from planning.plan_told import table
+from planning.plan_told import answer, said, table
 from planning.simulator import Settings
 from planning.step_time import fit, shape_of
+from tests.fakes.pages import check_closed
 from tests.planning.steps import KNOWN, closed_loop, model, took
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -230,11 +232,30 @@ def test_negative_prices_are_refused(tmp_path: Path) -> None:
 
 def test_the_page_the_lines_and_the_json_say_the_same(made: Need) -> None:
     plan = Plan("a card", "some traffic", SLO, "EUR", (made,), None, ("beta: one load only",))
-    page, lines, plain = render(plan), table([made], "EUR"), json.loads(dump(plan))
+    page, lines, plain = render(plan), table(plan), json.loads(dump(plan))
     assert plain["needs"][0]["replicas"] == made.replicas
-    assert f"<h1>alpha: {made.replicas} replicas</h1>" in page and "beta: one load only" in page
+    assert f"<code>alpha</code> would serve this traffic with {made.replicas} replicas" in page
+    assert "Left out: beta: one load only." in page
     assert lines[1].split()[:2] == ["alpha", str(made.replicas)]
-    assert "src=" not in page.split("</script>")[-1]  # nothing is loaded
+    check_closed(page, plotly())
+    assert len(page) < len(plotly())  # which it carries packed
+
+
+def test_the_answer_names_who_may_serve(made: Need) -> None:
+    """One that may not is no answer; as many replicas are a tie, and more are said."""
+    out, more = replace(made, barred=True), replace(made, label="beta", replicas=9)
+    plan = Plan(
+        "a card", "traffic", SLO, "EUR", (made, replace(made, label="same"), more, out), None, ()
+    )
+    assert answer(plan).endswith("so would `same`.")
+    assert answer(replace(plan, needs=(made, more, out))).endswith("the next, `beta`, takes 9.")
+    assert answer(replace(plan, needs=(made, out))).count("`") == 2
+    assert answer(replace(plan, needs=(out,))).startswith("No candidate may serve.")
+    doubted = replace(made, label="fp8", unjudged=True)
+    assert answer(replace(plan, needs=(made, doubted))).endswith(
+        "so would `fp8` (answers not judged)."
+    )
+    assert said(replace(plan, needs=(made, doubted)))[0].startswith("All: ")
 
 
 def test_the_sweep_to_measure_is_of_the_traffics_lengths() -> None:

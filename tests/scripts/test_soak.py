@@ -24,6 +24,7 @@ from scripts.soak.accounts import (
     unseen,
 )
 from scripts.soak.faults import Kind, schedule
+from tests.fakes.pages import check_closed
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,7 @@ def test_a_quarter_of_a_minute_with_the_tests_server(tmp_path: Path) -> None:
     said = json.loads((out / "soak.json").read_text())
     assert said["holds"] and said["faults"]
     page = (out / "soak.html").read_text()
+    check_closed(page)
     assert all(f'<th scope="row">{fault["kind"]}</th>' in page for fault in said["faults"])
     runs = out / "runs" if (out / "runs").is_dir() else out / "disk"
     ids = [

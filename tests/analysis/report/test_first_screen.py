@@ -1,12 +1,9 @@
 """What is seen first says what the analysis found, in the page, in its twin and for programs alike."""
 
-import base64
-import hashlib
 import re
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -17,14 +14,15 @@ from analysis.compare.differences import Difference
 from analysis.objectives import BY_NAME
 from analysis.report.answer import answer
 from analysis.report.choices import between_words
+from analysis.report.document import code
 from analysis.report.first_screen import first_screen
 from analysis.report.four_figures import fit_words
-from analysis.report.page import code, render, render_twin
+from analysis.report.page import render, render_twin
 from analysis.report.side_by_side import side_by_side, write_side_by_side
 from analysis.statistics.ratios import Ratio
 from analysis.study import Study, study
 from analysis.summary import summary
-from tests.fakes.pages import words
+from tests.fakes.pages import Scripts, source, words
 from tests.fakes.rundirs import FakeRun, write_run
 
 CONTEXTS = (1024, 4096, 8000)
@@ -140,34 +138,6 @@ def test_each_point_opens_what_ran(page: str) -> None:
     assert "manifest.json" in section and "vLLM 0.32.0" in section
 
 
-class Scripts(HTMLParser):
-    """Texts of the elements that a browser would run, and the policy."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.run: list[str] = []
-        self.handlers: list[str] = []
-        self.policy = ""
-        self._inside = False
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        self.handlers += [name for name in given if name.startswith("on")]
-        if given.get("http-equiv") == "Content-Security-Policy":
-            self.policy = given["content"] or ""
-        self._inside = tag == "script" and not given.get("type")
-        if self._inside:
-            self.run.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = False
-
-    def handle_data(self, data: str) -> None:
-        if self._inside:
-            self.run[-1] += data
-
-
 EVIL = '</script><script>alert(1)</script><!--<script><img src=x onerror="alert(2)">'
 
 
@@ -183,8 +153,7 @@ def test_a_hostile_run_scripts_nothing_and_does_not_bloat(tmp_path: Path) -> Non
     for each in (plain, page):
         found = Scripts(each)
         [script] = found.run
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        assert f"'sha256-{digest}'" in found.policy
+        assert source(script) in found.policy
         assert found.policy.startswith("default-src 'none'; script-src 'sha256-")
         assert "unsafe" not in found.policy.partition("script-src")[2].partition(";")[0]
         assert found.handlers == []

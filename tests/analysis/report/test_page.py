@@ -12,7 +12,8 @@ import pytest
 from jinja2 import Environment, StrictUndefined, UndefinedError
 
 from analysis.bottleneck.roofline import PhaseUse
-from analysis.report.page import is_none, render
+from analysis.report.document import is_none
+from analysis.report.page import render
 from analysis.report.sentences import summary_sentences
 from analysis.study import Study, study, without_beaten
 from analysis.summary import summary
