@@ -60,7 +60,7 @@ class Pair:
 
 QUANTITIES = (SPEED, BY_NAME["ttft"], BY_NAME["energy_request"], BY_NAME["sequence"])
 FITS = BY_NAME["sequence"]  # shown is how many sequences fit
-TITLES = {SPEED: "Throughput, tokens/s", FITS: "Sequences that fit"}
+TITLES = {SPEED: "Tokens/s", FITS: "Sequences that fit"}
 
 
 def pair_of(

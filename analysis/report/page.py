@@ -39,7 +39,7 @@ from analysis.statistics.samples import needed
 from analysis.study import Study
 from greenbench.contract.run_dir import write_atomic
 
-UNTRAINED = "A model that was never trained: speed, memory and energy are measured, its answers are not judged."
+UNTRAINED = "A model that was never trained: speed, memory and energy count, its answers are not judged."
 
 
 def write_report(whole: Study, path: Path, library: Library = document.CARRIED) -> None:
@@ -84,6 +84,7 @@ def render(whole: Study, place: Path | None = None, library: Library = document.
         drift=drift(whole.gates, look, figures),
         memory=memory_rows(whole.points),
         bounds=bounds(whole),
+        cpu_only=not any(run.manifest.host.gpus for run in whole.runs),
         needs={p: needed(p) for p in (50, 90, 95, 99)},
         figures=figures.json,
     )
