@@ -147,7 +147,7 @@ def percentile(name: RequestLatency, p: int) -> Measure:
         seconds = seconds[~np.isnan(seconds)]
         reason = refusal(p, len(seconds))
         if reason is not None:
-            return Measurement(n=len(seconds), reason=reason)
+            return Measurement(n=len(seconds), reason=f"{reason} in a start")
         return Measurement(of(seconds), edge_error=edge(point.edges), n=len(seconds))
 
     return measure

@@ -47,7 +47,7 @@ def cpu_energy(host: pd.DataFrame, sources: Sources, start_ns: int, end_ns: int)
         except ValueError as error:
             reason = str(error)
     else:
-        reason = (rapl and rapl.reason) or "not recorded"
+        reason = (rapl and rapl.reason) or "no counter of it (RAPL) was recorded"
     return CpuEnergy(estimate=estimate(host, sources, start_ns, end_ns), reason=reason)
 
 

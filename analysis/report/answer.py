@@ -1,6 +1,7 @@
 """The report in one sentence."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from analysis.compare.crossovers import Crossing
 from analysis.compare.decisions import Decision
@@ -43,6 +44,12 @@ def answer(whole: Study) -> str:
 
 
 def _told(whole: Study, choices: Mapping[str, Sequence[Group]]) -> str:
+    everyone = [
+        decision for held in choices.values() for group in held for decision in group.decisions
+    ]
+    why = untested_words(everyone)
+    if why is not None and sum(map(len, choices.values())) > 1:
+        return f": **no winner is shown**, because {why}. {_tally(everyone)}"
     if len(choices) == 1:
         [(choice, groups)] = choices.items()
         where = groups[0].where if len(groups) == 1 else "every task and load"
@@ -52,7 +59,7 @@ def _told(whole: Study, choices: Mapping[str, Sequence[Group]]) -> str:
             f"for {listed(group.where for group in groups)}, {choice}"
             for choice, groups in choices.items()
         )
-    decided = [d for groups in choices.values() for group in groups for d in group.decisions]
+    decided = everyone
     won: dict[str, int] = {}
     for decision in decided:
         if decision.winner is not None:
@@ -67,6 +74,31 @@ def _told(whole: Study, choices: Mapping[str, Sequence[Group]]) -> str:
         f": it depends on task, load and length: of the {n} measured cases {told}"
         f"{f' and {rest} have no clear winner' if rest else ''}; enter yours below"
     )
+
+
+def _tally(decided: Sequence[Decision]) -> str:
+    """``Of 6 measured cases `a` was ahead in 2, `b` in 1 (`c` has no value there)``; untested ones."""
+    led: dict[str, list[Decision]] = {}
+    for decision in decided:
+        if decision.outcome == "indicative":
+            led.setdefault(decision.front[0], []).append(decision)
+    told = [
+        f"`{name}` was ahead in {len(held)}{_without(held)}"
+        for name, held in sorted(led.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+    rest = len(decided) - sum(map(len, led.values()))
+    told += [f"{rest} {'has' if rest == 1 else 'have'} no clear winner"] * bool(rest)
+    return f"Of {len(decided)} measured cases {listed(told)}; enter yours below"
+
+
+def _without(held: Sequence[Decision]) -> str:
+    absent = sorted({label for decision in held for label in decision.absent})
+    lacking = sum(bool(decision.absent) for decision in held)
+    if not absent:
+        return ""
+    at = "there" if lacking == len(held) == 1 else f"in {lacking} of them"
+    verb = "has" if len(absent) == 1 else "have"
+    return f" ({listed(f'`{label}`' for label in absent)} {verb} no value {at})"
 
 
 def _choice(whole: Study, group: Group) -> str:
@@ -118,6 +150,23 @@ def crossing_between_winners(whole: Study, decisions: Sequence[Decision]) -> Cro
     )
 
 
+def why_no_length(whole: Study, decisions: Sequence[Decision]) -> str | None:
+    """Of decisions by one objective, by context: why no length is stated where winners change; None where one
+    is, or where none change.
+    """
+    won = [each for each in decisions if each.winner is not None]
+    changes = [(a, b) for a, b in pairwise(won) if a.winner != b.winner]
+    if not changes or crossing_between_winners(whole, decisions) is not None:
+        return None
+    objective = decisions[0].objective
+    between = "; ".join(
+        f"between {count(a.scenario.context_tokens)} and {count(b.scenario.context_tokens)} tokens"
+        for a, b in changes
+    )
+    why = "no form is fitted to it" if objective.form is None else "the fit does not bear one out"
+    return f"No length is given at which {lower(objective.title)} changes hands: {why}. Measure {between}."
+
+
 def stated(whole: Study, crossing: Crossing) -> bool:
     told = crossing.found.verdict in ("crossover", "none")
     names = crossing.a, crossing.b
@@ -125,7 +174,7 @@ def stated(whole: Study, crossing: Crossing) -> bool:
 
 
 def _disqualified(whole: Study) -> str:
-    """``; `z` is disqualified at 4,096 tokens (2 of 30 right, `a` 30)``; the score at the longest context."""
+    """``; `z` is disqualified at 4,096 tokens (2 of 30 answers right, `a` 30)``; at the longest context."""
     lengths: dict[str, set[int]] = {}
     for (scenario, candidate), each in whole.eligible.items():
         label = whole.labels.candidates.get(candidate)
@@ -150,5 +199,5 @@ def _score(whole: Study, label: str, context: int) -> str:
     if not lost:
         return ""
     worst = max(lost, key=lambda gate: gate.worse_by)
-    right = f"{worst.backend_right} of {worst.prompts} right"
+    right = f"{worst.backend_right} of {worst.prompts} answers right"
     return f" ({right}, `{worst.reference}` {worst.reference_right})"

@@ -58,6 +58,8 @@ def bands(whole: Study, screen: FirstScreen, look: plots.Look, figures: Figures)
         crossing = crossing_between_winners(whole, decisions)
         drawn = plots.band_figure(rows[scenario], decisions, crossing, look, links)
         if drawn is not None:
+            if len(screen.families) > 1:
+                drawn.update_layout(title_text=f"{objective.title}: {family.task}, {family.load}")
             found[chart_key(family, objective)] = figures.add(drawn)
     return found
 

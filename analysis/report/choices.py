@@ -214,6 +214,23 @@ def gap_words(difference: Difference) -> str:
     return f"{factor(gain if ahead else 1 / gain, interval)} {words} than `{difference.b}`"
 
 
+def between_words(difference: Difference) -> str:
+    """``between 6.3 % lower and 9.7 % higher goodput than `b```: no direction is shown."""
+    objective = difference.objective
+    ends = [end for end in (difference.ratio.low, difference.ratio.high) if end is not None]
+    if not ends:
+        return f"as `{difference.b}`"
+    more, less = objective.better, objective.worse
+    if not objective.higher_is_better:
+        more, less = less, more
+    quantity = more.split(" ", 1)[1]
+    told = [
+        f"{abs(end - 1) * 100:.1f} % {(more if end >= 1 else less).split(' ', 1)[0]}"
+        for end in ends
+    ]
+    return f"between {' and '.join(told)} {quantity} than `{difference.b}`"
+
+
 def lower(title: str) -> str:
     """``Goodput`` inside a sentence; ``TTFT p50`` stays."""
     return title[0].lower() + title[1:] if title[1:2].islower() else title

@@ -75,6 +75,7 @@ class EnergySection:
     cpu: str | None
     phases: bool  # some cell measured one phase alone
     estimated: bool  # some cell has an estimate of the CPU
+    above_idle: bool  # some cell has its energy less that of the idle server
 
 
 NOT_RECORDED = "the host was not recorded"
@@ -93,6 +94,7 @@ def energy_section(cells: Sequence[Cell]) -> EnergySection:
         cpu=None if measured_cpu else "; ".join(why),
         phases=any(row.phase for row in rows),
         estimated=any(row.estimate_w for row in rows),
+        above_idle=any(work.above_idle is not None for row in rows for work in row.per_work),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from analysis.compare.decisions import Decision
 from analysis.compare.differences import by_pair
 from analysis.objectives import OBJECTIVES, Objective
-from analysis.report.answer import answer, stated
+from analysis.report.answer import answer, stated, why_no_length
 from analysis.report.choices import lower, nearest, span_words
 from analysis.report.four_figures import Pair, pair_of
 from analysis.report.point_section import anchors
@@ -56,6 +56,9 @@ class FirstScreen:
     pairs: tuple[Pair, ...]
     crossings: tuple[tuple[int, Objective, str], ...]  # family, by what, sentence
     shown: Case | None
+    no_lengths: Mapping[
+        tuple[int, Objective], str
+    ]  # by family: why none is stated where winners change
 
     @property
     def by_chart(self) -> dict[tuple[Family, Objective], list[Decision]]:
@@ -85,18 +88,26 @@ def first_screen(whole: Study) -> FirstScreen:
             if stated(whole, each)
         ),
         shown=_shown(whole, cases),
+        no_lengths=_no_lengths(whole, cases),
     )
+
+
+def _no_lengths(whole: Study, cases: Sequence[Case]) -> dict[tuple[int, Objective], str]:
+    charts: dict[tuple[int, Objective], list[Decision]] = {}
+    for case in sorted(cases, key=lambda case: case.context_tokens):
+        charts.setdefault((case.family.number, case.objective), []).append(case.decision)
+    told = {key: why_no_length(whole, decisions) for key, decisions in charts.items()}
+    return {key: why for key, why in told.items() if why is not None}
 
 
 def _families(whole: Study) -> dict[Scenario, Family]:
     """In the order of the tables."""
     found: dict[Scenario, Family] = {}
-    several = len({cell.scenario.device for cell in whole.cells}) > 1
     for cell in whole.cells:
         family, load = cell.scenario.family, cell.scenario.workload.load
         if family in found or not cell.starts:
             continue
-        apart = [cell.model, *([whole.labels.devices[family.device]] if several else [])]
+        apart = [cell.model]
         apart += [family.execution] if family.execution else []
         found[family] = Family(
             number=len(found),

@@ -8,7 +8,7 @@ from analysis.compare.cells import Cell
 from analysis.compare.differences import Difference, Pairs
 from analysis.objectives import BY_NAME, SPEED, Objective
 from analysis.report import formats
-from analysis.report.choices import gap_words
+from analysis.report.choices import between_words, gap_words
 from analysis.report.formats import count
 from analysis.report.tables import Entry, entry_of
 from analysis.runs.identity import Scenario
@@ -59,8 +59,8 @@ class Pair:
 
 
 QUANTITIES = (SPEED, BY_NAME["ttft"], BY_NAME["energy_request"], BY_NAME["sequence"])
-FITS = BY_NAME["sequence"]  # what is compared; shown is how many sequences fit
-TITLES = {SPEED: "Throughput, tokens/s", FITS: "Sequences that fit"}
+FITS = BY_NAME["sequence"]  # shown is how many sequences fit
+TITLES = {SPEED: "Tokens/s", FITS: "Sequences that fit"}
 
 
 def pair_of(
@@ -103,6 +103,8 @@ def _arm(arm: int) -> str:
 def _figure(
     objective: Objective, own: Cell, other: Cell | None, difference: Difference | None
 ) -> Figure:
+    if objective is FITS:
+        return _fitting(own, other)
     entry = _entry(objective, own)
     rival = None if other is None else _entry(objective, other).main
     noise, bar = None, None
@@ -125,20 +127,40 @@ def _figure(
 
 
 def _entry(objective: Objective, cell: Cell) -> Entry:
-    if objective is FITS:
-        return _fit(cell)
     found = entry_of(objective)(cell)
     if objective is BY_NAME["ttft"] and found.main is not None:
         return Entry(found.main, (*found.below, _slo(cell)), found.why, found.refused)
     return found
 
 
-def _fit(cell: Cell) -> Entry:
+def _fitting(own: Cell, other: Cell | None) -> Figure:
+    """How many sequences fit: counted, not measured, so there is neither an interval nor noise."""
+    fits = _fit(own)
+    against = None if other is None else _fit(other)
+    entry = (
+        Entry(None, why="the KV pool or what a token takes of it is not known")
+        if fits is None
+        else Entry(count(fits), (f"of {count(own.context_tokens)} tokens in the KV pool",))
+    )
+    delta = (
+        "" if fits is None else ALONE if other is None else fit_words(fits, against, other.backend)
+    )
+    rival = None if against is None else count(against)
+    return Figure(title=TITLES[FITS], entry=entry, rival=rival, delta=delta, noise=None, bar=None)
+
+
+def _fit(cell: Cell) -> int | None:
     memory = cell.starts[0].memory
-    fits = None if memory is None else memory.sequences_that_fit.get(cell.context_tokens)
-    if fits is None:
-        return Entry(None, why="the KV pool or what a token takes of it is not known")
-    return Entry(count(fits), (f"of {count(cell.context_tokens)} tokens in the KV pool",))
+    return None if memory is None else memory.sequences_that_fit.get(cell.context_tokens)
+
+
+def fit_words(own: int, other: int | None, label: str) -> str:
+    """``2.03× as many as `b```, whatever the direction, and ``the same as `b``` where it is."""
+    if other is None:
+        return f"`{label}` has no value"
+    if own == other:
+        return f"the same as `{label}`"
+    return f"{own / other:.2f}× as many as `{label}`" if other else f"none of `{label}`"
 
 
 def _slo(cell: Cell) -> str:
@@ -166,12 +188,17 @@ STATES = {
 
 def _delta(other: Cell | None, difference: Difference | None) -> str:
     if other is None:
-        return "no other candidate may win here"
+        return ALONE
     if difference is None:
         return f"`{other.backend}` has no value"
     if difference.verdict == "not comparable":
         return f"not comparable with `{difference.b}`: {difference.reason}"
+    if difference.verdict in ("no difference shown", "equivalent"):
+        return STATES[difference.verdict] + between_words(difference)
     return STATES.get(difference.verdict, "") + gap_words(difference)
+
+
+ALONE = "no other candidate may win here"
 
 
 def _bar(difference: Difference) -> Bar | None:

@@ -31,12 +31,15 @@ from analysis.report.tables import (
     entry_words,
     heat_map_groups,
     provenance,
+    ran_words,
     servers,
     tables,
 )
 from analysis.statistics.samples import needed
 from analysis.study import Study
 from greenbench.contract.run_dir import write_atomic
+
+UNTRAINED = "A model that was never trained: speed, memory and energy count, its answers are not judged."
 
 
 def write_report(whole: Study, path: Path, library: Library = document.CARRIED) -> None:
@@ -81,6 +84,7 @@ def render(whole: Study, place: Path | None = None, library: Library = document.
         drift=drift(whole.gates, look, figures),
         memory=memory_rows(whole.points),
         bounds=bounds(whole),
+        cpu_only=not any(run.manifest.host.gpus for run in whole.runs),
         needs={p: needed(p) for p in (50, 90, 95, 99)},
         figures=figures.json,
     )
@@ -101,8 +105,13 @@ def shared(whole: Study) -> dict[str, Any]:
     energy = energy_section(whole.cells)
     return {
         "title": f"Attention backends: {whole.root.name}",
+        "ran": ran_words(whole),
+        "disqualified": len(
+            {who for (_, who), each in whole.eligible.items() if each.disqualified}
+        ),
         "screen": first_screen(whole),
         "sentences": summary_sentences(whole),
+        "untrained": UNTRAINED,
         "weights_random": any(p.weights == "random" for p in whole.usable),
         "decisions": decision_rows(whole),
         "some_may_not_win": any(not each.may_win for each in whole.eligible.values()),
@@ -131,6 +140,7 @@ def cases_json(screen: FirstScreen, drawn: Mapping[str, str]) -> dict[str, Any]:
                 "by": case.objective.name,
                 "pair": case.pair,
                 "figure": drawn.get(chart_key(case.family, case.objective)),
+                "note": screen.no_lengths.get((case.family.number, case.objective), ""),
             }
             for case in screen.cases
         ],

@@ -111,6 +111,8 @@ def band_figure(
         filled = look[trace.name].marker
         symbols = [f"{filled}-open" if key in unable else filled for key in at]
         trace.update(meta=[anchors.get(key) for key in at], marker={"symbol": symbols})
+        if at and all(key in unable for key in at):
+            trace.update(name=f"{trace.name} (may not win)")
 
     figure.for_each_trace(change)
     contexts = [decision.scenario.context_tokens for decision in decisions]

@@ -317,6 +317,8 @@ def _answers(whole: Study) -> list[str]:
         words = f"{span} with {len(over_all)} candidates"
     fails = all(share < FAILS for held in shares.values() for share, _ in held)
     verdict = " The model fails its task with every candidate." if fails else ""
+    if all(point.candidate.weights == "random" for point in whole.points):
+        verdict = " The weights are random: answers prove nothing and are not judged."
     return [f"Correct answers over all tasks and lengths: {words}.{verdict}"]
 
 

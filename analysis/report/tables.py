@@ -49,6 +49,18 @@ def provenance(runs: Iterable[Run]) -> list[tuple[str, str]]:
     return [(name, "; ".join(values)) for name, values in facts.items()]
 
 
+def ran_words(whole: Study) -> str:
+    """``llama-3.2-1b · NVIDIA H200 · vLLM 0.32.0``: what the figures are of, in a line."""
+    usable = whole.usable
+    devices = {
+        name: 0 for p in usable for name in p.scenario.device.gpus or (p.scenario.device.cpu,)
+    }
+    versions = sorted({p.candidate.vllm_version or "unknown" for p in usable})
+    models = sorted({f"{p.model}, {p.candidate.weights} weights" for p in usable})
+    parts = [", ".join(models), ", ".join(devices), f"vLLM {', '.join(versions)}"]
+    return " · ".join(parts) if usable else ""
+
+
 def _counted(names: Iterable[str]) -> str:
     """``2 × NVIDIA H200 (140 GiB)``."""
     counts = Counter(names)

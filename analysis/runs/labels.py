@@ -42,6 +42,15 @@ def device_words(devices: Iterable[DeviceKind]) -> dict[DeviceKind, str]:
     }
 
 
+def apart_words(devices: Iterable[DeviceKind]) -> dict[DeviceKind, str]:
+    """Beside a load: no more than what tells the devices of one study apart, ``16 CPU cores``."""
+    kinds = set(devices)
+    if len({kind.words for kind in kinds}) > 1:
+        return device_words(kinds)
+    one_cpu = len({kind.cpu for kind in kinds}) == 1
+    return {kind: f"{kind.cores} CPU cores" if one_cpu else kind.host_words for kind in kinds}
+
+
 def labels(
     candidates: Iterable[Candidate],
     scenarios: Iterable[Scenario],
@@ -70,7 +79,7 @@ def labels(
         lambda p: {"prompts": f"prompts {p.workload.prompts[:8]}"},
     )
     executions, devices = {p.execution for p in where}, {p.device for p in where}
-    devices_told = device_words(devices)
+    told, apart = device_words(devices), apart_words(devices)
     return Labels(
         candidates={
             c: _named(c, names[c], several)
@@ -79,13 +88,13 @@ def labels(
             for c in who
         },
         tasks=tasks,
-        devices=devices_told,
+        devices=told,
         loads={
             p: MARK.join(
                 [
                     words,
                     *([p.execution] if p.execution and len(executions) > 1 else []),
-                    *([devices_told[p.device]] if len(devices) > 1 else []),
+                    *([apart[p.device]] if len(devices) > 1 else []),
                 ]
             )
             for p, words in loads.items()

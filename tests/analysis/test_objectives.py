@@ -32,7 +32,7 @@ def test_ttft_p95_needs_200_requests(tmp_path: Path, measure_s: float, known: bo
     found = BY_NAME["ttft_p95"].measure(point)
     assert point.latency is not None and found.n == point.latency.ttft_s.n
     if not known:
-        assert found.value is None and found.reason == f"p95 needs 200, has {found.n}"
+        assert found.value is None and found.reason == f"p95 needs 200, has {found.n} in a start"
         return
     sent, asked = run.requests["sent_unix_ns"], run.requests["phase"] == "measure"
     assert point.window is not None

@@ -104,7 +104,10 @@ function startAsking() {
     const nearest = known.cases.filter((each) => fits(each) && each.figure)
       .sort((a, b) => distance(a) - distance(b))[0];
     const band = document.getElementById("band");
-    if (band && nearest) redraw(band, nearest.figure);
+    if (band && nearest) {
+      redraw(band, nearest.figure);
+      document.getElementById("band-note").textContent = nearest.note;
+    }
     suggest();
   }
 

@@ -5,14 +5,21 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from analysis.compare.differences import Difference
+from analysis.objectives import BY_NAME
 from analysis.report.answer import answer
+from analysis.report.choices import between_words
 from analysis.report.document import code
 from analysis.report.first_screen import first_screen
+from analysis.report.four_figures import fit_words
 from analysis.report.page import render, render_twin
 from analysis.report.side_by_side import side_by_side, write_side_by_side
+from analysis.statistics.ratios import Ratio
 from analysis.study import Study, study
 from analysis.summary import summary
 from tests.fakes.pages import Scripts, source, words
@@ -79,7 +86,8 @@ def test_four_figures_equal_arithmetic_in_page_and_twin(whole: Study, page: str)
     assert ttft.entry.main == "570 ms" and ttft.rival == "850 ms"
     factor = re.search(r"([\d.]+)× \[([\d.]+), ([\d.]+)\] lower TTFT than `early`", ttft.delta)
     assert factor and float(factor[2]) <= 0.85 / 0.57 <= float(factor[3])
-    assert fits.entry.main == str(65_536 // 8000)
+    assert fits.entry.main == fits.rival == str(65_536 // 8000)
+    assert fits.delta == "the same as `early`" and fits.bar is None
     assert joules.entry.main is None and joules.delta == "" and joules.entry.why
     twin, text = render_twin(whole), words(page)
     assert "A/A noise not measured" in text
@@ -88,6 +96,37 @@ def test_four_figures_equal_arithmetic_in_page_and_twin(whole: Study, page: str)
             row = next(line for line in twin.splitlines() if line.startswith(f"| {each.title} |"))
             assert each.entry.main in row and each.delta in row
             assert each.entry.main in text and words(code(each.delta)) in text
+
+
+def test_where_winners_change_without_a_length_it_is_said_why(whole: Study, page: str) -> None:
+    """By tokens/s they change places between 1,024 and 4,096 as by TTFT, but no form is fitted to rates."""
+    screen = first_screen(whole)
+    [family] = screen.families
+    by = {objective.name: why for (_, objective), why in screen.no_lengths.items()}
+    assert family.number == 0 and "ttft" not in by
+    assert by["output"] == (
+        "No length is given at which output tokens/s changes hands: no form is fitted to it. Measure between "
+        "1,024 and 4,096 tokens."
+    )
+    assert by["output"] in page
+
+
+def test_no_direction_is_told_where_none_is_shown() -> None:
+    """0.937 to 1.097 of the rival's: 6.3 % below to 9.7 % above, whichever of the two is better."""
+    ratio = Ratio(1.014, 4, 0.937, 1.097)
+    for name, quantity in (("total", "total tokens/s"), ("ttft", "TTFT")):
+        found = SimpleNamespace(objective=BY_NAME[name], ratio=ratio, b="beta")
+        said = between_words(cast(Difference, found))
+        assert said == f"between 6.3 % lower and 9.7 % higher {quantity} than `beta`"
+    found = SimpleNamespace(objective=BY_NAME["energy"], ratio=ratio, b="beta")
+    assert between_words(cast(Difference, found)).startswith("between 6.3 % fewer and 9.7 % more J")
+
+
+def test_sequences_that_fit_are_counted() -> None:
+    assert fit_words(65, 32, "b") == "2.03× as many as `b`"
+    assert fit_words(32, 65, "b") == "0.49× as many as `b`"
+    assert fit_words(61, 61, "b") == "the same as `b`"
+    assert fit_words(61, None, "b") == "`b` has no value"
 
 
 def test_each_point_opens_what_ran(page: str) -> None:

@@ -62,17 +62,18 @@ def test_summary_names_the_winner_with_its_interval(page: str) -> None:
     """beta takes twice as long at every length; goodput has no SLO that both meet alike, so E2E speaks."""
     text = words(page)
     said = re.search(
-        r"take alpha from 512 to 6,144 tokens \((\d\.\d)× \[(\d\.\d+), (\d\.\d+)\]", text
+        r"take alpha from 512 to 6,144 tokens \((\d\.\d\d)× \[(\d\.\d+), (\d\.\d+)\]", text
     )
     assert said, text[:3000]
     ratio, low, high = map(float, said.groups())
-    assert ratio == 2.0 and low < 2 < high
+    assert low <= ratio <= high and low < 2 < high and ratio == pytest.approx(2, abs=0.01)
 
 
 def test_random_weights_and_failed_grading_are_not_hidden(page: str) -> None:
     text = words(page)
     assert "weights: random" in text
-    assert "The model fails its task with every candidate" in text
+    assert "its answers are not judged" in text
+    assert "answers prove nothing and are not judged" in text
 
 
 def test_failed_points_show_their_reason_and_no_number(whole: Study, page: str) -> None:
@@ -130,7 +131,9 @@ def test_one_start_claims_nothing(tmp_path: Path) -> None:
     write_run(tmp_path, FakeRun(backend="alpha"))
     write_run(tmp_path, FakeRun(backend="beta", start_factor=3, started_s=1))
     text = words(render(study(tmp_path)))
-    assert "leaders are not statistically tested" in text
+    assert (
+        text.count("one start each is too few to test") >= 2
+    )  # in the answer and beside the table
     assert "[" not in text.split("Which backend")[1].split("Numbers")[0]
     assert "**" not in " ".join(summary_sentences(study(tmp_path)))
 
@@ -233,7 +236,7 @@ def test_level_backends_are_not_ranked_and_many_rivals_do_not_fill_the_page(tmp_
     write_run(tmp_path, FakeRun(backend="fast", start_factor=0.5, started_s=9))
     text = " ".join(summary_sentences(study(tmp_path)))
     assert "`fast` was ahead at 1,024 tokens" in text and "take `fast`" not in text
-    assert "not statistically tested" in text
+    assert "one start each is too few to test" in text
     assert "3 others by more" in text
 
 
