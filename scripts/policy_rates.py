@@ -117,7 +117,6 @@ PAIRS = (
     Pair("at 16k", CROSSING["alpha"], CROSSING["beta"]),
     Pair("at 16k, flatter", Cost(0.12, 0.07), Cost(0.20, 0.03)),
     Pair("at 8k", Cost(0.16, 0.60), Cost(0.60, 0.16), (1024, 4096, 16384)),
-    Pair("at 65k", Cost(0.06, 0.020), Cost(0.18, 0.005), (8192, 32768, 131072)),
     # one of the two has so much less work over all lengths that two servers of it do better than one of each
     Pair("uneven, at 8k", Cost(0.08, 0.12), Cost(0.16, 0.04)),
     Pair("uneven, at 12k", Cost(0.12, 0.06), Cost(0.18, 0.02)),
