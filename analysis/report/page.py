@@ -39,7 +39,9 @@ from analysis.statistics.samples import needed
 from analysis.study import Study
 from greenbench.contract.run_dir import write_atomic
 
-UNTRAINED = "A model that was never trained: speed, memory and energy count, its answers are not judged."
+UNTRAINED = (
+    "A model that was never trained: speed, memory and energy count, its answers are not judged."
+)
 
 
 def write_report(whole: Study, path: Path, library: Library = document.CARRIED) -> None:
