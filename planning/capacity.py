@@ -203,7 +203,7 @@ def need(
         low, high = one.hull.prompts
         return (
             f"{one.label} was measured with prompts of {low:,} to {high:,} tokens, and the traffic's are "
-            f"{far:.1f} times beyond; measure those lengths"
+            f"up to {far:.1f} times as long or as short; measure those lengths"
         )
     whole = fleet(one, demand, slo, seed)
     replicas = fewest(lambda n: whole.seen(n, 1.0).meets)
@@ -248,7 +248,7 @@ def _cannot(whole: Fleet) -> str:
         return f"{whole.one.label} cannot serve this traffic: {_too_long(whole.one, untaken)}"
     alone = whole.seen(MOST_REPLICAS, 1.0)
     parts = [
-        f"{name} {value:.3g} s of {limit:.3g} s"
+        f"{name} {value:.3g} s (at most {limit:.3g} s)"
         for name, value, limit in (
             ("TTFT", alone.ttft_s[1], whole.slo.ttft_s),
             ("TPOT", alone.tpot_s[1], whole.slo.tpot_s),
@@ -257,7 +257,7 @@ def _cannot(whole: Fleet) -> str:
         if limit is not None and value > limit
     ]
     near = (
-        f"its 90th percentile alone is {', '.join(parts)}"
+        f"at so little load its 90th percentile is still {', '.join(parts)}"
         if parts
         else "its loads are not measured"
     )

@@ -120,7 +120,7 @@ def _priced(made: Need, one: Measured, prices: Prices) -> Need:
     factor = prices.per_kwh * prices.pue
     said = made.said
     if made.kwh_day is None and factor:
-        said = (*said, "its cost is without energy")
+        said = (*said, "cost is without energy")
     return replace(made, cost_day=(cards + low * factor, cards + high * factor), said=said)
 
 

@@ -1,6 +1,7 @@
 """The plan as one self-contained page: the table, latency against traffic with its knee, replicas, kWh."""
 
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -42,12 +43,13 @@ def render(made: Plan) -> str:
 
 def _figure(title: str, x: str, y: str) -> go.Figure:
     figure = go.Figure()
+    below: dict[str, Any] = FRAME | {"legend": {"orientation": "h", "y": -0.3, "yanchor": "top"}}
     figure.update_layout(
-        **FRAME | {"legend": {"orientation": "h", "y": -0.3, "yanchor": "top"}},
         height=420,
         title={"text": title, "font": {"size": 14}},
         xaxis={"title": {"text": x}},
         yaxis={"title": {"text": y}, "rangemode": "tozero"},
+        **below,
     )
     return figure
 
@@ -71,7 +73,9 @@ def knee(made: Plan) -> go.Figure:
 
 def replicas(made: Plan) -> go.Figure:
     """Replicas against the traffic: what one replica takes at the SLO, in steps."""
-    figure = _figure("Replicas against traffic", "requests/s", "replicas")
+    figure = _figure(
+        "Replicas against traffic, if each takes as much as here", "requests/s", "replicas"
+    )
     for number, one in enumerate(made.needs):
         if not one.replicas:
             continue

@@ -1,10 +1,10 @@
 """How often `greenbench policy` finds a policy between equal candidates, and between ones that cross.
 
 python scripts/policy_rates.py [--sweeps 100] [--only equal] [--objectives ttft,e2e]
-python scripts/policy_rates.py --traces 1000 [--requests 300]
+python scripts/policy_rates.py --traces 1000 [--requests 300] [--pair "at 8k"] [--lengths 1] [--regret 50]
 
-Equal candidates are those of tests/outside/rates.py. ``--traces``: a policy of two candidates whose curves
-are known (tests/planning/sweeps.py), against traces drawn anew. Prints Markdown tables for docs/policy.md.
+Equal candidates are those of tests/outside/rates.py. ``--traces``: policies of two candidates whose curves
+are known (PAIRS), against traces drawn anew. Prints Markdown tables for docs/policy.md.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from tests.outside.generator import Point, Power, write
 from tests.outside.playing import Load, Pace, Phases
 from tests.outside.rates import SCENARIOS, SHAPES, Rate, Sweep
 from tests.outside.sweeps import ALL_RIGHT, starts
-from tests.planning.sweeps import CROSSING, SHORT, TOKENS, truth, written
+from tests.planning.sweeps import CONTEXTS as KNOWN_CONTEXTS
+from tests.planning.sweeps import CROSSING, TOKENS, Cost, truth, written
 from tests.planning.sweeps import points as crossing_points
 
 NAMED = {scenario.name: scenario for scenario in SCENARIOS}
 EQUAL = ("equal, 3 starts", "equal, 5 starts")
 CONTEXTS = (2048, 8192, 32768)
-ALL_PLAYED = 50  # traces that all routers play
 
 
 @dataclass(frozen=True)
@@ -99,32 +99,62 @@ def decided(case: Case, number: int, objectives: Sequence[str]) -> dict[str, boo
     return out
 
 
-def against_known_curves(traces: int, count: int) -> None:
-    """Regret and wins over the best single pool, by how busy the servers are. Traces are resampled: lengths
-    with replacement from one recorded set, arrivals anew.
+@dataclass(frozen=True)
+class Pair:
+    """alpha, better at short prompts, and beta; ``contexts`` are measured, and traffic lies within them."""
+
+    name: str
+    alpha: Cost
+    beta: Cost
+    contexts: tuple[int, ...] = KNOWN_CONTEXTS
+
+    @property
+    def costs(self) -> dict[str, Cost]:
+        return {"alpha": self.alpha, "beta": self.beta}
+
+
+PAIRS = (
+    Pair("at 16k", CROSSING["alpha"], CROSSING["beta"]),
+    Pair("at 16k, flatter", Cost(0.12, 0.07), Cost(0.20, 0.03)),
+    Pair("at 8k", Cost(0.16, 0.60), Cost(0.60, 0.16), (1024, 4096, 16384)),
+    # one of the two has so much less work over all lengths that two servers of it do better than one of each
+    Pair("uneven, at 8k", Cost(0.08, 0.12), Cost(0.16, 0.04)),
+    Pair("uneven, at 12k", Cost(0.12, 0.06), Cost(0.18, 0.02)),
+    Pair("uneven, at 24k", Cost(0.05, 0.12), Cost(0.35, 0.02)),
+)
+
+
+def against_known_curves(pair: Pair, traces: int, count: int, recorded: int, regret: int) -> None:
+    """Wins over the best single pool by how busy the servers are; regret over the first ``regret`` traces.
+
+    Traces are resampled: lengths with replacement from one recorded set, of seed ``recorded``, arrivals anew.
     """
-    lengths = generated(5_000, 1.0, (2048, 32768), TOKENS, 1).prompt_tokens
-    alone_s = float(np.mean([SHORT.e2e_s(tokens) for tokens in lengths]))
-    known = {name: truth(cost) for name, cost in CROSSING.items()}
+    ends = min(pair.contexts), max(pair.contexts)
+    lengths = generated(5_000, 1.0, ends, TOKENS, recorded).prompt_tokens
+    alone_s = float(np.mean([pair.alpha.e2e_s(tokens) for tokens in lengths]))
+    known = {name: truth(cost) for name, cost in pair.costs.items()}
     with tempfile.TemporaryDirectory(prefix="policy-") as folder:
-        policy = policy_of(gather(written(Path(folder), crossing_points(CROSSING)), "e2e"))
-    assert policy is not None and policy.decided
-    print(f"| busy | {' | '.join(WHO)} | policy at least as good as best single |")
-    print(f"|---|{'---|' * (len(WHO) + 1)}")
+        made = crossing_points(pair.costs, pair.contexts)
+        policy = policy_of(gather(written(Path(folder), made), "e2e"))
+    if policy is None or not policy.decided:
+        print(f"| {pair.name} | no policy |{' |' * (len(WHO) + 2)}", flush=True)
+        return
     for busy in (0.3, 0.5, 0.7):
-        sums, won = dict.fromkeys(WHO, 0.0), 0  # of the first ALL_PLAYED, of all
+        sums, gains = dict.fromkeys(WHO, 0.0), list[float]()
         for seed in range(traces):
             rng = np.random.default_rng([seed, round(100 * busy)])
             at = np.cumsum(rng.exponential(alone_s / busy / 2, count))
             picked = rng.choice(lengths, count)
             traffic = Traffic(at - at[0], picked, np.full(count, TOKENS), "resampled")
-            whom = WHO if seed < ALL_PLAYED else ("policy", "best single")
+            whom = WHO if seed < regret else ("policy", "best single")
             done = play(Fold(policy, known), traffic, 2, "e2e", policy.slo, seed, whom)
             means = {who: float(np.mean(done[who][0].e2e_s)) for who in whom}
-            sums |= {who: sums[who] + means[who] for who in whom if seed < ALL_PLAYED}
-            won += means["policy"] <= means["best single"]
-        regrets = [f"{sums[who] / sums['oracle'] - 1:+.1%}" for who in WHO]
-        print(f"| {busy:.0%} | {' | '.join(regrets)} | {Rate(won, traces).words()} |", flush=True)
+            sums |= {who: sums[who] + means[who] for who in whom if seed < regret}
+            gains.append(means["best single"] / means["policy"] - 1)
+        over = [f"{sums[who] / sums['oracle'] - 1:+.1%}" if regret else "" for who in WHO]
+        won = Rate(sum(gain >= 0 for gain in gains), traces).words()
+        gained = f"{np.mean(gains):.1%} ± {np.std(gains):.1%}"
+        print(f"| {pair.name} | {busy:.0%} | {' | '.join(over)} | {gained} | {won} |", flush=True)
 
 
 def main() -> int:
@@ -134,9 +164,16 @@ def main() -> int:
     parser.add_argument("--objectives", default=",".join(OBJECTIVE))
     parser.add_argument("--traces", type=int, help="regret over so many traces, and no sweeps")
     parser.add_argument("--requests", type=int, default=300, help="of a trace; default 300")
+    parser.add_argument("--pair", default="", help="with --traces: only the pair of this name")
+    parser.add_argument("--lengths", type=int, default=1, help="seed of the recorded lengths")
+    parser.add_argument("--regret", type=int, default=50, help="traces that all routers play")
     args = parser.parse_args()
     if args.traces:
-        against_known_curves(args.traces, args.requests)
+        print(f"| crossing | busy | {' | '.join(WHO)} | gain of a trace | at least as good |")
+        print(f"|---|---|{'---|' * (len(WHO) + 2)}")
+        for pair in PAIRS:
+            if args.pair in ("", pair.name):
+                against_known_curves(pair, args.traces, args.requests, args.lengths, args.regret)
         return 0
     objectives = args.objectives.split(",")
     print(f"| sweeps | {' | '.join(objectives)} |")
