@@ -49,7 +49,7 @@ def _told(whole: Study, choices: Mapping[str, Sequence[Group]]) -> str:
     ]
     why = untested_words(everyone)
     if why is not None and sum(map(len, choices.values())) > 1:
-        return f": **no winner is shown**, because {why}. {_tally(everyone)}"
+        return f": **no winner is shown**, because {why}. {tally(everyone)}"
     if len(choices) == 1:
         [(choice, groups)] = choices.items()
         where = groups[0].where if len(groups) == 1 else "every task and load"
@@ -76,7 +76,7 @@ def _told(whole: Study, choices: Mapping[str, Sequence[Group]]) -> str:
     )
 
 
-def _tally(decided: Sequence[Decision]) -> str:
+def tally(decided: Sequence[Decision]) -> str:
     """``Of 6 measured cases `a` was ahead in 2, `b` in 1 (`c` has no value there)``; untested ones."""
     led: dict[str, list[Decision]] = {}
     for decision in decided:

@@ -132,6 +132,17 @@ def test_goodput_0_is_a_value(tmp_path: Path) -> None:
     assert found.recommended("beta"), found.headline
 
 
+def test_goodput_0_is_told_with_the_speed_it_had(tmp_path: Path) -> None:
+    """Of one start each: alpha's four users each take 1.5 s and 0.01 s a further token for a request."""
+    points = [p for p in no_goodput() if p.repeat == 0]
+    found = reported(tmp_path, points)
+    told = re.search(r"while alpha met the SLO in no request \(([\d,]+) total tokens/s", found.text)
+    assert told, found.text
+    tokens, users = BASE.context + BASE.output_tokens, 4
+    cycle_s = 1.5 + (BASE.output_tokens - 1) * 0.01
+    assert float(told[1].replace(",", "")) == pytest.approx(users * tokens / cycle_s, rel=0.02)
+
+
 def test_goodput_0_of_both_is_no_winner(tmp_path: Path) -> None:
     """Neither meets the SLO: nobody wins goodput."""
     points = [replace(p, slo={"ttft_s": 0.1}) for p in no_goodput()]

@@ -129,6 +129,12 @@ def test_sequences_that_fit_are_counted() -> None:
     assert fit_words(61, None, "b") == "`b` has no value"
 
 
+def test_the_first_screen_says_what_ran_and_what_random_weights_cannot_show(page: str) -> None:
+    text = words(page)
+    assert "tiny, random weights · Fake CPU · vLLM 0.32.0" in text.partition("How to read")[0]
+    assert "its answers are not judged" in text.partition("Findings")[0]
+
+
 def test_each_point_opens_what_ran(page: str) -> None:
     links = re.findall(r'<a href="#(point-\d+)">start \d</a>', page)
     assert links and all(f'<details id="{link}">' in page for link in links)

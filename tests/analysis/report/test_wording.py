@@ -1,10 +1,17 @@
 """Small clauses of the report, each against arithmetic or what it was given."""
 
+from typing import cast
+
 import pytest
 
 from analysis.bottleneck.classify import Bottleneck, Evidence, PhaseBound, PhaseVerdict, PointBound
+from analysis.compare.decisions import Contender, Decision, Eligible
+from analysis.objectives import GOODPUT
+from analysis.report.answer import tally
+from analysis.report.choices import untested_words
 from analysis.report.formats import factor
 from analysis.report.sentences import bound_words, by_bound
+from analysis.runs.identity import Scenario
 
 
 @pytest.mark.parametrize(
@@ -40,4 +47,39 @@ def test_all_are_bound_alike_only_where_each_is() -> None:
     assert by_bound({"a": alike, "b": alike}) == f"all are {alike}"
     assert by_bound({"d": "undetermined", "a": alike, "b": alike, "c": "undetermined"}) == (
         f"`a` and `b` are {alike}; `c` and `d` are undetermined"
+    )
+
+
+def decision(
+    starts: dict[str, int],
+    front: tuple[str, ...],
+    absent: tuple[str, ...] = (),
+    tested: bool = False,
+) -> Decision:
+    outcome = "indicative" if len(front) == 1 else "no clear winner"
+    held = tuple(Contender(label, 1.0, n, Eligible(True)) for label, n in starts.items())
+    return Decision(cast(Scenario, None), GOODPUT, outcome, front, held, tested, (), absent)
+
+
+@pytest.mark.parametrize(
+    ("starts", "said"),
+    [
+        ({"a": 1, "b": 1}, "one start each is too few to test"),
+        ({"a": 1, "b": 2}, "1 to 2 starts each are too few to test"),
+        ({"a": 2, "b": 2}, "2 starts each are too few to test"),
+        ({"a": 4, "b": 1}, "fewer than 3 starts of `b` are too few to test"),
+    ],
+)
+def test_starts_are_counted_as_they_were_made(starts: dict[str, int], said: str) -> None:
+    assert untested_words([decision(starts, ("a", "b"))]) == said
+    assert untested_words([decision(starts, ("a", "b"), tested=True)]) is None
+
+
+def test_cases_of_too_few_starts_are_tallied() -> None:
+    both = {"a": 1, "b": 1}
+    made = [decision(both, ("a",)), decision(both, ("a",)), decision(both, ("a", "b"))]
+    made.append(decision({"b": 1, "c": 1}, ("b",), absent=("a",)))
+    assert tally(made) == (
+        "Of 4 measured cases `a` was ahead in 2, `b` was ahead in 1 (`a` has no value there) and 1 has no "
+        "clear winner; enter yours below"
     )
