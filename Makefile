@@ -11,10 +11,12 @@ RUNS ?= runs/demo
 POLICY ?= policy.yaml
 POOLS ?= pools.yaml
 BACKENDS ?= sdpa,sink_window
+LONG := tests/deploy/test_commands_e2e.py tests/deploy/test_sweep_e2e.py tests/greenbench/sweep/test_long_answers_e2e.py \
+	tests/analysis/bottleneck/test_classify_e2e.py
 MINUTES ?= 60
 export VLLM_PYTHON
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-policy serve load gateway run report backends doctor check check-waiting check-computing test test-e2e test-deploy test-oldest format \
+.PHONY: help setup demo demo-policy serve load gateway run report backends doctor check check-waiting check-computing test test-e2e test-long test-oldest format \
 	results verify soak mutants docs audit licences sbom bench-backends bench-client bench-peers bench-gateway bench-telemetry bench-analysis
 
 help: ## list the targets
@@ -57,7 +59,7 @@ doctor: setup ## what is installed, what is missing, and how to fix it
 check: setup ## format, lint, types, and the tests that take seconds
 	@$(BENCH)/ruff format --check --quiet . && $(BENCH)/ruff check --quiet .
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-waiting check-computing
-	@$(BENCH)/pytest -n auto --dist loadfile -m "not e2e and not gpu" tests/analysis tests/outside tests/planning
+	@$(BENCH)/pytest -n auto --dist loadfile -m "not e2e and not gpu" tests/analysis
 
 check-waiting: # tests that mostly wait for a pretended server, one after the other …
 	@$(BENCH)/pytest -m "not e2e and not vllm and not gpu" --ignore tests/vllm --ignore tests/analysis --ignore tests/outside --ignore tests/planning
@@ -66,15 +68,16 @@ check-computing: # … and beside them, behind them, what only computes
 	@nice -n 15 $(BENCH)/pyright
 	@nice -n 15 $(BENCH)/pyright -p pyrightconfig.vllm.json --pythonpath $(VLLM)
 	@nice -n 15 $(VLLM) -m pytest -m "not e2e and not gpu" tests/vllm
+	@nice -n 15 $(BENCH)/pytest -m "not e2e and not gpu" tests/outside tests/planning
 
 test: check docs test-e2e ## check, the documentation, then real vLLM servers, a real Prometheus and a real browser end to end
 
 test-e2e: setup ## the end-to-end tests alone
 	@scripts/test_tools.sh
-	@$(BENCH)/pytest --reruns 1 -rR -m "e2e and not gpu" --ignore tests/vllm --ignore tests/deploy/test_commands_e2e.py
+	@$(BENCH)/pytest --reruns 1 -rR -m "e2e and not gpu" --ignore tests/vllm $(addprefix --ignore ,$(LONG))
 
-test-deploy: setup ## what the images start, in an empty environment (minutes; CI's half hour has no room for it)
-	@$(BENCH)/pytest -m e2e tests/deploy/test_commands_e2e.py
+test-long: setup ## end to end, what CI's half hour has no room for: the images' commands, runners that die, long answers, bottlenecks
+	@$(BENCH)/pytest --reruns 1 -rR -m e2e $(LONG)
 
 test-oldest: setup ## the tests of our backends on the oldest vLLM that is supported (CPU)
 	@scripts/setup.sh oldest
