@@ -59,12 +59,11 @@ def _told(whole: Study, choices: Mapping[str, Sequence[Group]]) -> str:
             f"for {listed(group.where for group in groups)}, {choice}"
             for choice, groups in choices.items()
         )
-    decided = everyone
     won: dict[str, int] = {}
-    for decision in decided:
+    for decision in everyone:
         if decision.winner is not None:
             won[decision.winner] = won.get(decision.winner, 0) + 1
-    n = len(decided)
+    n = len(everyone)
     if not won:
         return f": **no clear winner** in any of the {n} measured cases; enter yours below"
     most = sorted(won.items(), key=lambda item: (-item[1], item[0]))[:MOST]

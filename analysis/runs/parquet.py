@@ -149,11 +149,6 @@ def _columns(file: pq.ParquetFile, without: Sequence[str]) -> pa.Table:
 def _made(row: type[Row], sources: list[Path], target: Path, stamp: bytes) -> pq.ParquetFile:
     target.parent.mkdir(exist_ok=True, parents=target.parent.name != "derived")
     _convert(row, sources, target, stamp)
-    return _opened(target)
-
-
-def _opened(target: Path) -> pq.ParquetFile:
-    """A page that is not as it was written raises when it is read, and gives no wrong figure."""
     return opened(target)
 
 
@@ -165,7 +160,7 @@ def _stamp(sources: list[Path]) -> bytes:
 def _kept(target: Path, stamp: bytes, columns: set[str]) -> pq.ParquetFile | None:
     """The cache, when it was built from these very sources and has these columns."""
     try:
-        file = _opened(target)
+        file = opened(target)
         names = {*file.schema_arrow.names}
     except (pa.ArrowException, OSError, UnicodeDecodeError):
         return None  # there is none, or one cut off while it was written, or damaged

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from greenbench.contract.manifest import GAP_FLOOR_MS, GAP_OVER_SERVER
+from greenbench.contract.manifest import GAP_FLOOR_MS, GAP_OVER_SERVER, AuditFigures, Delays
 from loadgen.wire.response import Request, Response
 
 HISTOGRAM_BASE: Final = 1.05  # neighbouring buckets differ by 5 %
@@ -270,14 +270,13 @@ class Audit:
         or the network's, as when many long prompts come at once.
         """
         what, gap_ms, most, unit = self._gap_over_server(share)
-        lag_ms, delay_ms = self.loop_lag.quantile_ms(0.99), self.kernel_delay.quantile_ms(0.99)
-        if (
-            gap_ms is not None
-            and lag_ms is not None
-            and delay_ms is not None
-            and not self.user_timed
-        ):
-            gap_ms = min(gap_ms, lag_ms + delay_ms)
+        own_ms = AuditFigures(
+            user_timed_requests=self.user_timed,
+            loop_lag=Delays(p99_ms=self.loop_lag.quantile_ms(0.99)),
+            kernel_to_user_delay=Delays(p99_ms=self.kernel_delay.quantile_ms(0.99)),
+        ).own_delay_ms
+        if gap_ms is not None and own_ms is not None:
+            gap_ms = min(gap_ms, own_ms)
         return (what, gap_ms, most, unit)
 
     def _itl_uncertainty(self, quantile: float) -> Bound:
