@@ -107,8 +107,8 @@ def _device(root: Path, found: Study, hardware: str | None) -> DeviceKind:
     kinds = list(dict.fromkeys(point.scenario.device for point in found.usable))
     if not kinds:
         raise UserError(f"{root}: no usable run; `greenbench report` says why")
-    named = [k for k in kinds if hardware is None or hardware.lower() in _machine(k).lower()]
-    words = "; ".join(map(_machine, kinds))
+    named = [k for k in kinds if hardware is None or hardware.lower() in k.whole_words.lower()]
+    words = "; ".join(kind.whole_words for kind in kinds)
     if not named:
         raise UserError(f"--hardware wants what was measured ({words}), found '{hardware}'")
     if len(named) > 1:
@@ -117,11 +117,6 @@ def _device(root: Path, found: Study, hardware: str | None) -> DeviceKind:
             "of its name, as --hardware H100 or --hardware '16 cores'"
         )
     return named[0]
-
-
-def _machine(kind: DeviceKind) -> str:
-    """With the host, for runs on two hosts are of two kinds though the card is the same."""
-    return f"{kind.words}, {kind.host_words}" if kind.gpus else kind.words
 
 
 def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: Study) -> Measured:

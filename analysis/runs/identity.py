@@ -110,6 +110,11 @@ class DeviceKind:
         return f"{', '.join(names)} (driver {self.driver or 'unknown'})"
 
     @property
+    def whole_words(self) -> str:
+        """With the host: the same card in two hosts is two kinds."""
+        return f"{self.words}, {self.host_words}" if self.gpus else self.words
+
+    @property
     def host_words(self) -> str:
         return f"{self.cpu} ({self.cores} cores)"
 

@@ -36,10 +36,7 @@ class Labels:
 def device_words(devices: Iterable[DeviceKind]) -> dict[DeviceKind, str]:
     kinds = set(devices)
     alike = Counter(kind.words for kind in kinds)
-    return {
-        kind: f"{kind.words}, {kind.host_words}" if alike[kind.words] > 1 else kind.words
-        for kind in kinds
-    }
+    return {kind: kind.whole_words if alike[kind.words] > 1 else kind.words for kind in kinds}
 
 
 def apart_words(devices: Iterable[DeviceKind]) -> dict[DeviceKind, str]:
