@@ -18,6 +18,7 @@ from analysis.runs.parquet import SOURCES, raw_table, row_files
 from analysis.runs.run import Run, Unreadable, read_runs
 from greenbench.contract.archive import ARCHIVE, STEPS, Archive, ArchivedFile
 from greenbench.contract.errors import UserError
+from greenbench.contract.prompt_head import prompt_lines_sha256
 from greenbench.contract.run_dir import (
     MANIFEST,
     PROMPTS_DIR,
@@ -111,7 +112,13 @@ def archive_run(run: Run, out: Path, unit_ns: int) -> None:
         for name in run.manifest.files
         if name not in kept and (source / name).is_file() and not (out / name).is_file()
     }
-    told = Archive(chunk_unit_ns=unit_ns, files=files, left_out=left_out)
+    told = Archive(
+        chunk_unit_ns=unit_ns,
+        files=files,
+        left_out=left_out,
+        prompt_lines_sha256=run.live.prompt_lines_sha256
+        or prompt_lines_sha256(source.parent / PROMPTS_DIR / Path(run.live.prompts_path).name),
+    )
     write_atomic(out / ARCHIVE, told.model_dump_json(indent=1) + "\n")
 
 

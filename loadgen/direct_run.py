@@ -26,6 +26,7 @@ from greenbench.contract.config import (
 )
 from greenbench.contract.connection import Endpoint
 from greenbench.contract.errors import UserError, system_sentence
+from greenbench.contract.prompt_head import prompt_lines_sha256
 from greenbench.contract.run_dir import file_sha256, write_atomic
 from greenbench.contract.served import Served, find_endpoint, served_models
 from loadgen.make_prompts import make_files
@@ -155,6 +156,7 @@ def write_point(run_path: Path, host: str | None, options: Options) -> None:
         served_model=served,
         prompts_path=str(prompts_path.resolve()),
         prompts_sha256=file_sha256(prompts_path),
+        prompt_lines_sha256=prompt_lines_sha256(prompts_path),
     )
     write_atomic(run_path / "config.yaml", dump_yaml(live))
 

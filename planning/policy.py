@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.objectives import objective
-from analysis.runs.identity import Candidate
+from analysis.runs.identity import SNAPSHOT, Candidate
 from greenbench import __version__
 from greenbench.contract.config import SloConfig
 from greenbench.contract.policy import (
@@ -35,7 +35,6 @@ from planning.sentences import sentences
 
 NAME_CHARS = 48  # of a pool; a label of Kubernetes has 63
 WIDEST_BAND = 2.0  # of a dead band
-SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(?:/|$)")  # a hub's cache: the revision
 
 
 def written(made: Draft) -> Policy:

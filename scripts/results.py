@@ -6,7 +6,8 @@
 Runs lie in MODEL/PIECE/RUN; a piece is one sweep on one card, a report is of one model. Text between
 ``<!-- NAME: begin -->`` and its end is one table of TABLES. A number of the prose is a link to its run with
 the figure's name as title, as [2.94](model/piece/run "requests"), or a quotient with another run, "requests ÷
-c48302af"; it is written anew as well. plan.yaml says what is wanted, so that gaps show.
+c48302af", or links to the model's report and is a comparison over all blocks, "requests/s of triton ÷ flash_attn3
+at 32768"; it is written anew as well. plan.yaml says what is wanted, so that gaps show.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.archive import archive, folder_bytes
+from analysis.compare.differences import Difference
 from analysis.report.document import Library, plotly
 from analysis.report.formats import DASH, significant
 from analysis.report.page import write_report
@@ -29,7 +31,16 @@ from analysis.statistics import student_t
 from greenbench.contract.errors import UserError, exit_on_user_error
 from greenbench.contract.installation import ROOT
 from greenbench.contract.run_dir import write_atomic
-from scripts.results_rows import Results, Row, figure, load_results, measured, shown
+from scripts.results_rows import (
+    COMPARED,
+    USUAL,
+    Results,
+    Row,
+    figure,
+    load_results,
+    measured,
+    shown,
+)
 
 RESULTS = ROOT / "results" / "h200"
 PLOTLY = "plotly.min.js"  # once beside the reports, which otherwise carry it each
@@ -37,6 +48,7 @@ MIB = 2**20
 PLACE = re.compile(r"(<!-- (?P<name>[\w-]+): begin -->\n).*?(<!-- (?P=name): end -->)", re.DOTALL)
 LINKED = re.compile(r'\[[^\]\n]*\]\((?P<run>[^)\s]+) "(?P<figure>[^"]+)"\)')
 QUOTIENT = " ÷ "
+OVER_BLOCKS = re.compile(r"(?P<figure>\S+) of (?P<a>.+) ÷ (?P<b>.+) at (?P<context>\d+)")
 
 
 # -- tables -------------------------------------------------------------------------------------------------
@@ -180,6 +192,46 @@ def limits(results: Results) -> str:
     return "\n".join(title + table(head, lines_of(own, columns)) for title, own in blocks(results))
 
 
+def differences(results: Results) -> str:
+    """Each candidate over the usual one, at each context, where they have two blocks or more in common."""
+    head = "> context | candidate | " + " | ".join(f"> {each}" for each in COMPARED) + " | > blocks"
+    parts: list[str] = []
+    for model in results.studies:
+        rows = {
+            (context, candidate): [
+                results.difference(model, figure, candidate, USUAL, context) for figure in COMPARED
+            ]
+            for context, candidate in sorted(
+                {(row.point.context_tokens, row.candidate) for row in results.rows_of(model)}
+            )
+            if candidate != USUAL
+        }
+        lines = [
+            [
+                f"{context:,}",
+                f"`{candidate}`",
+                *(over_blocks(each) if each and each.tested else DASH for each in found),
+                str(max(each.ratio.blocks for each in found if each)),
+            ]
+            for (context, candidate), found in rows.items()
+            if any(each and each.tested for each in found)
+        ]
+        if lines:
+            parts.append(f"**{model}**, each over `{USUAL}`.\n\n" + table(head, lines))
+    return "\n".join(parts)
+
+
+def over_blocks(difference: Difference) -> str:
+    """``0.255 (0.253 to 0.257)``; bold where it is claimed."""
+    ratio = difference.ratio
+    if ratio.ratio is None:
+        return DASH
+    said = significant(ratio.ratio)
+    if ratio.low is not None and ratio.high is not None:
+        said += f" ({significant(ratio.low)} to {significant(ratio.high)})"
+    return f"**{said}**" if difference.verdict in ("better", "worse") else said
+
+
 def copies(results: Results) -> str:
     """Equal starts of one block: how far they lie apart, beside what each start's own window says."""
 
@@ -302,6 +354,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "energy": energy,
     "limits": limits,
     "decode": decode_alone,
+    "differences": differences,
     "copies": copies,
     "crossovers": crossovers,
     "answers": answers,
@@ -322,7 +375,18 @@ def written(text: str, results: Results) -> str:
             )
         return found[0]
 
+    def compared(match: re.Match[str], named: re.Match[str]) -> str:
+        model = match["run"].split("/")[0]
+        found = results.difference(
+            model, named["figure"], named["a"], named["b"], int(named["context"])
+        )
+        if found is None:
+            raise UserError(f"README.md: {match[0]}: the runs have no such comparison")
+        return f'[{over_blocks(found).strip("*")}]({match["run"]} "{match["figure"]}")'
+
     def number(match: re.Match[str]) -> str:
+        if named := OVER_BLOCKS.fullmatch(match["figure"]):
+            return compared(match, named)
         name, _, other = match["figure"].partition(QUOTIENT)
         row = known(match["run"])
         value, beside = figure(row, name), figure(known(other), name) if other else 1.0

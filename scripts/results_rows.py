@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from analysis.bottleneck.roofline import PhaseUse
+from analysis.compare.differences import Difference
 from analysis.objectives import Measurement, objective
 from analysis.point.point import Point
 from analysis.report.formats import DASH, significant
@@ -16,6 +17,14 @@ from greenbench.contract.config import StrictModel, load_yaml, parse
 from greenbench.contract.errors import UserError
 
 USUAL_VLLM, USUAL_CHUNK = "0.32.0", 2048  # a candidate's name has only what is not usual
+USUAL = "flash_attn3"  # what the others are compared with
+COMPARED = {
+    "requests/s": "requests",
+    "J/request": "energy_request",
+    "TTFT": "ttft",
+    "TPOT": "tpot",
+    "E2E": "e2e",
+}  # figures of a comparison, with the report's name of each
 
 
 class PlannedModel(StrictModel):
@@ -104,6 +113,27 @@ class Results:
             self._row(whole, point) for whole in self.studies.values() for point in whole.points
         )
         return sorted(found, key=order)
+
+    def rows_of(self, model: str) -> list[Row]:
+        return [row for row in self.rows if row.point.model == model]
+
+    def difference(
+        self, model: str, figure: str, a: str, b: str, context: int
+    ) -> Difference | None:
+        """``a`` over ``b`` where they have the most blocks in common; None where the report has none."""
+        if figure not in COMPARED or model not in self.studies:
+            raise UserError(f"README.md: no comparison by '{figure}' of '{model}'")
+        names = {
+            row.point.candidate: row.candidate for row in self.rows_of(model) if not row.cached
+        }
+        found = [
+            each if names[each.of[0]] == a else each.turned
+            for each in self.studies[model].differences
+            if each.objective is objective(COMPARED[figure])
+            and each.scenario.context_tokens == context
+            and {names.get(of) for of in each.of} == {a, b}
+        ]
+        return max(found, key=lambda each: each.ratio.blocks, default=None)
 
     def _row(self, whole: Study, point: Point) -> Row:
         bound, run = whole.bottlenecks.get(point.run_id), whole.run(point)

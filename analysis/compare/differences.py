@@ -46,7 +46,7 @@ class Floor:
     pairs: int
 
     def half_width(self, blocks: int, level: float = LEVEL) -> float:
-        """Half-width of an A/A interval over so many blocks, as a log-ratio."""
+        """Half-width of an A/A interval over so many blocks (1 at least), as a log-ratio."""
         return float(t.ppf((1 + level) / 2, self.pairs)) * self.sd / math.sqrt(blocks)
 
 
@@ -256,7 +256,7 @@ def _compare(
         values=(_middle(of_a), _middle(of_b)),
         verdict=verdict,
         reason=reason,
-        floor_ratio=math.exp(floor.half_width(ratio.blocks)) if floor else None,
+        floor_ratio=math.exp(floor.half_width(ratio.blocks)) if floor and ratio.blocks else None,
         deviations=() if gaps is None else tuple(float(g) for g in gaps - gaps.mean()),
         blocks=tuple(shared),
         apart=_apart(a.starts, b.starts, spread),

@@ -100,7 +100,7 @@ Key = tuple[Candidate, Workload]
 def _cells(whole: Study) -> dict[Key, Cell]:
     """By what was asked of whom, whatever the vLLM's version, the card and the folder of the model."""
     return {
-        (replace(cell.candidate, vllm_version=None, model_path=""), cell.scenario.workload): cell
+        (replace(cell.candidate, vllm_version=None, model_source=""), cell.scenario.workload): cell
         for cell in whole.cells
         if cell.starts
     }

@@ -5,15 +5,18 @@ of several equal starts. A cell of the tables is (candidate, workload, kind of d
 replicates. Labels are derived from the values (``analysis.runs.labels``) and are for people only.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from greenbench.contract.archive import Archive
 from greenbench.contract.config import (
     NOT_MEASURED,
     LivePoint,
     LoadConfig,
+    ModelConfig,
     PhaseConfig,
     ServerConfig,
     SloConfig,
@@ -29,6 +32,7 @@ NOT_SETTINGS = NO_MEASUREMENT | NOT_MEASURED | {"base_url", "served_model"}
 # Told by the manifest as they were in the running server.
 AS_SERVED = frozenset({"dtype", "kv_cache_dtype", "execution", "tensor_parallel"})
 SEVERAL_MODELS = "several models"
+SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(?:/|$)")  # a hub's cache: the revision
 ANY_CAP_S = 0.0  # how long a point may be measured says nothing of what was asked
 
 
@@ -43,6 +47,8 @@ class Recorded(Protocol):
     def live(self) -> LivePoint: ...
     @property
     def sources(self) -> Sources: ...
+    @property
+    def archive(self) -> Archive | None: ...
 
 
 @dataclass(frozen=True)
@@ -66,10 +72,14 @@ class Workload:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is compared: a model on a backend in a server of these settings and this vLLM."""
+    """What is compared: a model on a backend in a server of these settings and this vLLM.
+
+    ``model_source`` tells models of one name apart, wherever a host keeps them; ``model_path`` is where.
+    """
 
     model: str
-    model_path: str
+    model_path: str = field(compare=False)
+    model_source: str
     weights: str
     backend: str
     options: Fields
@@ -214,8 +224,16 @@ def _workload(run: Recorded) -> Workload:
         load=point.load,
         phases=None if imported else point.phases.with_cap(ANY_CAP_S),
         slo=point.slo,
-        prompts=run.live.prompts_sha256,
+        prompts=_prompts(run),
     )
+
+
+def _prompts(run: Recorded) -> str:
+    """Hash of the prompts alone where it was recorded; else that of their file, which differs by host."""
+    of_lines = run.live.prompt_lines_sha256
+    if of_lines is None and run.archive is not None:
+        of_lines = run.archive.prompt_lines_sha256
+    return of_lines or run.live.prompts_sha256
 
 
 def _candidate(run: Recorded) -> Candidate:
@@ -230,6 +248,7 @@ def _candidate(run: Recorded) -> Candidate:
     return Candidate(
         model=point.model.name,
         model_path=server.model_path,
+        model_source=_model_source(point.model, server.model_path),
         weights=server.weights,
         backend=Path(point.backend.name).stem if own else point.backend.name,
         options=_fields(point.backend.options),
@@ -240,6 +259,17 @@ def _candidate(run: Recorded) -> Candidate:
         settings=_fields(settings),
         vllm_version=server.vllm_version or run.manifest.code.packages.get("vllm"),
     )
+
+
+def _model_source(model: ModelConfig, folder: str) -> str:
+    """What is the same on every host that has the model: the name of a folder that was built, which holds the
+    hash of all that decides its bytes, or the revision in a hub's cache. Of another folder all that is known
+    is its path.
+    """
+    if model.build is not None:
+        return Path(folder).name
+    snapshot = SNAPSHOT.search(folder)
+    return f"revision {snapshot[1]}" if snapshot else folder
 
 
 def _device(run: Recorded) -> Device:

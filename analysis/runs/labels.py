@@ -117,7 +117,7 @@ def _base(candidate: Candidate, among: Sequence[Candidate], several_models: bool
 def _candidate_facts(candidate: Candidate, across_executions: bool) -> Facts:
     facts = {
         "weights": f"{candidate.weights} weights",
-        "model_path": f"model from {candidate.model_path}",
+        "model_source": f"model from {candidate.model_source}",
         "dtype": candidate.dtype,
         "kv_cache_dtype": f"KV {candidate.kv_cache_dtype}",
         "tensor_parallel": f"TP {candidate.tensor_parallel}",

@@ -26,13 +26,15 @@ class ArchivedFile(Part):
 class Archive(Part):
     """``chunk_unit_ns``: to what the times of chunks between the first and the last were rounded.
 
-    ``left_out``: raw files that are not kept, each with its sha256.
+    ``left_out``: raw files that are not kept, each with its sha256. ``prompt_lines_sha256``: as in config.yaml,
+    for a run whose config.yaml is older than that field.
     """
 
     schema_version: str = SCHEMA_VERSION
     chunk_unit_ns: int = Field(ge=1)
     files: dict[str, ArchivedFile] = Field(default_factory=dict[str, ArchivedFile])
     left_out: dict[str, str] = Field(default_factory=dict[str, str])
+    prompt_lines_sha256: str | None = None
 
     @property
     def raw(self) -> dict[str, str]:

@@ -471,6 +471,7 @@ class LivePoint(StrictModel):
     served_model: str
     prompts_path: str
     prompts_sha256: str
+    prompt_lines_sha256: str | None = None  # of the prompts alone: the same on every host
     server_pid: int | None = None
 
 

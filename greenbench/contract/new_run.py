@@ -20,6 +20,7 @@ class Prompts:
 
     path: str
     sha256: str
+    lines_sha256: str | None = None
 
 
 NO_PROMPT_FILE = Prompts("none", "0" * 64)
@@ -77,6 +78,7 @@ class NewRun:
             served_model=server.served_model,
             prompts_path=prompts.path,
             prompts_sha256=prompts.sha256,
+            prompt_lines_sha256=prompts.lines_sha256,
             server_pid=server.pid,
         )
         manifest = self._manifest(server, provenance, facts)

@@ -24,6 +24,7 @@ from greenbench.contract.config import (
 from greenbench.contract.errors import UserError, system_sentence
 from greenbench.contract.manifest import Manifest, Server
 from greenbench.contract.new_run import Prompts, point_hash
+from greenbench.contract.prompt_head import prompt_lines_sha256
 from greenbench.contract.run_dir import RunDir, write_atomic
 from greenbench.sweep import provenance
 from greenbench.sweep.child_processes import (
@@ -331,8 +332,11 @@ def make_prompts(sweep_dir: Path, points: list[PointConfig], model_path: str) ->
     jobs = {str(path): requests[digest].model_dump(mode="json") for digest, path in paths.items()}
     body = [{"request": request, "out": path} for path, request in jobs.items()]
     call(python_module("loadgen", "prompts"), body)
-    sums = {path: run_dir.file_sha256(path) for path in set(paths.values())}
-    return {digest: Prompts(str(path), sums[path]) for digest, path in paths.items()}
+    made = {
+        path: Prompts(str(path), run_dir.file_sha256(path), prompt_lines_sha256(path))
+        for path in set(paths.values())
+    }
+    return {digest: made[path] for digest, path in paths.items()}
 
 
 def _record_idle(directory: Path, server: Server, start: ServerStart, view: View) -> None:

@@ -1,7 +1,9 @@
 """What results/h200/README.md says is what the runs beside it hold: by the report, and by plain sums."""
 
 import json
+import math
 import re
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,8 @@ import pytest
 from analysis.archive import folder_bytes
 from analysis.runs.archived import read_archived
 from greenbench.contract.errors import UserError
-from scripts.results import LINKED, MIB, RESULTS, TABLES, add, line_of, written
-from scripts.results_rows import FIGURES, load_results
+from scripts.results import LINKED, MIB, OVER_BLOCKS, RESULTS, TABLES, add, line_of, written
+from scripts.results_rows import COMPARED, FIGURES, load_results
 from tests.fakes.rundirs import FakeRun, write_run
 
 PAGE = (RESULTS / "README.md").read_text()
@@ -160,7 +162,31 @@ def test_right_answers_by_counting_them() -> None:
 def test_every_number_of_the_prose_names_a_figure() -> None:
     linked = list(LINKED.finditer(PAGE))
     assert len(linked) > 50
-    assert {match["figure"].partition(" ÷ ")[0] for match in linked} <= set(FIGURES)
+    over_blocks = [named for match in linked if (named := OVER_BLOCKS.fullmatch(match["figure"]))]
+    assert {named["figure"] for named in over_blocks} <= set(COMPARED) and over_blocks
+    of_runs = {match["figure"] for match in linked} - {named[0] for named in over_blocks}
+    assert {figure.partition(" ÷ ")[0] for figure in of_runs} <= set(FIGURES)
+
+
+def test_a_ratio_over_blocks_is_that_of_the_speed_table() -> None:
+    """Requests/s of triton over flash_attn3 at 32,768, from the page's rounded figures: geometric mean over
+    the blocks on 16 cores and the t interval of their logarithms (copies averaged).
+    """
+    of: dict[tuple[str, str], list[float]] = {}
+    for line in told("speed"):
+        if line.cells["context"] == "32,768" and (served := line.number("requests/s")):
+            backend = line.run.name.split("-")[1] if "fp8" not in line.cells["candidate"] else "fp8"
+            of.setdefault((backend, line.run.parent.name), []).append(math.log(served))
+    logs = [
+        statistics.fmean(of["triton", block]) - statistics.fmean(of["flash_attn3", block])
+        for block in ("block-2", "block-3", "block-4")
+    ]
+    middle, half = statistics.fmean(logs), 4.303 * statistics.stdev(logs) / math.sqrt(3)
+    table = PAGE.partition("<!-- differences: begin -->")[2]
+    row = next(x for x in table.splitlines() if x.startswith("| 32,768 | `triton` |"))
+    said = [float(x) for x in re.findall(r"[\d.]+", row.split("|")[3])]
+    expected = [math.exp(middle + x) for x in (0, -half, half)]
+    assert said == pytest.approx(expected, rel=0.01)  # the table's figures have three digits
 
 
 def test_all_runs_are_archived_and_small() -> None:

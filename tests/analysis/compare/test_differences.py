@@ -231,3 +231,16 @@ def test_ahead_of_too_few_starts_only_beyond_each_of_the_others(
     points = points_of(tmp_path, {"b": [others[1]]}, arm=1)
     made = decided(points, "ttft")
     assert (made.outcome, made.front, made.tested) == (outcome, front, False)
+
+
+def test_no_block_and_no_card_in_common_has_no_noise_floor(tmp_path: Path) -> None:
+    """Two pairs of equal arms on one card, and a candidate that ran on another host alone."""
+    points_of(tmp_path, {"a": [1.0, 1.1]})
+    points_of(tmp_path, {"a": [1.1, 1.0]}, arm=1)
+    elsewhere = write_run(tmp_path, FakeRun(backend="b", measure_s=20, started_s=900)).path
+    manifest = elsewhere / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"host": "fake"', '"host": "other"'))
+    points = read(tmp_path)
+    assert noise_floor(points, BY_NAME["ttft"]) is not None
+    found = by_pair(points, "ttft")["a", "b"]
+    assert (found.verdict, found.ratio.blocks, found.floor_ratio) == ("not comparable", 0, None)
