@@ -15,7 +15,7 @@ import numpy as np
 from greenbench.contract.config import SloConfig
 from greenbench.contract.policy import Policy, compile
 from greenbench.contract.slo import is_good
-from planning.candidates import Measured, with_model
+from planning.candidates import Measured
 from planning.demand import Demand
 from planning.evidence import ATTAINED
 from planning.regions import BEYOND
@@ -25,11 +25,18 @@ from planning.simulator import Costs, Engine, Floats, Played, Router, costs, lea
 
 MOST_REPLICAS = 512
 ROUNDS = 7  # of bisection for the highest rate: to 2^(1/2^7) or so
+MOST_FACTOR = 64  # of the rate, tried
 DRAWS = 20
 WAITED = 0.2  # of the time with a queue before a limit, from which the limit binds
 PERCENTILES = (50, 90, 99)
 Binds = Literal[
-    "compute", "bandwidth", "KV capacity", "max_num_seqs", "host or weights", "measured loads"
+    "compute",
+    "bandwidth",
+    "KV capacity",
+    "max_num_seqs",
+    "host",
+    "host or weights",  # where the card's bandwidth is not known
+    "measured loads",
 ]
 
 
@@ -53,29 +60,35 @@ class Seen:
 
 @dataclass(frozen=True)
 class Need:
-    """Of one candidate. Each pair: 95 % interval over resampled server starts, None without two of them.
+    """Of one candidate. ``*_interval``: 95 % over resampled server starts, None without two of them; of TTFT
+    and E2E of the 90th percentile. All but that of ``replicas`` are of as many replicas as the plan has.
 
     ``most_rate``: requests/s that these replicas take; ``knee``: (rate, p90 TTFT, utilisation) of them.
     ``longer``: replicas where prompts, or outputs, are a quarter longer, None: no number of them, or beyond
-    what was measured. ``watts``: bounds on the mean of all
-    replicas; equal where idle power was measured.
+    what was measured. ``watts``: bounds on the mean of all replicas; equal where idle power was measured, and
+    else the interval holds the bounds of the draws.
     """
 
     label: str
     replicas: int | None
     replicas_interval: tuple[int, int] | None
     seen: Seen
-    ttft_interval: tuple[float, float] | None  # of the 90th percentile
+    ttft_interval: tuple[float, float] | None
     e2e_interval: tuple[float, float] | None
     most_rate: float
     utilisation_at_slo: float
+    utilisation_interval: tuple[float, float] | None
     binds: Binds
     headroom: float
+    headroom_interval: tuple[float, float] | None
     longer: tuple[int | None, int | None]
     knee: tuple[tuple[float, float, float], ...]
     watts: tuple[float, float] | None
+    watts_interval: tuple[float, float] | None
     kwh_day: tuple[float, float] | None
+    kwh_interval: tuple[float, float] | None
     cost_day: tuple[float, float] | None
+    cost_interval: tuple[float, float] | None
     extrapolated: bool
     barred: bool  # its answers, or its failures, at some measured length
     unjudged: bool  # its answers, which it may change
@@ -161,7 +174,10 @@ def length_reach(one: Measured, asked: Traffic) -> float:
 
 
 def _binds(played: Played, each: list[Measured]) -> Binds:
-    """A limit before which requests stood; else what the steps' time went to."""
+    """A limit before which requests stood; else what most of the steps' time went to: compute is the linear
+    layers and the prompts' attention; bandwidth what is read, of a dense model's weights as long as the
+    memory takes at its best; host the rest, what a step and a sequence take whatever their lengths.
+    """
     engines = played.engines
     busy = sum(e.busy_s for e in engines) or 1.0
     waited = {
@@ -171,11 +187,16 @@ def _binds(played: Played, each: list[Measured]) -> Binds:
     if max(waited.values()) >= WAITED:
         return "KV capacity" if waited["kv"] > waited["max_num_seqs"] else "max_num_seqs"
     computing = sum(e.computing_s for e in engines)
-    fixed = sum(e.steps * m.model.terms.launch for e, m in zip(engines, each, strict=True))
+    fixed = sum(e.steps * e.costs.launch_s for e in engines) + sum(e.sequences_s for e in engines)
+    told = all(m.weights_s is not None for m in each)
+    reading = sum(
+        e.steps * min(m.weights_s or 0.0, e.costs.launch_s)
+        for e, m in zip(engines, each, strict=True)
+    )
     parts: dict[Binds, float] = {
         "compute": computing,
-        "host or weights": fixed,
-        "bandwidth": busy - computing - fixed,
+        "host" if told else "host or weights": fixed - reading,
+        "bandwidth": busy - computing - fixed + reading,
     }
     return max(parts, key=lambda name: parts[name])
 
@@ -210,7 +231,7 @@ def need(
     if replicas is None:
         return _cannot(whole)
     seen = whole.seen(replicas, 1.0)
-    most = _most_factor(whole, replicas)
+    most = most_factor(whole, replicas)
     at_slo, beyond = whole.seen(replicas, most), whole.seen(replicas, most * 1.1)
     spread = _spread(one, demand, slo, seed, replicas, draws)
     power = watts(one, seen, replicas)
@@ -223,16 +244,21 @@ def need(
         e2e_interval=spread.e2e_s,
         most_rate=most * demand.rate_per_s,
         utilisation_at_slo=at_slo.utilisation,
+        utilisation_interval=spread.utilisation,
         binds=beyond.binds,
         headroom=most - 1,
+        headroom_interval=spread.headroom,
         longer=(
             _replicas(one, demand.stretched(1.25, 1.0), slo, seed),
             _replicas(one, demand.stretched(1.0, 1.25), slo, seed),
         ),
         knee=tuple(_knee(whole, replicas, most)),
         watts=power,
-        kwh_day=None if power is None else (power[0] * 0.024, power[1] * 0.024),
+        watts_interval=spread.watts,
+        kwh_day=_kwh_day(power),
+        kwh_interval=_kwh_day(spread.watts),
         cost_day=None,
+        cost_interval=None,
         extrapolated=max(seen.reach, at_slo.reach) > 1,
         barred=bool(one.barred),
         unjudged=one.unjudged is not None,
@@ -278,10 +304,18 @@ def _too_long(one: Measured, share: float) -> str:
     return f"{100 * share:.1f} % of the requests have more than the {most}"
 
 
-def _most_factor(whole: Fleet, replicas: int) -> float:
-    """The highest multiple of the rate that still meets, to about a hundredth."""
+def _kwh_day(watts: tuple[float, float] | None) -> tuple[float, float] | None:
+    return None if watts is None else (watts[0] * 0.024, watts[1] * 0.024)
+
+
+def most_factor(whole: Fleet, replicas: int) -> float:
+    """The highest multiple of the rate that still meets, to about a hundredth; 0 below a 64th of it."""
     low, high = 1.0, 2.0
-    while whole.seen(replicas, high).meets and high < 64:
+    while not whole.seen(replicas, low).meets:
+        low, high = low / 2, low
+        if low < 1 / MOST_FACTOR:
+            return 0.0
+    while high > 1 and whole.seen(replicas, high).meets and high < MOST_FACTOR:
         low, high = high, 2 * high
     for _ in range(ROUNDS):
         middle = math.sqrt(low * high)
@@ -311,6 +345,9 @@ class Spread:
     replicas: tuple[int, int] | None = None
     ttft_s: tuple[float, float] | None = None
     e2e_s: tuple[float, float] | None = None
+    utilisation: tuple[float, float] | None = None  # at the highest rate
+    headroom: tuple[float, float] | None = None
+    watts: tuple[float, float] | None = None
 
 
 def _spread(
@@ -323,20 +360,35 @@ def _spread(
     counts: list[int] = []
     ttft: list[float] = []
     e2e: list[float] = []
+    busy: list[float] = []
+    room: list[float] = []
+    power: list[tuple[float, float]] = []
     for draw in range(draws):
-        model = one.drawn(rng)
-        if model is None:
+        own = one.drawn(rng)
+        if own is None:
             continue
-        whole = fleet(with_model(one, model), demand, slo, seed + 1 + draw)
+        whole = fleet(own, demand, slo, seed + 1 + draw)
         found = fewest(lambda n, f=whole: f.seen(n, 1.0).meets)
         counts.append(MOST_REPLICAS if found is None else found)
         seen = whole.seen(replicas, 1.0)
         ttft.append(seen.ttft_s[1])
         e2e.append(seen.e2e_s[1])
+        most = most_factor(whole, replicas)
+        room.append(most - 1)
+        busy.append(whole.seen(replicas, most).utilisation if most else 0.0)
+        if (drawn := watts(own, seen, replicas)) is not None:
+            power.append(drawn)
     if len(counts) < 2:
         return Spread()
     low, high = np.percentile(counts, [2.5, 97.5])
-    return Spread((math.floor(low), math.ceil(high)), _ends(ttft), _ends(e2e))
+    return Spread(
+        (math.floor(low), math.ceil(high)),
+        _ends(ttft),
+        _ends(e2e),
+        _ends(busy),
+        _ends(room),
+        (_ends([w for w, _ in power])[0], _ends([w for _, w in power])[1]) if power else None,
+    )
 
 
 def _ends(values: list[float]) -> tuple[float, float]:

@@ -116,12 +116,20 @@ def _mixed(
 
 def _priced(made: Need, one: Measured, prices: Prices) -> Need:
     cards = (made.replicas or 0) * max(1, one.cards) * 24 * prices.per_card_hour
-    low, high = (0.0, 0.0) if made.kwh_day is None else made.kwh_day
     factor = prices.per_kwh * prices.pue
     said = made.said
     if made.kwh_day is None and factor:
         said = (*said, "cost is without energy")
-    return replace(made, cost_day=(cards + low * factor, cards + high * factor), said=said)
+
+    def cost(kwh: tuple[float, float]) -> tuple[float, float]:
+        return cards + kwh[0] * factor, cards + kwh[1] * factor
+
+    return replace(
+        made,
+        cost_day=cost(made.kwh_day or (0.0, 0.0)),
+        cost_interval=None if made.kwh_interval is None else cost(made.kwh_interval),
+        said=said,
+    )
 
 
 def load_prices(path: Path) -> Prices:

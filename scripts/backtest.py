@@ -47,7 +47,7 @@ from planning.back_test import (
 )
 from planning.baselines import Known, line, nearest
 from planning.batches import timed
-from planning.candidates import Measured, measured, with_model
+from planning.candidates import Measured, measured
 from planning.front import Front
 from planning.held_out import Figures, Load, predict
 
@@ -281,7 +281,7 @@ def explain(args: argparse.Namespace) -> int:
         terms = one.model.at(run.requests["prompt_tokens"].dropna().astype(float).to_numpy())
         said_s = sum(terms.seconds(one.shape.row(batch)) for batch in steps.batches)
         speeds.append(float(steps.seconds.sum()) / said_s)
-        own = with_model(one, replace(one.model, terms=one.model.terms.times(speeds[-1])))
+        own = replace(one, model=replace(one.model, terms=one.model.terms.times(speeds[-1])))
         saw = seen(run, None, one.front)
         if saw is not None:
             made = predict(own, load, run.point.slo, SEED)

@@ -39,7 +39,8 @@ def _explain(model: type[BaseModel], error: ValidationError, source: str) -> str
         known = owner.model_fields if owner else {}
         return f"{source}: unknown key '{where}'; {nearest(path[-1], known)}"
     if not path and fault["type"] in KEYS_WANTED:
-        least = ", ".join(name for name, f in model.model_fields.items() if f.is_required())
+        must = [name for name, f in model.model_fields.items() if f.is_required()]
+        least = ", ".join(must) or f"one of {', '.join(model.model_fields)}"
         held = "it is empty" if fault["input"] is None else f"it holds {shown(fault['input'])}"
         return f"{source}: keys and values are wanted, at least {least}; {held}"
     said = fault["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
