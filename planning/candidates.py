@@ -58,6 +58,7 @@ class Measured:
     """A candidate. ``timed``: its steps by block of starts. ``metered``: its power by run. ``barred``: why it
     may not serve, and where. ``unjudged``: of one that may change answers, which nobody judged, why.
     ``weights_s``: seconds in which the cards' memory can read the weights of a dense model, None: not known.
+    ``exact``: forwards that its step time is fitted to beside its steps.
     """
 
     label: str
@@ -74,6 +75,7 @@ class Measured:
     unjudged: str | None = None
     metered: Mapping[str, Metered] = field(default_factory=dict[str, Metered])
     weights_s: float | None = None
+    exact: Timed | None = None
 
     def drawn(self, rng: np.random.Generator) -> "Measured | None":
         """It by as many blocks drawn with replacement: step times and power. None of a draw that tells too
@@ -83,10 +85,16 @@ class Measured:
         picked = [blocks[i] for i in rng.integers(len(blocks), size=len(blocks))]
         runs = [run for block in picked for own, run in self.timed if own == block]
         try:
-            model = fit(self.shape, runs)
+            model = fit(self.shape, runs, self.exact)
         except NotEnough:
             return None
         return replace(self, model=model, power=power_of(self.metered, model) or self.power)
+
+    def told(self, exact: Timed) -> "Measured":
+        """It, with its step time fitted to these forwards too."""
+        model = fit(self.shape, [run for _, run in self.timed], exact)
+        power = power_of(self.metered, model) or self.power
+        return replace(self, model=model, power=power, exact=exact)
 
     @property
     def blocks(self) -> int:

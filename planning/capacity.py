@@ -8,7 +8,7 @@ half, so that a queue that only grows does not pass. It may be asked within what
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -23,9 +23,11 @@ from planning.requests import Traffic
 from planning.routers import by_policy
 from planning.simulator import Costs, Engine, Floats, Played, Router, costs, least_open, play
 
+N = TypeVar("N", int, float)
 MOST_REPLICAS = 512
 ROUNDS = 7  # of bisection for the highest rate: to 2^(1/2^7) or so
 MOST_FACTOR = 64  # of the rate, tried
+NEAR, NEAR_ROUNDS = 1.2, 4  # the same of a draw, from the plan's own: to 1.2^(1/2^4)
 DRAWS = 20
 WAITED = 0.2  # of the time with a queue before a limit, from which the limit binds
 PERCENTILES = (50, 90, 99)
@@ -89,7 +91,8 @@ class Need:
     kwh_interval: tuple[float, float] | None
     cost_day: tuple[float, float] | None
     cost_interval: tuple[float, float] | None
-    extrapolated: bool
+    extrapolated: bool  # at this traffic
+    most_extrapolated: bool  # at the highest rate
     barred: bool  # its answers, or its failures, at some measured length
     unjudged: bool  # its answers, which it may change
     said: tuple[str, ...]
@@ -231,40 +234,43 @@ def need(
     if replicas is None:
         return _cannot(whole)
     seen = whole.seen(replicas, 1.0)
-    most = most_factor(whole, replicas)
-    at_slo, beyond = whole.seen(replicas, most), whole.seen(replicas, most * 1.1)
-    spread = _spread(one, demand, slo, seed, replicas, draws)
+    most, at_slo = most_factor(whole, replicas)
+    assert at_slo is not None  # they meet the asked rate
+    beyond = whole.seen(replicas, most * 1.1)
+    spread = _spread(one, demand, slo, seed, replicas, draws, most)
     power = watts(one, seen, replicas)
+    spread_w = spread.watts
+    if power is not None:
+        spread_w = _held(_held(spread_w, power[0]), power[1])
     return Need(
         label=one.label,
         replicas=replicas,
-        replicas_interval=spread.replicas,
+        replicas_interval=_held(spread.replicas, replicas),
         seen=seen,
-        ttft_interval=spread.ttft_s,
-        e2e_interval=spread.e2e_s,
+        ttft_interval=_held(spread.ttft_s, seen.ttft_s[1]),
+        e2e_interval=_held(spread.e2e_s, seen.e2e_s[1]),
         most_rate=most * demand.rate_per_s,
         utilisation_at_slo=at_slo.utilisation,
-        utilisation_interval=spread.utilisation,
+        utilisation_interval=_held(spread.utilisation, at_slo.utilisation),
         binds=beyond.binds,
         headroom=most - 1,
-        headroom_interval=spread.headroom,
+        headroom_interval=_held(spread.headroom, most - 1),
         longer=(
             _replicas(one, demand.stretched(1.25, 1.0), slo, seed),
             _replicas(one, demand.stretched(1.0, 1.25), slo, seed),
         ),
         knee=tuple(_knee(whole, replicas, most)),
         watts=power,
-        watts_interval=spread.watts,
+        watts_interval=spread_w,
         kwh_day=_kwh_day(power),
-        kwh_interval=_kwh_day(spread.watts),
+        kwh_interval=_kwh_day(spread_w),
         cost_day=None,
         cost_interval=None,
-        extrapolated=max(seen.reach, at_slo.reach) > 1,
+        extrapolated=seen.reach > 1,
+        most_extrapolated=at_slo.reach > 1,
         barred=bool(one.barred),
         unjudged=one.unjudged is not None,
-        said=_said(
-            one, _untaken(one, demand.traffic(1.0, seed)), spread.replicas is None, seen, at_slo
-        ),
+        said=_said(one, demand.traffic(1.0, seed), spread.replicas is None, seen, at_slo),
     )
 
 
@@ -304,23 +310,43 @@ def _too_long(one: Measured, share: float) -> str:
     return f"{100 * share:.1f} % of the requests have more than the {most}"
 
 
+def _held(ends: tuple[N, N] | None, own: N) -> tuple[N, N] | None:
+    """The interval with the plan's own figure in it, whose arrivals are none of the draws'."""
+    return None if ends is None else (min(ends[0], own), max(ends[1], own))
+
+
 def _kwh_day(watts: tuple[float, float] | None) -> tuple[float, float] | None:
     return None if watts is None else (watts[0] * 0.024, watts[1] * 0.024)
 
 
-def most_factor(whole: Fleet, replicas: int) -> float:
-    """The highest multiple of the rate that still meets, to about a hundredth; 0 below a 64th of it."""
-    low, high = 1.0, 2.0
-    while not whole.seen(replicas, low).meets:
-        low, high = low / 2, low
+def most_factor(
+    whole: Fleet, replicas: int, near: float = 1.0, step: float = 2.0, rounds: int = ROUNDS
+) -> tuple[float, Seen | None]:
+    """The highest multiple of the rate that still meets, and what is seen at it: looked for from ``near`` by
+    factors of ``step``, then halved ``rounds`` times. (0, None) below a 64th of the rate.
+    """
+    low = high = near
+    best = whole.seen(replicas, near)
+    if best.meets:
+        while high < MOST_FACTOR:
+            high = step * low
+            above = whole.seen(replicas, high)
+            if not above.meets:
+                break
+            low, best = high, above
+    while not best.meets:
+        low, high = low / step, low
         if low < 1 / MOST_FACTOR:
-            return 0.0
-    while high > 1 and whole.seen(replicas, high).meets and high < MOST_FACTOR:
-        low, high = high, 2 * high
-    for _ in range(ROUNDS):
+            return 0.0, None
+        best = whole.seen(replicas, low)
+    for _ in range(rounds):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if whole.seen(replicas, middle).meets else (low, middle)
-    return low
+        at = whole.seen(replicas, middle)
+        if at.meets:
+            low, best = middle, at
+        else:
+            high = middle
+    return low, best
 
 
 def _replicas(one: Measured, demand: Demand, slo: SloConfig, seed: int) -> int | None:
@@ -351,9 +377,15 @@ class Spread:
 
 
 def _spread(
-    one: Measured, demand: Demand, slo: SloConfig, seed: int, replicas: int, draws: int
+    one: Measured,
+    demand: Demand,
+    slo: SloConfig,
+    seed: int,
+    replicas: int,
+    draws: int,
+    most: float,
 ) -> Spread:
-    """Server starts drawn with replacement, each with arrivals of its own."""
+    """Server starts drawn with replacement, each with arrivals of its own. ``most``: the plan's factor."""
     if one.blocks < 2:
         return Spread()
     rng = np.random.default_rng(seed)
@@ -373,9 +405,9 @@ def _spread(
         seen = whole.seen(replicas, 1.0)
         ttft.append(seen.ttft_s[1])
         e2e.append(seen.e2e_s[1])
-        most = most_factor(whole, replicas)
-        room.append(most - 1)
-        busy.append(whole.seen(replicas, most).utilisation if most else 0.0)
+        own_most, at = most_factor(whole, replicas, most, NEAR, NEAR_ROUNDS)
+        room.append(own_most - 1)
+        busy.append(0.0 if at is None else at.utilisation)
         if (drawn := watts(own, seen, replicas)) is not None:
             power.append(drawn)
     if len(counts) < 2:
@@ -408,20 +440,26 @@ def watts(one: Measured, seen: Seen, replicas: int) -> tuple[float, float] | Non
 
 
 def _said(
-    one: Measured, untaken: float, no_interval: bool, seen: Seen, at_slo: Seen
+    one: Measured, asked: Traffic, no_interval: bool, seen: Seen, at_slo: Seen
 ) -> tuple[str, ...]:
+    untaken, lengths = _untaken(one, asked), length_reach(one, asked)
     said = [*(f"may not serve: {why}" for why in one.barred)]
     if one.unjudged is not None:
         said.append(one.unjudged)
     if untaken:
         said.append(f"{_too_long(one, untaken)}; they are counted as missing the SLO")
-    if seen.reach > 1:
+    if lengths > 1:
         said.append(
-            f"extrapolated: {seen.reach:.2f} times the measured sequences in a step, or lengths"
+            f"extrapolated: its prompts are up to {lengths:.2f} times beyond the measured ones"
         )
-    elif at_slo.reach > 1:
+    if seen.reach > lengths:
         said.append(
-            f"its highest rate is extrapolated, {at_slo.reach:.2f} times the measured sequences"
+            f"extrapolated: {seen.reach:.2f} times as many sequences in a step as were measured"
+        )
+    elif at_slo.reach > lengths:
+        said.append(
+            "its headroom is extrapolated: at its highest rate a step holds "
+            f"{at_slo.reach:.2f} times as many sequences as were measured"
         )
     if no_interval:
         said.append("no interval: one server start; measure at least 2 repeats")
@@ -429,6 +467,8 @@ def _said(
         said.append(f"no W and kWh: {one.no_power}")
     elif one.power.idle_w is None:
         said.append("idle power was not measured, so W and kWh are bounds")
+    if one.exact is not None:
+        said.append(f"fitted to {len(one.exact.batches)} batches of `vllm bench forward` as well")
     left = one.model.residuals()
     said.append(
         f"step time off by {100 * left.median:.0f} % (median step), {100 * left.worst_run:.0f} % "

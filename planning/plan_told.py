@@ -69,13 +69,15 @@ def table(made: Plan) -> list[str]:
 
 
 def row(one: Need) -> tuple[str, ...]:
-    mark = " (extrapolated)" if one.extrapolated else ""
+    mark, most = (
+        " (extrapolated)" if beyond else "" for beyond in (one.extrapolated, one.most_extrapolated)
+    )
     return (
         one.label + _doubt(one),
         f"{one.replicas}{span(one.replicas_interval)}{mark}",
         one.binds,
         _percent(one.utilisation_at_slo, one.utilisation_interval),
-        _percent(one.headroom, one.headroom_interval),
+        _percent(one.headroom, one.headroom_interval) + most,
         f"{_each(one.seen.ttft_s)}{span(one.ttft_interval, 'p90')}",
         f"{_each(one.seen.e2e_s)}{span(one.e2e_interval, 'p90')}",
         *(_replicas(n) for n in one.longer),

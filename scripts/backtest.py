@@ -365,7 +365,8 @@ def _replayed(
 ) -> Figures:
     """The run's own requests, each at its time, by the clock; figures of its measured phase."""
     sent, prompts, outputs = _sent(run)
-    order = np.argsort(came := sent + one.front.before_s(prompts), kind="stable")
+    came = sent + one.front.request_s + one.front.token_s * prompts
+    order = np.argsort(came, kind="stable")
     sent, came, prompts, outputs = sent[order], came[order], prompts[order], outputs[order]
     wall, own = clock
     at = np.interp(came, wall, own)

@@ -1,6 +1,6 @@
 """How long the plan's simulator takes for an hour of traffic, on one core, against its bound.
 
-    .venv/bin/python scripts/bench_plan.py [--rate 50] [--replicas 6]
+    .venv/bin/python scripts/bench_plan.py [--rate 50] [--replicas 8]
 
 Poisson arrivals, prompts of 512 and 4,096 tokens (0.7 and 0.3), 128 out, at servers of a model of a billion
 parameters whose step times are known. Ends with 1 where it is slower than 360 times as fast as the clock.
@@ -26,7 +26,7 @@ BUDGET = 2048
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rate", type=float, default=50.0, help="requests/s")
-    parser.add_argument("--replicas", type=int, default=6)
+    parser.add_argument("--replicas", type=int, default=8)
     args = parser.parse_args()
     count = round(args.rate * HOUR_S)
     file = TrafficFile.model_validate(

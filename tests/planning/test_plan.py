@@ -100,8 +100,7 @@ def test_intervals_hold_the_plan(made: Need) -> None:
         (made.headroom_interval, made.headroom),
         (made.utilisation_interval, made.utilisation_at_slo),
     ):
-        assert ends is not None and ends[0] < ends[1]
-        assert ends[0] - 0.1 < value < ends[1] + 0.1  # three draws are few
+        assert ends is not None and ends[0] <= value <= ends[1] and ends[0] < ends[1]
     assert made.watts_interval is not None and made.kwh_interval is not None
     assert made.kwh_interval == pytest.approx(tuple(0.024 * w for w in made.watts_interval))
 
@@ -110,7 +109,7 @@ def test_power_is_drawn_with_its_starts(one: Measured) -> None:
     """500 W in one start and 600 W in the other, busy or not: a replica draws 500, 550 or 600 W."""
     metered = {run.run_id: Metered(500.0 + 100 * b.repeat, None) for b, run in one.timed}
     own = replace(one, metered=metered, power=power_of(metered, one.model))
-    assert own.power == Power(pytest.approx(550), pytest.approx(550), None)
+    assert own.power is not None and own.power.computing_w == pytest.approx(550)
     rng = np.random.default_rng(1)
     drawn = [d.power.decoding_w for _ in range(20) if (d := own.drawn(rng)) and d.power]
     assert {round(watts) for watts in drawn} == {500, 550, 600}
@@ -119,8 +118,9 @@ def test_power_is_drawn_with_its_starts(one: Measured) -> None:
 def test_the_highest_rate_of_too_few_replicas_is_below_the_asked(one: Measured) -> None:
     """A draw whose steps are slower may not hold the plan's replicas: its headroom is negative."""
     whole = fleet(one, demand(60), SLO, 7)
-    alone, asked = most_factor(whole, 1), 60
-    assert 0 < alone < 1 and whole.seen(1, alone).meets and not whole.seen(1, 1.05 * alone).meets
+    (alone, at), asked = most_factor(whole, 1), 60
+    assert at is not None and at.meets and 0 < alone < 1
+    assert whole.seen(1, alone).meets and not whole.seen(1, 1.05 * alone).meets
     assert fewest(lambda n: n * alone * asked >= asked) == pytest.approx(
         replicas(one, demand(60)), abs=1
     )
