@@ -154,6 +154,10 @@ def plan(args: argparse.Namespace) -> int:
     for out in (args.json, args.page):
         if out is not None and out.is_dir():
             raise UserError(f"{out}: is a folder; a file is wanted")
+        if out is not None and not out.parent.is_dir():
+            raise UserError(
+                f"{out}: there is no folder {out.parent}; make it, or name another file"
+            )
     made = plan(
         root=args.runs,
         demand=_demand(args),

@@ -20,6 +20,7 @@ def parse(model: type[Model], data: object, source: str) -> Model:
 
 UNION_TAGS = {  # pydantic names the union's branch in the path
     "str", "int", "float", "bool", "BackendChoice", "TaskConfig", "finite-float",
+    "length", "shares", "span", "[key]",
 }  # fmt: skip
 KEYS_WANTED = {"model_type", "model_attributes_type", "dict_type"}
 SHOWN_CHARS = 200

@@ -256,6 +256,10 @@ def test_a_trace_is_played_at_its_times(tmp_path: Path) -> None:
         ("rate_per_s: -3\nprompt_tokens: 5\noutput_tokens: 5\n", "rate_per_s"),
         ("rate_per_s: 3\nprompt_tokens: {512: 0.5}\noutput_tokens: 5\n", "sum to 0.5"),
         ("rate_per_s: 3\nprompt_tokens: {from: 9, to: 5}\noutput_tokens: 5\n", "at least 'from'"),
+        (
+            "rate_per_s: 3\nprompt_tokens: {a: 1}\noutput_tokens: 5\n",
+            "t.yaml: prompt_tokens.a: it should",
+        ),
         ("rate: 3\n", "rate_per_s"),
     ],
 )
@@ -352,6 +356,15 @@ def test_a_bad_slo_file_is_one_sentence_and_two(
     code, out, err = main_says(monkeypatch, capsys, *words)
     assert code == 2 and says in err and str(path) in err and err.count("\n") == 1
     assert not out and not page.exists()
+
+
+def test_a_page_that_cannot_be_written_is_said_before_anything_is_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "none" / "plan.html"
+    words = ("nowhere", "--traffic", "t.yaml", "--slo", "ttft=1", "--page", str(page))
+    code, _, err = main_says(monkeypatch, capsys, *words)
+    assert code == 2 and f"there is no folder {page.parent}" in err
 
 
 def test_a_plan_without_traffic_says_what_is_wanted(tmp_path: Path) -> None:
