@@ -24,6 +24,10 @@ from planning.simulator import Settings
 from planning.step_time import NotEnough, Shape, StepTime, fit, shape_of
 
 BLOCK_TOKENS = 16  # vLLM's own on a GPU, where the run does not say
+WORSE, AGAINST = (
+    2.0,
+    0.1,
+)  # forwards that make a run's steps so much worse, and so bad, are of another
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,15 @@ class Measured:
         return replace(self, model=model, power=power_of(self.metered, model) or self.power)
 
     def told(self, exact: Timed) -> "Measured":
-        """It, with its step time fitted to these forwards too."""
+        """It, with its step time fitted to these forwards too. UserError where its steps are against it."""
         model = fit(self.shape, [run for _, run in self.timed], exact)
+        before, after = self.model.residuals().worst_run, model.residuals().worst_run
+        if after > max(WORSE * before, AGAINST):
+            raise UserError(
+                f"{exact.run_id}: its batches are not of {self.label}: with them the steps of a run are off "
+                f"by {100 * after:.0f} %, without them by {100 * before:.0f} %; time them with its model, "
+                "backend and card"
+            )
         power = power_of(self.metered, model) or self.power
         return replace(self, model=model, power=power, exact=exact)
 

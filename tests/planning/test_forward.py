@@ -10,10 +10,9 @@ import pytest
 from greenbench.contract.errors import UserError
 from planning.batches import Batch, Timed
 from planning.forward import read_forward
-from planning.step_time import fit, shape_of
-from tests.planning.steps import KNOWN, closed_loop, model, took
+from planning.step_time import fit
+from tests.planning.steps import KNOWN, SHAPE, candidate, closed_loop, took
 
-SHAPE = shape_of(model())
 FORWARD = replace(KNOWN, launch=0.0015, sequence=4e-6)  # without the host's 0.5 ms and sampling
 
 
@@ -72,6 +71,16 @@ def test_it_tells_apart_what_the_steps_leave_mixed(path: Path) -> None:
     off = [np.array((each.linear, each.attention, each.kv)) / true - 1 for each in (alone, both)]
     assert np.ptp(off[1]) < 1e-6 and np.abs(off[1]).max() < 0.1 < np.abs(off[0]).max()
     assert both.launch == pytest.approx(KNOWN.launch, rel=0.05)
+
+
+def test_forwards_of_another_model_are_refused(path: Path) -> None:
+    """Their attention takes fifty times as long beside their linear layers: a run of long prompts says no."""
+    own, exact = candidate(1), read_forward(path)
+    assert own.told(exact).exact == exact
+    pairs = np.array([SHAPE.row(batch).attention for batch in exact.batches])
+    other = replace(exact, seconds=exact.seconds + 49 * FORWARD.attention * pairs)
+    with pytest.raises(UserError, match=r"f\.json: its batches are not of alpha"):
+        own.told(other)
 
 
 @pytest.mark.parametrize(

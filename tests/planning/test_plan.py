@@ -11,52 +11,23 @@ import pytest
 import yaml
 
 from analysis.report.document import plotly
-from analysis.runs.identity import Block
 from greenbench.contract.config import SloConfig
 from greenbench.contract.errors import UserError
 from greenbench.contract.policy import Policy
 from greenbench.contract.slo import parse_slo
 from planning.__main__ import main
-from planning.batches import Timed
-from planning.candidates import Front, Hull, Measured, Metered, Power, power_of
+from planning.candidates import Measured, Metered, power_of
 from planning.capacity import Need, fewest, fleet, most_factor, need, pools
 from planning.demand import Demand, TrafficFile, load_demand
 from planning.plan import Plan, Prices, dump, load_prices, what_to_measure
 from planning.plan_page import render
 from planning.plan_told import answer, said, table
 from planning.simulator import Settings
-from planning.step_time import fit, shape_of
 from tests.fakes.pages import check_closed
-from tests.planning.steps import KNOWN, closed_loop, model, took
+from tests.planning.steps import candidate
 
 ROOT = Path(__file__).resolve().parents[2]
-SHAPE = shape_of(model())
 SLO = SloConfig(ttft_s=0.5, tpot_s=0.02)
-
-
-def candidate(blocks: int = 2, sd: float = 0.05, settings: Settings | None = None) -> Measured:
-    """Measured at 1 to 32 users and 1k to 16k tokens."""
-    runs: list[tuple[Block, Timed]] = []
-    for block in range(blocks):
-        for users, prompt in ((1, 1024), (8, 16_384), (32, 1024)):
-            made, _, _ = closed_loop(users, prompt, 64, 2048, 300)
-            seconds = took(SHAPE, KNOWN, made, sd, 7 * block + users)
-            runs.append(
-                (Block("f", block, "d"), Timed(f"{block}-{users}", tuple(made), seconds, 0))
-            )
-    return Measured(
-        label="alpha",
-        shape=SHAPE,
-        model=fit(SHAPE, [run for _, run in runs]),
-        timed=tuple(runs),
-        settings=settings or Settings(256, 2048, 16, 1_000_000),
-        front=Front(0.001, 1e-7),
-        hull=Hull(32, (1024, 16_384)),
-        power=Power(600.0, 400.0, 100.0),
-        no_power=None,
-        cards=1,
-        barred=(),
-    )
 
 
 @pytest.fixture(scope="module")
