@@ -450,7 +450,7 @@ def _said(
         said.append(f"{_too_long(one, untaken)}; they are counted as missing the SLO")
     if lengths > 1:
         said.append(
-            f"extrapolated: its prompts are up to {lengths:.2f} times beyond the measured ones"
+            f"extrapolated: its prompts are up to {lengths:.2f} times as long or as short as the measured"
         )
     if seen.reach > lengths:
         said.append(
