@@ -17,7 +17,7 @@ MINUTES ?= 60
 export VLLM_PYTHON
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-policy serve load gateway run report backends doctor check check-waiting check-computing test test-e2e test-long test-oldest format \
-	results verify soak mutants docs audit licences sbom bench-backends bench-client bench-peers bench-gateway bench-telemetry bench-analysis
+	results verify soak mutants docs audit licences sbom bench-backends bench-client bench-peers bench-gateway bench-telemetry bench-analysis bench-plan
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | column -ts $$'\t'
@@ -132,3 +132,6 @@ bench-telemetry: setup ## what the sampler costs
 
 bench-analysis: setup ## how the analysis scales, 10^4 to 10^6 requests
 	@$(BENCH)/python -m scripts.bench_analysis
+
+bench-plan: setup ## how long the plan's simulator takes for an hour of traffic
+	@$(BENCH)/python scripts/bench_plan.py

@@ -141,6 +141,7 @@ def export(args: argparse.Namespace) -> int:
 
 def plan(args: argparse.Namespace) -> int:
     """Replicas of each measured candidate that a traffic takes under an SLO, what binds, W and kWh."""
+    from planning.forward import read_forward
     from planning.plan import dump, load_prices, plan, what_to_measure
     from planning.plan_page import write_page
     from planning.plan_told import answer, circumstances, said, table
@@ -153,6 +154,10 @@ def plan(args: argparse.Namespace) -> int:
     for out in (args.json, args.page):
         if out is not None and out.is_dir():
             raise UserError(f"{out}: is a folder; a file is wanted")
+        if out is not None and not out.parent.is_dir():
+            raise UserError(
+                f"{out}: there is no folder {out.parent}; make it, or name another file"
+            )
     made = plan(
         root=args.runs,
         demand=_demand(args),
@@ -161,6 +166,7 @@ def plan(args: argparse.Namespace) -> int:
         prices=args.prices and load_prices(args.prices),
         policy=args.policy and load_policy(args.policy),
         seed=args.seed,
+        exact={label: read_forward(path) for label, path in args.forward},
     )
     if args.json:
         write_atomic(args.json, dump(made))
@@ -187,6 +193,14 @@ FROM_PROMETHEUS = "prometheus="
 def demand_from(text: str) -> Path | str:
     """A file, or the address after ``prometheus=``."""
     return text if text.startswith(FROM_PROMETHEUS) else Path(text)
+
+
+def forward(text: str) -> tuple[str, Path]:
+    """``CANDIDATE=FILE``; a candidate's name may hold ``=`` too."""
+    label, _, path = text.rpartition("=")
+    if not label or not path:
+        raise argparse.ArgumentTypeError(f"CANDIDATE=FILE is wanted, found '{text}'")
+    return label, Path(path)
 
 
 def _demand(args: argparse.Namespace) -> "Demand":
@@ -311,6 +325,14 @@ def add_plan(commands: Any) -> None:
     made.add_argument("--hardware", metavar="NAME", help="card or CPU, where runs are of several")
     made.add_argument("--prices", type=Path, metavar="FILE", help="per_card_hour, per_kwh, pue")
     made.add_argument("--policy", type=Path, metavar="FILE", help="also a fleet of its pools")
+    made.add_argument(
+        "--forward",
+        type=forward,
+        action="append",
+        default=[],
+        metavar="CANDIDATE=FILE",
+        help="exact batches of a candidate: --output-json of vllm bench forward",
+    )
     made.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
     made.add_argument("--page", type=Path, metavar="FILE", default=Path("plan.html"))
     made.add_argument("--seed", type=int, default=7)

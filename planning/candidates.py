@@ -1,14 +1,16 @@
 """What a plan knows of each measured candidate: its step time, its limits, its power, what was measured."""
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import nnls
 
+from analysis.bottleneck.peaks import run_ceilings
 from analysis.bottleneck.roofline import model_of
+from analysis.model.work import ModelWork
 from analysis.point.point import Point
 from analysis.runs.identity import Block, DeviceKind
 from analysis.runs.run import Run
@@ -22,6 +24,10 @@ from planning.simulator import Settings
 from planning.step_time import NotEnough, Shape, StepTime, fit, shape_of
 
 BLOCK_TOKENS = 16  # vLLM's own on a GPU, where the run does not say
+WORSE, AGAINST = (
+    2.0,
+    0.1,
+)  # forwards that make a run's steps so much worse, and so bad, are of another
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,19 @@ class Power:
 
 
 @dataclass(frozen=True)
+class Metered:
+    """Watts of a run's cards over its window; ``idle_w`` before it, None: not measured."""
+
+    watts: float
+    idle_w: float | None
+
+
+@dataclass(frozen=True)
 class Measured:
-    """A candidate. ``timed``: its steps by block of starts. ``barred``: why it may not serve, and where.
-    ``unjudged``: of one that may change answers, which nobody judged, why.
+    """A candidate. ``timed``: its steps by block of starts. ``metered``: its power by run. ``barred``: why it
+    may not serve, and where. ``unjudged``: of one that may change answers, which nobody judged, why.
+    ``weights_s``: seconds in which the cards' memory can read the weights of a dense model, None: not known.
+    ``exact``: forwards that its step time is fitted to beside its steps.
     """
 
     label: str
@@ -61,16 +77,35 @@ class Measured:
     cards: int
     barred: tuple[str, ...]
     unjudged: str | None = None
+    metered: Mapping[str, Metered] = field(default_factory=dict[str, Metered])
+    weights_s: float | None = None
+    exact: Timed | None = None
 
-    def drawn(self, rng: np.random.Generator) -> StepTime | None:
-        """The model of as many blocks drawn with replacement; None of a draw that tells too little."""
+    def drawn(self, rng: np.random.Generator) -> "Measured | None":
+        """It by as many blocks drawn with replacement: step times and power. None of a draw that tells too
+        little.
+        """
         blocks = sorted({block for block, _ in self.timed})
         picked = [blocks[i] for i in rng.integers(len(blocks), size=len(blocks))]
         runs = [run for block in picked for own, run in self.timed if own == block]
         try:
-            return fit(self.shape, runs)
+            model = fit(self.shape, runs, self.exact)
         except NotEnough:
             return None
+        return replace(self, model=model, power=power_of(self.metered, model) or self.power)
+
+    def told(self, exact: Timed) -> "Measured":
+        """It, with its step time fitted to these forwards too. UserError where its steps are against it."""
+        model = fit(self.shape, [run for _, run in self.timed], exact)
+        before, after = self.model.residuals().worst_run, model.residuals().worst_run
+        if after > max(WORSE * before, AGAINST):
+            raise UserError(
+                f"{exact.run_id}: its batches are not of {self.label}: with them the steps of a run are off "
+                f"by {100 * after:.0f} %, without them by {100 * before:.0f} %; time them with its model, "
+                "backend and card"
+            )
+        power = power_of(self.metered, model) or self.power
+        return replace(self, model=model, power=power, exact=exact)
 
     @property
     def blocks(self) -> int:
@@ -141,7 +176,8 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
     model = fit(shape, [run for _, run in own])
     here = [runs[point.path] for point in points]
     settings = _settings(here)
-    power, no_power = _power(points, model)
+    metered = _metered(points)
+    power = power_of(metered, model)
     return Measured(
         label=label,
         shape=shape,
@@ -154,13 +190,25 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
             (min(p.context_tokens for p in points), max(p.context_tokens for p in points)),
         ),
         power=power,
-        no_power=no_power,
+        no_power=None if power is not None else _no_power(points, metered),
         cards=max(1, len(points[0].scenario.device.gpus)) * first.manifest.server.tensor_parallel
         if points[0].scenario.device.gpus
         else 0,
         barred=_barred(points, found),
         unjudged=_unjudged(points, runs, found),
+        metered=metered,
+        weights_s=_weights_s(work, first, found),
     )
+
+
+def _weights_s(work: ModelWork, run: Run, found: Study) -> float | None:
+    """By the highest bandwidth that is known of the cards; None of a model with experts, whose reads are a
+    term of their own.
+    """
+    if any(layer.experts is not None for layer in work.layers):
+        return None
+    rates = [ceiling.bytes_per_s for ceiling in run_ceilings(run, found.host_ceilings)]
+    return work.step_weights(1).bytes / max(rates) if rates else None
 
 
 def _settings(runs: Sequence[Run]) -> Settings:
@@ -178,29 +226,41 @@ def _settings(runs: Sequence[Run]) -> Settings:
     )
 
 
-def _power(points: Sequence[Point], model: StepTime) -> tuple[Power | None, str | None]:
-    """Watts by what a server does, not negative, over the runs whose power was measured."""
+def _metered(points: Sequence[Point]) -> dict[str, Metered]:
     found = {p.run_id: p.energy.result for p in points if p.energy is not None}
-    known = {run: r for run, r in found.items() if r.power_w is not None}
-    if not known:
-        why = next((sentence for r in found.values() for sentence in r.explain), None)
-        return None, why or "no power was recorded"
-    shares, watts = [], []
+    return {run: Metered(r.power_w, r.idle_w) for run, r in found.items() if r.power_w is not None}
+
+
+def _no_power(points: Sequence[Point], metered: Mapping[str, Metered]) -> str:
+    if metered:
+        return "no run with a step log has its power"
+    said = [
+        sentence for p in points if p.energy is not None for sentence in p.energy.result.explain
+    ]
+    return said[0] if said else "no power was recorded"
+
+
+def power_of(metered: Mapping[str, Metered], model: StepTime) -> Power | None:
+    """Watts by what a server does, not negative, over the model's runs whose power was measured; None
+    without one.
+    """
+    shares, known = [], []
     ends = np.cumsum(model.steps_of_run)[:-1]
     took = np.split(model.predicted, ends)
     prefilling = np.split(model.prefilling, ends)
     for run, own, mask in zip(model.run_ids, took, prefilling, strict=True):
-        if run in known:
+        if run in metered:
             share = float(own[mask].sum() / own.sum())
             shares.append((share, 1 - share))
-            watts.append(known[run].power_w)
+            known.append(metered[run])
     if not shares:
-        return None, "no run with a step log has its power"
+        return None
+    watts = [one.watts for one in known]
     (computing, decoding), _ = nnls(np.array(shares), np.array(watts, dtype=float))
     if len({round(share, 2) for share, _ in shares}) < 2 or 0.0 in (computing, decoding):
         computing = decoding = statistics.fmean(watts)
-    idle = [r.idle_w for r in known.values() if r.idle_w is not None]
-    return Power(float(computing), float(decoding), statistics.fmean(idle) if idle else None), None
+    idle = [one.idle_w for one in known if one.idle_w is not None]
+    return Power(float(computing), float(decoding), statistics.fmean(idle) if idle else None)
 
 
 def _barred(points: Sequence[Point], found: Study) -> tuple[str, ...]:
@@ -218,7 +278,3 @@ def _unjudged(points: Sequence[Point], runs: dict[str, Run], found: Study) -> st
     reasons = unjudged(found)
     why = [w for p in points if (w := reasons.get((p.context_tokens, candidate))) is not None]
     return f"{loses}, and its answers are not judged ({why[0]})" if loses and why else None
-
-
-def with_model(one: Measured, model: StepTime) -> Measured:
-    return replace(one, model=model)

@@ -8,14 +8,14 @@ half, so that a queue that only grows does not pass. It may be asked within what
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from greenbench.contract.config import SloConfig
 from greenbench.contract.policy import Policy, compile
 from greenbench.contract.slo import is_good
-from planning.candidates import Measured, with_model
+from planning.candidates import Measured
 from planning.demand import Demand
 from planning.evidence import ATTAINED
 from planning.regions import BEYOND
@@ -23,13 +23,22 @@ from planning.requests import Traffic
 from planning.routers import by_policy
 from planning.simulator import Costs, Engine, Floats, Played, Router, costs, least_open, play
 
+N = TypeVar("N", int, float)
 MOST_REPLICAS = 512
 ROUNDS = 7  # of bisection for the highest rate: to 2^(1/2^7) or so
+MOST_FACTOR = 64  # of the rate, tried
+NEAR, NEAR_ROUNDS = 1.2, 4  # the same of a draw, from the plan's own: to 1.2^(1/2^4)
 DRAWS = 20
 WAITED = 0.2  # of the time with a queue before a limit, from which the limit binds
 PERCENTILES = (50, 90, 99)
 Binds = Literal[
-    "compute", "bandwidth", "KV capacity", "max_num_seqs", "host or weights", "measured loads"
+    "compute",
+    "bandwidth",
+    "KV capacity",
+    "max_num_seqs",
+    "host",
+    "host or weights",  # where the card's bandwidth is not known
+    "measured loads",
 ]
 
 
@@ -53,30 +62,37 @@ class Seen:
 
 @dataclass(frozen=True)
 class Need:
-    """Of one candidate. Each pair: 95 % interval over resampled server starts, None without two of them.
+    """Of one candidate. ``*_interval``: 95 % over resampled server starts, None without two of them; of TTFT
+    and E2E of the 90th percentile. All but that of ``replicas`` are of as many replicas as the plan has.
 
     ``most_rate``: requests/s that these replicas take; ``knee``: (rate, p90 TTFT, utilisation) of them.
     ``longer``: replicas where prompts, or outputs, are a quarter longer, None: no number of them, or beyond
-    what was measured. ``watts``: bounds on the mean of all
-    replicas; equal where idle power was measured.
+    what was measured. ``watts``: bounds on the mean of all replicas; equal where idle power was measured, and
+    else the interval holds the bounds of the draws.
     """
 
     label: str
     replicas: int | None
     replicas_interval: tuple[int, int] | None
     seen: Seen
-    ttft_interval: tuple[float, float] | None  # of the 90th percentile
+    ttft_interval: tuple[float, float] | None
     e2e_interval: tuple[float, float] | None
     most_rate: float
     utilisation_at_slo: float
+    utilisation_interval: tuple[float, float] | None
     binds: Binds
     headroom: float
+    headroom_interval: tuple[float, float] | None
     longer: tuple[int | None, int | None]
     knee: tuple[tuple[float, float, float], ...]
     watts: tuple[float, float] | None
+    watts_interval: tuple[float, float] | None
     kwh_day: tuple[float, float] | None
+    kwh_interval: tuple[float, float] | None
     cost_day: tuple[float, float] | None
-    extrapolated: bool
+    cost_interval: tuple[float, float] | None
+    extrapolated: bool  # at this traffic
+    most_extrapolated: bool  # at the highest rate
     barred: bool  # its answers, or its failures, at some measured length
     unjudged: bool  # its answers, which it may change
     said: tuple[str, ...]
@@ -161,7 +177,10 @@ def length_reach(one: Measured, asked: Traffic) -> float:
 
 
 def _binds(played: Played, each: list[Measured]) -> Binds:
-    """A limit before which requests stood; else what the steps' time went to."""
+    """A limit before which requests stood; else what most of the steps' time went to: compute is the linear
+    layers and the prompts' attention; bandwidth what is read, of a dense model's weights as long as the
+    memory takes at its best; host the rest, what a step and a sequence take whatever their lengths.
+    """
     engines = played.engines
     busy = sum(e.busy_s for e in engines) or 1.0
     waited = {
@@ -171,11 +190,16 @@ def _binds(played: Played, each: list[Measured]) -> Binds:
     if max(waited.values()) >= WAITED:
         return "KV capacity" if waited["kv"] > waited["max_num_seqs"] else "max_num_seqs"
     computing = sum(e.computing_s for e in engines)
-    fixed = sum(e.steps * m.model.terms.launch for e, m in zip(engines, each, strict=True))
+    fixed = sum(e.steps * e.costs.launch_s for e in engines) + sum(e.sequences_s for e in engines)
+    told = all(m.weights_s is not None for m in each)
+    reading = sum(
+        e.steps * min(m.weights_s or 0.0, e.costs.launch_s)
+        for e, m in zip(engines, each, strict=True)
+    )
     parts: dict[Binds, float] = {
         "compute": computing,
-        "host or weights": fixed,
-        "bandwidth": busy - computing - fixed,
+        "host" if told else "host or weights": fixed - reading,
+        "bandwidth": busy - computing - fixed + reading,
     }
     return max(parts, key=lambda name: parts[name])
 
@@ -210,35 +234,43 @@ def need(
     if replicas is None:
         return _cannot(whole)
     seen = whole.seen(replicas, 1.0)
-    most = _most_factor(whole, replicas)
-    at_slo, beyond = whole.seen(replicas, most), whole.seen(replicas, most * 1.1)
-    spread = _spread(one, demand, slo, seed, replicas, draws)
+    most, at_slo = most_factor(whole, replicas)
+    assert at_slo is not None  # they meet the asked rate
+    beyond = whole.seen(replicas, most * 1.1)
+    spread = _spread(one, demand, slo, seed, replicas, draws, most)
     power = watts(one, seen, replicas)
+    spread_w = spread.watts
+    if power is not None:
+        spread_w = _held(_held(spread_w, power[0]), power[1])
     return Need(
         label=one.label,
         replicas=replicas,
-        replicas_interval=spread.replicas,
+        replicas_interval=_held(spread.replicas, replicas),
         seen=seen,
-        ttft_interval=spread.ttft_s,
-        e2e_interval=spread.e2e_s,
+        ttft_interval=_held(spread.ttft_s, seen.ttft_s[1]),
+        e2e_interval=_held(spread.e2e_s, seen.e2e_s[1]),
         most_rate=most * demand.rate_per_s,
         utilisation_at_slo=at_slo.utilisation,
+        utilisation_interval=_held(spread.utilisation, at_slo.utilisation),
         binds=beyond.binds,
         headroom=most - 1,
+        headroom_interval=_held(spread.headroom, most - 1),
         longer=(
             _replicas(one, demand.stretched(1.25, 1.0), slo, seed),
             _replicas(one, demand.stretched(1.0, 1.25), slo, seed),
         ),
         knee=tuple(_knee(whole, replicas, most)),
         watts=power,
-        kwh_day=None if power is None else (power[0] * 0.024, power[1] * 0.024),
+        watts_interval=spread_w,
+        kwh_day=_kwh_day(power),
+        kwh_interval=_kwh_day(spread_w),
         cost_day=None,
-        extrapolated=max(seen.reach, at_slo.reach) > 1,
+        cost_interval=None,
+        extrapolated=seen.reach > 1,
+        most_extrapolated=at_slo.reach > 1,
         barred=bool(one.barred),
         unjudged=one.unjudged is not None,
-        said=_said(
-            one, _untaken(one, demand.traffic(1.0, seed)), spread.replicas is None, seen, at_slo
-        ),
+        said=_said(one, demand.traffic(1.0, seed), spread.replicas is None, seen, at_slo),
     )
 
 
@@ -278,15 +310,43 @@ def _too_long(one: Measured, share: float) -> str:
     return f"{100 * share:.1f} % of the requests have more than the {most}"
 
 
-def _most_factor(whole: Fleet, replicas: int) -> float:
-    """The highest multiple of the rate that still meets, to about a hundredth."""
-    low, high = 1.0, 2.0
-    while whole.seen(replicas, high).meets and high < 64:
-        low, high = high, 2 * high
-    for _ in range(ROUNDS):
+def _held(ends: tuple[N, N] | None, own: N) -> tuple[N, N] | None:
+    """The interval with the plan's own figure in it, whose arrivals are none of the draws'."""
+    return None if ends is None else (min(ends[0], own), max(ends[1], own))
+
+
+def _kwh_day(watts: tuple[float, float] | None) -> tuple[float, float] | None:
+    return None if watts is None else (watts[0] * 0.024, watts[1] * 0.024)
+
+
+def most_factor(
+    whole: Fleet, replicas: int, near: float = 1.0, step: float = 2.0, rounds: int = ROUNDS
+) -> tuple[float, Seen | None]:
+    """The highest multiple of the rate that still meets, and what is seen at it: looked for from ``near`` by
+    factors of ``step``, then halved ``rounds`` times. (0, None) below a 64th of the rate.
+    """
+    low = high = near
+    best = whole.seen(replicas, near)
+    if best.meets:
+        while high < MOST_FACTOR:
+            high = step * low
+            above = whole.seen(replicas, high)
+            if not above.meets:
+                break
+            low, best = high, above
+    while not best.meets:
+        low, high = low / step, low
+        if low < 1 / MOST_FACTOR:
+            return 0.0, None
+        best = whole.seen(replicas, low)
+    for _ in range(rounds):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if whole.seen(replicas, middle).meets else (low, middle)
-    return low
+        at = whole.seen(replicas, middle)
+        if at.meets:
+            low, best = middle, at
+        else:
+            high = middle
+    return low, best
 
 
 def _replicas(one: Measured, demand: Demand, slo: SloConfig, seed: int) -> int | None:
@@ -311,32 +371,56 @@ class Spread:
     replicas: tuple[int, int] | None = None
     ttft_s: tuple[float, float] | None = None
     e2e_s: tuple[float, float] | None = None
+    utilisation: tuple[float, float] | None = None  # at the highest rate
+    headroom: tuple[float, float] | None = None
+    watts: tuple[float, float] | None = None
 
 
 def _spread(
-    one: Measured, demand: Demand, slo: SloConfig, seed: int, replicas: int, draws: int
+    one: Measured,
+    demand: Demand,
+    slo: SloConfig,
+    seed: int,
+    replicas: int,
+    draws: int,
+    most: float,
 ) -> Spread:
-    """Server starts drawn with replacement, each with arrivals of its own."""
+    """Server starts drawn with replacement, each with arrivals of its own. ``most``: the plan's factor."""
     if one.blocks < 2:
         return Spread()
     rng = np.random.default_rng(seed)
     counts: list[int] = []
     ttft: list[float] = []
     e2e: list[float] = []
+    busy: list[float] = []
+    room: list[float] = []
+    power: list[tuple[float, float]] = []
     for draw in range(draws):
-        model = one.drawn(rng)
-        if model is None:
+        own = one.drawn(rng)
+        if own is None:
             continue
-        whole = fleet(with_model(one, model), demand, slo, seed + 1 + draw)
+        whole = fleet(own, demand, slo, seed + 1 + draw)
         found = fewest(lambda n, f=whole: f.seen(n, 1.0).meets)
         counts.append(MOST_REPLICAS if found is None else found)
         seen = whole.seen(replicas, 1.0)
         ttft.append(seen.ttft_s[1])
         e2e.append(seen.e2e_s[1])
+        own_most, at = most_factor(whole, replicas, most, NEAR, NEAR_ROUNDS)
+        room.append(own_most - 1)
+        busy.append(0.0 if at is None else at.utilisation)
+        if (drawn := watts(own, seen, replicas)) is not None:
+            power.append(drawn)
     if len(counts) < 2:
         return Spread()
     low, high = np.percentile(counts, [2.5, 97.5])
-    return Spread((math.floor(low), math.ceil(high)), _ends(ttft), _ends(e2e))
+    return Spread(
+        (math.floor(low), math.ceil(high)),
+        _ends(ttft),
+        _ends(e2e),
+        _ends(busy),
+        _ends(room),
+        (_ends([w for w, _ in power])[0], _ends([w for _, w in power])[1]) if power else None,
+    )
 
 
 def _ends(values: list[float]) -> tuple[float, float]:
@@ -356,20 +440,26 @@ def watts(one: Measured, seen: Seen, replicas: int) -> tuple[float, float] | Non
 
 
 def _said(
-    one: Measured, untaken: float, no_interval: bool, seen: Seen, at_slo: Seen
+    one: Measured, asked: Traffic, no_interval: bool, seen: Seen, at_slo: Seen
 ) -> tuple[str, ...]:
+    untaken, lengths = _untaken(one, asked), length_reach(one, asked)
     said = [*(f"may not serve: {why}" for why in one.barred)]
     if one.unjudged is not None:
         said.append(one.unjudged)
     if untaken:
         said.append(f"{_too_long(one, untaken)}; they are counted as missing the SLO")
-    if seen.reach > 1:
+    if lengths > 1:
         said.append(
-            f"extrapolated: {seen.reach:.2f} times the measured sequences in a step, or lengths"
+            f"extrapolated: its prompts are up to {lengths:.2f} times as long or as short as the measured"
         )
-    elif at_slo.reach > 1:
+    if seen.reach > lengths:
         said.append(
-            f"its highest rate is extrapolated, {at_slo.reach:.2f} times the measured sequences"
+            f"extrapolated: {seen.reach:.2f} times as many sequences in a step as were measured"
+        )
+    elif at_slo.reach > lengths:
+        said.append(
+            "its headroom is extrapolated: at its highest rate a step holds "
+            f"{at_slo.reach:.2f} times as many sequences as were measured"
         )
     if no_interval:
         said.append("no interval: one server start; measure at least 2 repeats")
@@ -377,6 +467,8 @@ def _said(
         said.append(f"no W and kWh: {one.no_power}")
     elif one.power.idle_w is None:
         said.append("idle power was not measured, so W and kWh are bounds")
+    if one.exact is not None:
+        said.append(f"fitted to {len(one.exact.batches)} batches of `vllm bench forward` as well")
     left = one.model.residuals()
     said.append(
         f"step time off by {100 * left.median:.0f} % (median step), {100 * left.worst_run:.0f} % "

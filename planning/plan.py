@@ -1,9 +1,10 @@
 """greenbench plan: replicas, limits, latency, energy and cost of every measured candidate for a traffic."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -16,6 +17,7 @@ from greenbench.contract.policy import Policy
 from greenbench.contract.strict import StrictModel
 from greenbench.contract.yaml_files import load_yaml
 from greenbench.contract.yaml_text import Dumper
+from planning.batches import Timed
 from planning.candidates import Measured, measured
 from planning.capacity import Need, Seen, need, pools
 from planning.demand import Demand
@@ -64,9 +66,15 @@ def plan(
     prices: Prices | None,
     policy: Policy | None,
     seed: int,
+    exact: Mapping[str, Timed] = MappingProxyType({}),
 ) -> Plan:
-    """UserError where nothing can be planned, with what is nearest."""
+    """UserError where nothing can be planned, with what is nearest. ``exact``: forwards by candidate."""
     found, refused, device = measured(root, slo, hardware)
+    unknown = [label for label in exact if label not in {one.label for one in found}]
+    if unknown:
+        known = "; ".join(one.label for one in found)
+        raise UserError(f"--forward wants a candidate ({known}), found '{unknown[0]}'")
+    found = [one.told(exact[one.label]) if one.label in exact else one for one in found]
     needs: list[Need] = []
     for one in found:
         made = need(one, demand, slo, seed)
@@ -116,12 +124,20 @@ def _mixed(
 
 def _priced(made: Need, one: Measured, prices: Prices) -> Need:
     cards = (made.replicas or 0) * max(1, one.cards) * 24 * prices.per_card_hour
-    low, high = (0.0, 0.0) if made.kwh_day is None else made.kwh_day
     factor = prices.per_kwh * prices.pue
     said = made.said
     if made.kwh_day is None and factor:
         said = (*said, "cost is without energy")
-    return replace(made, cost_day=(cards + low * factor, cards + high * factor), said=said)
+
+    def cost(kwh: tuple[float, float]) -> tuple[float, float]:
+        return cards + kwh[0] * factor, cards + kwh[1] * factor
+
+    return replace(
+        made,
+        cost_day=cost(made.kwh_day or (0.0, 0.0)),
+        cost_interval=None if made.kwh_interval is None else cost(made.kwh_interval),
+        said=said,
+    )
 
 
 def load_prices(path: Path) -> Prices:

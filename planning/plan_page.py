@@ -89,15 +89,19 @@ def replicas(made: Plan) -> go.Figure:
 
 
 def energy(made: Plan) -> go.Figure | None:
-    known = [one for one in made.needs if one.kwh_day is not None]
+    """The bar is the lower bound, the whisker the interval, or both bounds where there is none."""
+    known = [(one, one.kwh_day) for one in made.needs if one.kwh_day is not None]
     if not known:
         return None
     figure = _figure("Energy of the fleet", "", "kWh a day")
-    lows = [one.kwh_day[0] for one in known if one.kwh_day]
-    highs = [one.kwh_day[1] for one in known if one.kwh_day]
-    over = [high - low for low, high in zip(lows, highs, strict=True)]
+    ends = [one.kwh_interval or bounds for one, bounds in known]
+    lows = [bounds[0] for _, bounds in known]
     figure.add_bar(
-        x=[one.label for one in known], y=lows, marker={"color": COLOURS[0]},
-        error_y={"type": "data", "symmetric": False, "array": over, "arrayminus": [0.0] * len(over)},
+        x=[one.label for one, _ in known], y=lows, marker={"color": COLOURS[0]},
+        error_y={
+            "type": "data", "symmetric": False,
+            "array": [high - low for (_, high), low in zip(ends, lows, strict=True)],
+            "arrayminus": [low - least for (least, _), low in zip(ends, lows, strict=True)],
+        },
     )  # fmt: skip
     return figure

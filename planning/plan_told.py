@@ -69,19 +69,21 @@ def table(made: Plan) -> list[str]:
 
 
 def row(one: Need) -> tuple[str, ...]:
-    mark = " (extrapolated)" if one.extrapolated else ""
+    mark, most = (
+        " (extrapolated)" if beyond else "" for beyond in (one.extrapolated, one.most_extrapolated)
+    )
     return (
         one.label + _doubt(one),
         f"{one.replicas}{span(one.replicas_interval)}{mark}",
         one.binds,
-        f"{100 * one.utilisation_at_slo:.0f} %",
-        f"{100 * one.headroom:.0f} %",
+        _percent(one.utilisation_at_slo, one.utilisation_interval),
+        _percent(one.headroom, one.headroom_interval) + most,
         f"{_each(one.seen.ttft_s)}{span(one.ttft_interval, 'p90')}",
         f"{_each(one.seen.e2e_s)}{span(one.e2e_interval, 'p90')}",
         *(_replicas(n) for n in one.longer),
-        between(one.watts),
-        between(one.kwh_day),
-        between(one.cost_day),
+        between(one.watts) + span(one.watts_interval),
+        between(one.kwh_day) + span(one.kwh_interval),
+        between(one.cost_day) + span(one.cost_interval),
     )
 
 
@@ -99,7 +101,12 @@ def _each(values: tuple[float, ...]) -> str:
 def span(ends: tuple[float, float] | None, what: str = "") -> str:
     if ends is None:
         return ""
-    return f" {what} [{ends[0]:.3g}, {ends[1]:.3g}]".replace("  ", " ")
+    return f" {what} [{_number(ends[0])}, {_number(ends[1])}]".replace("  ", " ")
+
+
+def _percent(share: float, ends: tuple[float, float] | None) -> str:
+    inside = "" if ends is None else f" [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]"
+    return f"{100 * share:.0f} %{inside}"
 
 
 def _replicas(number: int | None) -> str:
@@ -109,5 +116,9 @@ def _replicas(number: int | None) -> str:
 def between(ends: tuple[float, float] | None) -> str:
     if ends is None:
         return "–"
-    low, high = (f"{end:,.3g}" if end < 1000 else f"{end:,.0f}" for end in ends)
+    low, high = map(_number, ends)
     return low if low == high else f"{low} to {high}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.3g}" if value < 999.5 else f"{value:,.0f}"

@@ -60,6 +60,7 @@ class Costs:
     """
 
     of_tokens: tuple[float, ...]
+    launch_s: float  # of those seconds, what every step takes
     sequence_s: float
     token_s: float  # of those seconds, what a token computes
     pair_s: tuple[tuple[int | None, float], ...]
@@ -87,6 +88,7 @@ def costs(shape: Shape, terms: Terms, most_tokens: int) -> Costs:
             + terms.linear * shape.linear_flops * tokens
             for tokens in range(most_tokens + 1)
         ),
+        launch_s=terms.launch,
         sequence_s=terms.sequence,
         token_s=terms.linear * shape.linear_flops,
         pair_s=tuple((m.window, terms.attention * m.flops_per_pair) for m in shape.mixes),
@@ -147,6 +149,7 @@ class Engine:
     waits: Waits | None = None
     busy_s: float = 0.0
     computing_s: float = 0.0  # of that: linear layers and the prompts' attention
+    sequences_s: float = 0.0  # of that: what each sequence of a step takes
     filling_s: float = 0.0  # of busy_s: steps with a prompt in them
     steps: int = 0
     preemptions: int = 0
@@ -211,6 +214,7 @@ class Engine:
         self.busy_s += took
         self.filling_s += took if self.due else 0.0
         self.computing_s += self.costs.token_s * (m * n + sum(new for _, new in self.due))
+        self.sequences_s += self.costs.sequence_s * (m * n + len(self.due))
         self.seconds_running[len(self.running)] += took
         if self.waits is not None:
             self.seconds_waiting[self.waits] = self.seconds_waiting.get(self.waits, 0.0) + took

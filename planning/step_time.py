@@ -195,8 +195,11 @@ class Residuals:
     worst_run: float
 
 
-def fit(shape: Shape, runs: Sequence[Timed]) -> StepTime:
-    """NotEnough where there are too few steps or they are all of one size."""
+def fit(shape: Shape, runs: Sequence[Timed], exact: Timed | None = None) -> StepTime:
+    """NotEnough where there are too few steps or they are all of one size. ``exact``: forwards of batches
+    without what a step takes beyond them; they say how the terms stand to each other, and the steps how long
+    a forward takes there and what every step and sequence add.
+    """
     steps = [batch for run in runs for batch in run.batches]
     if len(steps) < LEAST_STEPS:
         raise NotEnough(f"{len(steps)} engine steps in its log, at least {LEAST_STEPS} are wanted")
@@ -204,7 +207,14 @@ def fit(shape: Shape, runs: Sequence[Timed]) -> StepTime:
         raise NotEnough("all its decode steps had one number of requests: one load only")
     took = np.concatenate([run.seconds for run in runs])
     amounts = np.array([astuple(shape.row(batch)) for batch in steps])
-    terms = Terms(*_solved(amounts, took).tolist())
+    if exact is None:
+        solved = _solved(amounts, took)
+    else:
+        solved = _solved(np.array([astuple(shape.row(b)) for b in exact.batches]), exact.seconds)
+        own = np.stack([amounts[:, 0], amounts[:, -1], amounts @ solved], axis=1)
+        launch, sequence, factor = _solved(own, took)
+        solved = factor * solved + np.array([launch, 0, 0, 0, 0, sequence])
+    terms = Terms(*solved.tolist())
     return StepTime(
         shape=shape,
         terms=terms,

@@ -6,8 +6,9 @@ python scripts/backtest.py explain RUNS HELDOUT_RUNS
 
 `freeze` predicts each point of the sweeps from the runs below RUNS, with the arrivals that the sweep's seed
 will give, and prints the file's sha256. `score` compares them with the runs of those sweeps; beside the plan
-stand the nearest measured point and a straight line. `explain`, which is no prediction, gives the plan the
-one number that it could not know, how fast the machine was in each run. Run from the repository's root.
+stand the nearest measured point and a straight line. `explain`, which is no prediction, gives the plan what
+it could not know: how fast the machine was in each run; in open loops in each 5 s of it; and in each step,
+which leaves the scheduler alone. Run from the repository's root.
 """
 
 import argparse
@@ -24,9 +25,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import TypeAdapter
 
 from analysis.point.point import measured_phase
+from analysis.runs.engine_steps import between_lines, in_engine
+from analysis.runs.run import Run
 from analysis.study import Study, study
 from greenbench.contract.config import PointConfig, SloConfig, load_model, load_sweep
 from greenbench.contract.errors import UserError
@@ -46,10 +51,15 @@ from planning.back_test import (
     seen,
 )
 from planning.baselines import Known, line, nearest
-from planning.batches import timed
-from planning.candidates import Measured, measured, with_model
+from planning.batches import batches, lines_of, served, timed
+from planning.candidates import Measured, measured
 from planning.front import Front
-from planning.held_out import Figures, Load, predict
+from planning.held_out import Figures, Load, figures, most_rate, predict
+from planning.requests import Traffic
+from planning.simulator import Engine, costs, play
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 SEED = 5
 FROZEN = TypeAdapter(Figures)
@@ -281,7 +291,7 @@ def explain(args: argparse.Namespace) -> int:
         terms = one.model.at(run.requests["prompt_tokens"].dropna().astype(float).to_numpy())
         said_s = sum(terms.seconds(one.shape.row(batch)) for batch in steps.batches)
         speeds.append(float(steps.seconds.sum()) / said_s)
-        own = with_model(one, replace(one.model, terms=one.model.terms.times(speeds[-1])))
+        own = replace(one, model=replace(one.model, terms=one.model.terms.times(speeds[-1])))
         saw = seen(run, None, one.front)
         if saw is not None:
             made = predict(own, load, run.point.slo, SEED)
@@ -289,7 +299,98 @@ def explain(args: argparse.Namespace) -> int:
             compared.append(Compared(point_key(run.point), said, saw, made.of_most))
     print(f"steps took {min(speeds):.2f} to {max(speeds):.2f} of what the calibration says\n")
     print("\n".join([*_table(compared), "", *_bars(bars(compared))]))
+    for words, every_s in (("each 5 s", 5.0), ("each step", None)):
+        print(f"\nopen loops, with the speed of {words}\n")
+        print("\n".join(_bars(bars(list(_as_it_went(found, of, every_s))))))
     return 0
+
+
+def _as_it_went(
+    found: Study, of: dict[str, Calibrated], every_s: float | None
+) -> Iterator[Compared]:
+    """Each open loop played by a clock that went as fast as the machine did."""
+    for run in sorted(found.runs, key=lambda r: point_key(r.point)):
+        one = of[candidate_key(run.point)].one
+        phase, clock = measured_phase(run), _clock(run, one, every_s)
+        saw = seen(run, None, one.front)
+        if phase is None or saw is None or clock is None or run.point.load.users is not None:
+            continue
+        sent, prompts, outputs = _sent(run)
+        span = run.point.phases.warmup_s, run.point.phases.longest_s
+        arrivals = zip(sent.tolist(), prompts.tolist(), outputs.tolist(), strict=True)
+        load = Load(*span, arrivals=tuple(arrivals))
+        said: dict[Whose, Figures | None] = {"plan": _replayed(run, one, clock, phase)}
+        used = len(load.arrivals) / load.end_s / most_rate(one, load)
+        yield Compared(point_key(run.point), said, saw, used)
+
+
+def _sent(run: Run) -> tuple[Floats, Ints, Ints]:
+    """Of each request when it was due, unix s, and its prompt and output tokens."""
+    rows = run.requests[run.requests["prompt_tokens"].notna()]
+    due = rows["scheduled_unix_ns"].astype("Int64").fillna(rows["sent_unix_ns"])
+    return (
+        due.to_numpy(np.int64) / 1e9,
+        rows["prompt_tokens"].to_numpy(np.int64),
+        rows["output_tokens"].fillna(1).to_numpy(np.int64),
+    )
+
+
+def _clock(run: Run, one: Measured, every_s: float | None) -> tuple[Floats, Floats] | None:
+    """Knots (unix s, seconds by the terms): a step takes of the second what the terms say, and what lies
+    between steps as long as it took. Known every ``every_s``, or at each step. None without time stamps.
+    """
+    lines = lines_of(run)
+    if not lines:
+        return None
+    took = between_lines(run.steps, in_engine(run.requests)).to_numpy(dtype=float)
+    played = batches(lines, [lengths for _, lengths in served(run)])
+    wall, own = [lines[0].unix_ns / 1e9], [0.0]
+    for line_, batch, seconds in zip(lines, played, took, strict=True):
+        end = line_.unix_ns / 1e9
+        if not (seconds > 0) or batch is None:
+            continue
+        begin = max(end - seconds, wall[-1])
+        own += [own[-1] + begin - wall[-1], own[-1] + begin - wall[-1]]
+        own[-1] += one.model.seconds(batch)
+        wall += [begin, max(end, begin)]
+    at, terms = np.array(wall), np.array(own)
+    if every_s is not None:
+        grid = np.append(np.arange(at[0], at[-1], every_s), at[-1])
+        at, terms = grid, np.interp(grid, at, terms)
+    return at, terms
+
+
+def _replayed(
+    run: Run, one: Measured, clock: tuple[Floats, Floats], phase: tuple[int, int]
+) -> Figures:
+    """The run's own requests, each at its time, by the clock; figures of its measured phase."""
+    sent, prompts, outputs = _sent(run)
+    came = sent + one.front.request_s + one.front.token_s * prompts
+    order = np.argsort(came, kind="stable")
+    sent, came, prompts, outputs = sent[order], came[order], prompts[order], outputs[order]
+    wall, own = clock
+    at = np.interp(came, wall, own)
+    engine = Engine(
+        "",
+        one.settings,
+        costs(one.shape, one.model.terms, one.settings.max_num_batched_tokens),
+    )
+    done = play(Traffic(at, prompts, outputs, "as it went"), [engine])
+
+    def later(seconds: Floats) -> Floats:
+        """On the wall, of seconds after coming; past the last step the clocks go alike."""
+        there = at + seconds
+        return np.interp(there, own, wall) + np.maximum(there - own[-1], 0)
+
+    start, end = (ns / 1e9 for ns in phase)
+    reply = one.front.reply_s
+    return figures(
+        Load(0.0, end - start),
+        sent - start,
+        later(done.ttft_s) + reply - sent,
+        later(done.e2e_s) + reply - sent,
+        later(done.waited_s) - came,
+    )
 
 
 def _compared(rows: dict[str, dict[str, Any]], found: Study) -> Iterator[Compared]:

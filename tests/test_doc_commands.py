@@ -47,6 +47,7 @@ RUN = {
     "python -m pytest": "make check",
     "python -m venv": "tests/test_wheel_e2e.py",
     "python scripts/backtest.py score": "tests/planning/test_back_test.py",
+    "python scripts/backtest.py explain": "a quarter of a minute; its core: tests/planning/test_simulator.py",
     "python scripts/claim_rates.py": "an hour; its core: tests/analysis/statistics/test_rates.py",
     "locust -f loadgen/longctx.py": "tests/loadgen/test_locust_by_hand.py",
     "make setup": "every other target",

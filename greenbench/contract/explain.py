@@ -20,6 +20,7 @@ def parse(model: type[Model], data: object, source: str) -> Model:
 
 UNION_TAGS = {  # pydantic names the union's branch in the path
     "str", "int", "float", "bool", "BackendChoice", "TaskConfig", "finite-float",
+    "length", "shares", "span", "[key]",
 }  # fmt: skip
 KEYS_WANTED = {"model_type", "model_attributes_type", "dict_type"}
 SHOWN_CHARS = 200
@@ -39,7 +40,8 @@ def _explain(model: type[BaseModel], error: ValidationError, source: str) -> str
         known = owner.model_fields if owner else {}
         return f"{source}: unknown key '{where}'; {nearest(path[-1], known)}"
     if not path and fault["type"] in KEYS_WANTED:
-        least = ", ".join(name for name, f in model.model_fields.items() if f.is_required())
+        must = [name for name, f in model.model_fields.items() if f.is_required()]
+        least = ", ".join(must) or f"one of {', '.join(model.model_fields)}"
         held = "it is empty" if fault["input"] is None else f"it holds {shown(fault['input'])}"
         return f"{source}: keys and values are wanted, at least {least}; {held}"
     said = fault["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")

@@ -15,7 +15,11 @@ SECONDS = {"": 1.0, "s": 1.0, "ms": 0.001}
 def parse_slo(text: str) -> SloConfig:
     """``ttft=2,tpot=50ms,e2e=30s``, seconds where no unit stands; or a YAML file with a sweep's keys."""
     if text.endswith(SUFFIXES):
-        return parse(SloConfig, load_yaml(Path(text)), text)
+        found = parse(SloConfig, load_yaml(Path(text)) or {}, text)
+        if found == SloConfig():
+            known = ", ".join(SloConfig.model_fields)
+            raise UserError(f"{text}: at least one of {known} is wanted, in seconds, found none")
+        return found
     bounds: dict[str, float] = {}
     for part in text.split(","):
         match = re.fullmatch(r"(ttft|tpot|e2e)=(\d*\.?\d+)(s|ms|)", part.strip().lower())

@@ -5,8 +5,11 @@ from dataclasses import astuple
 import numpy as np
 
 from analysis.model.work import ModelWork, model_work
-from planning.batches import Batch, Lengths, Logged
-from planning.step_time import Shape, Terms
+from analysis.runs.identity import Block
+from planning.batches import Batch, Lengths, Logged, Timed
+from planning.candidates import Front, Hull, Measured, Power
+from planning.simulator import Settings
+from planning.step_time import Shape, Terms, fit, shape_of
 
 LLAMA = {
     "model_type": "llama",
@@ -27,6 +30,9 @@ def model(**changed: object) -> ModelWork:
     made = model_work(LLAMA | changed)
     assert made is not None
     return made
+
+
+SHAPE = shape_of(model())
 
 
 def closed_loop(
@@ -68,3 +74,28 @@ def took(shape: Shape, terms: Terms, batches: list[Batch], sd: float, seed: int)
     exact = np.array([astuple(shape.row(b)) for b in batches]) @ np.array(astuple(terms))
     noise = np.random.default_rng(seed).normal(-(sd**2) / 2, sd, len(exact))
     return exact * np.exp(noise)
+
+
+def candidate(blocks: int = 2, sd: float = 0.05, settings: Settings | None = None) -> Measured:
+    """Measured at 1 to 32 users and 1k to 16k tokens."""
+    runs: list[tuple[Block, Timed]] = []
+    for block in range(blocks):
+        for users, prompt in ((1, 1024), (8, 16_384), (32, 1024)):
+            made, _, _ = closed_loop(users, prompt, 64, 2048, 300)
+            seconds = took(SHAPE, KNOWN, made, sd, 7 * block + users)
+            runs.append(
+                (Block("f", block, "d"), Timed(f"{block}-{users}", tuple(made), seconds, 0))
+            )
+    return Measured(
+        label="alpha",
+        shape=SHAPE,
+        model=fit(SHAPE, [run for _, run in runs]),
+        timed=tuple(runs),
+        settings=settings or Settings(256, 2048, 16, 1_000_000),
+        front=Front(0.001, 1e-7),
+        hull=Hull(32, (1024, 16_384)),
+        power=Power(600.0, 400.0, 100.0),
+        no_power=None,
+        cards=1,
+        barred=(),
+    )

@@ -83,7 +83,7 @@ def score(predictions: Path, runs: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("round_", ["", "-2"])
+@pytest.mark.parametrize("round_", ["", "-2", "-3"])
 def test_the_documents_tables_are_the_score_of_the_committed_runs(
     tmp_path: Path, round_: str
 ) -> None:

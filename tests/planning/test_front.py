@@ -16,7 +16,7 @@ from tests.planning.steps import KNOWN, model
 
 COSTS = costs(shape_of(model()), KNOWN, 2048)
 BEFORE_S, REPLY_S = 0.012, 0.001
-FLAT = Costs((0.01,) * 101, 0.0, 0.0, (), (), 0.0)  # 10 ms a step, whatever it computes
+FLAT = Costs((0.01,) * 101, 0.01, 0.0, 0.0, (), (), 0.0)  # 10 ms a step, whatever it computes
 
 
 @dataclass(eq=False)

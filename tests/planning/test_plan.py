@@ -8,52 +8,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from analysis.report.document import plotly
-from analysis.runs.identity import Block
 from greenbench.contract.config import SloConfig
 from greenbench.contract.errors import UserError
 from greenbench.contract.policy import Policy
-from planning.batches import Timed
-from planning.candidates import Front, Hull, Measured, Power
-from planning.capacity import Need, fewest, fleet, need, pools
+from greenbench.contract.slo import parse_slo
+from planning.__main__ import main
+from planning.candidates import Measured, Metered, power_of
+from planning.capacity import Need, fewest, fleet, most_factor, need, pools
 from planning.demand import Demand, TrafficFile, load_demand
 from planning.plan import Plan, Prices, dump, load_prices, what_to_measure
 from planning.plan_page import render
 from planning.plan_told import answer, said, table
 from planning.simulator import Settings
-from planning.step_time import fit, shape_of
 from tests.fakes.pages import check_closed
-from tests.planning.steps import KNOWN, closed_loop, model, took
+from tests.planning.steps import candidate
 
 ROOT = Path(__file__).resolve().parents[2]
-SHAPE = shape_of(model())
 SLO = SloConfig(ttft_s=0.5, tpot_s=0.02)
-
-
-def candidate(blocks: int = 2, sd: float = 0.05, settings: Settings | None = None) -> Measured:
-    """Measured at 1 to 32 users and 1k to 16k tokens."""
-    runs: list[tuple[Block, Timed]] = []
-    for block in range(blocks):
-        for users, prompt in ((1, 1024), (8, 16_384), (32, 1024)):
-            made, _, _ = closed_loop(users, prompt, 64, 2048, 300)
-            seconds = took(SHAPE, KNOWN, made, sd, 7 * block + users)
-            runs.append(
-                (Block("f", block, "d"), Timed(f"{block}-{users}", tuple(made), seconds, 0))
-            )
-    return Measured(
-        label="alpha",
-        shape=SHAPE,
-        model=fit(SHAPE, [run for _, run in runs]),
-        timed=tuple(runs),
-        settings=settings or Settings(256, 2048, 16, 1_000_000),
-        front=Front(0.001, 1e-7),
-        hull=Hull(32, (1024, 16_384)),
-        power=Power(600.0, 400.0, 100.0),
-        no_power=None,
-        cards=1,
-        barred=(),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +67,34 @@ def test_intervals_hold_the_plan(made: Need) -> None:
     assert made.replicas_interval is not None and made.ttft_interval is not None
     low, high = made.replicas_interval
     assert low <= (made.replicas or 0) <= high and made.ttft_interval[0] < made.ttft_interval[1]
+    for ends, value in (
+        (made.headroom_interval, made.headroom),
+        (made.utilisation_interval, made.utilisation_at_slo),
+    ):
+        assert ends is not None and ends[0] <= value <= ends[1] and ends[0] < ends[1]
+    assert made.watts_interval is not None and made.kwh_interval is not None
+    assert made.kwh_interval == pytest.approx(tuple(0.024 * w for w in made.watts_interval))
+
+
+def test_power_is_drawn_with_its_starts(one: Measured) -> None:
+    """500 W in one start and 600 W in the other, busy or not: a replica draws 500, 550 or 600 W."""
+    metered = {run.run_id: Metered(500.0 + 100 * b.repeat, None) for b, run in one.timed}
+    own = replace(one, metered=metered, power=power_of(metered, one.model))
+    assert own.power is not None and own.power.computing_w == pytest.approx(550)
+    rng = np.random.default_rng(1)
+    drawn = [d.power.decoding_w for _ in range(20) if (d := own.drawn(rng)) and d.power]
+    assert {round(watts) for watts in drawn} == {500, 550, 600}
+
+
+def test_the_highest_rate_of_too_few_replicas_is_below_the_asked(one: Measured) -> None:
+    """A draw whose steps are slower may not hold the plan's replicas: its headroom is negative."""
+    whole = fleet(one, demand(60), SLO, 7)
+    (alone, at), asked = most_factor(whole, 1), 60
+    assert at is not None and at.meets and 0 < alone < 1
+    assert whole.seen(1, alone).meets and not whole.seen(1, 1.05 * alone).meets
+    assert fewest(lambda n: n * alone * asked >= asked) == pytest.approx(
+        replicas(one, demand(60)), abs=1
+    )
 
 
 def test_one_start_has_no_interval_and_says_so() -> None:
@@ -130,6 +132,17 @@ def test_the_cache_binds_where_it_is_small() -> None:
 def test_max_num_seqs_binds_where_it_is_small() -> None:
     one = candidate(1, settings=Settings(2, 2048))
     assert fleet(one, demand(60), SLO, 7).seen(1, 1.0).binds == "max_num_seqs"
+
+
+@pytest.mark.parametrize(
+    ("weights_s", "binds"), [(None, "host or weights"), (2e-4, "host"), (1.9e-3, "bandwidth")]
+)
+def test_short_requests_are_bound_by_the_host_or_the_weights(
+    one: Measured, weights_s: float | None, binds: str
+) -> None:
+    """A step takes 2 ms whatever it computes, of which the memory can read the weights in ``weights_s``."""
+    asked = fleet(replace(one, weights_s=weights_s), demand(0.5, 1024, 300), SLO, 7)
+    assert asked.seen(1, 1.0).binds == binds
 
 
 def test_long_prompts_are_bound_by_compute(one: Measured) -> None:
@@ -214,6 +227,10 @@ def test_a_trace_is_played_at_its_times(tmp_path: Path) -> None:
         ("rate_per_s: -3\nprompt_tokens: 5\noutput_tokens: 5\n", "rate_per_s"),
         ("rate_per_s: 3\nprompt_tokens: {512: 0.5}\noutput_tokens: 5\n", "sum to 0.5"),
         ("rate_per_s: 3\nprompt_tokens: {from: 9, to: 5}\noutput_tokens: 5\n", "at least 'from'"),
+        (
+            "rate_per_s: 3\nprompt_tokens: {a: 1}\noutput_tokens: 5\n",
+            "t.yaml: prompt_tokens.a: it should",
+        ),
         ("rate: 3\n", "rate_per_s"),
     ],
 )
@@ -261,6 +278,64 @@ def test_the_answer_names_who_may_serve(made: Need) -> None:
 def test_the_sweep_to_measure_is_of_the_traffics_lengths() -> None:
     text = what_to_measure(demand(3, {"from": 1000, "to": 9000}), SLO, 1)
     assert "users: 16" in text and "ttft_s: 0.5" in text and "iteration_log: true" in text
+
+
+def main_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of ``greenbench plan``."""
+    monkeypatch.setattr(sys, "argv", ["planning", "plan", *words])
+    code = main()
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_an_slo_file_has_a_sweeps_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "slo.yaml"
+    path.write_text("ttft_s: 2\ntpot_s: 0.05\n")
+    assert parse_slo(str(path)) == parse_slo("ttft=2,tpot=50ms")
+    code, out, _ = main_says(monkeypatch, capsys, "--what-to-measure", "--slo", str(path))
+    assert code == 0 and yaml.safe_load(out)["slo"] == {"ttft_s": 2.0, "tpot_s": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "cannot be read"),
+        ("ttft_s: [", "not valid YAML at line"),
+        ("ttft: 2\n", "ttft"),
+        ("ttft_s: -1\n", "ttft_s"),
+        ("ttft_s: soon\n", "ttft_s"),
+        ("- ttft_s: 1\n", "at least one of ttft_s, tpot_s, e2e_s; it holds"),
+        ("", "at least one of ttft_s, tpot_s, e2e_s is wanted"),
+        ("ttft_s:\n", "at least one of ttft_s, tpot_s, e2e_s is wanted"),
+    ],
+)
+def test_a_bad_slo_file_is_one_sentence_and_two(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str | None,
+    says: str,
+) -> None:
+    path, page = tmp_path / "slo.yaml", tmp_path / "plan.html"
+    if text is not None:
+        path.write_text(text)
+    words = (str(tmp_path), "--traffic", "t.yaml", "--slo", str(path), "--page", str(page))
+    code, out, err = main_says(monkeypatch, capsys, *words)
+    assert code == 2 and says in err and str(path) in err and err.count("\n") == 1
+    assert not out and not page.exists()
+
+
+def test_a_page_that_cannot_be_written_is_said_before_anything_is_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "none" / "plan.html"
+    words = ("nowhere", "--traffic", "t.yaml", "--slo", "ttft=1", "--page", str(page))
+    code, _, err = main_says(monkeypatch, capsys, *words)
+    assert code == 2 and f"there is no folder {page.parent}" in err
 
 
 def test_a_plan_without_traffic_says_what_is_wanted(tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ def test_waiting_is_that_of_the_closed_form(
     rate = load / s.mean()
     found = play(poisson(8_000, rate, *lengths, 11), [engine(1)])
     expected = rate * (s**2).mean() / (2 * (1 - load))
+    print(f"mean wait at {load} busy: {mean_wait(found):.4f} s, by the formula {expected:.4f} s")
     assert mean_wait(found) == pytest.approx(expected, rel=0.12)
     assert found.utilisation == pytest.approx(load, rel=0.03)
 
@@ -146,7 +147,9 @@ def test_each_wait_is_lindleys(load: float) -> None:
     for i, gap in enumerate(np.diff(asked.at_s)):
         own = took[int(asked.prompt_tokens[i]), int(asked.output_tokens[i])]
         waits.append(max(0.0, waits[-1] + own - gap))
-    assert play(asked, [engine(1)]).waited_s == pytest.approx(waits, abs=1e-9)
+    found = play(asked, [engine(1)]).waited_s
+    print(f"waits at {load} busy: at most {np.abs(found - waits).max():.1e} s from Lindley's")
+    assert found == pytest.approx(waits, abs=1e-9)
 
 
 def test_littles_law_holds() -> None:
@@ -156,6 +159,9 @@ def test_littles_law_holds() -> None:
     found = play(asked, [one])
     ran = sum(n * seconds for n, seconds in enumerate(one.seconds_running)) / found.span_s
     rate = len(asked) / found.span_s
+    print(
+        f"running on average: {ran:.6f}, rate x time {rate * (found.e2e_s - found.waited_s).mean():.6f}"
+    )
     assert ran == pytest.approx(rate * float((found.e2e_s - found.waited_s).mean()), rel=1e-6)
 
 
@@ -178,6 +184,7 @@ def test_a_longer_context_is_never_served_sooner() -> None:
     ends = [
         play(poisson(300, 5.0, [c], [50], 16), [engine()]).e2e_s.mean() for c in (500, 4000, 16_000)
     ]
+    print(f"mean E2E at 500, 4,000, 16,000 tokens: {', '.join(f'{end:.3f} s' for end in ends)}")
     assert ends == sorted(ends) and ends[0] < ends[-1]
 
 
@@ -185,6 +192,9 @@ def test_more_memory_never_serves_later() -> None:
     asked = poisson(400, 8.0, [4000], [300], 17)
     found = [play(asked, [engine(tokens=t)]) for t in (5000, 20_000, 80_000, None)]
     means = [float(each.e2e_s.mean()) for each in found]
+    print(
+        f"mean E2E with 5k, 20k, 80k, all tokens of cache: {', '.join(f'{m:.3f} s' for m in means)}"
+    )
     assert means[:3] == sorted(means[:3], reverse=True) and means[0] > 2 * means[2]
     assert means[2] == pytest.approx(means[3], rel=1e-3)  # almost never full: another order at most
     assert all(each.served.all() for each in found)

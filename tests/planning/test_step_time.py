@@ -53,6 +53,7 @@ def test_known_terms_are_recovered_from_noisy_steps(noisy: StepTime) -> None:
     a sequence, a hundredth of a step, is left to its sign.
     """
     for name in ("launch", "linear", "attention", "kv"):
+        print(f"{name}: {getattr(noisy.terms, name) / getattr(KNOWN, name) - 1:+.1%} off")
         assert getattr(noisy.terms, name) == pytest.approx(getattr(KNOWN, name), rel=0.06), name
     assert noisy.terms.sequence >= 0
 
