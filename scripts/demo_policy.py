@@ -242,7 +242,8 @@ async def traffic(
 ) -> list[Answer]:
     """All prompts, in order, each once."""
     answers: list[Answer] = []
-    connector = aiohttp.TCPConnector(limit=0)
+    # a server closes idle connections; one that it closes as it is taken again would fail a request
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     timeout = aiohttp.ClientTimeout(total=None)
     start = time.monotonic()
 
@@ -541,6 +542,7 @@ async def compare(
             others = max(now - then for now, then in zip(after, before, strict=True)) / took_s
             others = max(0.0, others)
             turns.append(Turn(strategy, number, took_s, others))
+            (folder / "answers.json").write_text(json.dumps([asdict(a) for a in answers]))
             say(
                 f"round {number}, {STRATEGIES[strategy]}: {took_s:.0f} s, others {others:.0%} of a core"
             )
@@ -644,9 +646,9 @@ def sentences(rows: dict[str, Row], turns: list[Turn], found: Sequence[Fresh]) -
         "Right answers: "
         + "; ".join(f"{r.words} {r.right[0][0]} of {r.right[0][1]}" for r in rows.values())
         + ".",
-        "TTFT p50 and p95: "
+        "TTFT p50 and p95, and E2E p50: "
         + "; ".join(
-            f"{r.words} {1e3 * r.ttft_p50[0]:.0f} and {1e3 * r.ttft_p95[0]:.0f} ms"
+            f"{r.words} {1e3 * r.ttft_p50[0]:.0f} and {1e3 * r.ttft_p95[0]:.0f} ms, {r.e2e_p50:.2f} s"
             for r in rows.values()
         )
         + ".",
@@ -758,7 +760,6 @@ def run(options: argparse.Namespace) -> int:
         "took": f"{(time.monotonic() - begun) / 60:.1f} minutes",
     }
     (out / "index.html").write_text(page(made, measured, found, answers, turns, facts))
-    (out / "answers.json").write_text(json.dumps([asdict(a) for a in answers]))
     for sentence in sentences({s: row(s, answers) for s in STRATEGIES}, turns, found):
         say(sentence)
     say(f"{out / 'index.html'} ({facts['took']})")
