@@ -449,12 +449,12 @@ def told_before(found: Sequence[Fresh]) -> str:
     if last.shown:
         each = ", ".join(f"{f.won} of {len(f.gains)} at {f.busy:.0%} busy" for f in found)
         return (
-            f"Before the comparison, by the trial of `greenbench policy` on the measured times: it pays; it "
+            f"Before the comparison, by the trial of greenbench policy on the measured times: it pays; it "
             f"is at least as good as two servers of the better kind in {each} (simulated traces of "
             f"{REQUESTS} requests)."
         )
     return (
-        "Before the comparison, by the trial of `greenbench policy` on the measured times: no policy. It is "
+        "Before the comparison, by the trial of greenbench policy on the measured times: no policy. It is "
         f"at least as good as two servers of the better kind in {how}, its mean gain there is {gain:+.1%}, "
         f"and {SHARE:.0%} must be shown."
     )
@@ -623,12 +623,14 @@ def quantile(values: list[float], share: float) -> float:
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else math.nan
 
 
-def sentences(rows: dict[str, Row], turns: list[Turn], found: Sequence[Fresh]) -> list[str]:
+def sentences(
+    rows: dict[str, Row], turns: list[Turn], measured: Sequence[Measured], found: Sequence[Fresh]
+) -> list[str]:
     """What came out, whatever it is; first whether the policy is better than the best single kind."""
     most = max(turn.others for turn in turns)
     doubt = [
-        f"Other programs took up to {100 * most:.0f} % of a serving core in a turn: rates and TTFT are in "
-        "doubt. Answers are not."
+        f"Other programs took up to {100 * most:.0f} % of a serving core in a turn (what its server left "
+        "idle, or more): rates and TTFT are in doubt. Answers are not."
     ]
     by = rows["policy"]
     best = max((rows[name] for name in SINGLE), key=lambda each: each.rate)
@@ -637,9 +639,11 @@ def sentences(rows: dict[str, Row], turns: list[Turn], found: Sequence[Fresh]) -
         f"{paid(best, ratios(by, best))} The policy served {by.rate:.2f} requests/s, {best.words} "
         f"{best.rate:.2f}: {over(by, best)}.",
         told_before(found),
+        told_alone(measured),
         *(doubt if most > BUSY else []),
-        "; ".join(
-            f"{each.words}: {each.rate:.2f} requests/s, of which the policy has {over(by, each)}"
+        "The others: "
+        + "; ".join(
+            f"{each.words} {each.rate:.2f} requests/s, of which the policy has {over(by, each)}"
             for each in others
         )
         + ".",
@@ -655,6 +659,17 @@ def sentences(rows: dict[str, Row], turns: list[Turn], found: Sequence[Fresh]) -
     ]
 
 
+def told_alone(measured: Sequence[Measured]) -> str:
+    at = by_place(measured)
+    each = [
+        f"{at['exact', n].e2e_s / at['window', n].e2e_s:.2f} at {n:,} tokens ({quicker(measured, n)} serves)"
+        for n in LENGTHS
+    ]
+    return (
+        f"E2E of an exact server over a window server's, one request at a time: {', '.join(each)}."
+    )
+
+
 def ratios(one: Row, other: Row) -> list[float]:
     """Of the rates, a round."""
     return [a / b for a, b in zip(one.rates, other.rates, strict=True)]
@@ -662,13 +677,15 @@ def ratios(one: Row, other: Row) -> list[float]:
 
 def over(one: Row, other: Row) -> str:
     each = ratios(one, other)
-    return (
-        f"{statistics.fmean(each):.2f} times ({', '.join(f'{r:.2f}' for r in each)} in the rounds)"
-    )
+    rounds = f" ({', '.join(f'{r:.2f}' for r in each)} in the rounds)" if len(each) > 1 else ""
+    return f"{statistics.fmean(each):.2f} times{rounds}"
 
 
 def paid(best: Row, each: Sequence[float]) -> str:
     """Whether one server of each kind served more than two of the better one, by the ratio in each round."""
+    if len(each) == 1:
+        more = "served more" if each[0] > 1 else "did not serve more"
+        return f"One round shows little: in it the policy {more} than {best.words}, the best single kind."
     if min(each) > 1:
         return f"In these {len(each)} rounds the policy served more than {best.words}, the best single kind."
     if max(each) < 1:
@@ -695,7 +712,7 @@ def page(
     return template.render(
         **document.frame(None, document.TEXT),
         title="Does a policy pay? Two servers behind the gateway",
-        sentences=sentences(rows, turns, found),
+        sentences=sentences(rows, turns, measured, found),
         turns=turns,
         words=STRATEGIES,
         rows=list(rows.values()),
@@ -760,7 +777,7 @@ def run(options: argparse.Namespace) -> int:
         "took": f"{(time.monotonic() - begun) / 60:.1f} minutes",
     }
     (out / "index.html").write_text(page(made, measured, found, answers, turns, facts))
-    for sentence in sentences({s: row(s, answers) for s in STRATEGIES}, turns, found):
+    for sentence in sentences({s: row(s, answers) for s in STRATEGIES}, turns, measured, found):
         say(sentence)
     say(f"{out / 'index.html'} ({facts['took']})")
     return 0

@@ -37,9 +37,6 @@ SHORT = Cost(0.10, 0.10)  # alpha: better below …
 LONG = Cost(0.24, 0.03)  # beta: … and above 0.14 / 0.07 · 8,192 = 16,384 tokens
 CROSSING = {"alpha": SHORT, "beta": LONG}
 
-# alone, alpha takes a third of beta's time for 2,048 tokens, beta a third of alpha's for 32,768
-STEEP = {"alpha": Cost(0.02, 0.4, 0.02), "beta": Cost(0.02, 0.002, 0.07)}
-
 
 def crossing_tokens(one: Cost, other: Cost) -> float:
     """Where both prefills take the same: a₁x + b₁x² = a₂x + b₂x²."""

@@ -12,7 +12,7 @@ from planning.evidence import Evidence, gather
 from planning.fit import policy_of
 from planning.fresh import ERROR, LOOKS, Course, Fresh, asked, least_share
 from planning.playing import Fold
-from tests.planning.sweeps import STEEP, TOKENS, points, truth, written
+from tests.planning.sweeps import CROSSING, TOKENS, points, truth, written
 
 
 @dataclass
@@ -66,7 +66,7 @@ def test_a_tie_is_as_good() -> None:
 
 @pytest.fixture(scope="module")
 def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
-    return gather(written(tmp_path_factory.mktemp("steep"), points(STEEP)), "e2e")
+    return gather(written(tmp_path_factory.mktemp("crossed"), points(CROSSING)), "e2e")
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +77,11 @@ def policy(evidence: Evidence) -> Policy:
 
 
 def test_the_traces_keep_the_servers_as_busy_as_said(policy: Policy) -> None:
-    """One request of 8,192 tokens takes beta, the default, 0.02 + 0.002 + 31 · 0.07 s alone."""
-    known = {name: truth(cost) for name, cost in STEEP.items()}
+    """One request of 8,192 tokens takes alpha, the default, 0.10 + 0.10 + 31 · 0.004 s alone."""
+    known = {name: truth(cost) for name, cost in CROSSING.items()}
     course = Course(Fold(policy, known), 2, "e2e", policy.slo, np.full(100, 8192), TOKENS)
     traffic = course.trace(0.5, 4000, 1)
-    assert 4000 / traffic.at_s[-1] == pytest.approx(0.5 * 2 / 2.192, rel=0.05)
+    assert 4000 / traffic.at_s[-1] == pytest.approx(0.5 * 2 / 0.324, rel=0.05)
     assert set(traffic.prompt_tokens) == {8192} and set(traffic.output_tokens) == {TOKENS}
     assert not np.array_equal(traffic.at_s, course.trace(0.5, 4000, 2).at_s)
 
@@ -109,5 +109,5 @@ def test_rules_that_lose_too_many_traces_are_no_policy(
     assert made.said[0] == (
         "No policy: by E2E time switching is at least as good as 2 servers of whichever does best alone in "
         "50 of 100 (70% busy) of the generated traces of 500 requests, and it is not shown to be so in 95% "
-        "of such traces. Serve all with beta."
+        "of such traces. Serve all with alpha."
     )

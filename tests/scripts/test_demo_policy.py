@@ -122,7 +122,13 @@ def test_one_kind_that_is_quicker_throughout_is_no_policy() -> None:
 
 @pytest.mark.parametrize(
     ("ratios", "words"),
-    [([1.1, 1.2], "served more than"), ([0.8, 0.9], "did not pay"), ([0.9, 1.1], "not shown")],
+    [
+        ([1.1, 1.2], "In these 2 rounds the policy served more than two exact servers"),
+        ([0.8, 0.9], "did not pay"),
+        ([0.9, 1.1], "not shown"),
+        ([1.1], "One round shows little: in it the policy served more"),
+        ([0.9], "One round shows little: in it the policy did not serve more"),
+    ],
 )
 def test_it_says_whether_the_policy_paid(ratios: list[float], words: str) -> None:
     assert words in paid(row("exact", [answer("exact")]), ratios)
@@ -154,4 +160,4 @@ def test_the_page_stands_by_itself_and_says_when_it_is_in_doubt() -> None:
     check_closed(html)
     assert "in doubt" not in html
     rows = {s: row(s, answers) for s in STRATEGIES}
-    assert "doubt" in " ".join(sentences(rows, [Turn("policy", 1, 9.0, 0.5)], found))
+    assert "doubt" in " ".join(sentences(rows, [Turn("policy", 1, 9.0, 0.5)], measured(), found))
