@@ -29,7 +29,7 @@ def _samples_of(name: bytes) -> Callable[[bytes], Iterator[tuple[bytes, float]]]
 
 RUNNING: Final = _samples_of(b"vllm:num_requests_running")
 WAITING: Final = _samples_of(b"vllm:num_requests_waiting")
-USAGE: Final = _samples_of(b"vllm:kv_cache_usage_perc")
+USAGE: Final = _samples_of(b"vllm:(?:kv|gpu)_cache_usage_perc")  # gpu: until 0.10
 INFO: Final = _samples_of(b"vllm:cache_config_info")
 TRUTH: Final = {b"True": True, b"False": False}
 LABEL: Final = re.compile(rb'(?:^\{|,)([a-z_]+)="([^"\n]*)"')

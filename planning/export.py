@@ -67,6 +67,12 @@ def cannot_anywhere(policy: Policy) -> list[str]:
 
 # llm-d
 
+_LLM_D_LEAVES = (
+    "how long a text is in tokens: llm-d-router takes a quarter of its bytes unless its token-producer asks "
+    "a vLLM (token ids it counts); where that fails each prompt is 0 tokens long",
+    "who takes over from a pool that is down: the filter leaves nobody for its lengths, and they fail",
+)
+
 
 def spans(policy: Policy) -> list[tuple[int, int, str]]:
     """(first token, last token, pool) from 0 on without a gap: who takes a prompt of that length in every
@@ -104,6 +110,8 @@ def llm_d(policy: Policy) -> Export:
     """An EndpointPickerConfig, and for each pool a patch of its Deployment with the labels of its pods."""
     _refuse_equal_names(policy)
     cannot = cannot_anywhere(policy)
+    if policy.rules:
+        cannot += _LLM_D_LEAVES
     ranges: dict[str, tuple[int, int]] = {}
     every = spans(policy)
     for pool in policy.pools:

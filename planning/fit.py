@@ -1,24 +1,26 @@
 """The policy of a study: what is shown to be better at some lengths, and pays with as many servers.
 
 A pool of its own takes a server. One that is better at few lengths, or may serve few, can cost more than it
-gains; so each set of pools is played against as many servers of whichever candidate does best alone.
+gains; so each set of pools is played against as many servers of whichever candidate does best alone. What is
+left is played once more, on traces drawn anew (``planning.fresh``).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from analysis.runs.identity import Candidate
 from greenbench.contract.policy import Policy, PolicyObjective
 from planning.evidence import Evidence
+from planning.fresh import REQUESTS, SHARE, Course, Fresh, every
 from planning.playing import BUSY, Fold, fold_of, play, usual_rate
 from planning.policy import written
 from planning.regions import Draft, draft
 from planning.requests import Traffic, generated
 from planning.score import Score, scored
-from planning.sentences import WORDS
+from planning.sentences import WORDS, listed
 
-REQUESTS = 500
 SEED = 7
-AS_GOOD = 0.95  # of resampled traces
+DRAWN_FROM = 1_000  # prompt lengths of the fresh traces
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,23 @@ class Trial:
 
     made: Draft
     policy: Policy
+    fold: Fold
     score: Score
     single: str
 
     @property
     def pays(self) -> bool:
-        return self.score.over_single[1] > 1 and self.score.as_good >= AS_GOOD
+        return self.score.over_single[1] > 1 and self.score.as_good >= SHARE
+
+    @property
+    def servers(self) -> int:
+        return len(self.policy.pools)
 
 
-def policy_of(evidence: Evidence) -> Policy | None:
-    """None where no candidate may serve at any place."""
+def policy_of(evidence: Evidence, on_fresh: bool = True) -> Policy | None:
+    """None where no candidate may serve at any place. Without ``on_fresh`` one that pays in its one trace is
+    not played on fresh ones, which takes seconds to a minute.
+    """
     first = draft(evidence)
     if first is None:
         return None
@@ -44,16 +53,18 @@ def policy_of(evidence: Evidence) -> Policy | None:
         return written(first)
     best = _without_what_does_not_pay(_trial(first))
     if not best.pays:
-        refused = (
-            f"{_fared(best)}, which is not shown to be better than {len(best.policy.pools)} servers of "
-            f"{best.single}"
-        )
+        than = f"{best.servers} servers of {best.single}"
+        refused = f"{_fared(best)}, which is not shown to be better than {than}"
         return written(replace(first, refused=refused))
+    found = every(_course(best), SEED) if on_fresh else []
+    if found and not found[-1].shown:
+        return written(replace(first, refused=_loses(best, found[-1])))
     dropped = [label for c, label in evidence.labels.items() if c in best.made.evidence.excluded]
     said = [
         *best.policy.said,
-        f"With {len(best.policy.pools)} servers each, {_fared(best)}; `greenbench policy replay` plays it on "
+        f"With {best.servers} servers each, {_fared(best)}; `greenbench policy replay` plays it on "
         "repeats that it was not made of, and on your traffic.",
+        *([_wins(best, found)] if found else []),
         *(
             f"{label} has no pool: it is better at some length, and a server of its own does not pay."
             for label in dropped
@@ -96,7 +107,36 @@ def _trial(made: Draft) -> Trial:
     by_who = {score.who: score for score in scores}
     (single,) = by_who["best single"].shares
     label = policy.pools[single].label if single in policy.pools else single
-    return Trial(made, policy, by_who["policy"], label or single)
+    return Trial(made, policy, fold, by_who["policy"], label or single)
+
+
+def _course(trial: Trial) -> Course:
+    """Prompts log-uniform over the measured lengths, as in the one trace."""
+    policy, evidence = trial.policy, trial.made.evidence
+    usual = usual_traffic(trial.fold, evidence, DRAWN_FROM, SEED)
+    return Course(
+        fold=trial.fold,
+        servers=trial.servers,
+        objective=_judged_by(policy.objective),
+        slo=policy.slo,
+        lengths=usual.prompt_tokens,
+        output=int(usual.output_tokens[0]),
+    )
+
+
+def _loses(trial: Trial, fresh: Fresh) -> str:
+    return (
+        f"by {WORDS[_judged_by(trial.policy.objective)]} switching is at least as good as {trial.servers} "
+        f"servers of whichever does best alone in {fresh.words} of the generated traces of {REQUESTS} "
+        f"requests, and it is not shown to be so in {SHARE:.0%} of such traces"
+    )
+
+
+def _wins(trial: Trial, found: Sequence[Fresh]) -> str:
+    return (
+        f"Of generated traces of {REQUESTS} requests it is at least as good as {trial.servers} servers of "
+        f"whichever does best alone in {listed([each.words for each in found])}."
+    )
 
 
 def _judged_by(objective: PolicyObjective) -> PolicyObjective:

@@ -148,11 +148,11 @@ def _server(fold: Fold, name: str, traffic: Traffic) -> Server:
     return server(name, of, pool.total_kv_tokens, seqs if isinstance(seqs, int) else None)
 
 
-def usual_rate(of: Curves, traffic: Traffic, servers: int) -> float:
-    """Requests/s of which so many servers of one pool are busy for BUSY of the time, by their throughput at
-    the highest measured load.
+def usual_rate(of: Curves, traffic: Traffic, servers: int, busy: float = BUSY) -> float:
+    """Requests/s of which so many servers of one pool are ``busy`` for that share of the time, by their
+    throughput at the highest measured load.
     """
     most = max(of.ttft_s.loads)
     at = paces(of, traffic.prompt_tokens, math.ceil(most))
     e2e_s = at.ttft_s[:, -1] + at.tpot_s[:, -1] * (traffic.output_tokens - 1)
-    return BUSY * servers * most / float(e2e_s.mean())
+    return busy * servers * most / float(e2e_s.mean())

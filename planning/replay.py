@@ -92,7 +92,8 @@ def folds(policy: Policy, evidence: Evidence) -> tuple[list[Fold], bool, str]:
                 True,
                 (
                     f"Held out: played against each of {len(good)} repeats by a policy made of the other "
-                    f"{len(evidence.blocks) - 1}, in the same way as this one."
+                    f"{len(evidence.blocks) - 1}, in the same way as this one"
+                    f"{', fresh traces apart' if policy.decided else ''}."
                 ),
             )
     whole = fold_of(policy, evidence)
@@ -110,7 +111,7 @@ def folds(policy: Policy, evidence: Evidence) -> tuple[list[Fold], bool, str]:
 
 def _as_made(policy: Policy, evidence: Evidence) -> bool:
     """Whether these runs give this policy: it was not changed by hand."""
-    anew = policy_of(evidence)
+    anew = policy_of(evidence, on_fresh=not policy.decided)
     return anew is not None and (anew.rules, anew.default) == (policy.rules, policy.default)
 
 
@@ -118,7 +119,9 @@ def _fold(policy: Policy, evidence: Evidence, block: Block) -> Fold | None:
     """None where the repeat, or the others without it, lack a pool."""
     others = evidence.of_blocks(b for b in evidence.blocks if b != block)
     alone = evidence.of_blocks([block])
-    made = policy_of(others) if len(others.candidates) > 1 else None
+    if len(others.candidates) < 2:
+        return None
+    made = policy_of(others, on_fresh=not policy.decided)
     if made is None or len(made.pools) > len(policy.pools):
         return None
     rivals = rivals_of(made, evidence)

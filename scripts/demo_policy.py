@@ -1,11 +1,11 @@
-"""`make demo-policy`: two real vLLM servers behind the gateway, and whether a policy pays: at most 15 min.
+"""`make demo-policy`: real vLLM servers behind the gateway, and whether a policy pays: at most 15 min.
 
     .venv/bin/python scripts/demo_policy.py [--out runs/demo-policy] [--rounds 2] [--requests N]
 
-Two single-core pools of one small trained model: `exact` (cpu_attn) and `window` (sink_window, sees 1,024
-tokens). Each answers the same graded prompts at each length; a policy comes out of that. Then equal traffic
-of mixed lengths goes to the exact pool alone, to the window pool alone, to a random one, by the policy, and
-to two exact pools (as many servers as the policy has), in shuffled order. index.html says what each gave:
+One small trained model, one server a core, two cores: `exact` (cpu_attn) and `window` (sink_window, sees
+512 tokens). Each answers the same graded prompts at each length; a policy comes out of that, or none. Then
+equal traffic of mixed lengths goes to two exact servers, to two window servers, and to one of each, at random
+and by the policy, in shuffled order: always two servers, one a core. index.html says what each gave:
 throughput, TTFT, right answers; what went where and why.
 """
 
@@ -20,9 +20,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,17 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import numpy as np  # noqa: E402
+
 from analysis.report import document  # noqa: E402
 from analysis.statistics.noninferiority import judge  # noqa: E402
 from analysis.statistics.samples import wilson  # noqa: E402
-from greenbench.contract.config import PromptRequest, TaskConfig, load_model  # noqa: E402
+from greenbench.contract.config import (  # noqa: E402
+    PromptRequest,
+    SloConfig,
+    TaskConfig,
+    load_model,
+)
 from greenbench.contract.errors import UserError, exit_on_user_error  # noqa: E402
 from greenbench.contract.policy import (  # noqa: E402
     Barred,
@@ -50,31 +58,48 @@ from greenbench.contract.policy import (  # noqa: E402
 from loadgen.make_prompts import make_files  # noqa: E402
 from loadgen.prompts.prompt_file import Prompt, read_prompts  # noqa: E402
 from loadgen.tasks.grading import grade_reply  # noqa: E402
+from planning.curves import Curves, grid  # noqa: E402
+from planning.fresh import REQUESTS, SHARE, Course, Fresh, every  # noqa: E402
+from planning.playing import Fold  # noqa: E402
 
-MODEL = "retriever"
-BACKENDS = {"exact": "cpu_attn", "window": "sink_window(window=1024)"}
-SECOND = "exact-2"  # on the window pool's core, which idles while this one serves
-SERVED = {**BACKENDS, SECOND: BACKENDS["exact"]}
-LENGTHS = {512: 0.6, 1000: 0.3, 4096: 0.1}  # prompt tokens → share of the traffic
-CALIBRATION_PROMPTS, TRAFFIC_PROMPTS = 32, 64  # a length
-CALIBRATION_USERS, USERS = 2, 6
+MODEL = "retriever-32k"
+BACKENDS = {"exact": "cpu_attn", "window": "sink_window(window=512)"}
+SECOND = "-2"  # a kind's other server
+CORES = {
+    "exact": 0,
+    "exact-2": 1,
+    "window-2": 0,
+    "window": 1,
+}  # of the two; one server of each serves
+LENGTHS = (500, 2_000, 10_000)  # prompt tokens
+DEPTH = 0.98  # where the record that is asked for stands: the window's 512 tokens hold it
+LONGEST = 12_000  # tokens of a sequence
+CALIBRATION_PROMPTS, TRAFFIC_PROMPTS = (
+    30,
+    64,
+)  # a length; 29 are the fewest that the answer gate can judge
+USERS = 8
 BUSY = 0.1  # share of the cores that others may take in a turn before its figures are in doubt
-EXACT_ALONE_S = 45.0  # about what one round of the traffic takes the exact pool
+ROUND_S = 45.0  # about what one round of the traffic takes the policy
 BOOT_S = 300.0
 STRATEGIES = {
-    "exact": "exact pool alone",
-    "window": "window pool alone",
-    "random": "random pool",
-    "policy": "by the policy",
-    "two": "two exact pools",
+    "exact": "two exact servers",
+    "window": "two window servers",
+    "random": "one of each, at random",
+    "policy": "one of each, by the policy",
 }
-USED = {  # the pools that may take requests
-    "exact": ("exact",),
-    "window": ("window",),
+USED = {  # the servers that may take requests
+    "exact": ("exact", "exact" + SECOND),
+    "window": ("window", "window" + SECOND),
     "random": ("exact", "window"),
     "policy": ("exact", "window"),
-    "two": ("exact", SECOND),
 }
+SINGLE = ("exact", "window")  # strategies of one kind of server
+
+
+def kind(name: str) -> str:
+    """Of a server's name."""
+    return name.removesuffix(SECOND)
 
 
 @dataclass(frozen=True)
@@ -105,10 +130,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Measured:
-    """A pool by itself at one length. ``verdict``: against the exact pool's answers on the same prompts."""
+    """A kind of server at one length, one request at a time: medians. ``verdict``: against the exact server's
+    answers on the same prompts.
+    """
 
     pool: str
     context: int
+    ttft_s: float
     e2e_s: float
     right: int
     count: int
@@ -125,8 +153,8 @@ Prompts = dict[int, list[Prompt]]
 @contextmanager
 def pool(name: str, core: int, folder: Path) -> Iterator[int]:
     """A proven vLLM server on one core; its process id. Ended at the end."""
-    argv = [sys.executable, "-m", "servers", "--backend", SERVED[name], "--model", MODEL]
-    argv += ["--kv-cache-gib", "0.5", "--out", str(folder)]
+    argv = [sys.executable, "-m", "servers", "--backend", BACKENDS[kind(name)], "--model", MODEL]
+    argv += ["--kv-cache-gib", "0.5", "--max-model-len", str(LONGEST), "--out", str(folder)]
     env = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": str(core), "OMP_NUM_THREADS": "1"}
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "launcher.log").open("w") as log:
@@ -214,7 +242,8 @@ async def traffic(
 ) -> list[Answer]:
     """All prompts, in order, each once."""
     answers: list[Answer] = []
-    connector = aiohttp.TCPConnector(limit=0)
+    # a server closes idle connections; one that it closes as it is taken again would fail a request
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     timeout = aiohttp.ClientTimeout(total=None)
     start = time.monotonic()
 
@@ -248,7 +277,7 @@ def make_prompts(folder: Path, seed: int, count: int) -> Prompts:
     path = load_model(MODEL).path
     assert path is not None
     files = {length: folder / f"{length}-{seed}.jsonl" for length in LENGTHS}
-    task = TaskConfig(name="retrieve")
+    task = TaskConfig(name="retrieve", params={"depth": DEPTH})
     make_files([
         (PromptRequest(model_path=path, task=task, context_tokens=n, count=count, seed=seed), file)
         for n, file in files.items()
@@ -260,26 +289,27 @@ def make_prompts(folder: Path, seed: int, count: int) -> Prompts:
 
 
 async def calibrate(urls: dict[str, str], prompts: Prompts) -> list[Measured]:
-    """Both pools at once, each on its core, one length after the other."""
-    found: list[Measured] = []
-    for length, each in prompts.items():
-        told = await asyncio.gather(*(
-            traffic(name, 0, each, CALIBRATION_USERS, lambda _, at=(url, name): at)
-            for name, url in urls.items()
-        ))  # fmt: skip
-        by_pool = dict(zip(urls, told, strict=True))
-        found += [
-            Measured(
-                pool=name,
-                context=length,
-                e2e_s=statistics.median(a.e2e_s for a in answers),
-                right=sum(a.right for a in answers),
-                count=len(answers),
-                verdict="" if name == "exact" else verdict(by_pool["exact"], answers),
-            )
-            for name, answers in by_pool.items()
-        ]
-    return found
+    """Each kind on both cores, each server one request at a time, one length after the other."""
+    told: dict[tuple[str, int], list[Answer]] = {}
+    for name in BACKENDS:
+        for length, each in prompts.items():
+            halves = await asyncio.gather(*(
+                traffic(name, 0, each[number::2], 1, lambda _, at=(urls[server], server): at)
+                for number, server in enumerate(USED[name])
+            ))  # fmt: skip
+            told[name, length] = [answer for half in halves for answer in half]
+    return [
+        Measured(
+            pool=name,
+            context=length,
+            ttft_s=statistics.median(a.ttft_s for a in answers),
+            e2e_s=statistics.median(a.e2e_s for a in answers),
+            right=sum(a.right for a in answers),
+            count=len(answers),
+            verdict="" if name == "exact" else verdict(told["exact", length], answers),
+        )
+        for (name, length), answers in told.items()
+    ]
 
 
 def verdict(reference: list[Answer], told: list[Answer]) -> str:
@@ -289,76 +319,148 @@ def verdict(reference: list[Answer], told: list[Answer]) -> str:
     return judge(pairs.count((True, False)), pairs.count((False, True)), len(pairs))
 
 
-def policy_of(measured: list[Measured]) -> Policy:
-    """The quicker pool takes what both may serve, until it is so much more loaded; the exact one the rest.
+def by_place(measured: Sequence[Measured]) -> dict[tuple[str, int], Measured]:
+    return {(each.pool, each.context): each for each in measured}
 
-    A pool may not serve a length where its answers are not shown to be no worse.
+
+def served(measured: Sequence[Measured]) -> list[int]:
+    """The lengths, from the shortest, up to which the window's answers are shown to be no worse."""
+    at = by_place(measured)
+    return list(takewhile(lambda n: at["window", n].verdict == "no worse", LENGTHS))
+
+
+def quicker(measured: Sequence[Measured], length: int) -> str:
+    """Of those that may serve the length."""
+    at = by_place(measured)
+    may = BACKENDS if length in served(measured) else ("exact",)
+    return min(may, key=lambda name: at[name, length].e2e_s)
+
+
+def policy_of(measured: Sequence[Measured]) -> Policy:
+    """At each length the quicker kind, until it is so much more loaded than the other; between two lengths
+    the rules meet at their geometric mean. The window takes nothing beyond where its answers are shown to be
+    no worse.
     """
-    at = {(each.pool, each.context): each for each in measured}
-    lengths = sorted(LENGTHS)
-    served = [n for n in lengths if at["window", n].verdict == "no worse"]
-    longest = max(served, default=0)
-    worse = [at["window", n] for n in lengths if n > longest]
-    bars = [
-        Barred(
-            prompt_tokens=Range(at_least=longest + 1),
-            why=f"its answers are {worse[0].verdict} there: {worse[0].right} of {worse[0].count} right at "
-            f"{worse[0].context} tokens",
-        )
-    ] if worse else []  # fmt: skip
-    rules = []
-    if served:
-        cost = {
-            name: statistics.geometric_mean(at[name, n].e2e_s for n in served) for name in BACKENDS
-        }
-        quick, other = sorted(cost, key=cost.__getitem__)
+    at, lengths = by_place(measured), served(measured)
+    rules = list[Rule]()
+    low: int | None = None
+    for name, group in groupby(lengths, key=lambda n: quicker(measured, n)):
+        own = list(group)
+        (other,) = set(BACKENDS) - {name}
+        ratio = statistics.geometric_mean(at[other, n].e2e_s / at[name, n].e2e_s for n in own)
+        rest = [n for n in lengths if n > own[-1]]
+        high = round(math.sqrt(own[-1] * rest[0])) if rest else own[-1] + 1
         rules.append(
             Rule(
-                name="both-may-serve",
-                pool=quick,
-                when=When(uncached_prompt_tokens=Range(below=longest + 1)),
-                spill={other: round(cost[other] / cost[quick], 3)},
-                measured=Range(at_least=min(served), below=longest + 1),
+                name=f"{name}-from-{low or 0}",
+                pool=name,
+                when=When(uncached_prompt_tokens=Range(at_least=low, below=high)),
+                spill={other: round(ratio, 3)},
+                measured=Range(at_least=own[0], below=own[-1] + 1),
             )
         )
-    return plain_policy("exact", bars, rules)
-
-
-def two_exact() -> Policy:
-    """The less busy one takes a request."""
-    pools = {name: Pool(backend=backend) for name, backend in SERVED.items()}
-    rule = Rule(name="less-busy", pool="exact", spill={SECOND: 1.0})
-    return plain_policy("exact", [], []).model_copy(update={"pools": pools, "rules": [rule]})
-
-
-def plain_policy(default: str, bars: list[Barred], rules: list[Rule]) -> Policy:
+        low = high
+    bars = [bar(at, lengths)]
     pools = {
         name: Pool(backend=backend, barred=bars if name == "window" else [])
         for name, backend in BACKENDS.items()
     }
+    return plain_policy(rules, pools)
+
+
+def bar(at: Mapping[tuple[str, int], Measured], lengths: Sequence[int]) -> Barred:
+    """What the window may not take, and why."""
+    first = next((at["window", n] for n in LENGTHS if n not in lengths), None)
+    why = "its answers were not tested there"
+    if first is not None:
+        why = (
+            f"its answers are {first.verdict} at {first.context} tokens: {first.right} of {first.count} "
+            "right"
+        )
+    return Barred(prompt_tokens=Range(at_least=max(lengths, default=0) + 1), why=why)
+
+
+def both_servers(name: str) -> Policy:
+    """Two servers of a kind: the less busy one takes a request."""
+    rule = Rule(name="less-busy", pool=name, spill={name + SECOND: 1.0})
+    return plain_policy([rule], {each: Pool(backend=BACKENDS[kind(each)]) for each in CORES})
+
+
+def plain_policy(rules: list[Rule], pools: dict[str, Pool]) -> Policy:
     model = PolicyModel(name=MODEL)
-    return Policy(schema=1, objective="e2e", model=model, default=default, pools=pools, rules=rules)
+    return Policy(schema=1, objective="e2e", model=model, default="exact", pools=pools, rules=rules)
 
 
-# --- the comparison -------------------------------------------------------------------------------
+# --- the traffic, and what the policy should gain on it -------------------------------------------
 
 
-def mixed(prompts: Prompts, count: int, seed: int) -> list[Prompt]:
+def shares(measured: Sequence[Measured]) -> dict[int, float]:
+    """Of the requests, by length: so many that both kinds have as much to do, each with those that it is
+    quicker at, and as much at each of its lengths.
+    """
+    at = by_place(measured)
+    best = {n: quicker(measured, n) for n in LENGTHS}
+    counts = Counter(best.values())
+    weights = {n: 1 / (counts[name] * at[name, n].e2e_s) for n, name in best.items()}
+    return {n: weight / sum(weights.values()) for n, weight in weights.items()}
+
+
+def requests_a_round(measured: Sequence[Measured]) -> int:
+    """So that two servers, each with the lengths that it is quicker at, take about ROUND_S."""
+    at = by_place(measured)
+    mean_s = sum(share * at[quicker(measured, n), n].e2e_s for n, share in shares(measured).items())
+    return max(USERS * 4, round(2 * ROUND_S / mean_s))
+
+
+def mixed(prompts: Prompts, of: Mapping[int, float], count: int, seed: int) -> list[Prompt]:
     """The same traffic for all strategies of a round."""
     rng = random.Random(seed)
-    lengths = rng.choices(list(LENGTHS), weights=list(LENGTHS.values()), k=count)
+    lengths = [n for n, share in of.items() for _ in range(round(share * count))]
+    rng.shuffle(lengths)
     return [rng.choice(prompts[length]) for length in lengths]
 
 
-def requests_a_round(measured: list[Measured]) -> int:
-    """So that the exact pool alone takes about EXACT_ALONE_S."""
-    mean_s = sum(
-        share * each.e2e_s / CALIBRATION_USERS
-        for length, share in LENGTHS.items()
-        for each in measured
-        if (each.pool, each.context) == ("exact", length)
+def expected(made: Policy, measured: Sequence[Measured]) -> list[Fresh]:
+    """The trial of `greenbench policy`, on the measured times and this traffic: its gain over two servers of
+    whichever kind does best alone.
+    """
+    tokens = 16  # of an answer of the task
+
+    def curves(name: str) -> Curves:
+        own = [each for each in measured if each.pool == name]
+        ttft = grid({(1.0, each.context): each.ttft_s for each in own})
+        tpot = grid(
+            {(1.0, each.context): (each.e2e_s - each.ttft_s) / (tokens - 1) for each in own}
+        )
+        assert ttft is not None and tpot is not None, "every kind is measured"
+        return Curves(ttft, tpot, None)
+
+    of = shares(measured)
+    lengths = np.repeat(list(of), [round(1000 * share) for share in of.values()])
+    fold = Fold(made, {name: curves(name) for name in BACKENDS})
+    return every(Course(fold, 2, "e2e", SloConfig(), lengths, tokens), 1)
+
+
+def told_before(found: Sequence[Fresh]) -> str:
+    """What was to be expected, before the servers were compared."""
+    last = found[-1]
+    gain = statistics.fmean(last.gains)
+    how = f"{last.won} of {len(last.gains)} simulated traces of {REQUESTS} requests ({last.busy:.0%} busy)"
+    if last.shown:
+        each = ", ".join(f"{f.won} of {len(f.gains)} at {f.busy:.0%} busy" for f in found)
+        return (
+            f"Before the comparison, by the trial of greenbench policy on the measured times: it pays; it "
+            f"is at least as good as two servers of the better kind in {each} (simulated traces of "
+            f"{REQUESTS} requests)."
+        )
+    return (
+        "Before the comparison, by the trial of greenbench policy on the measured times: no policy. It is "
+        f"at least as good as two servers of the better kind in {how}, its mean gain there is {gain:+.1%}, "
+        f"and {SHARE:.0%} must be shown."
     )
-    return max(USERS * 4, round(EXACT_ALONE_S / mean_s))
+
+
+# --- the comparison -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -412,17 +514,18 @@ def taken_by_others(homes: list[Home], gateway_pid: int) -> list[float]:
 
 
 async def compare(
-    folder: Path, servers: Servers, made: Policy, prompts: Prompts, count: int, rounds: int
+    folder: Path,
+    servers: Servers,
+    made: Policy,
+    prompts: Prompts,
+    of: Mapping[int, float],
+    count: int,
+    rounds: int,
 ) -> tuple[list[Answer], list[Turn]]:
-    policies = {
-        "exact": plain_policy("exact", [], []),
-        "window": plain_policy("window", [], []),
-        "policy": made,
-        "two": two_exact(),
-    }
+    policies = {name: both_servers(name) for name in SINGLE} | {"policy": made}
     answers, turns = list[Answer](), list[Turn]()
     for number in range(1, rounds + 1):
-        work = mixed(prompts, count, number)
+        work = mixed(prompts, of, count, number)
         for strategy in random.Random(number).sample(list(STRATEGIES), len(STRATEGIES)):
             if strategy in policies:
                 (folder / "policy.yaml").write_text(dump_policy(policies[strategy]))
@@ -439,6 +542,7 @@ async def compare(
             others = max(now - then for now, then in zip(after, before, strict=True)) / took_s
             others = max(0.0, others)
             turns.append(Turn(strategy, number, took_s, others))
+            (folder / "answers.json").write_text(json.dumps([asdict(a) for a in answers]))
             say(
                 f"round {number}, {STRATEGIES[strategy]}: {took_s:.0f} s, others {others:.0%} of a core"
             )
@@ -519,63 +623,83 @@ def quantile(values: list[float], share: float) -> float:
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else math.nan
 
 
-def sentences(rows: dict[str, Row], turns: list[Turn]) -> list[str]:
-    """What came out, whatever it is."""
+def sentences(
+    rows: dict[str, Row], turns: list[Turn], measured: Sequence[Measured], found: Sequence[Fresh]
+) -> list[str]:
+    """What came out, whatever it is; first whether the policy is better than the best single kind."""
     most = max(turn.others for turn in turns)
     doubt = [
-        f"Other programs took up to {100 * most:.0f} % of a serving core in a turn: rates and TTFT are in "
-        "doubt. Answers are not."
+        f"Other programs took up to {100 * most:.0f} % of a serving core in a turn (what its server left "
+        "idle, or more): rates and TTFT are in doubt. Answers are not."
     ]
-    by, exact, window, at_random, two = (
-        rows[n] for n in ("policy", "exact", "window", "random", "two")
+    by = rows["policy"]
+    best = max((rows[name] for name in SINGLE), key=lambda each: each.rate)
+    others = [each for each in rows.values() if each not in (by, best)]
+    return [
+        f"{paid(best, ratios(by, best))} The policy served {by.rate:.2f} requests/s, {best.words} "
+        f"{best.rate:.2f}: {over(by, best)}.",
+        told_before(found),
+        told_alone(measured),
+        *(doubt if most > BUSY else []),
+        "The others: "
+        + "; ".join(
+            f"{each.words} {each.rate:.2f} requests/s, of which the policy has {over(by, each)}"
+            for each in others
+        )
+        + ".",
+        "Right answers: "
+        + "; ".join(f"{r.words} {r.right[0][0]} of {r.right[0][1]}" for r in rows.values())
+        + ".",
+        "TTFT p50 and p95, and E2E p50: "
+        + "; ".join(
+            f"{r.words} {1e3 * r.ttft_p50[0]:.0f} and {1e3 * r.ttft_p95[0]:.0f} ms, {r.e2e_p50:.2f} s"
+            for r in rows.values()
+        )
+        + ".",
+    ]
+
+
+def told_alone(measured: Sequence[Measured]) -> str:
+    at = by_place(measured)
+    each = [
+        f"{at['exact', n].e2e_s / at['window', n].e2e_s:.2f} at {n:,} tokens ({quicker(measured, n)} serves)"
+        for n in LENGTHS
+    ]
+    return (
+        f"E2E of an exact server over a window server's, one request at a time: {', '.join(each)}."
     )
 
-    def share(each: Row) -> str:
-        return f"{each.right[0][0]} of {each.right[0][1]} answers right"
 
-    def ratios_to(other: Row) -> list[float]:
-        return [a / b for a, b in zip(by.rates, other.rates, strict=True)]
-
-    def over(other: Row) -> str:
-        ratios = ratios_to(other)
-        each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        return f"{statistics.fmean(ratios):.2f} times the throughput ({each} in the rounds)"
-
-    def ttft(of: str) -> str:
-        return ", ".join(
-            f"{1e3 * getattr(each, of)[0]:.0f} ms {how}"
-            for each, how in (
-                (by, "by the policy"),
-                (two, "with two exact pools"),
-                (exact, "with the exact pool alone"),
-                (window, "with the window pool alone"),
-                (at_random, "at random"),
-            )
-        )
-
-    return (doubt if most > BUSY else []) + [
-        f"By the policy: {by.rate:.2f} requests/s, {share(by)}. The exact pool alone: {exact.rate:.2f} "
-        f"requests/s, {share(exact)}. The policy has {over(exact)}, with two cores in place of one.",
-        f"Two exact pools, as many servers as the policy has: {two.rate:.2f} requests/s, {share(two)}. "
-        f"The policy has {over(two)}. {paid(ratios_to(two))}",
-        f"The window pool alone: {window.rate:.2f} requests/s, {share(window)}. A random pool: "
-        f"{at_random.rate:.2f} requests/s, {share(at_random)}.",
-        f"TTFT p50: {ttft('ttft_p50')}. p95: {ttft('ttft_p95')}.",
-    ]
+def ratios(one: Row, other: Row) -> list[float]:
+    """Of the rates, a round."""
+    return [a / b for a, b in zip(one.rates, other.rates, strict=True)]
 
 
-def paid(ratios: list[float]) -> str:
-    """Whether the second server was worth more than another exact one, by the ratio in each round."""
-    if min(ratios) > 1:
-        return "So the window pool paid for its server in these rounds."
-    if max(ratios) < 1:
-        return "So the window pool did not pay for its server: a second exact one serves more."
-    return "So whether the window pool pays for its server is not shown: the rounds disagree."
+def over(one: Row, other: Row) -> str:
+    each = ratios(one, other)
+    rounds = f" ({', '.join(f'{r:.2f}' for r in each)} in the rounds)" if len(each) > 1 else ""
+    return f"{statistics.fmean(each):.2f} times{rounds}"
+
+
+def paid(best: Row, each: Sequence[float]) -> str:
+    """Whether one server of each kind served more than two of the better one, by the ratio in each round."""
+    if len(each) == 1:
+        more = "served more" if each[0] > 1 else "did not serve more"
+        return f"One round shows little: in it the policy {more} than {best.words}, the best single kind."
+    if min(each) > 1:
+        return f"In these {len(each)} rounds the policy served more than {best.words}, the best single kind."
+    if max(each) < 1:
+        return f"The policy did not pay: {best.words}, the best single kind, served more in each round."
+    return (
+        f"Whether the policy pays is not shown: against {best.words}, the best single kind, the rounds "
+        "disagree."
+    )
 
 
 def page(
     made: Policy,
     measured: list[Measured],
+    found: Sequence[Fresh],
     answers: list[Answer],
     turns: list[Turn],
     facts: dict[str, str],
@@ -587,12 +711,13 @@ def page(
     template = document.environment(Path(__file__).parent).get_template("demo_policy.html.j2")
     return template.render(
         **document.frame(None, document.TEXT),
-        title="Does a policy pay? Two pools behind the gateway",
-        sentences=sentences(rows, turns),
+        title="Does a policy pay? Two servers behind the gateway",
+        sentences=sentences(rows, turns, measured, found),
         turns=turns,
         words=STRATEGIES,
         rows=list(rows.values()),
-        lengths=list(LENGTHS),
+        lengths=LENGTHS,
+        depth=DEPTH,
         measured=measured,
         policy_yaml=dump_policy(made),
         timeline=last,
@@ -616,42 +741,43 @@ def run(options: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         homes = {
-            name: Home(core, stack.enter_context(pool(name, core, out / name)))
-            for name, core in zip(SERVED, (cores[0], cores[1], cores[1]), strict=True)
+            name: Home(cores[at], stack.enter_context(pool(name, cores[at], out / name)))
+            for name, at in CORES.items()
         }
-        say("starting three vLLM servers on two cores, of which two serve at a time (two minutes)")
+        say("starting four vLLM servers on two cores, of which two serve at a time (two minutes)")
         asked = make_prompts(out / "prompts", 1, CALIBRATION_PROMPTS)
         traffic_prompts = make_prompts(out / "prompts", 2, TRAFFIC_PROMPTS)
-        urls = {name: address(out / name) for name in SERVED}
-        say(f"ready after {time.monotonic() - begun:.0f} s; measuring each pool by itself")
-        measured = asyncio.run(calibrate({name: urls[name] for name in BACKENDS}, asked))
+        urls = {name: address(out / name) for name in CORES}
+        say(f"ready after {time.monotonic() - begun:.0f} s; measuring each kind by itself")
+        measured = asyncio.run(calibrate(urls, asked))
         for each in measured:
             say(
                 f"  {each.pool} at {each.context}: {each.e2e_s:.2f} s, {each.right} of {each.count} right"
                 f"{f' ({each.verdict})' if each.verdict else ''}"
             )
-        made = policy_of(measured)
-        (out / "policy.yaml").write_text(dump_policy(two_exact()))  # it names every pool
+        made, of = policy_of(measured), shares(measured)
+        found = expected(made, measured)
+        say(told_before(found))
+        (out / "policy.yaml").write_text(dump_policy(both_servers("exact")))  # it names every pool
         count = options.requests or requests_a_round(measured)
         say(f"{count} requests a round, {options.rounds} rounds")
         url, pid = stack.enter_context(gateway(out, urls))
         servers = Servers(urls, homes, url, pid)
         answers, turns = asyncio.run(
-            compare(out, servers, made, traffic_prompts, count, options.rounds)
+            compare(out, servers, made, traffic_prompts, of, count, options.rounds)
         )
         (out / "policy.yaml").write_text(dump_policy(made))
     facts = {
         "model": MODEL,
-        "pools": "; ".join(
-            f"{name}: {SERVED[name]}, core {home.core}" for name, home in homes.items()
+        "servers": "; ".join(
+            f"{name}: {BACKENDS[kind(name)]}, core {home.core}" for name, home in homes.items()
         ),
-        "traffic": ", ".join(f"{100 * s:.0f} % of {n} tokens" for n, s in LENGTHS.items()),
+        "traffic": ", ".join(f"{share:.0%} of {n:,} tokens" for n, share in of.items()),
         "load": f"closed loop, {USERS} users, {count} requests a round, {options.rounds} rounds",
         "took": f"{(time.monotonic() - begun) / 60:.1f} minutes",
     }
-    (out / "index.html").write_text(page(made, measured, answers, turns, facts))
-    (out / "answers.json").write_text(json.dumps([asdict(a) for a in answers]))
-    for sentence in sentences({s: row(s, answers) for s in STRATEGIES}, turns):
+    (out / "index.html").write_text(page(made, measured, found, answers, turns, facts))
+    for sentence in sentences({s: row(s, answers) for s in STRATEGIES}, turns, measured, found):
         say(sentence)
     say(f"{out / 'index.html'} ({facts['took']})")
     return 0
@@ -662,7 +788,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/demo-policy"))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument(
-        "--requests", type=int, help="a round; default: by how fast the exact pool is"
+        "--requests", type=int, help="a round; default: by how fast the servers are"
     )
     options = parser.parse_args()
     return exit_on_user_error(lambda: run(options))

@@ -1,7 +1,7 @@
 """How often `greenbench policy` finds a policy between equal candidates, and between ones that cross.
 
 python scripts/policy_rates.py [--sweeps 100] [--only equal] [--objectives ttft,e2e]
-python scripts/policy_rates.py --traces 1000 [--requests 300] [--pair "at 8k"] [--lengths 1] [--regret 50]
+python scripts/policy_rates.py --traces 1000 [--requests 500] [--pair "at 8k"] [--lengths 1] [--regret 50]
 
 Equal candidates are those of tests/outside/rates.py. ``--traces``: policies of two candidates whose curves
 are known (PAIRS), against traces drawn anew. Prints Markdown tables for docs/policy.md.
@@ -22,8 +22,9 @@ from analysis.study import study
 from greenbench.contract.errors import UserError
 from planning.evidence import OBJECTIVE, evidence_of, gather
 from planning.fit import policy_of
+from planning.fresh import REQUESTS, Course
 from planning.playing import Fold, play
-from planning.requests import Traffic, generated
+from planning.requests import generated
 from planning.score import WHO
 from tests.outside.generator import Point, Power, write
 from tests.outside.playing import Load, Pace, Phases
@@ -36,6 +37,7 @@ from tests.planning.sweeps import points as crossing_points
 NAMED = {scenario.name: scenario for scenario in SCENARIOS}
 EQUAL = ("equal, 3 starts", "equal, 5 starts")
 CONTEXTS = (2048, 8192, 32768)
+SEEDS_FROM = 1_000_000  # of traces that no policy was tried on
 
 
 @dataclass(frozen=True)
@@ -128,33 +130,33 @@ def against_known_curves(pair: Pair, traces: int, count: int, recorded: int, reg
     """Wins over the best single pool by how busy the servers are; regret over the first ``regret`` traces.
 
     Traces are resampled: lengths with replacement from one recorded set, of seed ``recorded``, arrivals anew.
+    Rules that `greenbench policy` refuses after its fresh traces are played all the same, and marked.
     """
     ends = min(pair.contexts), max(pair.contexts)
     lengths = generated(5_000, 1.0, ends, TOKENS, recorded).prompt_tokens
-    alone_s = float(np.mean([pair.alpha.e2e_s(tokens) for tokens in lengths]))
     known = {name: truth(cost) for name, cost in pair.costs.items()}
     with tempfile.TemporaryDirectory(prefix="policy-") as folder:
         made = crossing_points(pair.costs, pair.contexts)
-        policy = policy_of(gather(written(Path(folder), made), "e2e"))
-    if policy is None or not policy.decided:
+        evidence = gather(written(Path(folder), made), "e2e")
+        emitted, policy = policy_of(evidence), policy_of(evidence, on_fresh=False)
+    if emitted is None or policy is None or not policy.decided:
         print(f"| {pair.name} | no policy |{' |' * (len(WHO) + 2)}", flush=True)
         return
+    name = pair.name if emitted.decided else f"{pair.name}: no policy, these rules are refused"
+    course = Course(Fold(policy, known), 2, "e2e", policy.slo, lengths, TOKENS)
     for busy in (0.3, 0.5, 0.7):
         sums, gains = dict.fromkeys(WHO, 0.0), list[float]()
-        for seed in range(traces):
-            rng = np.random.default_rng([seed, round(100 * busy)])
-            at = np.cumsum(rng.exponential(alone_s / busy / 2, count))
-            picked = rng.choice(lengths, count)
-            traffic = Traffic(at - at[0], picked, np.full(count, TOKENS), "resampled")
-            whom = WHO if seed < regret else ("policy", "best single")
-            done = play(Fold(policy, known), traffic, 2, "e2e", policy.slo, seed, whom)
-            means = {who: float(np.mean(done[who][0].e2e_s)) for who in whom}
-            sums |= {who: sums[who] + means[who] for who in whom if seed < regret}
-            gains.append(means["best single"] / means["policy"] - 1)
+        for seed in range(SEEDS_FROM, SEEDS_FROM + traces):
+            traffic = course.trace(busy, count, seed)
+            gains.append(course.gain(traffic, seed))
+            if seed < SEEDS_FROM + regret:
+                done = play(course.fold, traffic, 2, "e2e", policy.slo, seed)
+                sums |= {who: sums[who] + float(np.mean(done[who][0].e2e_s)) for who in WHO}
         over = [f"{sums[who] / sums['oracle'] - 1:+.1%}" if regret else "" for who in WHO]
         won = Rate(sum(gain >= 0 for gain in gains), traces).words()
         gained = f"{np.mean(gains):.1%} ± {np.std(gains):.1%}"
-        print(f"| {pair.name} | {busy:.0%} | {' | '.join(over)} | {gained} | {won} |", flush=True)
+        print(f"| {name} | {busy:.0%} | {' | '.join(over)} | {gained} | {won} |", flush=True)
+    print(f"\n{emitted.said[0] if not emitted.decided else emitted.said[-1]}\n", file=sys.stderr)
 
 
 def main() -> int:
@@ -163,7 +165,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--objectives", default=",".join(OBJECTIVE))
     parser.add_argument("--traces", type=int, help="regret over so many traces, and no sweeps")
-    parser.add_argument("--requests", type=int, default=300, help="of a trace; default 300")
+    parser.add_argument(
+        "--requests", type=int, default=REQUESTS, help=f"of a trace; default {REQUESTS}"
+    )
     parser.add_argument("--pair", default="", help="with --traces: only the pair of this name")
     parser.add_argument("--lengths", type=int, default=1, help="seed of the recorded lengths")
     parser.add_argument("--regret", type=int, default=50, help="traces that all routers play")

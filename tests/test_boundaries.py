@@ -32,7 +32,8 @@ FLOORS = {
     ),
     "planning": (
         "__init__", "evidence", "regions", "sentences", "policy", "curves", "requests", "simulate", "routers",
-        "score", "playing", "fit", "replay", "told", "export", "batches", "forward", "step_time", "simulator",
+         "score", "playing", "fresh", "fit", "replay", "told", "export", "batches", "forward", "step_time",
+         "simulator",
         "front", "closed_loop", "demand", "prometheus", "candidates", "capacity", "held_out", "baselines",
         "back_test", "plan", "plan_told", "plan_page", "__main__",
     ),

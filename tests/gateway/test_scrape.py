@@ -41,6 +41,13 @@ def test_it_reads_what_the_library_reads() -> None:
         assert told.waiting == by_the_library(text, "vllm:num_requests_waiting")
 
 
+def test_the_name_of_older_servers_is_read_too() -> None:
+    older = page({"usage": 0.25, "blocks": 100}).replace("kv_cache_usage", "gpu_cache_usage")
+    assert read_metrics(older.encode()).free_kv_tokens == 1200
+    both = older + page({"usage": 0.25, "blocks": 100})
+    assert read_metrics(both.encode()).free_kv_tokens == 2400  # 0.75 of two engines
+
+
 def test_tokens_are_blocks_times_their_size_or_as_told() -> None:
     told = read_metrics(page({"usage": 0.25}, {"usage": 0.75}).encode())
     assert told.total_kv_tokens == 2 * 64 * 16

@@ -91,6 +91,11 @@ def test_what_a_router_cannot_be_told_is_named() -> None:
         assert "(spill)" in said and "dead band of 1.1" in said and "uncached" in said
 
 
+def test_llm_d_cannot_be_told_the_tokens_of_a_text_nor_who_takes_over() -> None:
+    said = " ".join(llm_d(TWO).cannot)
+    assert "a quarter of its bytes" in said and "who takes over from a pool that is down" in said
+
+
 def test_production_stack_has_a_model_a_pool() -> None:
     config = yaml.safe_load(production_stack(TWO).text)
     assert config["static_models"]["m-long"]["static_backends"] == ["http://b:1"]

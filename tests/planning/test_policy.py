@@ -28,7 +28,8 @@ def studied(root: Path, slo: SloConfig | None) -> Study:
 
 
 def made(root: Path, objective: PolicyObjective = "e2e", slo: SloConfig | None = None) -> Policy:
-    found = policy_of(evidence_of(studied(root, slo), objective, slo))
+    """As `greenbench policy` makes it but for the fresh traces, of which test_fresh.py is."""
+    found = policy_of(evidence_of(studied(root, slo), objective, slo), on_fresh=False)
     assert found is not None
     return found
 

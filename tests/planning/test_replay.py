@@ -28,7 +28,7 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
 
 @pytest.fixture(scope="module")
 def policy(evidence: Evidence) -> Policy:
-    made = policy_of(evidence)
+    made = policy_of(evidence, on_fresh=False)
     assert made is not None and made.decided
     return made
 
