@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.archive import archive, folder_bytes
+from analysis.compare.crossover_fit import MIN_STARTS
 from analysis.report.document import Library, plotly
 from analysis.report.formats import DASH, significant
 from analysis.report.page import write_report
@@ -209,19 +210,25 @@ def copies(results: Results) -> str:
 
 
 def crossovers(results: Results) -> str:
-    lines = [
-        [
-            crossing.model,
-            crossing.objective.title,
-            f"`{crossing.a}`, `{crossing.b}`",
-            ", ".join(f"{context:,}" for context in crossing.contexts),
-            crossing.found.sentence,
-        ]
-        for whole in results.studies.values()
-        for crossing in whole.crossings
-        if len(crossing.contexts) > 2
-    ]
-    return table("model | figure | candidates | contexts | found", lines)
+    """Of each pair the figures by which the same was found; what indicative means is said once."""
+    figures: dict[tuple[str, ...], list[str]] = {}
+    for whole in results.studies.values():
+        for crossing in whole.crossings:
+            if len(crossing.contexts) > 2:
+                found = crossing.found
+                row = (
+                    crossing.model,
+                    str(crossing.scenarios[0].device.cores),
+                    f"`{crossing.a}`, `{crossing.b}`",
+                    ", ".join(f"{context:,}" for context in crossing.contexts),
+                    found.verdict if found.verdict == "indicative" else found.sentence,
+                )
+                figures.setdefault(row, []).append(crossing.objective.title)
+    lines = [[*row[:-1], ", ".join(names), row[-1]] for row, names in figures.items()]
+    return (
+        f"*indicative*: fewer than {MIN_STARTS} starts of each, nothing is claimed between the contexts.\n\n"
+        + table("model | > CPU cores | candidates | contexts | figures | found", lines)
+    )
 
 
 def answers(results: Results) -> str:
