@@ -28,6 +28,7 @@ from tests.fakes.waiting import HUNG_S, wait_until
 pytestmark = pytest.mark.e2e
 CONTEXTS, USERS, MEASURE_S = (256, 288, 320, 352), 2, 8.0
 GREENBENCH = [sys.executable, "-c", "from greenbench.cli import main; main()"]
+LIMIT_S = 4 * HUNG_S  # of a sweep: it boots nothing
 TRIES = 4  # what a busy machine makes invalid is measured again
 LOADER, RECORDER = "locust", "telemetry"
 UNWRITTEN = 2 * USERS  # of a killed load generator: on the way, and over since its last tick
@@ -36,17 +37,17 @@ UNWRITTEN = 2 * USERS  # of a killed load generator: on the way, and over since 
 class Sweep:
     """A sweep against the golden server; all that it starts bears ``mark``."""
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self.out, self.mark = folder / "out", uuid.uuid4().hex
         self._file = folder / "chaos.yaml"
+
+    def begin(self, url: str) -> "subprocess.Popen[str]":
         self._file.write_text(json.dumps({
             "name": "chaos", "models": ["retriever"], "backends": ["sdpa"], "contexts": CONTEXTS,
             "tasks": [{"name": "retrieve", "output_tokens": 8}], "loads": [{"users": USERS}],
             "prompts_per_point": 4, "server": {"base_url": url},
             "phases": {"warmup_s": 0, "measure_s": MEASURE_S, "drain_s": 5},
         }))  # fmt: skip
-
-    def begin(self) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [*GREENBENCH, "run", str(self._file), "--out", str(self.out)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -54,22 +55,17 @@ class Sweep:
         )  # fmt: skip
 
     def until_measuring(self, process: "subprocess.Popen[str]", known: set[str]) -> set[str]:
-        """Wait for a point beyond ``known`` to be measured; all runs that there are then."""
+        """Wait for a point beyond ``known`` that has answers; all runs that have some then."""
 
-        def measuring() -> set[str]:
+        def answered() -> set[str]:
             assert process.poll() is None, process.communicate()[0]
-            return {
-                run.path.name for run in list_runs(self.out) if "measure_start" in marks(run)
-            } - known
+            return {run.path.name for run in list_runs(self.out) if rows_of(run)} - known
 
-        return known | wait_until(measuring, "a further point that is measured")
+        return known | wait_until(answered, "a further point that is measured", every_s=0.2)
 
 
-def marks(run: RunDir) -> dict[str, int]:
-    """Of events.jsonl: name and monotonic ns, the last of each name."""
-    if not run.events_path.exists():
-        return {}
-    return {mark["name"]: mark["mono_ns"] for mark in read_jsonl(run.events_path)}
+def rows_of(run: RunDir) -> list[dict[str, Any]]:
+    return [row for path in run.requests_dir.glob("*.jsonl") for row in read_jsonl(path)]
 
 
 def kill_child(process: "subprocess.Popen[str]", stage: str) -> None:
@@ -86,41 +82,38 @@ def place(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[Sweep, list[Seen], list[str]]]:
     """The sweep when it is whole, all requests that came to a server, and what the tries said."""
+    sweep = Sweep(tmp_path_factory.mktemp("chaos"))
+    try:
+        yield sweep, *through_all(sweep)
+    finally:
+        for left in marked(sweep.mark):
+            with suppress(psutil.Error):
+                left.kill()
+
+
+def through_all(sweep: Sweep) -> tuple[list[Seen], list[str]]:
     answer = well_behaved(0.2, 0.03)
-    folder = tmp_path_factory.mktemp("chaos")
     first = GoldenServer(answer)
     with first:
-        sweep = Sweep(folder, first.url)
-        process = sweep.begin()
-        try:
-            known = sweep.until_measuring(process, set())
-            kill_child(process, RECORDER)
-            known = sweep.until_measuring(process, known)
-            kill_child(process, LOADER)
-            known = sweep.until_measuring(process, known)
-            process.kill()
-            said = [process.communicate()[0]]
-            process = sweep.begin()
-            sweep.until_measuring(process, known)
-        except BaseException:
-            process.kill()
-            raise
-    said.append(process.communicate(timeout=HUNG_S)[0])  # its server is gone
+        process = sweep.begin(first.url)
+        known = sweep.until_measuring(process, set())
+        kill_child(process, RECORDER)
+        known = sweep.until_measuring(process, known)
+        kill_child(process, LOADER)
+        known = sweep.until_measuring(process, known)
+        process.kill()
+        said = [process.communicate()[0]]
+        process = sweep.begin(first.url)
+        sweep.until_measuring(process, known)
+    said.append(process.communicate(timeout=LIMIT_S)[0])  # its server is gone
     second = GoldenServer(answer, port=int(first.url.rpartition(":")[2]))
     with second:
         for _ in range(TRIES):
-            process = sweep.begin()
-            said.append(process.communicate(timeout=HUNG_S)[0])
+            process = sweep.begin(second.url)
+            said.append(process.communicate(timeout=LIMIT_S)[0])
             if process.returncode == 0:
                 break
-    yield sweep, [*first.seen, *second.seen], said
-    for left in marked(sweep.mark):
-        with suppress(psutil.Error):
-            left.kill()
-
-
-def rows_of(run: RunDir) -> list[dict[str, Any]]:
-    return [row for path in run.requests_dir.glob("*.jsonl") for row in read_jsonl(path)]
+    return [*first.seen, *second.seen], said
 
 
 def test_each_fault_is_a_sentence_and_its_point_no_result(
