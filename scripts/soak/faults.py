@@ -25,8 +25,8 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """``at_s`` after the soak's start. ``for_s``: how long a cut or a full disk lasts; after a kill, until it is
-    first looked whether all is back.
+    """``at_s`` after the soak's start. ``for_s``: how long a cut or a full disk lasts; after a kill, until
+    it is first looked whether all is back.
     """
 
     kind: Kind
