@@ -127,7 +127,8 @@ def noise_words(difference: Difference) -> str:
     if floor is not None:
         return f"equal arms differ by {formats.percent(floor - 1)} (A/A)"
     if arms is not None:
-        return f"one pair of equal arms differs by {formats.percent(arms - 1)} (A/A), too few for a noise floor"
+        apart = formats.percent(arms - 1)
+        return f"one pair of equal arms differs by {apart} (A/A), too few for a noise floor"
     return "A/A noise not measured"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -138,6 +139,8 @@ def test_a_quarter_of_a_minute_with_the_tests_server(tmp_path: Path) -> None:
     assert said["holds"] and said["faults"]
     page = (out / "soak.html").read_text()
     check_closed(page)
+    drawn = re.findall(r'points="([^"]*)"', page)
+    assert drawn and all(re.fullmatch(r"([\d.]+,-?[\d.]+ )+", points) for points in drawn)
     assert all(f'<th scope="row">{fault["kind"]}</th>' in page for fault in said["faults"])
     runs = out / "runs" if (out / "runs").is_dir() else out / "disk"
     ids = [

@@ -1,4 +1,4 @@
-"""A reply is freed when it has been read, not when a collector of cycles comes by: a session makes that rare."""
+"""A reply is freed when it has been read, not when a collector of cycles comes by: that is rare here."""
 
 import gc
 from collections.abc import Callable, Iterator
