@@ -11,7 +11,8 @@ RUNS ?= runs/demo
 POLICY ?= policy.yaml
 POOLS ?= pools.yaml
 BACKENDS ?= sdpa,sink_window
-LONG := tests/deploy/test_commands_e2e.py tests/deploy/test_sweep_e2e.py tests/greenbench/sweep/test_long_answers_e2e.py \
+LONG := tests/deploy/test_commands_e2e.py tests/deploy/test_sweep_e2e.py tests/greenbench/sweep/test_chaos_e2e.py \
+	tests/greenbench/sweep/test_long_answers_e2e.py \
 	tests/analysis/bottleneck/test_classify_e2e.py tests/servers/plugins/test_plugins_e2e.py tests/test_wheel_e2e.py
 MINUTES ?= 60
 export VLLM_PYTHON

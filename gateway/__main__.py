@@ -40,9 +40,14 @@ def serve(argv: list[str] | None) -> int:
         file=sys.stderr,
         flush=True,
     )
-    # uvicorn ends at it, and then raises it once more
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    server(app).run(sockets=[listener])
+    running = server(app)
+
+    def end(*_: object) -> None:
+        """Of one that comes before uvicorn has its own handler; uvicorn raises its own again at the end."""
+        running.should_exit = True
+
+    signal.signal(signal.SIGTERM, end)
+    running.run(sockets=[listener])
     return 0
 
 

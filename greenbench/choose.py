@@ -117,20 +117,21 @@ def plan_choice(wish: Wish, gpus: bool, say: Callable[[str], None]) -> SweepConf
     say(f"candidates: {', '.join(choice.label for choice in chosen)}; contexts: "
         f"{', '.join(f'{context:,}' for context in contexts)} tokens")  # fmt: skip
     tasks = machine.random_tasks if model.weights == "random" else machine.tasks
-    return SweepConfig(
-        name=f"choose-{slug(model.name)}",
-        models=[wish.model],
-        backends=[*chosen],
-        repeats=REPEATS,
-        contexts=[*contexts],
-        tasks=[*tasks],  # type: ignore[list-item]  (pydantic reads them)
-        loads=[{"kind": "closed", "users": wish.users or machine.users}],  # type: ignore[list-item]
-        objective=wish.objective,
-        prompts_per_point=ANSWERS,
-        server=server.model_copy(update={"execution": common_execution(chosen, rows, gpus)}),
-        phases=machine.phases,  # type: ignore[arg-type]
-        slo=wish.slo,
-    )
+    wanted = {
+        "name": f"choose-{slug(model.name)}",
+        "models": [wish.model],
+        "backends": [*chosen],
+        "repeats": REPEATS,
+        "contexts": [*contexts],
+        "tasks": [*tasks],
+        "loads": [{"kind": "closed", "users": wish.users or machine.users}],
+        "objective": wish.objective,
+        "prompts_per_point": ANSWERS,
+        "server": server.model_copy(update={"execution": common_execution(chosen, rows, gpus)}),
+        "phases": machine.phases,
+        "slo": wish.slo,
+    }
+    return parse(SweepConfig, wanted, "choose")
 
 
 def _plans(

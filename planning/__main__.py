@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from planning.evidence import Evidence
     from planning.requests import Traffic
 
+HARDWARE = "card, or the host's CPU, where runs are of several"
 OBJECTIVES = ("ttft", "tpot", "e2e", "energy", "capacity")
 MOST_REQUESTS = 2_000  # of a trace, unless a person asks for more
 SETTINGS = """
@@ -62,7 +63,7 @@ def fit(args: argparse.Namespace) -> int:
     out: Path = args.out
     if out.is_dir():
         raise UserError(f"{out}: is a folder; --out wants a file, such as {out}/policy.yaml")
-    made = policy_of(gather(args.runs, args.objective, slo, args.allow_unjudged))
+    made = policy_of(gather(args.runs, args.objective, slo, args.allow_unjudged, args.hardware))
     if made is None:
         raise UserError(
             f"{args.runs}: no candidate may serve any measured length; `greenbench report` says why"
@@ -84,7 +85,7 @@ def replay(args: argparse.Namespace) -> int:
     runs: Path = args.runs or _runs_of(policy, args.policy)
     bounded = any(limit is not None for limit in policy.slo.model_dump().values())
     slo = policy.slo if bounded else None
-    evidence = gather(runs, policy.objective, slo, policy.allow_unjudged)
+    evidence = gather(runs, policy.objective, slo, policy.allow_unjudged, args.hardware)
     traffic = _traffic(args, policy, evidence)
     found = play(policy, evidence, traffic, args.seed)
     if args.json:
@@ -264,6 +265,7 @@ def add_fit(commands: Any) -> None:
     made.add_argument("--objective", choices=OBJECTIVES, default="e2e", help="default: e2e")
     made.add_argument("--slo", metavar="BOUNDS", help="as ttft=2,tpot=50ms")
     made.add_argument(ALLOW_UNJUDGED, action="store_true", help="see below")
+    made.add_argument("--hardware", metavar="NAME", help=HARDWARE)
     made.add_argument("--out", type=Path, metavar="FILE", default=Path("policy.yaml"))
 
 
@@ -297,6 +299,7 @@ def add_replay(commands: Any) -> None:
     made.add_argument("--output", type=COUNT, help="generated tokens out; default: as measured")
     made.add_argument("--seed", type=int, default=7)
     made.add_argument("--runs", type=Path, help="the truth; default: what the policy was made of")
+    made.add_argument("--hardware", metavar="NAME", help=HARDWARE)
     made.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
 
 
@@ -322,7 +325,7 @@ def add_plan(commands: Any) -> None:
     )
     made.add_argument("--window", default="1h", help="of the busiest stretch, with prometheus=URL")
     made.add_argument("--slo", metavar="BOUNDS", help="as ttft=2,tpot=50ms, or a file slo.yaml")
-    made.add_argument("--hardware", metavar="NAME", help="card or CPU, where runs are of several")
+    made.add_argument("--hardware", metavar="NAME", help=HARDWARE)
     made.add_argument("--prices", type=Path, metavar="FILE", help="per_card_hour, per_kwh, pue")
     made.add_argument("--policy", type=Path, metavar="FILE", help="also a fleet of its pools")
     made.add_argument(

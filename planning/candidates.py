@@ -20,6 +20,7 @@ from greenbench.contract.errors import UserError
 from planning.batches import Timed, timed
 from planning.evidence import may_lose, unjudged
 from planning.front import Front, front
+from planning.hardware import the_hardware
 from planning.simulator import Settings
 from planning.step_time import NotEnough, Shape, StepTime, fit, shape_of
 
@@ -117,7 +118,9 @@ def measured(
 ) -> tuple[list[Measured], list[str], DeviceKind]:
     """The candidates below ``root``, a sentence for each that cannot be planned with, and the card."""
     found = study(root, across_executions=True, slo=slo)
-    device = _device(root, found, hardware)
+    if not found.usable:
+        raise UserError(f"{root}: no usable run; `greenbench report` says why")
+    device = the_hardware(root, found.usable, hardware, "a plan")
     groups: dict[str, list[Point]] = {}
     for point in found.usable:
         if point.scenario.device == device:
@@ -136,22 +139,6 @@ def measured(
             "`greenbench plan --what-to-measure` prints a sweep that is enough"
         )
     return made, refused, device
-
-
-def _device(root: Path, found: Study, hardware: str | None) -> DeviceKind:
-    kinds = list(dict.fromkeys(point.scenario.device for point in found.usable))
-    if not kinds:
-        raise UserError(f"{root}: no usable run; `greenbench report` says why")
-    named = [k for k in kinds if hardware is None or hardware.lower() in k.whole_words.lower()]
-    words = "; ".join(kind.whole_words for kind in kinds)
-    if not named:
-        raise UserError(f"--hardware wants what was measured ({words}), found '{hardware}'")
-    if len(named) > 1:
-        raise UserError(
-            f"{root}: runs of several kinds of machine ({words}); a plan is for one, choose it with a part "
-            "of its name, as --hardware H100 or --hardware '16 cores'"
-        )
-    return named[0]
 
 
 def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: Study) -> Measured:

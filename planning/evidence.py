@@ -26,6 +26,7 @@ from greenbench.contract.config import SloConfig
 from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Server
 from greenbench.contract.policy import ALLOW_UNJUDGED, PolicyObjective
+from planning.hardware import the_hardware
 
 OBJECTIVE: dict[PolicyObjective, Objective] = {
     "ttft": objective("ttft"),
@@ -259,9 +260,13 @@ def gather(
     asked: PolicyObjective,
     slo: SloConfig | None = None,
     allow_unjudged: bool = False,
+    hardware: str | None = None,
 ) -> Evidence:
-    """Of all runs at or below ``root``. UserError where no policy may rest on them."""
-    return evidence_of(study(root, across_executions=True, slo=slo), asked, slo, allow_unjudged)
+    """Of all runs at or below ``root``, on the kind of machine that ``hardware`` names where they are of
+    several. UserError where no policy may rest on them.
+    """
+    found = study(root, across_executions=True, slo=slo)
+    return evidence_of(found, asked, slo, allow_unjudged, hardware)
 
 
 def evidence_of(
@@ -269,18 +274,22 @@ def evidence_of(
     asked: PolicyObjective,
     slo: SloConfig | None = None,
     allow_unjudged: bool = False,
+    hardware: str | None = None,
 ) -> Evidence:
     """Of a study, which took its goodput by ``slo`` where one was asked for. UserError as ``gather``."""
     root = found.root
     runs = {str(run.path): run for run in found.runs}
     kept, refused = _trusted(found, runs)
+    if usable := [point for point in kept if point.usable]:
+        device = the_hardware(root, usable, hardware, "a policy")
+        kept = [point for point in kept if point.identity.device.kind == device]
     candidates = {point.candidate for point in kept if point.usable}
     if len(candidates) < 2:
         raise UserError(
             f"{root}: a policy chooses between candidates, and {'only one' if candidates else 'none'} has "
             f"usable runs here ({_why_so_few(kept, refused)})"
         )
-    _one_of_each(root, kept)
+    _one_model(root, kept)
     _some_value(root, asked, kept)
     servers: dict[Candidate, list[Server]] = {}
     for point in kept:
@@ -358,14 +367,10 @@ def _refusal(run: Run, point: Point, label: str) -> str | None:
     return None
 
 
-def _one_of_each(root: Path, points: Iterable[Point]) -> None:
-    usable = [point for point in points if point.usable]
-    for what, found in (
-        ("model", {point.candidate.model for point in usable}),
-        ("device", {point.identity.device.kind.words for point in usable}),
-    ):
-        if len(found) > 1:
-            raise UserError(
-                f"{root}: a policy is for one {what}, the runs are of {' and '.join(sorted(found))}; give "
-                "the folder of one of them"
-            )
+def _one_model(root: Path, points: Iterable[Point]) -> None:
+    found = {point.candidate.model for point in points if point.usable}
+    if len(found) > 1:
+        raise UserError(
+            f"{root}: a policy is for one model, the runs are of {' and '.join(sorted(found))}; give the "
+            "folder of one of them"
+        )

@@ -31,6 +31,8 @@ MADE = {
     "commands.md": ("scripts.command_lines",),
     "files.md": ("scripts.schema_pages", "docs/schema"),
 }
+# how far up a page stands in the search: a message's cause before what was once decided about it
+BOOSTS = {"troubleshoot.md": 4, "log.md": 0.1, "changelog.md": 0.1}
 SITE_NAMES = {path: name for name, path in ELSEWHERE.items()}
 LINK = re.compile(
     r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|mailto:|#)([^)\s]+)((?:\s\"[^\"]*\")?)\)"
@@ -52,6 +54,8 @@ def made(*module: str) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    if page.file.src_uri in BOOSTS:
+        page.meta["search"] = {"boost": BOOSTS[page.file.src_uri]}
     here = ELSEWHERE.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     names = {file.src_uri: "" for file in files} | dict(titles(config.nav))
     return LINK.sub(lambda found: relinked(found, posixpath.dirname(here), names), markdown)

@@ -6,7 +6,7 @@
 Runs lie in MODEL/PIECE/RUN; a piece is one sweep on one card, a report is of one model. Text between
 ``<!-- NAME: begin -->`` and its end is one table of TABLES. A number of the prose is a link to its run with
 the figure's name as title, as [2.94](model/piece/run "requests"), or a quotient with another run, "requests ÷
-c48302af", or links to the model's report and is a comparison over all blocks, "requests/s of triton ÷ flash_attn3
+c48302af", or links to the model's report and is a comparison over blocks, "requests/s of triton ÷ flash_attn3
 at 32768"; it is written anew as well. plan.yaml says what is wanted, so that gaps show.
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.archive import archive, folder_bytes
+from analysis.compare.crossover_fit import MIN_STARTS
 from analysis.compare.differences import Difference
 from analysis.report.document import Library, plotly
 from analysis.report.formats import DASH, significant
@@ -261,19 +262,25 @@ def copies(results: Results) -> str:
 
 
 def crossovers(results: Results) -> str:
-    lines = [
-        [
-            crossing.model,
-            crossing.objective.title,
-            f"`{crossing.a}`, `{crossing.b}`",
-            ", ".join(f"{context:,}" for context in crossing.contexts),
-            crossing.found.sentence,
-        ]
-        for whole in results.studies.values()
-        for crossing in whole.crossings
-        if len(crossing.contexts) > 2
-    ]
-    return table("model | figure | candidates | contexts | found", lines)
+    """Of each pair the figures by which the same was found; what indicative means is said once."""
+    figures: dict[tuple[str, ...], list[str]] = {}
+    for whole in results.studies.values():
+        for crossing in whole.crossings:
+            if len(crossing.contexts) > 2:
+                found = crossing.found
+                row = (
+                    crossing.model,
+                    str(crossing.scenarios[0].device.cores),
+                    f"`{crossing.a}`, `{crossing.b}`",
+                    ", ".join(f"{context:,}" for context in crossing.contexts),
+                    found.verdict if found.verdict == "indicative" else found.sentence,
+                )
+                figures.setdefault(row, []).append(crossing.objective.title)
+    lines = [[*row[:-1], ", ".join(names), row[-1]] for row, names in figures.items()]
+    return (
+        f"*indicative*: fewer than {MIN_STARTS} starts of each, nothing is claimed between the contexts.\n\n"
+        + table("model | > CPU cores | candidates | contexts | figures | found", lines)
+    )
 
 
 def answers(results: Results) -> str:

@@ -31,9 +31,10 @@ FLOORS = {
         "selftest", "__main__",
     ),
     "planning": (
-        "__init__", "evidence", "regions", "sentences", "policy", "curves", "requests", "simulate", "routers",
-         "score", "playing", "fresh", "fit", "replay", "told", "export", "batches", "forward", "step_time",
-         "simulator",
+        "__init__", "hardware", "evidence", "regions", "sentences", "policy", "curves", "requests",
+        "simulate", "routers", "score", "playing", "fresh", "fit", "replay", "told", "export", "batches",
+        "forward", "step_time",
+        "simulator",
         "front", "closed_loop", "demand", "prometheus", "candidates", "capacity", "held_out", "baselines",
         "back_test", "plan", "plan_told", "plan_page", "__main__",
     ),

@@ -69,6 +69,7 @@ class Difference:
     reason: str
     adjusted: float | None = None
     floor_ratio: float | None = None  # the smallest ratio that stands out of the A/A noise
+    arms_ratio: float | None = None  # of the two equal arms (A/A) farthest apart; None without arms
     deviations: tuple[float, ...] = ()  # of each block's log-ratio from the mean
     blocks: tuple[Block, ...] = ()
     apart: float = (
@@ -223,7 +224,7 @@ def _compare(
     a: _Side,
     b: _Side,
     floor: Floor | None,
-    spread: float,
+    spread: float | None,
 ) -> Difference:
     shared = sorted(a.values.keys() & b.values.keys())
     devices = {k.device for k in a.values} & {k.device for k in b.values}
@@ -257,9 +258,10 @@ def _compare(
         verdict=verdict,
         reason=reason,
         floor_ratio=math.exp(floor.half_width(ratio.blocks)) if floor and ratio.blocks else None,
+        arms_ratio=None if spread is None else math.exp(spread),
         deviations=() if gaps is None else tuple(float(g) for g in gaps - gaps.mean()),
         blocks=tuple(shared),
-        apart=_apart(a.starts, b.starts, spread),
+        apart=_apart(a.starts, b.starts, spread or 0.0),
     )
 
 
@@ -305,10 +307,11 @@ def noise_floor(points: Iterable[Point], objective: Objective) -> Floor | None:
     return Floor(math.sqrt(float(np.mean(np.square(gaps)))), len(gaps))
 
 
-def arm_spread(points: Iterable[Point], objective: Objective) -> float:
-    """Largest log-ratio between arms of one candidate in one block (A/A); 0 where none has two."""
+def arm_spread(points: Iterable[Point], objective: Objective) -> float | None:
+    """Largest log-ratio between arms of one candidate in one block (A/A); None where none has two."""
     values = [each for blocks in _values(points, objective).values() for each in blocks.values()]
-    return max((math.log(max(v) / min(v)) for v in values if min(v) > 0), default=0.0)
+    spreads = [math.log(max(v) / min(v)) for v in values if len(v) > 1 and min(v) > 0]
+    return max(spreads, default=None)
 
 
 def _with_verdicts(found: list[Difference], by: Headlines) -> list[Difference]:

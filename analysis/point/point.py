@@ -33,7 +33,7 @@ from analysis.runs.identity import Block, Candidate, Identity, Scenario
 from analysis.runs.labels import labels
 from analysis.runs.run import Run
 from analysis.runs.scrapes import kv_usage_series
-from analysis.runs.validity import faults, superseded
+from analysis.runs.validity import faults, of_manifest, superseded
 from analysis.statistics.rates import Cycles, users_of
 from greenbench.contract.config import LoadConfig
 from greenbench.contract.manifest import Counts
@@ -173,8 +173,9 @@ def window_faults(window: Window | None) -> list[Fault]:
 def analyse(run: Run, replaced_by: str | None = None) -> Point:
     """Everything the report says of one run."""
     if replaced_by is not None:
-        reason = f"measured again: {replaced_by} stands for it"
-        return _without_metrics(run, "superseded", [reason])
+        own = [fault.sentence for fault in of_manifest(run)]
+        again = f"measured again: {replaced_by} stands for it"
+        return _without_metrics(run, "superseded", [*own, again])
     return of_one_run(run.path, lambda: _analysed(run), lambda why: _unfit(run, why))
 
 

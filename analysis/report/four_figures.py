@@ -109,12 +109,7 @@ def _figure(
     rival = None if other is None else _entry(objective, other).main
     noise, bar = None, None
     if difference is not None:
-        floor = difference.floor_ratio
-        noise = (
-            f"equal arms differ by {formats.percent(floor - 1)} (A/A)"
-            if floor
-            else "A/A noise not measured"
-        )
+        noise = noise_words(difference)
         bar = _bar(difference)
     return Figure(
         title=TITLES.get(objective, objective.title),
@@ -124,6 +119,17 @@ def _figure(
         noise=noise,
         bar=bar,
     )
+
+
+def noise_words(difference: Difference) -> str:
+    """What equal arms differ by here, and that one pair of them is too few for a noise floor."""
+    floor, arms = difference.floor_ratio, difference.arms_ratio
+    if floor is not None:
+        return f"equal arms differ by {formats.percent(floor - 1)} (A/A)"
+    if arms is not None:
+        apart = formats.percent(arms - 1)
+        return f"one pair of equal arms differs by {apart} (A/A), too few for a noise floor"
+    return "A/A noise not measured"
 
 
 def _entry(objective: Objective, cell: Cell) -> Entry:

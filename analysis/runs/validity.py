@@ -30,7 +30,7 @@ def faults(run: Run) -> list[Fault]:
     Only a finished point has counts and hashes to compare with. Where a file cannot be read, or is not
     the one that was measured, nothing is asked of what it holds.
     """
-    listed = list(_status(run))
+    listed = list(of_manifest(run))
     listed += [Fault("unreadable", sentence) for sentence in run.unreadable]
     if run.unreadable or run.manifest.status not in ("complete", "invalid"):
         return listed
@@ -46,7 +46,8 @@ def _asked(ask: Callable[[Run], Iterator[Fault]], run: Run) -> list[Fault]:
     return of_one_run(run.path, lambda: list(ask(run)), lambda why: [Fault("unreadable", why)])
 
 
-def _status(run: Run) -> Iterator[Fault]:
+def of_manifest(run: Run) -> Iterator[Fault]:
+    """What its manifest says against a run."""
     manifest = run.manifest
     if manifest.status == "running":
         yield Fault("interrupted", "the point was never finished (its manifest still says running)")

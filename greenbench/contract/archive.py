@@ -26,8 +26,8 @@ class ArchivedFile(Part):
 class Archive(Part):
     """``chunk_unit_ns``: to what the times of chunks between the first and the last were rounded.
 
-    ``left_out``: raw files that are not kept, each with its sha256. ``prompt_lines_sha256``: as in config.yaml,
-    for a run whose config.yaml is older than that field.
+    ``left_out``: raw files that are not kept, each with its sha256. ``prompt_lines_sha256``: as in
+    config.yaml, for a run whose config.yaml is older than that field.
     """
 
     schema_version: str = SCHEMA_VERSION

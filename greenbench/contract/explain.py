@@ -47,6 +47,8 @@ def _explain(model: type[BaseModel], error: ValidationError, source: str) -> str
     said = fault["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
     if fault["type"] in KEYS_WANTED:
         said = "keys and values are wanted"
+    if fault["type"] == "missing":
+        said = "must be given"
     whole = fault["type"] == "missing" or (
         fault["type"] == "value_error" and not isinstance(fault["input"], int | float)
     )

@@ -5,9 +5,10 @@ from pathlib import Path
 
 
 def prompt_lines_sha256(path: Path) -> str | None:
-    """sha256 of the file's prompt lines, as its first line has it; None where the file is missing or is none.
+    """sha256 of the file's prompt lines, as its first line has it; None of a file that is missing or no such.
 
-    The same wherever the prompts were made: the first line, and so the file's own hash, names paths of a host.
+    The same wherever the prompts were made: the first line, and with it the file's own hash, names paths of a
+    host.
     """
     try:
         with path.open(encoding="utf-8") as file:

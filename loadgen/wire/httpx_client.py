@@ -72,6 +72,7 @@ class _Attempt:
         self.reply.parser = self.decoded
         self.reply.sent = Anchor.now()
         self.opened = False  # a connection of its own
+        self._response: httpx.Response | None = None
 
     def trace(self, event: str, _: Any) -> None:
         self.opened = self.opened or event == "connection.connect_tcp.started"
@@ -88,6 +89,7 @@ class _Attempt:
     def on_head(self, response: httpx.Response) -> None:
         self.reply.stamp_head(time.monotonic_ns())
         self.decoded.begin(response)
+        self._response = response
 
     def on_body(self, data: bytes) -> bool:
         """True when the reading may stop."""
@@ -109,9 +111,20 @@ class _Attempt:
 
     def outcome(self) -> Response:
         self.reply.ended_mono_ns = time.monotonic_ns()
+        self._let_go()
         if self.reply.sent is None:
             return failed(*(self.reply.error or ("connect", "never sent")))
         return self.reply.result(Anchor.now())
+
+    def _let_go(self) -> None:
+        """httpx's response and its stream hold each other, and with them this attempt and all of its reply.
+
+        Untied they are freed at once. They would wait for the collector of cycles, which a session makes
+        rare: 16 MiB of them at 1,200 requests.
+        """
+        response, self._response = self._response, None
+        if response is not None:
+            response.stream = httpx.ByteStream(b"")
 
 
 class HttpxClient:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from analysis.statistics import student_t
 from scripts.soak.faults import Kind
 
 SEPARATE_S: Final = 5.0  # failures so far apart are two holes
@@ -15,6 +16,7 @@ GAP_PERIODS: Final = 5.0  # of a recording, until its next row is late
 NEAR_S: Final = 5.0  # a hole that begins or ends so near to a fault can be its own
 SETTLED_SHARE: Final = 0.25  # of a process's life: it still fills its caches
 LEAST_LIFE_S: Final = 300.0  # a shorter life has no slope that means anything
+STRETCHES: Final = 8  # of a settled life; the slope is that of their means
 MIB: Final = 2**20
 
 
@@ -46,14 +48,26 @@ class Hole:
 
 
 @dataclass(frozen=True, slots=True)
+class Slope:
+    """MiB/h with its 95 % interval."""
+
+    mib_per_h: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mib_per_h:+.1f} ({self.low:+.1f} to {self.high:+.1f}) MiB/h"
+
+
+@dataclass(frozen=True, slots=True)
 class Growth:
-    """Of one process, over its longest life. ``mib_per_h`` None: no life was long enough."""
+    """Of one process, over its longest life. ``slope`` None: no life was long enough."""
 
     process: str
     life_s: float
     first_mib: float
     last_mib: float
-    mib_per_h: float | None
+    slope: Slope | None
 
 
 # Where a fault may leave a hole; a hole in another lane is not its own.
@@ -152,17 +166,31 @@ def unbroken(name: str, numbers: Iterable[int]) -> Check:
 
 
 def growth(process: str, lives: Sequence[Sequence[tuple[float, int]]]) -> Growth:
-    """Least squares over the longest life, without its first quarter. ``lives``: (seconds, bytes)."""
+    """Over the longest life, without its first quarter. ``lives``: (seconds, bytes)."""
     longest = max(lives, key=lambda life: life[-1][0] - life[0][0] if life else 0.0, default=())
     if not longest:
         return Growth(process, 0.0, 0.0, 0.0, None)
     at, held = np.array([s for s, _ in longest]), np.array([b for _, b in longest]) / MIB
     length_s = float(at[-1] - at[0])
     settled = at >= at[0] + SETTLED_SHARE * length_s
-    slope = None
-    if length_s >= LEAST_LIFE_S:
-        slope = float(np.polyfit(at[settled] / 3600, held[settled], 1)[0])
+    slope = _slope(at[settled], held[settled]) if length_s >= LEAST_LIFE_S else None
     return Growth(process, length_s, float(held[settled][0]), float(held[-1]), slope)
+
+
+def _slope(at_s: np.ndarray, mib: np.ndarray) -> Slope:
+    """Least squares through the means of `STRETCHES` equal parts, with Student's interval.
+
+    Of means, for neighbouring samples hardly differ and would make the interval far too narrow.
+    """
+    parts = list(
+        zip(np.array_split(at_s / 3600, STRETCHES), np.array_split(mib, STRETCHES), strict=True)
+    )
+    hours, means = (np.array([float(each[which].mean()) for each in parts]) for which in (0, 1))
+    per_h, level = np.polyfit(hours, means, 1)
+    spread = float(np.sum((means - level - per_h * hours) ** 2)) / (STRETCHES - 2)
+    error = float(np.sqrt(spread / np.sum((hours - hours.mean()) ** 2)))
+    half = float(student_t.ppf(0.975, STRETCHES - 2)) * error
+    return Slope(float(per_h), float(per_h) - half, float(per_h) + half)
 
 
 def sequence_of(row: Mapping[str, Any]) -> int:

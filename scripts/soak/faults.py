@@ -25,7 +25,9 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """``at_s`` after the soak's start. ``for_s``: of a cut or a full disk; a kill has no length."""
+    """``at_s`` after the soak's start. ``for_s``: how long a cut or a full disk lasts; after a kill, until
+    it is first looked whether all is back.
+    """
 
     kind: Kind
     at_s: float

@@ -70,11 +70,13 @@ class Kept:
             self.start()
 
     def weigh(self) -> None:
-        """Note how much memory it holds."""
+        """Note how much memory it holds, its children's with it."""
         life = self.lives[-1]
         with suppress(psutil.Error):
             if life.ended_s is None:
-                life.rss.append((time.monotonic(), psutil.Process(life.pid).memory_info().rss))
+                process = psutil.Process(life.pid)
+                each = [process, *process.children(recursive=True)]
+                life.rss.append((time.monotonic(), sum(p.memory_info().rss for p in each)))
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)

@@ -110,8 +110,8 @@ def _bars(lane: str, data: dict[str, Any], scale: float) -> list[dict[str, Any]]
     ]
 
 
-def _lines(lives: list[list[tuple[float, float]]], scale: float, top: float) -> list[str]:
+def _lines(lives: list[list[tuple[float, float]]], scale: float, top: float) -> list[list[str]]:
+    """A point a text: of a long text a page shows the ends alone."""
     return [
-        " ".join(f"{scale * at:.1f},{CHART * (1 - held / top):.1f}" for at, held in life)
-        for life in lives
+        [f"{scale * at:.1f},{CHART * (1 - held / top):.1f}" for at, held in life] for life in lives
     ]

@@ -1,8 +1,11 @@
 """Flags and the file of pools: what is wrong is one sentence."""
 
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvicorn
 
 from gateway.__main__ import main
 from gateway.options import PoolAddress, read_options
@@ -69,3 +72,23 @@ def test_a_port_that_is_taken_is_said(path: Path, capsys: pytest.CaptureFixture[
         port = taken.getsockname()[1]
         assert main([f"--policy={path}", f"--port={port}"]) == 2
     assert "in use" in capsys.readouterr().err
+
+
+def test_an_end_that_comes_before_the_server_runs_ends_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its port is open by then. Such a signal was lost, and the process lived until it was killed."""
+    found: list[bool] = []
+
+    def run(server: uvicorn.Server, **_: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        found.append(server.should_exit)
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        pools = [f"--pool={name}=http://127.0.0.1:9" for name in ("a", "b")]
+        assert main([f"--policy={path}", "--port=0", *pools]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert found == [True]

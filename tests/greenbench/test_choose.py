@@ -1,13 +1,14 @@
 """What ``greenbench choose`` plans: from a person's words and the table of backends."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
-from greenbench import cli
+from greenbench import choose, cli
 from greenbench.choose import (
     answer,
     best_of,
@@ -23,6 +24,7 @@ from greenbench.contract.manifest import Host
 from greenbench.contract.slo import parse_slo
 from greenbench.sweep.child_processes import StageError
 from greenbench.sweep.runner import Outcome
+from tests.fakes.launch_plans import launch_plan
 
 
 def row(name: str, vllm_name: str, **changes: Any) -> dict[str, Any]:
@@ -122,6 +124,20 @@ def test_lengths_bounds_and_times_are_read_as_people_write_them() -> None:
 def test_what_cannot_be_read_is_said(read: Any, text: str, said: str) -> None:
     with pytest.raises(UserError, match=said.replace("(", r"\(")):
         read(text)
+
+
+def test_a_wish_beyond_what_a_sweep_may_ask_for_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plans = [launch_plan(max_model_len=8192).model_dump(mode="json")] * 2
+    monkeypatch.setattr(choose, "call_json", lambda argv, asked=None: plans if asked else ROWS)
+    wish = choose.Wish("retriever", (10**11,), tuple(choices("flash_attn3", "flashinfer")))
+    with pytest.raises(
+        UserError, match=r"choose: contexts\.0: 100,000,000 at most .*, found 100,000,000,000"
+    ):
+        choose.plan_choice(wish, True, lambda _: None)
+    found = choose.plan_choice(replace(wish, contexts=(2048,)), True, lambda _: None)
+    assert (found.contexts, found.server.execution) == ([2048], "full")
 
 
 def test_the_answer_is_the_reports_first_three_sentences_as_plain_text(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The soak's own judgement: what it must see is planted; and a quarter of a minute of it for real."""
 
 import json
+import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -13,7 +15,9 @@ from greenbench.contract.run_dir import read_jsonl
 from scripts.soak.accounts import (
     MIB,
     Broken,
+    Growth,
     Hole,
+    Slope,
     explained,
     failures,
     gaps,
@@ -24,6 +28,7 @@ from scripts.soak.accounts import (
     unseen,
 )
 from scripts.soak.faults import Kind, schedule
+from scripts.soak.judge import flat
 from tests.fakes.pages import check_closed
 
 
@@ -78,8 +83,38 @@ def test_a_leak_is_a_slope_of_the_longest_life() -> None:
     leak = [(t, round((100 + 12 * t / 3600) * MIB)) for t in range(900, 3600, 5)]
     start = [(t, round((20 + t / 10) * MIB)) for t in range(0, 900, 5)]
     short = [(t, t * MIB) for t in range(0, 600, 5)]
-    assert growth("x", [short, start + leak]).mib_per_h == pytest.approx(12, abs=0.01)
-    assert growth("x", [[(0, MIB), (200, 9 * MIB)]]).mib_per_h is None
+    slope = growth("x", [short, start + leak]).slope
+    assert slope is not None
+    assert [slope.mib_per_h, slope.low, slope.high] == pytest.approx([12] * 3, abs=0.01)
+    assert growth("x", [[(0, MIB), (200, 9 * MIB)]]).slope is None
+
+
+def test_memory_that_wanders_has_a_slope_whose_interval_holds_none() -> None:
+    """40 paths of which none grows: each sample is the last one and a step. The interval of single
+    samples would leave out 0 in nearly all of them."""
+    kinds = random.Random(1)
+    held = 0
+    for _ in range(40):
+        at, mib = [t for t in range(0, 3600, 5)], 0.0
+        path: list[tuple[float, int]] = []
+        for t in at:
+            mib = 0.9 * mib + kinds.gauss(0, 0.5)
+            path.append((t, round((100 + mib) * MIB)))
+        slope = growth("x", [path]).slope
+        assert slope is not None
+        held += slope.low <= 0 <= slope.high
+    assert held >= 35  # 95 % of 40 is 38
+
+
+def test_what_may_grow_faster_than_the_limit_is_not_called_flat() -> None:
+    steady = Growth("open", 3600, 80, 81, Slope(1, 0.5, 1.5))
+    unsure = Growth("closed", 3600, 80, 90, Slope(12, 4, 20))
+    server = Growth("server", 3600, 800, 999, Slope(200, 190, 210))
+    young = Growth("gateway", 60, 40, 90, None)
+    assert flat([steady, server, young]).holds
+    check = flat([steady, unsure, server])
+    assert not check.holds
+    assert check.found == "most: closed, +12.0 (+4.0 to +20.0) MiB/h; limit 16"
 
 
 def test_each_fault_has_its_time_and_the_ends_are_quiet() -> None:
@@ -104,6 +139,8 @@ def test_a_quarter_of_a_minute_with_the_tests_server(tmp_path: Path) -> None:
     assert said["holds"] and said["faults"]
     page = (out / "soak.html").read_text()
     check_closed(page)
+    drawn = re.findall(r'points="([^"]*)"', page)
+    assert drawn and all(re.fullmatch(r"([\d.]+,-?[\d.]+ )+", points) for points in drawn)
     assert all(f'<th scope="row">{fault["kind"]}</th>' in page for fault in said["faults"])
     runs = out / "runs" if (out / "runs").is_dir() else out / "disk"
     ids = [

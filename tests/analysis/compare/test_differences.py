@@ -11,6 +11,7 @@ from analysis.compare.decisions import Decision, Eligible, decisions
 from analysis.compare.differences import Difference, differences, headlines, noise_floor
 from analysis.objectives import BY_NAME, GOODPUT
 from analysis.point.point import Point, analyse_all
+from analysis.report.four_figures import noise_words
 from analysis.runs.run import load_runs
 from analysis.study import in_scenarios
 from tests.fakes.rundirs import FakeRun, write_run
@@ -118,6 +119,26 @@ def test_an_effect_within_the_noise_of_equal_arms_is_not_claimed(tmp_path: Path)
         "no difference shown",
         "within the noise between equal arms (A/A)",
     )
+
+
+def test_one_pair_of_equal_arms_is_known_and_no_floor(tmp_path: Path) -> None:
+    """8 % between two arms of a in the one block that has them; b has no copy, but shares the scenario."""
+    points_of(tmp_path, {"a": [1.08]}, arm=1)
+    points = points_of(tmp_path, {"a": [1.0], "b": [3.0]})
+    found = by_pair(points, "ttft")["a", "b"]
+    assert found.floor_ratio is None
+    assert found.arms_ratio == pytest.approx(1.08, rel=1e-3)
+    assert noise_words(found) == (
+        "one pair of equal arms differs by 8.00 % (A/A), too few for a noise floor"
+    )
+    two = noise_words(replace(found, floor_ratio=1.12))
+    assert two == "equal arms differ by 12.0 % (A/A)"
+
+
+def test_without_equal_arms_their_noise_is_not_measured(tmp_path: Path) -> None:
+    found = by_pair(points_of(tmp_path, {"a": [1.0, 1.1], "b": [3.0, 3.1]}), "ttft")["a", "b"]
+    assert (found.floor_ratio, found.arms_ratio) == (None, None)
+    assert noise_words(found) == "A/A noise not measured"
 
 
 def test_one_start_each_claims_nothing(tmp_path: Path) -> None:

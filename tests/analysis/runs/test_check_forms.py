@@ -75,8 +75,8 @@ def section(title: str) -> str:
     ("title", "form"),
     [
         ("events.jsonl", "event"),
-        ("requests/\\<client\\>.jsonl", "request"),
-        ("outputs/\\<client\\>.jsonl", "output"),
+        ("`requests/<client>.jsonl`", "request"),
+        ("`outputs/<client>.jsonl`", "output"),
         ("telemetry/gpu.jsonl", "gpu"),
         ("telemetry/host.jsonl", "host"),
         ("telemetry/server.jsonl", "server_metric"),
@@ -96,7 +96,7 @@ def test_the_contract_names_every_key_and_error_type() -> None:
         k for k in (*Manifest.model_fields, *Server.model_fields) if f"`{k}`" not in manifest
     ] == []
     assert [k for k in PointConfig.model_fields if f"`{k}`" not in config] == []
-    rows = section("requests/\\<client\\>.jsonl")
+    rows = section("`requests/<client>.jsonl`")
     assert [word for word in ERROR_TYPES if f"`{word}`" not in rows] == []
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from analysis.point.point import analyse_all
 from analysis.runs.run import load_run, load_runs
 from analysis.runs.validity import faults, superseded
 from greenbench.contract.errors import UserError
@@ -147,6 +148,10 @@ def test_a_point_measured_again_is_passed_over(tmp_path: Path) -> None:
     good = write_run(tmp_path, FakeRun(started_s=100))
     runs = load_runs(tmp_path)
     assert superseded(runs) == {failed.path: good.path.name}
+    assert [point.reasons for point in analyse_all(runs)] == [
+        ["died", f"measured again: {good.path.name} stands for it"],
+        [],
+    ]
 
 
 def test_command_prints_a_line_a_fault_and_exits_1(tmp_path: Path) -> None:
