@@ -66,9 +66,9 @@ class Need:
     and E2E of the 90th percentile. All but that of ``replicas`` are of as many replicas as the plan has.
 
     ``most_rate``: requests/s that these replicas take; ``knee``: (rate, p90 TTFT, utilisation) of them.
-    ``longer``: replicas where prompts, or outputs, are a quarter longer, None: no number of them, or beyond
-    what was measured. ``watts``: bounds on the mean of all replicas; equal where idle power was measured, and
-    else the interval holds the bounds of the draws.
+    ``longer``: replicas where prompts, or outputs, are a quarter longer, None: no number of them, beyond
+    what was measured, or more requests too long for a server. ``watts``: bounds on the mean of all replicas;
+    equal where idle power was measured, and else the interval holds the bounds of the draws.
     """
 
     label: str
@@ -256,8 +256,8 @@ def need(
         headroom=most - 1,
         headroom_interval=_held(spread.headroom, most - 1),
         longer=(
-            _replicas(one, demand.stretched(1.25, 1.0), slo, seed),
-            _replicas(one, demand.stretched(1.0, 1.25), slo, seed),
+            _if_longer(one, demand, (1.25, 1.0), slo, seed),
+            _if_longer(one, demand, (1.0, 1.25), slo, seed),
         ),
         knee=tuple(_knee(whole, replicas, most)),
         watts=power,
@@ -349,10 +349,15 @@ def most_factor(
     return low, best
 
 
-def _replicas(one: Measured, demand: Demand, slo: SloConfig, seed: int) -> int | None:
-    if length_reach(one, demand.traffic(1.0, seed)) > BEYOND:
+def _if_longer(
+    one: Measured, demand: Demand, by: tuple[float, float], slo: SloConfig, seed: int
+) -> int | None:
+    """None as well where that makes requests too long for a server: without them fewer replicas would do."""
+    longer = demand.stretched(*by)
+    asked, told = (each.traffic(1.0, seed) for each in (longer, demand))
+    if length_reach(one, asked) > BEYOND or _untaken(one, asked) > _untaken(one, told):
         return None
-    whole = fleet(one, demand, slo, seed)
+    whole = fleet(one, longer, slo, seed)
     return fewest(lambda n: whole.seen(n, 1.0).meets)
 
 

@@ -175,6 +175,15 @@ def test_requests_that_no_server_takes_are_said(one: Measured) -> None:
     assert isinstance(found, str) and "4,000 tokens that a server takes" in found
 
 
+def test_longer_requests_that_no_server_takes_are_no_fewer_replicas(one: Measured) -> None:
+    """8 of 100 have 5,000 tokens: a quarter longer a server of 6,000 takes none of them, 92 meet."""
+    short = replace(one, settings=replace(one.settings, max_model_len=6000))
+    found = need(short, demand(40, {1024: 0.92, 5000: 0.08}), SLO, seed=7, draws=0)
+    assert isinstance(found, Need) and found.longer[0] is None
+    whole = need(one, demand(40, {1024: 0.92, 5000: 0.08}), SLO, seed=7, draws=0)
+    assert isinstance(whole, Need) and (whole.longer[0] or 0) >= whole.replicas
+
+
 def test_pools_of_a_policy_meet_together(one: Measured) -> None:
     policy = Policy.model_validate(
         {
