@@ -8,11 +8,10 @@ import pytest
 
 from greenbench.contract.policy import Policy
 from planning import fit
-from planning.evidence import Evidence, gather
-from planning.fit import policy_of
+from planning.evidence import Evidence
 from planning.fresh import ERROR, LOOKS, Course, Fresh, asked, least_share
 from planning.playing import Fold
-from tests.planning.sweeps import CROSSING, TOKENS, points, truth, written
+from tests.planning.sweeps import CROSSING, TOKENS, truth
 
 
 @dataclass
@@ -62,18 +61,6 @@ def test_the_limit_is_where_so_many_wins_are_as_rare_as_the_error(won: int, n: i
 
 def test_a_tie_is_as_good() -> None:
     assert Fresh(0.5, (0.0, -1e-15, 0.1, -0.1)).won == 3
-
-
-@pytest.fixture(scope="module")
-def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
-    return gather(written(tmp_path_factory.mktemp("crossed"), points(CROSSING)), "e2e")
-
-
-@pytest.fixture(scope="module")
-def policy(evidence: Evidence) -> Policy:
-    found = policy_of(evidence, on_fresh=False)
-    assert found is not None and found.decided
-    return found
 
 
 def test_the_traces_keep_the_servers_as_busy_as_said(policy: Policy) -> None:

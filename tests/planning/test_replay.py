@@ -21,18 +21,6 @@ KNOWN = {name: truth(cost) for name, cost in CROSSING.items()}
 RESAMPLED = 40  # scripts/policy_rates.py plays 1,000
 
 
-@pytest.fixture(scope="module")
-def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
-    return gather(written(tmp_path_factory.mktemp("crossed"), points(CROSSING)), "e2e")
-
-
-@pytest.fixture(scope="module")
-def policy(evidence: Evidence) -> Policy:
-    made = policy_of(evidence, on_fresh=False)
-    assert made is not None and made.decided
-    return made
-
-
 def busy(count: int, seed: int, servers: int = 2) -> Traffic:
     """Servers 70 % busy by the known truth: one request alone takes its own time."""
     pattern = generated(count, 1.0, (2048, 32768), TOKENS, seed)
