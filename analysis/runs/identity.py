@@ -56,7 +56,8 @@ class Workload:
     """What was asked. ``phases`` is None for an imported run, whose length is no setting of anybody's.
 
     ``prompts``: sha256 of the prompts' file; over several models, whose tokens differ, its rank among the
-    prompts that one model was given (see ``scenarios``).
+    prompts that one model was given (see ``scenarios``). ``seed``, of the sweep that drew them, is for words
+    alone: equal prompts are one workload whatever drew them.
     """
 
     task: str
@@ -68,6 +69,7 @@ class Workload:
     phases: PhaseConfig | None
     slo: SloConfig
     prompts: str
+    seed: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,7 @@ def _workload(run: Recorded) -> Workload:
         phases=None if imported else point.phases.with_cap(ANY_CAP_S),
         slo=point.slo,
         prompts=_prompts(run),
+        seed=None if imported else point.seed,
     )
 
 

@@ -69,12 +69,11 @@ def labels(
     loads = told_apart(
         where, lambda p: (_load_base(p.workload.load), tasks[p]), lambda p: _load_facts(p.workload)
     )
-    # prompts of two contexts always differ: their hash counts within one context
-    loads = told_apart(
-        where,
-        lambda p: (loads[p], tasks[p], p.context_tokens, p.execution, p.device, p.model),
-        lambda p: {"prompts": f"prompts {p.workload.prompts[:8]}"},
-    )
+    alike = {  # but for their prompts; those of two contexts always differ
+        p: (words, tasks[p], p.context_tokens, p.execution, p.device, p.model)
+        for p, words in loads.items()
+    }
+    loads = told_apart(where, alike.__getitem__, _prompt_facts(alike))
     executions, devices = {p.execution for p in where}, {p.device for p in where}
     told, apart = device_words(devices), apart_words(devices)
     return Labels(
@@ -98,6 +97,23 @@ def labels(
         },
         differs={n: tuple(dict.fromkeys(facts[c][n] for c in who)) for n in differs},
     )
+
+
+def _prompt_facts(alike: Mapping[Scenario, tuple[Any, ...]]) -> Callable[[Scenario], Facts]:
+    """Prompts by the seed that drew them, the same words at each context, where that tells them apart; else
+    by their hash.
+    """
+    sets: dict[tuple[Any, ...], list[Workload]] = {}
+    for scenario, key in alike.items():
+        sets.setdefault(key, []).append(scenario.workload)
+    by_seed = all(
+        None not in (seeds := {each.seed for each in members})
+        and len(seeds) == len({each.prompts for each in members})
+        for members in sets.values()
+    )
+    if by_seed:
+        return lambda p: {"prompts": f"prompts of seed {p.workload.seed}"}
+    return lambda p: {"prompts": f"prompts {p.workload.prompts[:8]}"}
 
 
 def _named(candidate: Candidate, name: str, several_models: bool) -> str:

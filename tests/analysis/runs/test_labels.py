@@ -1,7 +1,8 @@
 """Words that tell apart what is apart, and no more of them."""
 
-from analysis.runs.identity import DeviceKind
-from analysis.runs.labels import apart_words, device_words
+from analysis.runs.identity import DeviceKind, Scenario, Workload
+from analysis.runs.labels import apart_words, device_words, labels
+from greenbench.contract.config import LoadConfig, PhaseConfig, SloConfig
 
 H200 = DeviceKind("Xeon", 32, ("NVIDIA H200",), "580.1")
 
@@ -26,3 +27,36 @@ def test_beside_a_load_stands_only_what_is_apart() -> None:
     assert apart_words([H200, half]) == {H200: "32 CPU cores", half: "16 CPU cores"}
     assert apart_words([H200, other]) == {H200: "Xeon (32 cores)", other: "EPYC (16 cores)"}
     assert apart_words([H200, h100]) == device_words([H200, h100])
+
+
+def asked(context: int, prompts: str, seed: int | None) -> Scenario:
+    load = LoadConfig(kind="closed", users=8)
+    work = Workload(
+        "recall", (), 8, None, context, load, PhaseConfig(), SloConfig(), prompts * 64, seed
+    )
+    return Scenario("m", work, H200, None)
+
+
+def load_words(*scenarios: Scenario) -> list[str]:
+    return [labels([], scenarios).loads[each] for each in scenarios]
+
+
+def test_two_sets_of_prompts_are_told_apart_by_their_seeds_at_each_context() -> None:
+    both = asked(2048, "a", 1), asked(8192, "b", 1), asked(2048, "c", 2), asked(8192, "d", 2)
+    first, second = "8 users · prompts of seed 1", "8 users · prompts of seed 2"
+    assert load_words(*both) == [first, first, second, second]
+
+
+def test_prompts_that_a_seed_does_not_tell_apart_go_by_their_hash() -> None:
+    assert load_words(asked(2048, "a", 1), asked(2048, "c", 1)) == [
+        "8 users · prompts aaaaaaaa",
+        "8 users · prompts cccccccc",
+    ]
+    assert (
+        load_words(asked(2048, "a", None), asked(2048, "c", 1))[1] == "8 users · prompts cccccccc"
+    )
+
+
+def test_equal_prompts_are_one_load_whatever_drew_them() -> None:
+    assert asked(2048, "a", 1) == asked(2048, "a", 2)
+    assert load_words(asked(2048, "a", 1), asked(8192, "b", 2)) == ["8 users", "8 users"]
