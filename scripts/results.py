@@ -11,12 +11,15 @@ at 32768"; it is written anew as well. plan.yaml says what is wanted, so that ga
 """
 
 import argparse
+import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby, pairwise
 from math import hypot, log
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -64,18 +67,19 @@ def table(head: str, lines: Iterable[Iterable[str]]) -> str:
 
 
 def coverage(results: Results) -> str:
-    """Starts of each cell that is wanted, of how many: on one kind of machine, since no others are pooled. A
-    further copy in one block is no further start.
+    """Starts of each cell that is wanted, of how many: on one kind of machine and with one set of prompts,
+    since no others are pooled. A further copy in one block is no further start.
     """
     plan, on_kind = (
         results.plan,
-        dict[tuple[str, str, int], dict[DeviceKind, set[tuple[str, int]]]](),
+        dict[tuple[str, str, int], dict[tuple[DeviceKind, str], set[tuple[str, int]]]](),
     )
     for row in results.rows:
         if row.point.usable and not row.cached:
             key = (row.point.model, row.candidate, row.point.context_tokens)
             kinds = on_kind.setdefault(key, {})
-            kinds.setdefault(row.kind, set()).add((row.piece, row.point.repeat))
+            pooled = row.kind, row.point.identity.workload.prompts
+            kinds.setdefault(pooled, set()).add((row.piece, row.point.repeat))
     starts = {key: max(kinds.values(), key=len) for key, kinds in on_kind.items()}
     wanted = {
         (model.name, candidate, context): len(starts.get((model.name, candidate, context), ()))
@@ -346,6 +350,79 @@ def slopes(rows: list[Row]) -> Iterator[str]:
         )
 
 
+def back_test(results: Results) -> str:
+    """The last frozen predictions against their runs, as ``scripts/backtest.py score --json`` left them."""
+    score = max(results.folder.glob("backtest*.json"), key=_round)
+    frozen = score.with_name(score.name.replace("backtest", "predictions"))
+    scored, said = (json.loads(path.read_text()) for path in (score, frozen))
+    predicted = {row["key"]: row for row in said["points"]}
+    points = table(
+        f"point, predicted / measured | > {' | > '.join(PREDICTED)}",
+        (
+            [_point_words(predicted[one["key"]])]
+            + [
+                _beside(*(figures[name] for figures in (predicted[one["key"]]["plan"], one["saw"])))
+                for name in PREDICTED.values()
+            ]
+            for one in scored["points"]
+        ),
+    )
+    bars = table(
+        "median absolute error | > at most | > points | > plan | > nearest point | > straight line | met",
+        (
+            [
+                bar["name"],
+                f"{bar['most']:.0%}",
+                str(bar["points"]),
+                *(_percent(bar["errors"][whose]) for whose in ("plan", "nearest", "line")),
+                DASH if bar["met"] is None else "yes" if bar["met"] else "no",
+            ]
+            for bar in scored["bars"]
+        ),
+    )
+    knees = "".join(
+        f"* Knee of {name.split()[1]} at {int(name.rpartition(' ')[2]):,} tokens: "
+        f"{_beside(*of_knee)} requests/s; at most 10 % off.\n"
+        for name, of_knee in scored["knees"].items()
+    )
+    right = sum(before == after for before, after in scored["orders"].values())
+    return (
+        f"[{frozen.name}]({frozen.name}) against [{score.name}]({score.name}):\n\n{bars}\n{knees}"
+        f"* Order of the candidates: right at {right} of {len(scored['orders'])} loads given to both.\n"
+        f"\n{points}"
+    )
+
+
+PREDICTED = {
+    "requests/s": "throughput",
+    "E2E p50, s": "e2e_p50_s",
+    "TTFT p50, s": "ttft_p50_s",
+    "mean waiting, s": "waiting_s",
+    "W": "watts",
+}
+
+
+def _round(score: Path) -> int:
+    number = score.stem.partition("-")[2]
+    return int(number) if number else 1
+
+
+def _point_words(row: Mapping[str, Any]) -> str:
+    return f"{row['candidate'].split()[1]}, {row['context_tokens']:,}, {row['load']}"
+
+
+def _beside(said: Any, saw: Any) -> str:
+    """Predicted and measured, with the error; of an interval the middle."""
+    before, after = (fmean(value) if isinstance(value, list) else value for value in (said, saw))
+    if before is None or after is None:
+        return DASH
+    return f"{significant(before)} / {significant(after)} ({before / after - 1:+.1%})"
+
+
+def _percent(share: float | None) -> str:
+    return DASH if share is None else f"{share:.1%}"
+
+
 def line_of(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Slope of the least-squares line and its standard error."""
     about = x - x.mean()
@@ -365,6 +442,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "copies": copies,
     "crossovers": crossovers,
     "answers": answers,
+    "back-test": back_test,
 }
 
 

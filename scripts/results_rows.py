@@ -18,6 +18,7 @@ from greenbench.contract.errors import UserError
 
 USUAL_VLLM, USUAL_CHUNK = "0.32.0", 2048  # a candidate's name has only what is not usual
 USUAL = "flash_attn3"  # what the others are compared with
+HELD_OUT = "heldout"  # such a folder has a back-test's runs, and is no model
 COMPARED = {
     "requests/s": "requests",
     "J/request": "energy_request",
@@ -151,7 +152,10 @@ class Results:
 def load_results(folder: Path) -> Results:
     path = folder / "plan.yaml"
     plan = parse(Plan, load_yaml(path), str(path))
-    models = sorted({run.parents[2] for run in folder.glob("*/*/*/manifest.json")})
+    runs = folder.glob("*/*/*/manifest.json")
+    models = sorted(
+        {run.parents[2] for run in runs if not run.parents[2].name.startswith(HELD_OUT)}
+    )
     return Results(folder, plan, {model.name: study(model) for model in models})
 
 
