@@ -189,6 +189,11 @@ def archive(args: argparse.Namespace) -> int:
         f"{args.out}: {len(kept.runs)} runs, {kept.bytes / mib:.1f} MiB of {kept.raw_bytes / mib:.1f}; "
         f"times of chunks to {UNIT_NS / 1000:.0f} µs, {'with' if args.prompts else 'without'} prompts"
     )
+    if kept.texts_left_out:
+        print(
+            f"the texts of {kept.texts_left_out:,} answers were left out, since the weights are random and "
+            "nobody can grade them; a sha256 and the length of each are kept"
+        )
     return 1 if kept.unreadable else 0
 
 

@@ -2,7 +2,8 @@
 
 Row files become Parquet (``analysis.runs.archived`` says what is rounded), the server's log its engine steps
 and the lines that are none. Manifest, configuration, events, audits, sources and proofs stay byte for byte.
-Prompts, the logs of our own processes and ``derived/`` are left out. Nothing in RUNS is changed.
+Prompts, the logs of our own processes and ``derived/`` are left out, and of a model with random weights the
+answers' texts, which nobody can grade. RUNS may be an archive already. Nothing in RUNS is changed.
 """
 
 import gzip
@@ -11,11 +12,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.runs.archived import SUFFIX, write_archived, write_steps
+from analysis.runs.archived import (
+    SUFFIX,
+    read_archived,
+    texts_left_out,
+    without_texts,
+    write_archived,
+    write_steps,
+)
 from analysis.runs.boundary import OF_THE_DATA, sentence
 from analysis.runs.engine_steps import STEP, parse_steps
 from analysis.runs.parquet import SOURCES, raw_table, row_files
 from analysis.runs.run import Run, Unreadable, read_runs
+from greenbench import SCHEMA_VERSION
 from greenbench.contract.archive import ARCHIVE, STEPS, Archive, ArchivedFile
 from greenbench.contract.errors import UserError
 from greenbench.contract.prompt_head import prompt_lines_sha256
@@ -32,12 +41,15 @@ UNIT_NS = (
 )
 OF_A_SWEEP = ("sweep.yaml", "refused.json", "ceilings.json", "times.json", "verify/*/verify.json")
 OF_A_SERVER = ("server.json", "model_inspection.txt")
+SERVER_LOG = "server.log"
 PACKED = ("server_info.json",)  # of a server: long, and read by people alone
+GZIPPED = ".gz"
 IDLE = ("idle_before", "idle_after")
 OF_A_RECORDING = ("events.jsonl", "telemetry/sources.json")
 OF_A_RUN = (MANIFEST, "config.yaml", *OF_A_RECORDING, "client_audit/*.json")
-LOG = "logs/server.log"
+LOG, STEP_TABLE = f"logs/{SERVER_LOG}", f"logs/{STEPS}"
 TELEMETRY = "telemetry/"
+OUTPUTS = "outputs"  # the table of answers
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class Kept:
     unreadable: list[Unreadable]
     raw_bytes: int
     bytes: int
+    texts_left_out: int  # answers of random weights
 
 
 def archive(root: Path, out: Path, unit_ns: int = UNIT_NS, prompts: bool = False) -> Kept:
@@ -70,9 +83,11 @@ def archive(root: Path, out: Path, unit_ns: int = UNIT_NS, prompts: bool = False
             own = [run for run in runs if run.path.parent == folder]
             _sweep(folder, scratch / folder.relative_to(base), own, unit_ns, whole, prompts)
         done: list[Run] = []
+        texts = 0
         for run in runs:
             try:
-                archive_run(run, scratch / run.path.relative_to(base), unit_ns)
+                told = archive_run(run, scratch / run.path.relative_to(base), unit_ns)
+                texts += told.texts_left_out
                 done.append(run)
             except OF_THE_DATA as error:
                 if isinstance(error, OSError):  # of the place that is written to
@@ -87,7 +102,8 @@ def archive(root: Path, out: Path, unit_ns: int = UNIT_NS, prompts: bool = False
         scratch.replace(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return Kept([run.path for run in done], unreadable, folder_bytes(root), folder_bytes(out))
+    sizes = folder_bytes(root), folder_bytes(out)
+    return Kept([run.path for run in done], unreadable, *sizes, texts)
 
 
 def folder_bytes(folder: Path) -> int:
@@ -96,13 +112,22 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def archive_run(run: Run, out: Path, unit_ns: int) -> None:
-    """One run directory. What cannot be read raises UserError."""
-    source = run.path
+def archive_run(run: Run, out: Path, unit_ns: int) -> Archive:
+    """One run directory, raw or archived before. What cannot be read raises UserError."""
     for fault in run.unreadable:
         raise UserError(fault)
-    refuse_links_out(source)
-    _copy(source, out, OF_A_RUN)
+    refuse_links_out(run.path)
+    _copy(run.path, out, OF_A_RUN)
+    told = run.archive
+    told = _of_raw(run, out, unit_ns) if told is None else _of_archived(run.path, told, out)
+    if run.manifest.server.weights == "random":
+        told = _texts_left_out(told, out)
+    write_atomic(out / ARCHIVE, told.model_dump_json(indent=1) + "\n")
+    return told
+
+
+def _of_raw(run: Run, out: Path, unit_ns: int) -> Archive:
+    source = run.path
     files = dict(_tables(source, out, unit_ns))
     if (source / LOG).is_file():
         files |= _log(source / LOG, out)
@@ -112,14 +137,45 @@ def archive_run(run: Run, out: Path, unit_ns: int) -> None:
         for name in run.manifest.files
         if name not in kept and (source / name).is_file() and not (out / name).is_file()
     }
-    told = Archive(
+    return Archive(
         chunk_unit_ns=unit_ns,
         files=files,
         left_out=left_out,
         prompt_lines_sha256=run.live.prompt_lines_sha256
         or prompt_lines_sha256(source.parent / PROMPTS_DIR / Path(run.live.prompts_path).name),
     )
-    write_atomic(out / ARCHIVE, told.model_dump_json(indent=1) + "\n")
+
+
+def _of_archived(source: Path, told: Archive, out: Path) -> Archive:
+    """The files of an archive as they are. One that is not the file that was archived raises UserError."""
+    of_tables = (path for _, pattern in SOURCES.values() for path in row_files(source, pattern))
+    of_log = (source / name for name in (STEP_TABLE, LOG))
+    there = {
+        path.relative_to(source).as_posix(): path
+        for path in (*of_tables, *of_log)
+        if path.is_file()
+    }
+    for name in sorted(there.keys() ^ told.files.keys()):
+        said = "is there and not listed" if name in there else "is listed and not there"
+        raise UserError(f"{source / ARCHIVE}: {name} {said}; archive the run's own files again")
+    for name, path in there.items():
+        if file_sha256(path) != told.files[name].sha256:
+            raise UserError(
+                f"{path}: is not the file that was archived; archive the run's own files again"
+            )
+        _put(path, out / name)
+    return told.model_copy(update={"schema_version": SCHEMA_VERSION})
+
+
+def _texts_left_out(told: Archive, out: Path) -> Archive:
+    """The archive in ``out`` without the texts of its answers."""
+    files, count = dict(told.files), 0
+    for path in row_files(out, SOURCES[OUTPUTS][1]):
+        sha = write_archived(without_texts(read_archived(path)), path, told.chunk_unit_ns)
+        name = path.relative_to(out).as_posix()
+        files[name] = files[name].model_copy(update={"sha256": sha})
+        count += texts_left_out(path)
+    return told.model_copy(update={"files": files, "texts_left_out": count})
 
 
 def _tables(source: Path, out: Path, unit_ns: int) -> Iterator[tuple[str, ArchivedFile]]:
@@ -139,8 +195,8 @@ def _log(path: Path, out: Path) -> dict[str, ArchivedFile]:
     """The engine's steps as a table, and the other lines where there are any."""
     of = {LOG: file_sha256(path)}
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    steps = f"logs/{STEPS}"
-    kept = {steps: ArchivedFile(sha256=write_steps(parse_steps(lines), out / steps), of=of)}
+    sha = write_steps(parse_steps(lines), out / STEP_TABLE)
+    kept = {STEP_TABLE: ArchivedFile(sha256=sha, of=of)}
     if others := "".join(_no_steps(lines)):
         write_atomic(out / LOG, others)
         kept[LOG] = ArchivedFile(sha256=file_sha256(out / LOG), of=of)
@@ -166,29 +222,36 @@ def _sweep(
 
 def refuse_links_out(folder: Path) -> None:
     """An archive is given to others: a link in a run must not put a file of this machine into it."""
-    inside = folder.resolve()
     for path in folder.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(inside):
-            raise UserError(
-                f"{path}: is a link to {path.resolve()}, outside of {folder.name}; put the file "
-                "itself there, or take the link away"
-            )
+        _refuse_link_out(path, folder)
+
+
+def _refuse_link_out(path: Path, folder: Path) -> None:
+    target = path.resolve()
+    if not target.is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{path}: is a link to {target}, outside of {folder.name}; put the file itself there, or "
+            "take the link away"
+        )
 
 
 def _server(folder: Path, out: Path, unit_ns: int) -> None:
     refuse_links_out(folder)
-    _copy(folder, out, OF_A_SERVER)
-    log = folder / "server.log"
+    packed = (f"{name}{GZIPPED}" for name in (SERVER_LOG, *PACKED))  # of an archive
+    _copy(folder, out, (*OF_A_SERVER, *packed))
+    log = folder / SERVER_LOG
     if log.is_file():
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        _pack("".join(_no_steps(lines)).encode(), out / "server.log.gz")
+        _pack("".join(_no_steps(lines)).encode(), out / f"{SERVER_LOG}{GZIPPED}")
     for name in PACKED:
         if (folder / name).is_file():
-            _pack((folder / name).read_bytes(), out / f"{name}.gz")
+            _pack((folder / name).read_bytes(), out / f"{name}{GZIPPED}")
     for name in IDLE:
         if (folder / name).is_dir():
-            _copy(folder / name, out / name, OF_A_RECORDING)
-            _ = dict(_tables(folder / name, out / name, unit_ns))
+            tables = f"{TELEMETRY}*{SUFFIX}"
+            _copy(folder / name, out / name, (*OF_A_RECORDING, tables))
+            if not any(folder.glob(f"{name}/{tables}")):
+                _ = dict(_tables(folder / name, out / name, unit_ns))
 
 
 def _pack(content: bytes, path: Path) -> None:
@@ -199,8 +262,10 @@ def _pack(content: bytes, path: Path) -> None:
 def _copy(source: Path, out: Path, patterns: Iterable[str]) -> None:
     for pattern in patterns:
         for path in sorted(source.glob(pattern)):
-            if not path.resolve().is_relative_to(source.resolve()):
-                raise UserError(f"{path}: is a link out of {source}; put the file itself there")
-            target = out / path.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+            _refuse_link_out(path, source)
+            _put(path, out / path.relative_to(source))
+
+
+def _put(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, target)

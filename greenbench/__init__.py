@@ -4,4 +4,4 @@ Imports none of its siblings (servers, telemetry, loadgen, analysis). Measures a
 """
 
 __version__ = "0.1.0"
-SCHEMA_VERSION = "1.2"  # major.minor; what a newer minor one adds is passed over
+SCHEMA_VERSION = "1.3"  # major.minor; what a newer minor one adds is passed over

@@ -31,7 +31,7 @@ class PromptAnswer:
 
     prompt_index: int
     right: bool
-    text: str
+    text: str | None  # None: not kept
     depth: float | None  # where the one needle stood, 0..1
     run: Run
     request_id: str
@@ -118,7 +118,7 @@ def _prompt_answer(rows: list[tuple[Run, Any]]) -> PromptAnswer:
     return PromptAnswer(
         prompt_index=int(first.prompt_index),
         right=sum(bool(row.correct) for _, row in rows) * 2 > len(rows),
-        text=str(first.text or ""),
+        text=first.text if isinstance(first.text, str) else None,
         depth=None if depth is None or np.isnan(depth) else float(depth),
         run=run,
         request_id=str(first.request_id),

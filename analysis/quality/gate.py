@@ -49,13 +49,14 @@ Names = Mapping[Candidate, str]
 class Example:
     """One prompt that the reference answers and the candidate does not.
 
-    ``excerpt`` and ``question`` are cut from the prompt; where they are None, ``no_words`` says why.
+    A text that is not kept is None. ``excerpt`` and ``question`` are cut from the prompt; ``no_words`` says
+    why they are None.
     """
 
     prompt_index: int
     expected: str
-    reference_text: str
-    backend_text: str
+    reference_text: str | None
+    backend_text: str | None
     depth: float | None = (
         None  # 0 = first, 1 = last of the report; None where the task has no one place
     )
@@ -212,7 +213,7 @@ def _stand_in(basis: Basis) -> str:
 
 def _example(theirs: PromptAnswer, ours: PromptAnswer) -> Example:
     wanted = expected(ours)
-    lost = [item for item in wanted if item not in ours.text] or wanted
+    lost = [item for item in wanted if item not in (ours.text or "")] or wanted
     words = prompt_words(ours.run, ours.prompt_index, lost[0] if lost else "")
     return Example(
         prompt_index=theirs.prompt_index,

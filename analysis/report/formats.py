@@ -91,10 +91,14 @@ def clipped(value: object) -> object:
     return f"{value[:LONGEST]} … ({len(value):,} characters)"
 
 
-def answer(text: str, most: int = 160) -> str:
-    """What a model said, on one line and cut short."""
+def answer(text: str | None, most: int = 160) -> str:
+    """What a model said, quoted, on one line and cut short; None: an archive left it out."""
+    if text is None:
+        return "not kept"
     words = " ".join(text.split())
-    return words if len(words) <= most else words[:most].rpartition(" ")[0] + " …"
+    if len(words) > most:
+        words = f"{words[:most].rpartition(' ')[0] or words[:most]} …"
+    return f"“{words}”"
 
 
 def count(value: float | None) -> str:

@@ -34,7 +34,8 @@ CLOCKS = (
 )  # the first kept less the second
 METRICS = "server_metrics"
 PER_THOUSAND = 1000  # vLLM's own times: ms → whole µs
-REPEATED = ("text",)  # the same answer to the same prompt: a dictionary of the column pays
+TEXT, TEXT_SHA256, TEXT_CHARS = "text", "text_sha256", "text_chars"  # columns of outputs
+REPEATED = (TEXT, TEXT_SHA256)  # the same answer to the same prompt: a dictionary of a column pays
 VALUE_BYTES = 8
 MEMORY_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 LEVEL = 19  # zstd: slow to write, as fast to read as any
@@ -85,6 +86,34 @@ def read_archived(path: Path) -> pa.Table:
             f"{path}: no table of an archived run (it names no unit of its times)"
         )
     return _decoded(table, int(unit)).replace_schema_metadata(None)
+
+
+def without_texts(table: pa.Table) -> pa.Table:
+    """Rows of outputs with the sha256 and the length of each text in its place; what is left out stays so."""
+    texts = table.column(TEXT).combine_chunks()
+    hashes = [
+        None if text is None else hashlib.sha256(text.encode()).hexdigest()
+        for text in texts.to_pylist()
+    ]
+    facts = {
+        TEXT_SHA256: pa.array(hashes, pa.string()),
+        TEXT_CHARS: pc.utf8_length(texts).cast(pa.int64()),  # type: ignore[attr-defined]
+    }
+    for name, told in facts.items():
+        if name in table.column_names:
+            table = _with(table, name, pc.coalesce(told, table.column(name)))  # type: ignore[attr-defined]
+        else:
+            table = table.append_column(name, told)
+    return _with(table, TEXT, pa.nulls(table.num_rows, pa.string()))
+
+
+def texts_left_out(path: Path) -> int:
+    """Answers of an archived file of outputs of which a sha256 stands for the text."""
+    file = opened(path)
+    if TEXT_SHA256 not in file.schema_arrow.names:
+        return 0
+    column = file.read(columns=[TEXT_SHA256]).column(TEXT_SHA256)
+    return len(column) - column.null_count
 
 
 def grades(files: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:

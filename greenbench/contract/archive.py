@@ -26,7 +26,8 @@ class ArchivedFile(Part):
 class Archive(Part):
     """``chunk_unit_ns``: to what the times of chunks between the first and the last were rounded.
 
-    ``left_out``: raw files that are not kept, each with its sha256. ``prompt_lines_sha256``: as in
+    ``left_out``: raw files that are not kept, each with its sha256. ``texts_left_out``: answers of random
+    weights, of which the text's sha256 and length stand for the text. ``prompt_lines_sha256``: as in
     config.yaml, for a run whose config.yaml is older than that field.
     """
 
@@ -34,6 +35,7 @@ class Archive(Part):
     chunk_unit_ns: int = Field(ge=1)
     files: dict[str, ArchivedFile] = Field(default_factory=dict[str, ArchivedFile])
     left_out: dict[str, str] = Field(default_factory=dict[str, str])
+    texts_left_out: int = Field(default=0, ge=0)
     prompt_lines_sha256: str | None = None
 
     @property

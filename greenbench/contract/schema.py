@@ -89,6 +89,8 @@ class OutputRecord(Row):
     nll_buckets: list[dict[str, float]] | None = (
         None  # {"start", "end", "nll_sum", "tokens"} by position
     )
+    text_sha256: str | None = None  # of a text that an archive left out, in UTF-8
+    text_chars: int | None = None  # its length in characters
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,21 @@
 """An archive says what the raw runs say: reports of both are the same but for the rounding that is stated."""
 
+import hashlib
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.__main__ import main
 from analysis.archive import UNIT_NS, archive
+from analysis.report.page import write_report
 from analysis.runs.archived import archived_lines, read_archived, write_archived
 from analysis.runs.parquet import arrow_schema
 from analysis.runs.run import load_run
@@ -26,7 +29,13 @@ from tests.fakes.rows import edit_manifest, read_rows
 from tests.fakes.rundirs import FakeRun, write_run
 
 ON_A_GPU = FakeRun(
-    measure_s=70, gpu_power_w=300.0, jitter=0.02, itl_s=0.0123456, failed_every=17, prompts=4
+    measure_s=70,
+    gpu_power_w=300.0,
+    jitter=0.02,
+    itl_s=0.0123456,
+    failed_every=17,
+    prompts=4,
+    weights="trained",
 )
 SCORED = FakeRun(task="perplexity", streaming=False, nll_per_token=2.0, measure_s=20)
 
@@ -94,6 +103,7 @@ NS = st.integers(0, 10**12)
 CHUNKS = st.lists(NS, max_size=5).map(sorted)
 
 
+@settings(deadline=None)  # the first writes a Parquet file with cold caches
 @given(st.lists(st.tuples(CHUNKS, st.booleans(), st.integers(0, 2**62)), max_size=5))
 def test_times_between_first_and_last_move_by_half_a_unit_and_no_other(
     tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[list[int], bool, int]]
@@ -133,6 +143,95 @@ def test_an_archived_row_is_the_line_that_it_was(tmp_path: Path) -> None:
     assert lines == [{**dict.fromkeys(lines[0]), **row} for row in read_rows(raw)]
 
 
+def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """request id → row, of the outputs of all runs below an archive."""
+    lines = [line for path in folder.rglob("outputs/*.parquet") for line in archived_lines(path)]
+    return {row["request_id"]: row for row in map(json.loads, lines)}
+
+
+def random_pair(root: Path) -> Path:
+    """Two candidates of random weights, of which one answers 40 prompts as expected and the other 16."""
+    fast = FakeRun(backend="beta", measure_s=20, prompts=40, correct_share=0.4)
+    write_run(root, replace(fast, backend="alpha", correct_share=1.0))
+    write_run(root, fast)
+    return root
+
+
+def test_texts_of_random_weights_leave_their_hash_and_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw, kept = random_pair(tmp_path / "raw"), tmp_path / "kept"
+    monkeypatch.setattr("sys.argv", ["analysis", "archive", str(raw), "--out", str(kept)])
+    assert main() == 0
+    said = {row["request_id"]: row for path in raw.rglob("outputs/*") for row in read_rows(path)}
+    found = rows_of(kept)
+    assert found.keys() == said.keys() and len({row["text"] for row in said.values()}) == 2
+    for name, row in said.items():
+        sha = hashlib.sha256(row["text"].encode()).hexdigest()
+        gone = {"text": None, "text_sha256": sha, "text_chars": len(row["text"])}
+        assert found[name] == row | gone
+    told = [json.loads(path.read_text())["texts_left_out"] for path in kept.rglob("archive.json")]
+    assert sum(told) == len(said) and min(told) > 0
+    assert f"the texts of {len(said):,} answers were left out" in capsys.readouterr().out
+    for options in ([], ["--schema"]):
+        monkeypatch.setattr("sys.argv", ["analysis", "check", *options, str(kept)])
+        assert main() == 0
+
+
+def test_a_report_says_that_a_text_is_not_kept(tmp_path: Path) -> None:
+    raw = random_pair(tmp_path / "raw")
+    archive(raw, tmp_path / "kept")
+    pages = {}
+    for root in (raw, tmp_path / "kept"):
+        write_report(study(root), tmp_path / "page.html")
+        pages[root.name] = (tmp_path / "page.html").read_text()
+    assert "“wrong” <span" in pages["raw"] and "not kept" not in pages["raw"]
+    assert "not kept <span" in pages["kept"] and "“wrong” <span" not in pages["kept"]
+    assert "“”" not in pages["kept"]
+    told = reported(raw)
+    for gate in told["gates"]:
+        gone = {"reference_text": None, "backend_text": None}
+        gate["examples"] = [example | gone for example in gate["examples"]]
+    same(told, reported(tmp_path / "kept"))
+
+
+def weights_said(root: Path, weights: str) -> None:
+    for path in root.rglob("manifest.json"):
+        edit_manifest(
+            load_run(path.parent).dir, lambda told: told["server"].update(weights=weights)
+        )
+
+
+def test_an_archive_of_an_archive_is_that_archive(tmp_path: Path) -> None:
+    """One that holds texts of random weights, as older ones do, comes out as if it had been made today."""
+    raw = random_pair(tmp_path / "raw")
+    for run in raw.rglob("manifest.json"):
+        name = json.loads(run.read_text())["server"]["server_id"]
+        server = run.parent.parent / "servers" / name
+        shutil.copytree(run.parent / "telemetry", server / "idle_before" / "telemetry")
+        (server / "server.log").write_text("a line\n")
+        (server / "server_info.json").write_text("{}\n")
+    archive(raw, tmp_path / "new")
+    weights_said(raw, "trained")
+    archive(raw, tmp_path / "old")
+    weights_said(tmp_path / "old", "random")
+    assert {row["text"] for row in rows_of(tmp_path / "old").values()} == {"right", "wrong"}
+    kept = archive(tmp_path / "old", tmp_path / "again")
+    assert len(kept.runs) == 2 and kept.texts_left_out == len(rows_of(tmp_path / "new"))
+    contents = [
+        {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file() and "derived" not in path.parts and path.name != "manifest.json"
+        }
+        for folder in (tmp_path / "new", tmp_path / "again")
+    ]
+    assert len(contents[0]) > 20 and contents[0] == contents[1]
+    once_more = archive(tmp_path / "again", tmp_path / "thrice")
+    assert once_more.texts_left_out == kept.texts_left_out
+    assert rows_of(tmp_path / "thrice") == rows_of(tmp_path / "again")
+
+
 def one(tmp_path: Path) -> tuple[Path, Path]:
     """A run, and its archive."""
     run = write_run(tmp_path / "raw", FakeRun(measure_s=15))
@@ -163,6 +262,27 @@ def test_what_changed_before_or_after_archiving_is_a_fault(tmp_path: Path) -> No
         "file_changed",
         f"{name} had changed before it was archived",
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda path: write_archived(read_archived(path).slice(1), path, UNIT_NS),
+            "is not the file that was archived",
+        ),
+        (lambda path: path.unlink(), "is listed and not there"),
+        (lambda path: shutil.copy(path, path.with_name("x.parquet")), "is there and not listed"),
+    ],
+)
+def test_an_archive_that_changed_is_not_archived_again(
+    tmp_path: Path, change: Callable[[Path], Any], said: str
+) -> None:
+    _, kept = one(tmp_path)
+    change(next(kept.glob("outputs/*.parquet")))
+    with pytest.raises(UserError, match=said):
+        archive(kept.parent, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 def test_an_archive_is_not_written_over(tmp_path: Path) -> None:
