@@ -44,11 +44,12 @@ class Crossing:
 
 
 def crossings(cells: Sequence[Cell], found: Sequence[Difference]) -> list[Crossing]:
-    """Each pair × objective × (task, load) that shares at least two contexts."""
-    groups: dict[Scenario, list[Cell]] = {}
+    """Each pair × objective × (task, load, set of prompts) that shares at least two contexts."""
+    groups: dict[tuple[Scenario, int | None], list[Cell]] = {}
     for cell in cells:
         if cell.starts:
-            groups.setdefault(cell.scenario.family, []).append(cell)
+            drawn = cell.scenario.workload.seed
+            groups.setdefault((cell.scenario.family, drawn), []).append(cell)
     pairs = by_pair(found)
     crossed: list[Crossing] = []
     for members in groups.values():
@@ -76,8 +77,8 @@ def _crossing(
     form: Form,
     pairs: Pairs,
 ) -> Crossing | None:
-    own = {name: _by_context(members, name, objective) for name in names}
-    shared = sorted(own[names[0]].keys() & own[names[1]].keys())
+    own = _asked_alike([_by_scenario(members, name, objective) for name in names], names)
+    shared = sorted(own[names[0]])
     if len(shared) < 2:
         return None
     curves = _curves(own, names, shared, objective)
@@ -100,12 +101,29 @@ def _crossing(
     )
 
 
-def _by_context(members: Sequence[Cell], name: str, objective: Objective) -> dict[int, Cell]:
-    """Cells of a candidate with positive values, by context."""
+def _by_scenario(members: Sequence[Cell], name: str, objective: Objective) -> dict[Scenario, Cell]:
+    """Cells of a candidate with positive values."""
     return {
-        cell.context_tokens: cell
+        cell.scenario: cell
         for cell in members
         if cell.backend == name and (values := cell.values(objective)) and min(values) > 0
+    }
+
+
+def _asked_alike(
+    cells: Sequence[Mapping[Scenario, Cell]], names: tuple[str, str]
+) -> dict[str, dict[int, Cell]]:
+    """By context the cells of both that were given the same prompts: those of the most common starts."""
+    first, second = cells
+    best: dict[int, Scenario] = {}
+    for scenario in first.keys() & second.keys():
+        common = min(len(first[scenario].starts), len(second[scenario].starts))
+        known = best.get(scenario.context_tokens)
+        if known is None or common > min(len(first[known].starts), len(second[known].starts)):
+            best[scenario.context_tokens] = scenario
+    return {
+        name: {context: own[scenario] for context, scenario in best.items()}
+        for name, own in zip(names, cells, strict=True)
     }
 
 

@@ -1,5 +1,7 @@
 """Crossovers: the published break-even, known synthetic ones, and the answers that are not a length."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,8 @@ from analysis.compare.crossover_fit import (
     fit,
     fit_many,
 )
+from analysis.study import study
+from tests.fakes.rundirs import FakeRun, write_run
 
 CONTEXTS = (512, 1024, 2048, 4096, 8192)
 
@@ -182,3 +186,29 @@ def test_bands_enclose_the_fit() -> None:
         low <= middle <= high
         for low, middle, high in zip(band.low, band.middle, band.high, strict=True)
     )
+
+
+def test_only_answers_to_the_same_prompts_cross(tmp_path: Path) -> None:
+    """alpha answered two sets of prompts, one beside beta and twice as slowly one beside gamma."""
+    asked = {7: ("alpha", "beta"), 8: ("alpha", "gamma")}
+    for number, (seed, backends) in enumerate(asked.items()):
+        for place, backend in enumerate(backends):
+            for context in (1024, 4096):
+                run = write_run(
+                    tmp_path,
+                    FakeRun(
+                        backend=backend,
+                        seed=seed,
+                        context_tokens=context,
+                        ttft_s=0.5 * (number + 1),
+                        started_s=1000 * number + 100 * place + context / 100,
+                    ),
+                )
+                config = run.path / "config.yaml"
+                text = config.read_text()
+                assert "0" * 64 in text
+                config.write_text(text.replace("0" * 64, str(seed) * 64))
+    whole = study(tmp_path)
+    crossed = [c for c in whole.crossings if c.objective.name == "ttft"]
+    assert [(c.a, c.b) for c in crossed] == [("alpha", "beta"), ("alpha", "gamma")]
+    assert [c.measured["alpha"] for c in crossed] == [[0.5, 0.5], [1.0, 1.0]]
