@@ -45,11 +45,10 @@ class Crossing:
 
 def crossings(cells: Sequence[Cell], found: Sequence[Difference]) -> list[Crossing]:
     """Each pair × objective × (task, load, set of prompts) that shares at least two contexts."""
-    groups: dict[tuple[Scenario, int | None], list[Cell]] = {}
+    groups: dict[Scenario, list[Cell]] = {}
     for cell in cells:
         if cell.starts:
-            drawn = cell.scenario.workload.seed
-            groups.setdefault((cell.scenario.family, drawn), []).append(cell)
+            groups.setdefault(cell.scenario.family, []).append(cell)
     pairs = by_pair(found)
     crossed: list[Crossing] = []
     for members in groups.values():

@@ -56,8 +56,8 @@ class Workload:
     """What was asked. ``phases`` is None for an imported run, whose length is no setting of anybody's.
 
     ``prompts``: sha256 of the prompts' file; over several models, whose tokens differ, its rank among the
-    prompts that one model was given (see ``scenarios``). ``seed``, of the sweep that drew them, is for words
-    alone: equal prompts are one workload whatever drew them.
+    prompts that one model was given (see ``scenarios``). ``seed`` is that of the sweep that drew them;
+    equal prompts are one workload whatever drew them.
     """
 
     task: str
@@ -182,8 +182,12 @@ class Scenario:
 
     @property
     def family(self) -> "Scenario":
-        """The same scenario at any context: its points form a curve."""
-        return replace(self, workload=replace(self.workload, context_tokens=0, prompts=""))
+        """The same scenario at any context: its points form a curve. Prompts of one seed are one set, since
+        those of two contexts cannot be equal.
+        """
+        drawn = self.workload.seed
+        prompts = "" if drawn is None else f"of seed {drawn}"
+        return replace(self, workload=replace(self.workload, context_tokens=0, prompts=prompts))
 
 
 @dataclass(frozen=True)
