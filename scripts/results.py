@@ -268,23 +268,32 @@ def copies(results: Results) -> str:
 def crossovers(results: Results) -> str:
     """Of each pair the figures by which the same was found; what indicative means is said once."""
     figures: dict[tuple[str, ...], list[str]] = {}
-    for whole in results.studies.values():
+    for model, whole in results.studies.items():
+        names = {row.point.backend: row.candidate for row in results.rows_of(model)}
         for crossing in whole.crossings:
             if len(crossing.contexts) > 2:
                 found = crossing.found
                 row = (
                     crossing.model,
                     str(crossing.scenarios[0].device.cores),
-                    f"`{crossing.a}`, `{crossing.b}`",
+                    f"`{names[crossing.a]}`, `{names[crossing.b]}`",
                     ", ".join(f"{context:,}" for context in crossing.contexts),
-                    found.verdict if found.verdict == "indicative" else found.sentence,
+                    found.verdict
+                    if found.verdict == "indicative"
+                    else _with_names(found.sentence, names),
                 )
                 figures.setdefault(row, []).append(crossing.objective.title)
-    lines = [[*row[:-1], ", ".join(names), row[-1]] for row, names in figures.items()]
+    lines = [[*row[:-1], ", ".join(titles), row[-1]] for row, titles in figures.items()]
     return (
         f"*indicative*: fewer than {MIN_STARTS} starts of each, nothing is claimed between the contexts.\n\n"
         + table("model | > CPU cores | candidates | contexts | figures | found", lines)
     )
+
+
+def _with_names(sentence: str, names: Mapping[str, str]) -> str:
+    """With this page's names of the candidates in place of the report's."""
+    labels = "|".join(re.escape(label) for label in sorted(names, key=len, reverse=True))
+    return re.sub(labels, lambda label: names[label[0]], sentence)
 
 
 def answers(results: Results) -> str:
