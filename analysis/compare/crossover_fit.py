@@ -153,7 +153,9 @@ class Band:
 
 @dataclass(frozen=True)
 class Crossover:
-    """``short`` is better below ``context`` and ``long`` above. With "none", ``short`` is throughout."""
+    """``short`` is better below ``context`` and ``long`` above. With "none", ``short`` is throughout; where
+    the curves cross twice, ``short`` is at both ends and ``long`` between.
+    """
 
     verdict: Verdict
     sentence: str
@@ -289,7 +291,7 @@ def _conclude(
     short, long = course.first_and_other(names)
     if course.twice:
         sentence = f"{short} at both ends {words}, not between: it crosses twice"
-        return replace(fitted, sentence=sentence)
+        return replace(fitted, short=short, long=long, sentence=sentence)
     if course.throughout:
         sentence = f"no crossover {words}: {short} below {long} throughout"
         return replace(fitted, verdict="none", short=short, sentence=sentence)

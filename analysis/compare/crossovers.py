@@ -171,7 +171,7 @@ def _as_far_as_shown(
     fitted: Crossover, held: Sequence[Difference | None], contexts: Sequence[int]
 ) -> Crossover:
     """The fit's answer where the differences bear it out, else what is missing."""
-    if fitted.verdict not in ("crossover", "none"):
+    if fitted.verdict not in ("crossover", "none", "within noise"):
         return fitted
     tested = [d for d in held if d is not None and d.tested]
     span = f"between {contexts[0]:,} and {contexts[-1]:,} tokens"
@@ -187,9 +187,14 @@ def _as_far_as_shown(
     better = [
         d.a if d.verdict == "better" else d.b if d.verdict == "worse" else None for d in tested
     ]
-    if fitted.verdict == "crossover" and (better[0], better[-1]) == (fitted.short, fitted.long):
-        return fitted
-    if fitted.verdict == "none" and all(name == fitted.short for name in better):
+    ends = better[0], better[-1]
+    borne_out = {
+        "crossover": ends == (fitted.short, fitted.long),
+        "none": all(name == fitted.short for name in better),
+        "within noise": fitted.short is None  # nothing is said to be better
+        or (ends == (fitted.short,) * 2 and fitted.long in better),
+    }
+    if borne_out[fitted.verdict]:
         return fitted
     return replace(
         fitted,

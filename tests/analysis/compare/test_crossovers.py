@@ -212,3 +212,23 @@ def test_only_answers_to_the_same_prompts_cross(tmp_path: Path) -> None:
     crossed = [c for c in whole.crossings if c.objective.name == "ttft"]
     assert [(c.a, c.b) for c in crossed] == [("alpha", "beta"), ("alpha", "gamma")]
     assert [c.measured["alpha"] for c in crossed] == [[0.5, 0.5], [1.0, 1.0]]
+
+
+def test_curves_of_one_start_that_cross_twice_claim_nothing(tmp_path: Path) -> None:
+    """alpha is better at both ends and beta between 2,000 and 6,000 tokens, by 1e-8 (L - 2000) (L - 6000)."""
+    for context in (1024, 2048, 4096, 8192):
+        alpha_s = 0.5 + 1e-4 * context
+        beta_s = alpha_s + 1e-8 * (context - 2000) * (context - 6000)
+        for place, (backend, ttft_s) in enumerate({"alpha": alpha_s, "beta": beta_s}.items()):
+            fake = FakeRun(
+                backend=backend,
+                context_tokens=context,
+                ttft_s=ttft_s,
+                users=1,
+                measure_s=60,
+                started_s=1000 * place + context / 10,
+            )
+            write_run(tmp_path, fake)
+    (found,) = [c.found for c in study(tmp_path).crossings if c.objective.name == "ttft"]
+    assert max(found.shares, key=found.shares.__getitem__).twice, found.shares
+    assert found.verdict == "indicative" and "both ends" not in found.sentence
