@@ -87,10 +87,7 @@ def objectives(_: argparse.Namespace) -> int:
 def report(args: argparse.Namespace) -> int:
     """One self-contained HTML file, and beside it the same in Markdown and for programs."""
     from analysis.points_csv import write_points
-    from analysis.report.page import (  # plotly and jinja load slowly; check needs neither
-        write_report,
-        write_twin,
-    )
+    from analysis.report.page import write_with_twin  # plotly and jinja load slowly
     from analysis.study import study
     from analysis.summary import write_summary
 
@@ -109,8 +106,7 @@ def report(args: argparse.Namespace) -> int:
     whole = study(runs, progress, args.across_executions, args.objective)
     try:
         write_summary(whole, summary_path(out))
-        write_report(whole, out)
-        write_twin(whole, out.with_suffix(".md"))
+        write_with_twin(whole, out)
         if args.csv:
             write_points(whole, args.csv)
     except OSError as error:

@@ -224,11 +224,13 @@ def between_words(difference: Difference) -> str:
     if not objective.higher_is_better:
         more, less = less, more
     quantity = more.split(" ", 1)[1]
-    told = [
-        f"{abs(end - 1) * 100:.1f} % {(more if end >= 1 else less).split(' ', 1)[0]}"
-        for end in ends
-    ]
-    return f"between {' and '.join(told)} {quantity} than `{difference.b}`"
+    sizes = [f"{abs(end - 1) * 100:.1f} %" for end in ends]
+    ways = [(more if end >= 1 else less).split(" ", 1)[0] for end in ends]
+    if len(set(ways)) == 1:
+        told = f"{' and '.join(sorted(sizes, key=lambda size: float(size[:-2])))} {ways[0]}"
+    else:
+        told = " and ".join(f"{size} {way}" for size, way in zip(sizes, ways, strict=True))
+    return f"between {told} {quantity} than `{difference.b}`"
 
 
 def lower(title: str) -> str:

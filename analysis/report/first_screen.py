@@ -164,12 +164,15 @@ def _rival(decision: Decision) -> str | None:
 
 
 def _shown(whole: Study, cases: Sequence[Case]) -> Case | None:
-    """Of the headline: with a winner, else with somebody ahead; of the first load the longest context."""
+    """Of the headline: with a winner, else tested, else with somebody ahead; then the first load, the longest
+    context.
+    """
 
-    def rank(case: Case) -> tuple[bool, bool, int, int]:
+    def rank(case: Case) -> tuple[bool, bool, bool, int, int]:
         decision = case.decision
         return (
             decision.winner is not None,
+            decision.tested,
             decision.leader is not None,
             -case.family.number,
             case.context_tokens,

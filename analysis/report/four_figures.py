@@ -1,12 +1,14 @@
 """Four figures of one candidate against another at one scenario, with difference and A/A noise."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from analysis.compare.cells import Cell
 from analysis.compare.differences import Difference, Pairs
 from analysis.objectives import BY_NAME, SPEED, Objective
+from analysis.point.point import Point
 from analysis.report import formats
 from analysis.report.choices import between_words, gap_words
 from analysis.report.formats import count
@@ -86,14 +88,21 @@ def pair_of(
             for objective in QUANTITIES
         ),
         points=tuple(
-            PointLinks(
-                cell.backend,
-                tuple((f"start {p.repeat + 1}{_arm(p.arm)}", links[p.path]) for p in cell.starts),
-            )
+            PointLinks(cell.backend, start_links(cell.starts, links))
             for cell in (own, other)
             if cell is not None
         ),
     )
+
+
+def start_links(starts: Sequence[Point], links: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """(words, element id) of each start; with its sweep's folder where starts of two are called alike."""
+    named = sorted(
+        (Path(p.path).parent.name, f"start {p.repeat + 1}{_arm(p.arm)}", links[p.path])
+        for p in starts
+    )
+    alike = len({words for _, words, _ in named}) < len(named)
+    return tuple((f"{sweep} {words}" if alike else words, link) for sweep, words, link in named)
 
 
 def _arm(arm: int) -> str:
@@ -115,7 +124,7 @@ def _figure(
         title=TITLES.get(objective, objective.title),
         entry=entry,
         rival=rival,
-        delta="" if entry.main is None else _delta(other, difference),
+        delta="" if entry.main is None else delta_words(other, difference),
         noise=noise,
         bar=bar,
     )
@@ -192,7 +201,8 @@ STATES = {
 }
 
 
-def _delta(other: Cell | None, difference: Difference | None) -> str:
+def delta_words(other: Cell | None, difference: Difference | None) -> str:
+    """The first candidate's difference from the other, with what may not be claimed of it."""
     if other is None:
         return ALONE
     if difference is None:
@@ -200,7 +210,11 @@ def _delta(other: Cell | None, difference: Difference | None) -> str:
     if difference.verdict == "not comparable":
         return f"not comparable with `{difference.b}`: {difference.reason}"
     if difference.verdict in ("no difference shown", "equivalent"):
-        return STATES[difference.verdict] + between_words(difference)
+        ratio = difference.ratio
+        holds_one = ratio.low is None or ratio.high is None or ratio.low <= 1 <= ratio.high
+        shown = difference.verdict == "equivalent" or holds_one
+        why = "" if shown else f", {difference.reason}"  # an interval that looks as if it were
+        return STATES[difference.verdict] + between_words(difference) + why
     return STATES.get(difference.verdict, "") + gap_words(difference)
 
 

@@ -52,9 +52,28 @@ def write_report(whole: Study, path: Path, library: Library = document.CARRIED) 
     write_atomic(path, render(whole, path.parent, library))
 
 
+def write_with_twin(whole: Study, path: Path) -> None:
+    """The page, and its text and tables in Markdown beside it; each is replaced atomically."""
+    common = shared(whole)
+    write_atomic(path, _page(whole, common, path.parent, document.CARRIED))
+    write_atomic(path.with_suffix(".md"), _twin(common))
+
+
 def render(whole: Study, place: Path | None = None, library: Library = document.CARRIED) -> str:
     """``place``: the folder of the page, from which raw files are linked; without it they are only named."""
-    common = shared(whole)
+    return _page(whole, shared(whole), place, library)
+
+
+def render_twin(whole: Study) -> str:
+    """Of the same values as the page."""
+    return _twin(shared(whole))
+
+
+def _twin(common: Mapping[str, Any]) -> str:
+    return document.markdown(environment()).get_template("report.md.j2").render(**common)
+
+
+def _page(whole: Study, common: Mapping[str, Any], place: Path | None, library: Library) -> str:
     screen: FirstScreen = common["screen"]
     figures = Figures()
     named = [point.backend for point in whole.points] + [gate.backend for gate in whole.gates]
@@ -90,16 +109,6 @@ def render(whole: Study, place: Path | None = None, library: Library = document.
         needs={p: needed(p) for p in (50, 90, 95, 99)},
         figures=figures.json,
     )
-
-
-def write_twin(whole: Study, path: Path) -> None:
-    """The report's text and tables in Markdown, replaced atomically."""
-    write_atomic(path, render_twin(whole))
-
-
-def render_twin(whole: Study) -> str:
-    """Of the same values as the page."""
-    return document.markdown(environment()).get_template("report.md.j2").render(**shared(whole))
 
 
 def shared(whole: Study) -> dict[str, Any]:

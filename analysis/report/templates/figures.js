@@ -42,6 +42,18 @@ function figureOf(element) {
   return JSON.parse(document.querySelector(`script[data-figure="${name}"]`).textContent);
 }
 
+// In a narrow place the names of long candidates lie below the figure, one under the other, and not on its title.
+function fitted(element, layout) {
+  if (element.clientWidth >= 560 || !layout.legend) return layout;
+  const legend = { ...layout.legend, x: 0, xanchor: "left", xref: "container", y: 0, yanchor: "bottom", yref: "container" };
+  const lines = 20 * figureNames(element).length;
+  return { ...layout, legend, height: layout.height + lines, margin: { ...layout.margin, t: 40, b: layout.margin.b + lines } };
+}
+
+function figureNames(element) {
+  return figureOf(element).data.filter((trace) => trace.name && trace.showlegend !== false);
+}
+
 async function draw(element) {
   if (drawn.has(element)) return;
   drawn.add(element);
@@ -52,7 +64,7 @@ async function draw(element) {
     return;
   }
   const figure = figureOf(element);
-  await Plotly.newPlot(element, figure.data, figure.layout, { responsive: true, displayModeBar: false });
+  await Plotly.newPlot(element, figure.data, fitted(element, figure.layout), { responsive: true, displayModeBar: false });
   element.on("plotly_click", openPoint);
   await Plotly.relayout(element, themed(element.layout));
   element.dataset.drawn = "yes";
@@ -64,7 +76,7 @@ async function redraw(element, source) {
   element.dataset.source = source;
   if (!element.dataset.drawn) return;
   const figure = figureOf(element);
-  await Plotly.react(element, figure.data, figure.layout);
+  await Plotly.react(element, figure.data, fitted(element, figure.layout));
   await Plotly.relayout(element, themed(element.layout));
 }
 

@@ -10,13 +10,15 @@ from typing import cast
 
 import pytest
 
+from analysis.compare.cells import Cell
 from analysis.compare.differences import Difference
 from analysis.objectives import BY_NAME
+from analysis.point.point import Point
 from analysis.report.answer import answer
 from analysis.report.choices import between_words
 from analysis.report.document import code
 from analysis.report.first_screen import first_screen
-from analysis.report.four_figures import fit_words
+from analysis.report.four_figures import delta_words, fit_words, start_links
 from analysis.report.page import render, render_twin
 from analysis.report.side_by_side import side_by_side, write_side_by_side
 from analysis.statistics.ratios import Ratio
@@ -120,6 +122,59 @@ def test_no_direction_is_told_where_none_is_shown() -> None:
         assert said == f"between 6.3 % lower and 9.7 % higher {quantity} than `beta`"
     found = SimpleNamespace(objective=BY_NAME["energy"], ratio=ratio, b="beta")
     assert between_words(cast(Difference, found)).startswith("between 6.3 % fewer and 9.7 % more J")
+
+
+def test_an_interval_beside_1_that_shows_nothing_says_why() -> None:
+    """6.4 % to 13.7 % more throughput, and 6.9 % to 13.3 % less energy: both ends lie on one side."""
+    why = "not kept by the correction over all comparisons of this report"
+    for name, ratio, told in (
+        ("total", Ratio(1.1, 2, 1.064, 1.137), "6.4 % and 13.7 % higher total tokens/s"),
+        ("energy", Ratio(0.898, 2, 0.867, 0.931), "6.9 % and 13.3 % fewer J"),
+    ):
+        found = SimpleNamespace(
+            objective=BY_NAME[name],
+            ratio=ratio,
+            b="beta",
+            verdict="no difference shown",
+            reason=why,
+        )
+        said = delta_words(cast(Cell, SimpleNamespace(backend="beta")), cast(Difference, found))
+        assert said.startswith(f"no difference shown: between {told}")
+        assert said.endswith(f"than `beta`, {why}")
+
+
+def test_a_tested_comparison_is_shown_before_one_start_that_is_ahead(tmp_path: Path) -> None:
+    """With 4 users one start each, and beta twice as fast; with 8 users four starts of two equal ones."""
+    for name, factor in (("alpha", 1.0), ("beta", 0.5)):
+        write_run(tmp_path, FakeRun(backend=name, start_factor=factor, measure_s=15))
+        for repeat in range(4):
+            off = 1 + ((repeat + len(name)) % 2) / 20
+            fake = FakeRun(backend=name, users=8, repeat=repeat, start_factor=off, measure_s=15)
+            write_run(tmp_path, replace(fake, started_s=1000 * (repeat + 1) + len(name)))
+    screen = first_screen(study(tmp_path, by="ttft"))
+    assert [family.level for family in screen.families] == [4, 8]
+    outcomes = {
+        case.family.level: case.decision.outcome
+        for case in screen.cases
+        if case.objective.name == "ttft"
+    }
+    assert outcomes == {4: "indicative", 8: "no clear winner"}
+    assert screen.shown is not None and screen.shown.family.level == 8
+
+
+def test_starts_of_several_sweeps_are_told_apart() -> None:
+    def start(path: str, repeat: int, arm: int = 0) -> Point:
+        return cast(Point, SimpleNamespace(path=path, repeat=repeat, arm=arm))
+
+    b2, b3 = start("/r/block-2/x", 1), start("/r/block-3/y", 1)
+    links = {"/r/block-2/x": "point-2", "/r/block-3/y": "point-1", "/r/block-2/z": "point-3"}
+    alike = (("block-2 start 2", "point-2"), ("block-3 start 2", "point-1"))
+    assert start_links([b3, b2], links) == alike
+    copy = start("/r/block-2/z", 1, arm=1)
+    assert start_links([copy, b2], links) == (
+        ("start 2", "point-2"),
+        ("start 2 (copy 2)", "point-3"),
+    )
 
 
 def test_sequences_that_fit_are_counted() -> None:
