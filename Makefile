@@ -50,6 +50,7 @@ report: setup ## analyse run directories: make report RUNS=runs/demo
 
 results: setup ## rewrite the tables and reports of results/h200 from the runs there: make results [ADD=runs/my-sweep]
 	@$(BENCH)/python -m scripts.results $(if $(ADD),--add $(ADD))
+	@$(BENCH)/python -m scripts.world
 
 backends: setup ## every backend, whether this host can run it, and if not why
 	@$(BENCH)/greenbench backends

@@ -23,6 +23,7 @@ ELSEWHERE = {
     "security.md": "SECURITY.md",
     "deploy.md": "deploy/README.md",
     "h200.md": "results/h200/README.md",
+    "h200-world.md": "results/h200/world.md",
     "h100.md": "results/h100/README.md",
     "model-retriever.md": "models/retriever/README.md",
     "model-retriever-long.md": "models/retriever_long/README.md",

@@ -361,7 +361,9 @@ def slopes(rows: list[Row]) -> Iterator[str]:
 
 def back_test(results: Results) -> str:
     """The last frozen predictions against their runs, as ``scripts/backtest.py score --json`` left them."""
-    score = max(results.folder.glob("backtest*.json"), key=_round)
+    score = max(results.folder.glob("backtest*.json"), key=_round, default=None)
+    if score is None:
+        return "No prediction was scored.\n"
     frozen = score.with_name(score.name.replace("backtest", "predictions"))
     scored, said = (json.loads(path.read_text()) for path in (score, frozen))
     predicted = {row["key"]: row for row in said["points"]}
