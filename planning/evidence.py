@@ -283,6 +283,8 @@ def evidence_of(
     if usable := [point for point in kept if point.usable]:
         device = the_hardware(root, usable, hardware, "a policy")
         kept = [point for point in kept if point.identity.device.kind == device]
+    kept, apart = _asked_alike(kept, found.labels.loads)
+    refused = [*refused, *apart]
     candidates = {point.candidate for point in kept if point.usable}
     if len(candidates) < 2:
         raise UserError(
@@ -307,6 +309,40 @@ def evidence_of(
         unjudged=unjudged(found),
         allow_unjudged=allow_unjudged,
     )
+
+
+def _asked_alike(
+    points: Sequence[Point], words: Mapping[Scenario, str]
+) -> tuple[list[Point], list[str]]:
+    """Of each task, load and length the one set of prompts that most candidates were given, since answers to
+    others cannot be compared with theirs; and a sentence of each set that is left out.
+    """
+    sets: dict[Scenario, dict[Scenario, list[Point]]] = {}
+    for point in points:
+        workload = replace(point.scenario.workload, prompts="")
+        of_one = sets.setdefault(replace(point.scenario, workload=workload), {})
+        of_one.setdefault(point.scenario, []).append(point)
+    kept: list[Point] = []
+    left: dict[str, set[str]] = {}
+    for of_one in sets.values():
+        most = max(of_one.values(), key=_candidates_then_points)
+        kept += most
+        for scenario, others in of_one.items():
+            if others is not most:
+                left.setdefault(words[scenario], set()).update(
+                    p.backend for p in others if p.usable
+                )
+    return kept, [
+        f"{load}: other prompts than most candidates were given, so {', '.join(sorted(names))} there "
+        "cannot be compared with theirs"
+        for load, names in left.items()
+        if names
+    ]
+
+
+def _candidates_then_points(points: Sequence[Point]) -> tuple[int, int]:
+    usable = [point for point in points if point.usable]
+    return len({point.candidate for point in usable}), len(usable)
 
 
 def _why_so_few(kept: Sequence[Point], refused: Sequence[str]) -> str:

@@ -94,6 +94,7 @@ class FakeRun:
     execution: str = "eager"
     model: str = "tiny"
     seed: int = 7
+    prompts_sha256: str = "0" * 64
     streaming: bool = True
     tokens_per_chunk: int = 1
     correct_share: float | None = 0.0  # None: no outputs file
@@ -169,7 +170,7 @@ def write_run(root: Path, fake: FakeRun) -> RunDir:
     start_ns = T0_UNIX_NS + round(fake.started_s * NS)
     new = NewRun(point, start_ns, point_hash(point))
     name = new.run_id
-    prompts = Prompts("../prompts/tiny.jsonl", "0" * 64)
+    prompts = Prompts("../prompts/tiny.jsonl", fake.prompts_sha256)
     run, manifest = new.create(
         root / fake.sweep, _server(fake, point), prompts, _provenance(fake, start_ns)
     )
