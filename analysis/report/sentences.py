@@ -374,6 +374,8 @@ def _what_differs(whole: Study) -> list[str]:
             if one
             else f"Candidates differ in more than the backend: {words}. A difference may come from these."
         )
+    if whole.labels.usual:
+        told.append(f"What a candidate's name leaves out: {', '.join(whole.labels.usual)}.")
     devices = list(dict.fromkeys(whole.labels.devices[p.scenario.device] for p in whole.usable))
     if len(devices) > 1:
         told.append(

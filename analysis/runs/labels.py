@@ -1,7 +1,8 @@
 """Labels of identities for people: the shortest words that still tell apart what is apart.
 
 A label is some base words (backend, task, load) and the words of every further field in which values with the
-same base words differ; of candidates, every setting in which any two of one model do.
+same base words differ; of candidates, every setting in which any two of one model do, but for the words that
+more than half of them share, three or more.
 """
 
 from collections import Counter
@@ -23,7 +24,8 @@ class Labels:
 
     A scenario's load words hold execution and device too where the study has more than one of them.
     ``devices``: words of each kind, with its processors where the card's alone name two kinds.
-    ``differs``: settings other than backend and model in which candidates differ, with their words.
+    ``differs``: settings other than backend and model in which candidates differ, with their words;
+    ``usual``: those words that most share, which their labels leave out.
     """
 
     candidates: dict[Candidate, str]
@@ -31,6 +33,7 @@ class Labels:
     loads: dict[Scenario, str]
     devices: dict[DeviceKind, str]
     differs: dict[str, tuple[str, ...]]
+    usual: tuple[str, ...]
 
 
 def device_words(devices: Iterable[DeviceKind]) -> dict[DeviceKind, str]:
@@ -63,8 +66,6 @@ def labels(
     where = list(dict.fromkeys(scenarios))
     facts = {c: _candidate_facts(c, across) for c in who}
     differs = _differing(who, facts)
-    several = len({c.model for c in who}) > 1
-    given = Counter((names.get(c), c.model if several else None) for c in who)
     tasks = told_apart(where, lambda p: (p.workload.task,), lambda p: _task_facts(p.workload))
     loads = told_apart(
         where, lambda p: (_load_base(p.workload.load), tasks[p]), lambda p: _load_facts(p.workload)
@@ -76,13 +77,13 @@ def labels(
     loads = told_apart(where, alike.__getitem__, _prompt_facts(alike))
     executions, devices = {p.execution for p in where}, {p.device for p in where}
     told, apart = device_words(devices), apart_words(devices)
+    usual = _usual(facts, differs)
+    words = _candidate_words(facts, differs, names, usual)
+    if len(set(words.values())) < len(words):  # a given name can be what is left of another's
+        usual = {}
+        words = _candidate_words(facts, differs, names, usual)
     return Labels(
-        candidates={
-            c: _named(c, names[c], several)
-            if c in names and given[names[c], c.model if several else None] == 1
-            else MARK.join([_base(c, who, several), *(facts[c][name] for name in differs)])
-            for c in who
-        },
+        candidates=words,
         tasks=tasks,
         devices=told,
         loads={
@@ -96,7 +97,40 @@ def labels(
             for p, words in loads.items()
         },
         differs={n: tuple(dict.fromkeys(facts[c][n] for c in who)) for n in differs},
+        usual=tuple(dict.fromkeys(v for n in differs for of in usual.values() if (v := of.get(n)))),
     )
+
+
+def _candidate_words(
+    facts: Mapping[Candidate, Facts],
+    differs: Sequence[str],
+    names: Mapping[Candidate, str],
+    usual: Mapping[str, Facts],
+) -> dict[Candidate, str]:
+    who = list(facts)
+    several = len({c.model for c in who}) > 1
+    given = Counter((names.get(c), c.model if several else None) for c in who)
+
+    def words(c: Candidate) -> str:
+        if c in names and given[names[c], c.model if several else None] == 1:
+            return _named(c, names[c], several)
+        own, unsaid = facts[c], usual.get(c.model, {})
+        told = [own[name] for name in differs if own[name] != unsaid.get(name)]
+        return MARK.join([_base(c, who, several), *told])
+
+    return {c: words(c) for c in who}
+
+
+def _usual(facts: Mapping[Candidate, Facts], differs: Sequence[str]) -> dict[str, Facts]:
+    """By model, of what its candidates differ in, the words that more than half share, three or more."""
+    out: dict[str, Facts] = {}
+    for model in dict.fromkeys(c.model for c in facts):
+        own = [each for c, each in facts.items() if c.model == model]
+        common = {name: Counter(f[name] for f in own).most_common(1)[0] for name in differs}
+        out[model] = {
+            name: value for name, (value, n) in common.items() if n > max(len(own) / 2, 2)
+        }
+    return out
 
 
 def _prompt_facts(alike: Mapping[Scenario, tuple[Any, ...]]) -> Callable[[Scenario], Facts]:

@@ -67,7 +67,7 @@ def test_baselines_of_points_on_a_line() -> None:
     assert close is not None and close.e2e_p50_s == pytest.approx(0.5 + 1.0 + 0.4)
 
 
-def score(predictions: Path, runs: Path) -> subprocess.CompletedProcess[str]:
+def score(predictions: Path, runs: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             sys.executable,
@@ -75,6 +75,7 @@ def score(predictions: Path, runs: Path) -> subprocess.CompletedProcess[str]:
             "score",
             str(predictions),
             str(runs),
+            *options,
         ],
         cwd=ROOT,
         capture_output=True,
@@ -98,14 +99,20 @@ def test_the_documents_tables_are_the_score_of_the_committed_runs(
     assert json.loads((EVIDENCE / f"predictions{round_}.json").read_text())["sha256"] in said
 
 
-def test_the_tables_of_the_card_are_the_score_of_its_runs() -> None:
+@pytest.mark.parametrize("round_", ["", "-2"])
+def test_the_tables_of_the_card_are_the_score_of_its_runs(tmp_path: Path, round_: str) -> None:
+    """The page beside the runs is written from the committed score, which is this one."""
     h200 = ROOT / "results" / "h200"
-    done = score(h200 / "predictions.json", h200 / "heldout")
+    frozen, told = h200 / f"predictions{round_}.json", tmp_path / "score.json"
+    done = score(frozen, h200 / f"heldout{round_}", "--json", str(told))
     assert done.returncode == 0, done.stderr
-    said = (ROOT / "docs" / "plan.md").read_text() + (h200 / "README.md").read_text()
-    rows = [row for row in done.stdout.splitlines() if row.startswith(("|", "knee", "order"))]
-    assert len(rows) > 15
-    assert not [row for row in rows if row not in said]
+    said = (ROOT / "docs" / "plan.md").read_text()
+    rows = [row for row in done.stdout.splitlines() if row.startswith("| ") and "%" in row]
+    bars = [row for row in rows if "predicted" not in row and " / " not in row]
+    assert len(bars) == 6
+    assert not [row for row in bars if row not in said]
+    assert json.loads(frozen.read_text())["sha256"] in said
+    assert json.loads(told.read_text()) == json.loads((h200 / f"backtest{round_}.json").read_text())
 
 
 def test_a_changed_prediction_is_refused(tmp_path: Path) -> None:

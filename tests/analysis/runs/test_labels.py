@@ -1,6 +1,6 @@
 """Words that tell apart what is apart, and no more of them."""
 
-from analysis.runs.identity import DeviceKind, Scenario, Workload
+from analysis.runs.identity import Candidate, DeviceKind, Scenario, Workload
 from analysis.runs.labels import apart_words, device_words, labels
 from greenbench.contract.config import LoadConfig, PhaseConfig, SloConfig
 
@@ -60,3 +60,55 @@ def test_prompts_that_a_seed_does_not_tell_apart_go_by_their_hash() -> None:
 def test_equal_prompts_are_one_load_whatever_drew_them() -> None:
     assert asked(2048, "a", 1) == asked(2048, "a", 2)
     assert load_words(asked(2048, "a", 1), asked(8192, "b", 2)) == ["8 users", "8 users"]
+
+
+def served(backend: str, kv_cache_dtype: str = "auto", chunk: int = 2048) -> Candidate:
+    return Candidate(
+        model="m",
+        model_path="/models/m",
+        model_source="built",
+        weights="random",
+        backend=backend,
+        options=(),
+        dtype="bfloat16",
+        kv_cache_dtype=kv_cache_dtype,
+        tensor_parallel=1,
+        vllm_version="0.32.0",
+        execution="full",
+        settings=(("max_num_batched_tokens", chunk),),
+    )
+
+
+def test_a_label_leaves_out_what_most_candidates_share() -> None:
+    """Of four, three have an unquantised cache and three chunks of 2,048 tokens."""
+    four = (
+        served("fa"),
+        served("triton"),
+        served("fa", kv_cache_dtype="fp8"),
+        served("fa", chunk=8192),
+    )
+    found = labels(four, [])
+    assert list(found.candidates.values()) == [
+        "fa",
+        "triton",
+        "fa · KV fp8",
+        "fa · max_num_batched_tokens 8192",
+    ]
+    assert found.usual == ("KV auto", "max_num_batched_tokens 2048")
+
+
+def test_of_three_that_differ_all_say_it() -> None:
+    found = labels([served("fa"), served("triton"), served("fa", kv_cache_dtype="fp8")], [])
+    assert list(found.candidates.values()) == ["fa · KV auto", "triton · KV auto", "fa · KV fp8"]
+    assert found.usual == ()
+
+
+def test_labels_say_all_where_a_given_name_is_what_is_left_of_another() -> None:
+    four = served("fa"), served("triton"), served("flex"), served("fa", kv_cache_dtype="fp8")
+    found = labels(four, [], names={four[3]: "fa"})
+    assert list(found.candidates.values()) == [
+        "fa · KV auto",
+        "triton · KV auto",
+        "flex · KV auto",
+        "fa",
+    ]
