@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from analysis.bottleneck.classify import (
@@ -41,22 +41,17 @@ BEATEN = 1.05  # a share of a ceiling from which it was not one; below, the nois
 
 @dataclass(frozen=True)
 class Study:
-    """What a report is made of. Points come oldest first; cells in table order."""
+    """What a report is made of. Points come oldest first; cells in table order.
+
+    What compares points is worked out when it is asked for: a plan and a policy ask for none of it.
+    """
 
     root: Path
     runs: list[Run]
     points: list[Point]
-    cells: list[Cell]
-    differences: list[Difference]
-    decisions: list[Decision]
-    crossings: list[Crossing]
-    bottlenecks: dict[str, Bottleneck]  # by run id, of usable points
-    uses: dict[str, list[PhaseUse]]
     host_ceilings: HostCeilings | None
-    beaten: dict[str, float]  # ceilings that a point went beyond: what they are -> by what factor
     gates: list[Gate]
     verifications: list[Verification]
-    heat_maps: list[HeatMap]
     standings: Standings
     eligible: dict[tuple[Scenario, Candidate], Eligible]
     unmeasured: list[LeftOut]
@@ -65,6 +60,47 @@ class Study:
     headlines: Headlines  # what the headline goes by, where
     asked: bool  # a person chose it: without a value of it there is no headline by another
     across_executions: bool  # one ranking for all of them, as was asked for
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        return cells(self.points)
+
+    @cached_property
+    def differences(self) -> list[Difference]:
+        return differences(self.points, self.headlines)
+
+    @cached_property
+    def decisions(self) -> list[Decision]:
+        return decisions(self.points, self.differences, self.eligible)
+
+    @cached_property
+    def crossings(self) -> list[Crossing]:
+        return crossings(self.cells, self.differences)
+
+    @cached_property
+    def heat_maps(self) -> list[HeatMap]:
+        return heat_maps(_answering(self.runs, self.points), self.labels.candidates)
+
+    @property
+    def uses(self) -> dict[str, list[PhaseUse]]:
+        """By run id: how near each phase came to the ceilings."""
+        return self._bottlenecks[0]
+
+    @property
+    def bottlenecks(self) -> dict[str, Bottleneck]:
+        """By run id, of usable points and of those whose client was late."""
+        return self._bottlenecks[1]
+
+    @property
+    def beaten(self) -> dict[str, float]:
+        """Ceilings that a point went beyond: what they are -> by what factor."""
+        return self._bottlenecks[2]
+
+    @cached_property
+    def _bottlenecks(
+        self,
+    ) -> tuple[dict[str, list[PhaseUse]], dict[str, Bottleneck], dict[str, float]]:
+        return _bottlenecks(self.host_ceilings, self.runs, self.points, self.crossings)
 
     @property
     def executions(self) -> list[str]:
@@ -102,35 +138,19 @@ def study(
     some_readable(root, runs, unreadable)
     runs = runs if slo is None else [run.with_slo(slo) for run in runs]
     points, named = in_scenarios(analyse_all(runs, progress), across_executions)
-    told = {point.path for point in points if point.answers_stand}
-    answering = [run for run in runs if str(run.path) in told]
-    judged = gates(answering, named.candidates)
+    judged = gates(_answering(runs, points), named.candidates)
     checked, unread = _verifications(root)
     stand = standings(judged, checked, runs, points)
-    able = eligible(points, stand)
-    by_family = headlines(points, chosen or DEFAULT, chosen is not None)
-    compared = differences(points, by_family)
-    table = cells(points)
-    crossed = crossings(table, compared)
     host, no_ceilings = _host_ceilings(root)
-    uses, bounds, beaten = _bottlenecks(host, runs, points, crossed)
     return Study(
         root=root,
         runs=runs,
         points=points,
-        cells=table,
-        differences=compared,
-        decisions=decisions(points, compared, able),
-        crossings=crossed,
-        bottlenecks=bounds,
-        uses=uses,
         host_ceilings=host,
-        beaten=beaten,
         gates=judged,
         verifications=checked,
-        heat_maps=heat_maps(answering, named.candidates),
         standings=stand,
-        eligible=able,
+        eligible=eligible(points, stand),
         unmeasured=[
             *left_out(root),
             *without_a_point(unreadable),
@@ -140,10 +160,15 @@ def study(
         ],
         labels=named,
         objective=chosen or DEFAULT,
-        headlines=by_family,
+        headlines=headlines(points, chosen or DEFAULT, chosen is not None),
         asked=chosen is not None,
         across_executions=across_executions,
     )
+
+
+def _answering(runs: Sequence[Run], points: Sequence[Point]) -> list[Run]:
+    told = {point.path for point in points if point.answers_stand}
+    return [run for run in runs if str(run.path) in told]
 
 
 def in_scenarios(points: Sequence[Point], across: bool) -> tuple[list[Point], Labels]:
