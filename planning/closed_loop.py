@@ -17,18 +17,18 @@ def play_users(
     users: int,
     requests: Iterable[tuple[int, int]],
     engine: Engine,
-    away_s: Callable[[int], float],
+    coming_s: Callable[[float, int], float],
     until_s: float,
     cached: float = 0.0,
 ) -> tuple[Traffic, Played]:
     """Requests (prompt, output tokens) in order, sent until ``until_s`` and played to their end; the traffic
-    has the times at which they come to the engine. ``away_s``: seconds from a reply's last token to there, by
-    the next prompt's tokens.
+    has the times at which they come to the engine. ``coming_s``: when a request does, by the time of the last
+    token of the reply before it and the tokens of its prompt.
     """
     lengths = iter(requests)
     coming: list[tuple[float, int, int]] = []  # heap: time, prompt, output
     for _ in range(users):
-        _send(coming, 0.0, lengths, away_s)
+        _send(coming, 0.0, lengths, coming_s)
     jobs: list[Job] = []
     last = 0.0
     while coming or engine.steps_due:
@@ -41,7 +41,7 @@ def play_users(
         last = engine.end_s
         for job in engine.finish():
             if job.end_s < until_s:
-                _send(coming, job.end_s, lengths, away_s)
+                _send(coming, job.end_s, lengths, coming_s)
     asked = Traffic(
         np.array([job.arrived_s for job in jobs]),
         np.array([job.prompt for job in jobs]),
@@ -55,8 +55,8 @@ def _send(
     coming: list[tuple[float, int, int]],
     at: float,
     lengths: Iterable[tuple[int, int]],
-    away_s: Callable[[int], float],
+    coming_s: Callable[[float, int], float],
 ) -> None:
     following = next(iter(lengths), None)
     if following is not None:
-        heapq.heappush(coming, (at + away_s(following[0]), *following))
+        heapq.heappush(coming, (coming_s(at, following[0]), *following))

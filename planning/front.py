@@ -5,14 +5,19 @@ count it on neither side, so what a client sees more than the server says is too
 from the iteration log instead: a prompt that had room in a step and was not in it had not come when that step
 was composed, and it had when its first step was. Where no other request was open nothing runs, and what the
 client saw more is exact.
+
+In a closed loop that says little: a user's next request comes while the next step runs, be the way in a
+millisecond or most of that step. So the requests of all runs have one line together, which those that were
+alone decide.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
+from scipy.optimize import minimize_scalar
 
 from analysis.runs.run import Run
 from planning.batches import Lengths, Line, Sent, lines_of, served
@@ -41,10 +46,13 @@ class Front:
 
 @dataclass(frozen=True)
 class Ways:
-    """Of one run: ``tokens`` of a prompt, mean; seconds before the engine and of a token back."""
+    """Of one run: uncached ``tokens`` of each prompt that tells, the least and the most that its way in took, and
+    the median of a token's way back.
+    """
 
-    tokens: float
-    before_s: float
+    tokens: Floats
+    low_s: Floats
+    high_s: Floats
     reply_s: float
 
 
@@ -65,18 +73,39 @@ class Places:
 
 
 def front(runs: Sequence[Run], settings: Settings) -> Front:
-    """A line over the prompts' lengths, least squares and not negative, over the runs."""
+    """One line over the prompts' lengths for all runs."""
     logs = [(lines_of(run), served(run)) for run in runs]
     found = [way for lines, rows in logs if (way := ways(lines, rows, settings)) is not None]
     if not found:
         return Front(0.0, 0.0)
-    tokens = np.array([way.tokens for way in found])
-    before = np.array([way.before_s for way in found])
+    tokens, low_s, high_s = (
+        np.concatenate(each)
+        for each in zip(*((way.tokens, way.low_s, way.high_s) for way in found), strict=True)
+    )
     reply = float(np.median([way.reply_s for way in found]))
-    if len(set(tokens)) < 2:
-        return Front(float(before.mean()), 0.0, reply, _spread(runs))
-    (base, slope), _ = nnls(np.stack([np.ones_like(tokens), tokens], axis=1), before)
-    return Front(float(base), float(slope), reply, _spread(runs))
+    return Front(*straight(tokens, low_s, high_s), reply, _spread(runs))
+
+
+def straight(tokens: Floats, low_s: Floats, high_s: Floats) -> tuple[float, float]:
+    """Base and slope, not negative, of the line whose distances to the intervals sum to the least.
+
+    By slope the best base is the median of all ends less the slope's part, and the sum left is convex.
+    """
+
+    def base(slope: float) -> float:
+        ends = np.concatenate([low_s - slope * tokens, high_s - slope * tokens])
+        return max(0.0, float(np.median(ends)))
+
+    def distances(slope: float) -> float:
+        at = base(slope) + slope * tokens
+        return float(np.maximum(low_s - at, 0).sum() + np.maximum(at - high_s, 0).sum())
+
+    steepest = float(high_s.max()) / float(tokens.max())
+    if np.ptp(tokens) == 0 or steepest <= 0:
+        return base(0.0), 0.0
+    near = {"xatol": 1e-6 * steepest}
+    found: Any = minimize_scalar(distances, bounds=(0.0, steepest), method="bounded", options=near)
+    return base(float(found.x)), float(found.x)
 
 
 def ways(
@@ -98,16 +127,17 @@ def ways(
     )
     alone = np.array([one.alone for one, _ in rows])
     room = known & ~alone & (spare[np.clip(at.first - 1, 0, len(spare) - 1)] > 0)
-    over_s = np.array([one.over_ns for one, _ in rows])[known & alone] / 1e9 - reply
-    low = (at.line(composed - 1) - sent)[room] / 1e9
-    high = (at.line(composed) - sent)[room] / 1e9
-    # the median of all ends is where the distances to the intervals sum to the least
-    ends = np.concatenate([low, high, over_s, over_s])
-    ends = ends[np.isfinite(ends)]
-    if not len(ends):
+    over_s = np.array([one.over_ns for one, _ in rows]) / 1e9 - reply
+    exact = known & alone & np.isfinite(over_s)
+    tells = room | exact
+    if not tells.any():
         return None
-    mean = float(np.mean([lengths.prompt - lengths.cached for _, lengths in rows]))
-    return Ways(mean, max(0.0, float(np.median(ends))), reply)
+    return Ways(
+        np.array([lengths.prompt - lengths.cached for _, lengths in rows], dtype=float)[tells],
+        np.where(exact, over_s, (at.line(composed - 1) - sent) / 1e9)[tells],
+        np.where(exact, over_s, (at.line(composed) - sent) / 1e9)[tells],
+        reply,
+    )
 
 
 def places(lines: Sequence[Line], lengths: Sequence[Lengths]) -> Places | None:

@@ -92,10 +92,13 @@ def most_rate(one: Measured, load: Load) -> float:
     rows = load.arrivals or ((0.0, load.prompt, load.output),)
     requests = itertools.cycle([(prompt, output) for _, prompt, output in rows])
     engine = Engine("", one.settings, costs_of(one, Traffic(*_lengths(load), "held out")))
-    away_s = one.front.before_s
     many = MOST_REQUESTS
     asked, played = play_users(
-        one.settings.max_num_seqs, itertools.islice(requests, many), engine, away_s, np.inf
+        one.settings.max_num_seqs,
+        itertools.islice(requests, many),
+        engine,
+        lambda at, prompt: at + one.front.before_s(prompt),
+        np.inf,
     )
     over = np.sort(asked.at_s + played.e2e_s)
     return float((many - many // 4 - 1) / (over[-1] - over[many // 4]))
@@ -146,10 +149,10 @@ def _play(one: Measured, load: Load, slo: SloConfig, seed: int) -> Predicted:
     else:
         requests = itertools.repeat((load.prompt, load.output))
 
-        def away_s(prompt: int) -> float:
-            return front.reply_s + float(before_s(prompt))
+        def coming_s(at: float, prompt: int) -> float:
+            return at + front.reply_s + float(before_s(prompt))
 
-        asked, played = play_users(load.users, requests, engine, away_s, load.end_s, load.cached)
+        asked, played = play_users(load.users, requests, engine, coming_s, load.end_s, load.cached)
         sent = asked.at_s - front.before_s(load.prompt)
     seen = judged(played, asked, [one], slo)
     figures = _figures(load, sent, asked, played, front.reply_s)

@@ -7,8 +7,8 @@ python scripts/backtest.py explain RUNS HELDOUT_RUNS
 `freeze` predicts each point of the sweeps from the runs below RUNS, with the arrivals that the sweep's seed
 will give, and prints the file's sha256. `score` compares them with the runs of those sweeps; beside the plan
 stand the nearest measured point and a straight line. `explain`, which is no prediction, gives the plan what
-it could not know: how fast the machine was in each run; in open loops in each 5 s of it; and in each step,
-which leaves the scheduler alone. Run from the repository's root.
+it could not know: how fast the machine was in each run; in each 5 s of it; and in each step, which leaves the
+scheduler alone. Run from the repository's root.
 """
 
 import argparse
@@ -53,6 +53,7 @@ from planning.back_test import (
 from planning.baselines import Known, line, nearest
 from planning.batches import batches, lines_of, served, timed
 from planning.candidates import Measured, measured
+from planning.closed_loop import play_users
 from planning.front import Front
 from planning.held_out import Figures, Load, figures, most_rate, predict
 from planning.requests import Traffic
@@ -300,28 +301,32 @@ def explain(args: argparse.Namespace) -> int:
     print(f"steps took {min(speeds):.2f} to {max(speeds):.2f} of what the calibration says\n")
     print("\n".join([*_table(compared), "", *_bars(bars(compared))]))
     for words, every_s in (("each 5 s", 5.0), ("each step", None)):
-        print(f"\nopen loops, with the speed of {words}\n")
-        print("\n".join(_bars(bars(list(_as_it_went(found, of, every_s))))))
+        went = list(_as_it_went(found, of, every_s))
+        print(f"\nwith the speed of {words}\n")
+        print("\n".join([*_table(went), "", *_bars(bars(went))]))
     return 0
 
 
 def _as_it_went(
     found: Study, of: dict[str, Calibrated], every_s: float | None
 ) -> Iterator[Compared]:
-    """Each open loop played by a clock that went as fast as the machine did."""
+    """Each run played by a clock that went as fast as the machine did."""
     for run in sorted(found.runs, key=lambda r: point_key(r.point)):
         one = of[candidate_key(run.point)].one
         phase, clock = measured_phase(run), _clock(run, one, every_s)
         saw = seen(run, None, one.front)
-        if phase is None or saw is None or clock is None or run.point.load.users is not None:
+        if phase is None or saw is None or clock is None:
             continue
-        sent, prompts, outputs = _sent(run)
-        span = run.point.phases.warmup_s, run.point.phases.longest_s
-        arrivals = zip(sent.tolist(), prompts.tolist(), outputs.tolist(), strict=True)
-        load = Load(*span, arrivals=tuple(arrivals))
         said: dict[Whose, Figures | None] = {"plan": _replayed(run, one, clock, phase)}
-        used = len(load.arrivals) / load.end_s / most_rate(one, load)
+        used = None if run.point.load.users is not None else _used(run, one)
         yield Compared(point_key(run.point), said, saw, used)
+
+
+def _used(run: Run, one: Measured) -> float:
+    """An open loop's rate over the most."""
+    arrivals = tuple(zip(*(column.tolist() for column in _sent(run)), strict=True))
+    load = Load(run.point.phases.warmup_s, run.point.phases.longest_s, arrivals=arrivals)
+    return len(arrivals) / load.end_s / most_rate(one, load)
 
 
 def _sent(run: Run) -> tuple[Floats, Ints, Ints]:
@@ -363,33 +368,44 @@ def _clock(run: Run, one: Measured, every_s: float | None) -> tuple[Floats, Floa
 def _replayed(
     run: Run, one: Measured, clock: tuple[Floats, Floats], phase: tuple[int, int]
 ) -> Figures:
-    """The run's own requests, each at its time, by the clock; figures of its measured phase."""
+    """The run's own requests by the clock, each at its time or when its user's last reply is over; figures of
+    its measured phase.
+    """
     sent, prompts, outputs = _sent(run)
-    came = sent + one.front.request_s + one.front.token_s * prompts
-    order = np.argsort(came, kind="stable")
-    sent, came, prompts, outputs = sent[order], came[order], prompts[order], outputs[order]
     wall, own = clock
-    at = np.interp(came, wall, own)
+    front, users = one.front, run.point.load.users
     engine = Engine(
         "",
         one.settings,
         costs(one.shape, one.model.terms, one.settings.max_num_batched_tokens),
     )
-    done = play(Traffic(at, prompts, outputs, "as it went"), [engine])
 
-    def later(seconds: Floats) -> Floats:
-        """On the wall, of seconds after coming; past the last step the clocks go alike."""
-        there = at + seconds
+    def on_the_wall(there: Floats | float) -> Floats:
+        """Past the last step the clocks go alike."""
         return np.interp(there, own, wall) + np.maximum(there - own[-1], 0)
 
+    def coming_s(at: float, prompt: int) -> float:
+        back = float(on_the_wall(at)) + front.reply_s
+        return float(np.interp(back + front.before_s(prompt), wall, own))
+
+    if users is None:
+        came = sent + front.request_s + front.token_s * prompts
+        order = np.argsort(came, kind="stable")
+        sent, came, prompts, outputs = sent[order], came[order], prompts[order], outputs[order]
+        asked = Traffic(np.interp(came, wall, own), prompts, outputs, "as it went")
+        done = play(asked, [engine])
+    else:
+        requests = zip(prompts.tolist(), outputs.tolist(), strict=True)
+        asked, done = play_users(users, requests, engine, coming_s, np.inf)
+        came = on_the_wall(asked.at_s)
+        sent = came - front.request_s - front.token_s * asked.prompt_tokens
     start, end = (ns / 1e9 for ns in phase)
-    reply = one.front.reply_s
     return figures(
-        Load(0.0, end - start),
+        Load(0.0, end - start, users),
         sent - start,
-        later(done.ttft_s) + reply - sent,
-        later(done.e2e_s) + reply - sent,
-        later(done.waited_s) - came,
+        on_the_wall(asked.at_s + done.ttft_s) + front.reply_s - sent,
+        on_the_wall(asked.at_s + done.e2e_s) + front.reply_s - sent,
+        on_the_wall(asked.at_s + done.waited_s) - came,
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from planning.batches import Lengths, Line, Sent
 from planning.closed_loop import play_users
-from planning.front import ways
+from planning.front import straight, ways
 from planning.simulator import Costs, Engine, Job, Settings, costs
 from planning.step_time import shape_of
 from tests.planning.steps import KNOWN, model
@@ -45,11 +45,11 @@ def test_the_way_in_and_back_is_found_from_the_log(ahead: bool, users: int) -> N
     lengths = ((int(n), 32) for n in itertools.repeat(3000))
     sent: list[float] = []
 
-    def away_s(_: int) -> float:
+    def coming_s(at: float, _: int) -> float:
         pause = REPLY_S + rng.uniform(0, 0.02)  # users that pause keep no step
-        return pause + BEFORE_S
+        return at + pause + BEFORE_S
 
-    asked, played = play_users(users, lengths, engine, away_s, 20.0)
+    asked, played = play_users(users, lengths, engine, coming_s, 20.0)
     sent = (asked.at_s - BEFORE_S).tolist()
     rows = [
         (
@@ -66,8 +66,24 @@ def test_the_way_in_and_back_is_found_from_the_log(ahead: bool, users: int) -> N
     found = ways(engine.lines, rows, settings)
     assert found is not None
     assert found.reply_s == pytest.approx(REPLY_S, abs=1e-6)
-    assert found.before_s == pytest.approx(BEFORE_S, abs=0.1e-3 if users == 1 else 2e-3)
-    assert found.tokens == 3000
+    before_s, slope = straight(found.tokens, found.low_s, found.high_s)
+    assert before_s == pytest.approx(BEFORE_S, abs=0.1e-3 if users == 1 else 2e-3)
+    assert (slope, *set(found.tokens)) == (0, 3000)
+
+
+def test_requests_alone_decide_where_a_closed_loop_leaves_it_open() -> None:
+    """Alone the way in takes 4 ms + 1 µs a token; of others it is only known that it took 0 to 20 or 40 ms, and of
+    one 30 to 50.
+    """
+    alone = np.array([1000.0, 1000.0, 4000.0, 4000.0])
+    open_ = np.array([1000.0] * 30 + [4000.0] * 20 + [1000.0])
+    low = np.array([0.0] * 50 + [0.03])
+    high = np.array([0.02] * 30 + [0.04] * 20 + [0.05])
+    exact = 0.004 + 1e-6 * alone
+    found = straight(
+        np.concatenate([alone, open_]), np.concatenate([exact, low]), np.concatenate([exact, high])
+    )
+    assert found == pytest.approx((0.004, 1e-6), rel=1e-2)
 
 
 def started_s(ahead: bool) -> float:
@@ -92,7 +108,9 @@ def test_a_closed_loop_keeps_littles_law() -> None:
     """Users = requests a second × (time in the engine + time away)."""
     users, away = 5, 0.03
     engine = Engine("", Settings(16, 2048), COSTS)
-    asked, played = play_users(users, itertools.repeat((1500, 64)), engine, lambda _: away, 60.0)
+    asked, played = play_users(
+        users, itertools.repeat((1500, 64)), engine, lambda at, _: at + away, 60.0
+    )
     over = np.sort(asked.at_s + played.e2e_s)
     rate = (len(over) - 101) / (over[-1 - users] - over[100 - users])
     assert rate * (played.e2e_s[100:].mean() + away) == pytest.approx(users, rel=0.02)
