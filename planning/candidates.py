@@ -22,7 +22,7 @@ from planning.evidence import may_lose, unjudged
 from planning.front import Front, front
 from planning.hardware import the_hardware
 from planning.simulator import Settings
-from planning.step_time import NotEnough, Shape, StepTime, fit, shape_of
+from planning.step_time import NotEnough, Shape, Steps, StepTime, fit, shape_of, steps_of
 
 BLOCK_TOKENS = 16  # vLLM's own on a GPU, where the run does not say
 WORSE, AGAINST = (
@@ -63,13 +63,13 @@ class Measured:
     """A candidate. ``timed``: its steps by block of starts. ``metered``: its power by run. ``barred``: why it
     may not serve, and where. ``unjudged``: of one that may change answers, which nobody judged, why.
     ``weights_s``: seconds in which the cards' memory can read the weights of a dense model, None: not known.
-    ``exact``: forwards that its step time is fitted to beside its steps.
+    ``exact``: forwards that its step time is fitted to beside its steps. ``fits``: of draws that were made.
     """
 
     label: str
     shape: Shape
     model: StepTime
-    timed: tuple[tuple[Block, Timed], ...]
+    timed: tuple[tuple[Block, Steps], ...]
     settings: Settings
     front: Front
     hull: Hull
@@ -80,24 +80,30 @@ class Measured:
     unjudged: str | None = None
     metered: Mapping[str, Metered] = field(default_factory=dict[str, Metered])
     weights_s: float | None = None
-    exact: Timed | None = None
+    exact: Steps | None = None
+    fits: dict[tuple[Block, ...], StepTime] = field(
+        default_factory=dict[tuple[Block, ...], StepTime]
+    )
 
     def drawn(self, rng: np.random.Generator) -> "Measured | None":
         """It by as many blocks drawn with replacement: step times and power. None of a draw that tells too
         little.
         """
         blocks = sorted({block for block, _ in self.timed})
-        picked = [blocks[i] for i in rng.integers(len(blocks), size=len(blocks))]
-        runs = [run for block in picked for own, run in self.timed if own == block]
-        try:
-            model = fit(self.shape, runs, self.exact)
-        except NotEnough:
-            return None
+        picked = tuple(sorted(blocks[i] for i in rng.integers(len(blocks), size=len(blocks))))
+        if picked not in self.fits:  # a few blocks make few draws
+            runs = [run for block in picked for own, run in self.timed if own == block]
+            try:
+                self.fits[picked] = fit(self.shape, runs, self.exact)
+            except NotEnough:
+                return None
+        model = self.fits[picked]
         return replace(self, model=model, power=power_of(self.metered, model) or self.power)
 
     def told(self, exact: Timed) -> "Measured":
         """It, with its step time fitted to these forwards too. UserError where its steps are against it."""
-        model = fit(self.shape, [run for _, run in self.timed], exact)
+        forwards = steps_of(self.shape, exact)
+        model = fit(self.shape, [run for _, run in self.timed], forwards)
         before, after = self.model.residuals().worst_run, model.residuals().worst_run
         if after > max(WORSE * before, AGAINST):
             raise UserError(
@@ -106,7 +112,7 @@ class Measured:
                 "backend and card"
             )
         power = power_of(self.metered, model) or self.power
-        return replace(self, model=model, power=power, exact=exact)
+        return replace(self, model=model, power=power, exact=forwards, fits={})
 
     @property
     def blocks(self) -> int:
@@ -160,7 +166,8 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
             "no proven run of it has an iteration log that fits its requests (server.iteration_log)"
         )
     shape = shape_of(work)
-    model = fit(shape, [run for _, run in own])
+    fitted_to = tuple((block, steps_of(shape, run)) for block, run in own)
+    model = fit(shape, [run for _, run in fitted_to])
     here = [runs[point.path] for point in points]
     settings = _settings(here)
     metered = _metered(points)
@@ -169,7 +176,7 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
         label=label,
         shape=shape,
         model=model,
-        timed=tuple(own),
+        timed=fitted_to,
         settings=settings,
         front=front(here, settings),
         hull=Hull(

@@ -7,7 +7,7 @@ half, so that a queue that only grows does not pass. It may be asked within what
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -107,8 +107,15 @@ class Fleet:
     demand: Demand
     slo: SloConfig
     seed: int
+    known: dict[tuple[int, float], Seen] = field(default_factory=dict[tuple[int, float], Seen])
 
     def seen(self, replicas: int, factor: float) -> Seen:
+        """Played once for each pair."""
+        if (replicas, factor) not in self.known:
+            self.known[replicas, factor] = self._seen(replicas, factor)
+        return self.known[replicas, factor]
+
+    def _seen(self, replicas: int, factor: float) -> Seen:
         asked = self.demand.traffic(factor, self.seed)
         engines = [Engine("", self.one.settings, self.costs) for _ in range(replicas)]
         played = play(asked, engines, least_open, self.demand.file.cached_share)
@@ -204,14 +211,22 @@ def _binds(played: Played, each: list[Measured]) -> Binds:
     return max(parts, key=lambda name: parts[name])
 
 
-def fewest(meets: Callable[[int], bool], most: int = MOST_REPLICAS) -> int | None:
-    """The least number for which ``meets`` holds, which holds for every larger one; None above ``most``."""
-    high = 1
-    while not meets(high):
-        if high == most:
+def fewest(meets: Callable[[int], bool], near: int = 1, most: int = MOST_REPLICAS) -> int | None:
+    """The least number for which ``meets`` holds, which holds for every larger one; looked for from ``near``
+    in strides that double. None above ``most``.
+    """
+    low, high, stride = 0, near, 1  # it does not hold at low, and does at high
+    if meets(near):
+        while high > 1 and meets(max(1, high - stride)):
+            high, stride = max(1, high - stride), 2 * stride
+        low = max(0, high - stride)
+    else:
+        if not meets(most):
             return None
-        high = min(most, 2 * high)
-    low = high // 2
+        low = near
+        while low + stride < most and not meets(low + stride):
+            low, stride = low + stride, 2 * stride
+        high = min(most, low + stride)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if meets(middle) else (middle, high)
@@ -325,28 +340,27 @@ def most_factor(
     """The highest multiple of the rate that still meets, and what is seen at it: looked for from ``near`` by
     factors of ``step``, then halved ``rounds`` times. (0, None) below a 64th of the rate.
     """
-    low = high = near
-    best = whole.seen(replicas, near)
-    if best.meets:
-        while high < MOST_FACTOR:
-            high = step * low
-            above = whole.seen(replicas, high)
-            if not above.meets:
-                break
-            low, best = high, above
-    while not best.meets:
-        low, high = low / step, low
-        if low < 1 / MOST_FACTOR:
+
+    def meets(factor: float) -> bool:
+        return whole.seen(replicas, factor).meets
+
+    low = near
+    if meets(near):
+        while low < MOST_FACTOR and meets(step * low):
+            low *= step
+        if low >= MOST_FACTOR:
+            return low, whole.seen(replicas, low)
+    else:
+        least = math.floor(math.log(near * MOST_FACTOR, step))
+        down = fewest(lambda n: meets(near / step**n), most=least) if least > 0 else None
+        if down is None:
             return 0.0, None
-        best = whole.seen(replicas, low)
+        low = near / step**down
+    high = step * low
     for _ in range(rounds):
         middle = math.sqrt(low * high)
-        at = whole.seen(replicas, middle)
-        if at.meets:
-            low, best = middle, at
-        else:
-            high = middle
-    return low, best
+        low, high = (middle, high) if meets(middle) else (low, middle)
+    return low, whole.seen(replicas, low)
 
 
 def _if_longer(
@@ -405,7 +419,7 @@ def _spread(
         if own is None:
             continue
         whole = fleet(own, demand, slo, seed + 1 + draw)
-        found = fewest(lambda n, f=whole: f.seen(n, 1.0).meets)
+        found = fewest(lambda n, f=whole: f.seen(n, 1.0).meets, replicas)
         counts.append(MOST_REPLICAS if found is None else found)
         seen = whole.seen(replicas, 1.0)
         ttft.append(seen.ttft_s[1])
@@ -473,7 +487,7 @@ def _said(
     elif one.power.idle_w is None:
         said.append("idle power was not measured, so W and kWh are bounds")
     if one.exact is not None:
-        said.append(f"fitted to {len(one.exact.batches)} batches of `vllm bench forward` as well")
+        said.append(f"fitted to {len(one.exact)} batches of `vllm bench forward` as well")
     left = one.model.residuals()
     said.append(
         f"step time off by {100 * left.median:.0f} % (median step), {100 * left.worst_run:.0f} % "

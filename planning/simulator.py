@@ -127,6 +127,14 @@ class Job:
         """Of its next decode."""
         return self.prompt + self.output - (self.ends_at - step)
 
+    def reads(self, step: int, steps: int, window: int) -> float:
+        """Tokens of context within the window that so many decodes read."""
+        at = self.context(step)
+        if at >= window:
+            return steps * window
+        growing = min(window - at, steps)
+        return growing * at + growing * (growing - 1) / 2 + (steps - growing) * window
+
 
 @dataclass(slots=True, eq=False)
 class Engine:
@@ -143,7 +151,9 @@ class Engine:
     filling: list[Job] = field(default_factory=list[Job])
     leaving: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # heap: step, job
     contexts: int = 0  # sum over the decoding of the context of their next decode
+    filled: int = 0  # tokens that the filling have computed
     due: list[tuple[Job, int]] = field(default_factory=list[tuple[Job, int]])  # chunks under way
+    due_s: float = 0.0  # what their attention takes
     steps_due: int = 0
     end_s: float = math.inf  # of the steps under way
     waits: Waits | None = None
@@ -171,7 +181,7 @@ class Engine:
     @property
     def held_tokens(self) -> int:
         """In the KV cache, before the steps under way."""
-        return self.contexts - self.decoding + sum(job.computed for job in self.filling)
+        return self.contexts - self.decoding + self.filled
 
     @property
     def total_kv_tokens(self) -> int | None:
@@ -206,25 +216,29 @@ class Engine:
         self.end_s = self.now + self._decode_s(self.steps_due)
 
     def _commit(self) -> list[Job]:
-        m, n, took = self.steps_due, self.decoding, self.end_s - self.now
+        m, n, took, costs = self.steps_due, self.decoding, self.end_s - self.now, self.costs
         self.began_s = self.now + (self._decode_s(m - 1) if m > 1 else 0.0)
         self.now = self.end_s
         self.step += m
         self.steps += m
         self.busy_s += took
-        self.filling_s += took if self.due else 0.0
-        self.computing_s += self.costs.token_s * (m * n + sum(new for _, new in self.due))
-        self.sequences_s += self.costs.sequence_s * (m * n + len(self.due))
+        self.computing_s += costs.token_s * m * n
+        self.sequences_s += costs.sequence_s * (m * n + len(self.due))
         self.seconds_running[len(self.running)] += took
         if self.waits is not None:
             self.seconds_waiting[self.waits] = self.seconds_waiting.get(self.waits, 0.0) + took
         self.contexts += m * n
         left = self._leave()
+        if self.due:
+            self.filling_s += took
+            self.computing_s += self.due_s
         for job, new in self.due:
-            self.computing_s += self.costs.chunk_s(new, job.computed)
+            self.computing_s += costs.token_s * new
             job.computed += new
+            self.filled += new
             if job.computed == job.target:
                 self.filling.remove(job)
+                self.filled -= job.computed
                 self._sample(job, left)
         self.due = []
         return left
@@ -307,6 +321,7 @@ class Engine:
             job.started_s = self.now
         self.running[job.number] = job
         self.filling.append(job)
+        self.filled += job.computed
         self.due.append((job, new))
         return None
 
@@ -322,13 +337,18 @@ class Engine:
 
     def _at_most(self) -> int:
         """Tokens that the held blocks span at most, next decodes included."""
-        return self.held_tokens + len(self.running) * self.settings.block_size
+        held = self.contexts + self.filled + len(self.filling)
+        return held + len(self.running) * (self.settings.block_size - 1)
 
     def _mixed_s(self) -> float:
-        tokens = self.decoding + sum(new for _, new in self.due)
-        own = self.costs.of_tokens[tokens]
-        own += self.costs.sequence_s * (self.decoding + len(self.due)) + self._read_s(1)
-        return own + sum(self.costs.chunk_s(new, job.computed) for job, new in self.due)
+        tokens, costs = self.decoding, self.costs
+        sequences = tokens + len(self.due)
+        self.due_s = 0.0
+        for job, new in self.due:
+            tokens += new
+            self.due_s += costs.chunk_s(new, job.computed)
+        own = costs.of_tokens[tokens] + costs.sequence_s * sequences
+        return own + self._read_s(1) + self.due_s
 
     def _decode_s(self, m: int) -> float:
         """Of m steps with the requests that decode now."""
@@ -340,13 +360,8 @@ class Engine:
         n = self.decoding
         total = self.costs.full_read_s * (m * self.contexts + n * m * (m - 1) / 2)
         for window, seconds in self.costs.read_s:
-            read = 0.0
-            for job in self.running.values():
-                if job.ends_at >= 0:
-                    at = job.context(self.step)
-                    growing = min(max(window - at, 0), m)
-                    read += growing * at + growing * (growing - 1) / 2 + (m - growing) * window
-            total += seconds * read
+            jobs = [job for job in self.running.values() if job.ends_at >= 0]
+            total += seconds * sum([job.reads(self.step, m, window) for job in jobs])
         return total
 
     # KV cache
@@ -372,7 +387,7 @@ class Engine:
         total = self.settings.total_kv_tokens
         if total is None:
             return True
-        chunks = sum(new for _, new in self.due)
+        chunks = self.settings.max_num_batched_tokens  # at most
         if self._at_most() + chunks + tokens + self.settings.block_size <= total:
             return True
         free = total // self.settings.block_size - self._used_blocks(of)
@@ -400,6 +415,7 @@ class Engine:
             heapq.heapify(self.leaving)
         else:
             self.filling.remove(job)
+            self.filled -= job.computed
         job.preempted += 1
         self.preemptions += 1
         self.waiting.appendleft(job)
@@ -429,7 +445,13 @@ class Played:
 
 
 def least_open(_: int, engines: Sequence[Engine]) -> int:
-    return min(range(len(engines)), key=lambda i: engines[i].open)
+    chosen, fewest = 0, math.inf
+    for i, one in enumerate(engines):
+        if (held := one.open) < fewest:
+            chosen, fewest = i, held
+            if not held:
+                break
+    return chosen
 
 
 def in_turn(number: int, engines: Sequence[Engine]) -> int:

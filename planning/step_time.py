@@ -11,7 +11,7 @@ by least squares of the relative error, weighted by the predicted time so that n
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -83,11 +83,15 @@ class Terms:
     kv: float
     sequence: float
 
+    @property
+    def each(self) -> tuple[float, ...]:
+        return self.launch, self.weights, self.linear, self.attention, self.kv, self.sequence
+
     def seconds(self, amounts: "Terms") -> float:
-        return sum(a * b for a, b in zip(astuple(self), astuple(amounts), strict=True))
+        return sum(a * b for a, b in zip(self.each, amounts.each, strict=True))
 
     def times(self, factor: float) -> "Terms":
-        return Terms(*(factor * each for each in astuple(self)))
+        return Terms(*(factor * one for one in self.each))
 
 
 def shape_of(model: ModelWork) -> Shape:
@@ -195,22 +199,50 @@ class Residuals:
     worst_run: float
 
 
-def fit(shape: Shape, runs: Sequence[Timed], exact: Timed | None = None) -> StepTime:
+@dataclass(frozen=True)
+class Steps:
+    """Steps of one run as a fit takes them. ``amounts``: steps × terms. ``decoding``: the numbers of requests
+    of steps without a prompt. ``prompt_tokens``: mean, where known.
+    """
+
+    run_id: str
+    amounts: Floats
+    seconds: Floats
+    prefilling: npt.NDArray[np.bool_]
+    decoding: frozenset[int]
+    prompt_tokens: float | None
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+
+def steps_of(shape: Shape, run: Timed) -> Steps:
+    return Steps(
+        run_id=run.run_id,
+        amounts=np.array([shape.row(batch).each for batch in run.batches]),
+        seconds=run.seconds,
+        prefilling=np.array([bool(batch.chunks) for batch in run.batches]),
+        decoding=frozenset(len(batch.contexts) for batch in run.batches if not batch.chunks),
+        prompt_tokens=run.prompt_tokens,
+    )
+
+
+def fit(shape: Shape, runs: Sequence[Steps], exact: Steps | None = None) -> StepTime:
     """NotEnough where there are too few steps or they are all of one size. ``exact``: forwards of batches
     without what a step takes beyond them; they say how the terms stand to each other, and the steps how long
     a forward takes there and what every step and sequence add.
     """
-    steps = [batch for run in runs for batch in run.batches]
-    if len(steps) < LEAST_STEPS:
-        raise NotEnough(f"{len(steps)} engine steps in its log, at least {LEAST_STEPS} are wanted")
-    if len({len(b.contexts) for b in steps if not b.chunks}) < 2:
+    steps = sum(map(len, runs))
+    if steps < LEAST_STEPS:
+        raise NotEnough(f"{steps} engine steps in its log, at least {LEAST_STEPS} are wanted")
+    if len(frozenset[int]().union(*(run.decoding for run in runs))) < 2:
         raise NotEnough("all its decode steps had one number of requests: one load only")
     took = np.concatenate([run.seconds for run in runs])
-    amounts = np.array([astuple(shape.row(batch)) for batch in steps])
+    amounts = np.concatenate([run.amounts for run in runs])
     if exact is None:
         solved = _solved(amounts, took)
     else:
-        solved = _solved(np.array([astuple(shape.row(b)) for b in exact.batches]), exact.seconds)
+        solved = _solved(exact.amounts, exact.seconds)
         own = np.stack([amounts[:, 0], amounts[:, -1], amounts @ solved], axis=1)
         launch, sequence, factor = _solved(own, took)
         solved = factor * solved + np.array([launch, 0, 0, 0, 0, sequence])
@@ -219,10 +251,10 @@ def fit(shape: Shape, runs: Sequence[Timed], exact: Timed | None = None) -> Step
         shape=shape,
         terms=terms,
         observed=took,
-        predicted=amounts @ np.array(astuple(terms)),
-        prefilling=np.array([bool(batch.chunks) for batch in steps]),
+        predicted=amounts @ np.array(terms.each),
+        prefilling=np.concatenate([run.prefilling for run in runs]),
         run_ids=tuple(run.run_id for run in runs),
-        steps_of_run=tuple(len(run.batches) for run in runs),
+        steps_of_run=tuple(map(len, runs)),
         prompts_of_run=tuple(run.prompt_tokens for run in runs),
     )
 
@@ -233,11 +265,13 @@ def _solved(amounts: Floats, took: Floats) -> Floats:
     scale[scale == 0] = 1.0
     scaled = amounts / scale
     expected = took
-    found = np.zeros(scaled.shape[1])
+    n = scaled.shape[1]
+    found = np.zeros(n)
     for _ in range(ROUNDS):
-        weighted = scaled / expected[:, None]
-        # QR first: the squares of thousands of steps in as many rows as there are terms
-        q, r = np.linalg.qr(weighted)
-        found, _ = nnls(r, q.T @ (took / expected))
+        # QR first: the squares of thousands of steps in as many rows as there are terms, and the times turned
+        # likewise as the last column
+        weighted = np.column_stack([scaled, took]) / expected[:, None]
+        r = np.asarray(np.linalg.qr(weighted, mode="r"))
+        found, _ = nnls(r[:n, :n], r[:n, n])
         expected = np.maximum(scaled @ found, took.min() / 2)
     return found / scale

@@ -1,6 +1,6 @@
 """A pretended engine whose step times are known."""
 
-from dataclasses import astuple
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from analysis.runs.identity import Block
 from planning.batches import Batch, Lengths, Logged, Timed
 from planning.candidates import Front, Hull, Measured, Power
 from planning.simulator import Settings
-from planning.step_time import Shape, Terms, fit, shape_of
+from planning.step_time import Shape, StepTime, Terms, fit, shape_of, steps_of
 
 LLAMA = {
     "model_type": "llama",
@@ -71,9 +71,14 @@ def closed_loop(
 
 def took(shape: Shape, terms: Terms, batches: list[Batch], sd: float, seed: int) -> np.ndarray:
     """Seconds of each step, with log-normal noise of mean 1."""
-    exact = np.array([astuple(shape.row(b)) for b in batches]) @ np.array(astuple(terms))
+    exact = np.array([shape.row(b).each for b in batches]) @ np.array(terms.each)
     noise = np.random.default_rng(seed).normal(-(sd**2) / 2, sd, len(exact))
     return exact * np.exp(noise)
+
+
+def fitted(runs: Sequence[Timed], exact: Timed | None = None) -> StepTime:
+    forwards = None if exact is None else steps_of(SHAPE, exact)
+    return fit(SHAPE, [steps_of(SHAPE, run) for run in runs], forwards)
 
 
 def candidate(blocks: int = 2, sd: float = 0.05, settings: Settings | None = None) -> Measured:
@@ -89,8 +94,8 @@ def candidate(blocks: int = 2, sd: float = 0.05, settings: Settings | None = Non
     return Measured(
         label="alpha",
         shape=SHAPE,
-        model=fit(SHAPE, [run for _, run in runs]),
-        timed=tuple(runs),
+        model=fitted([run for _, run in runs]),
+        timed=tuple((block, steps_of(SHAPE, run)) for block, run in runs),
         settings=settings or Settings(256, 2048, 16, 1_000_000),
         front=Front(0.001, 1e-7),
         hull=Hull(32, (1024, 16_384)),

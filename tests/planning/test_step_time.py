@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from planning.batches import Batch, Lengths, Logged, Timed, batches
-from planning.step_time import NotEnough, StepTime, fit, shape_of
-from tests.planning.steps import KNOWN, closed_loop, model, took
+from planning.step_time import NotEnough, StepTime, shape_of
+from tests.planning.steps import KNOWN, closed_loop, fitted, model, took
 
 SHAPE = shape_of(model())
 
@@ -23,7 +23,7 @@ def runs(sd: float, seed: int = 3) -> list[Timed]:
 
 @pytest.fixture(scope="module")
 def noisy() -> StepTime:
-    return fit(SHAPE, runs(0.2))
+    return fitted(runs(0.2))
 
 
 def test_the_log_gives_each_chunk_and_each_context() -> None:
@@ -44,7 +44,7 @@ def test_cached_tokens_are_past_and_not_new() -> None:
 
 
 def test_known_terms_are_recovered_exactly_without_noise() -> None:
-    found = fit(SHAPE, runs(0.0)).terms
+    found = fitted(runs(0.0)).terms
     assert astuple(found) == pytest.approx(astuple(KNOWN), rel=1e-6)
 
 
@@ -71,7 +71,7 @@ def test_its_residuals_are_the_noise_that_was_put_in(noisy: StepTime) -> None:
 
 def test_more_work_never_takes_less_time(noisy: StepTime) -> None:
     """Also where the noise is as large as the steps."""
-    for model_of_time in (noisy, fit(SHAPE, runs(1.0))):
+    for model_of_time in (noisy, fitted(runs(1.0))):
         base = Batch(((512, 4096),), (2048, 4096))
         time = model_of_time.seconds(base)
         assert model_of_time.seconds(replace(base, chunks=((513, 4096),))) >= time
@@ -109,10 +109,10 @@ def test_only_experts_read_other_weights_with_more_tokens() -> None:
 def test_steps_of_one_load_are_refused() -> None:
     made, _, _ = closed_loop(1, 2000, 64, 2048, 400)
     with pytest.raises(NotEnough, match="one load only"):
-        fit(SHAPE, [Timed("one", tuple(made), took(SHAPE, KNOWN, made, 0.1, 1), 0)])
+        fitted([Timed("one", tuple(made), took(SHAPE, KNOWN, made, 0.1, 1), 0)])
 
 
 def test_few_steps_are_refused() -> None:
     made, _, _ = closed_loop(2, 2000, 4, 2048, 12)
     with pytest.raises(NotEnough, match="12 engine steps"):
-        fit(SHAPE, [Timed("one", tuple(made), took(SHAPE, KNOWN, made, 0.1, 1), 0)])
+        fitted([Timed("one", tuple(made), took(SHAPE, KNOWN, made, 0.1, 1), 0)])
