@@ -199,3 +199,17 @@ def knee(rates: Sequence[float], ttft_p90_s: Sequence[float], limit_s: float) ->
         if y[i] <= 0 < y[i + 1]:
             return float(np.exp(x[i] - y[i] * (x[i + 1] - x[i]) / (y[i + 1] - y[i])))
     return None
+
+
+def no_knee(rates: Sequence[float], ttft_p90_s: Sequence[float], limit_s: float) -> str:
+    """Of rates without a knee, on which side of the limit they are."""
+    if max(ttft_p90_s) <= limit_s:
+        side = f"at most {limit_s:g} s"
+    elif min(ttft_p90_s) > limit_s:
+        side = f"above {limit_s:g} s"
+    else:
+        side = f"above {limit_s:g} s at the lowest, and never passes it upwards,"
+    return (
+        f"p90 of TTFT is {side} at {min(rates):g} to {max(rates):g} requests/s "
+        f"({min(ttft_p90_s):.3g} to {max(ttft_p90_s):.3g} s)"
+    )

@@ -19,6 +19,7 @@ from greenbench.contract.config import SloConfig
 from greenbench.contract.errors import UserError
 from planning.batches import Timed, timed
 from planning.evidence import may_lose, unjudged
+from planning.folder import holds_all
 from planning.front import Front, front
 from planning.hardware import the_hardware
 from planning.simulator import Settings
@@ -123,6 +124,7 @@ def measured(
     root: Path, slo: SloConfig, hardware: str | None
 ) -> tuple[list[Measured], list[str], DeviceKind]:
     """The candidates below ``root``, a sentence for each that cannot be planned with, and the card."""
+    holds_all(root)
     found = study(root, across_executions=True, slo=slo)
     if not found.usable:
         raise UserError(f"{root}: no usable run; `greenbench report` says why")

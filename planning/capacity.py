@@ -6,9 +6,9 @@ half, so that a queue that only grows does not pass. It may be asked within what
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 
@@ -23,12 +23,12 @@ from planning.requests import Traffic
 from planning.routers import by_policy
 from planning.simulator import Costs, Engine, Floats, Played, Router, costs, least_open, play
 
-N = TypeVar("N", int, float)
 MOST_REPLICAS = 512
 ROUNDS = 7  # of bisection for the highest rate: to 2^(1/2^7) or so
 MOST_FACTOR = 64  # of the rate, tried
 NEAR, NEAR_ROUNDS = 1.2, 4  # the same of a draw, from the plan's own: to 1.2^(1/2^4)
 DRAWS = 20
+LONGER = ((1.25, 1.0), (1.0, 1.25))  # prompts, outputs
 WAITED = 0.2  # of the time with a queue before a limit, from which the limit binds
 PERCENTILES = (50, 90, 99)
 Binds = Literal[
@@ -84,6 +84,7 @@ class Need:
     headroom: float
     headroom_interval: tuple[float, float] | None
     longer: tuple[int | None, int | None]
+    longer_intervals: tuple[tuple[int, int] | None, tuple[int, int] | None]
     knee: tuple[tuple[float, float, float], ...]
     watts: tuple[float, float] | None
     watts_interval: tuple[float, float] | None
@@ -252,7 +253,8 @@ def need(
     most, at_slo = most_factor(whole, replicas)
     assert at_slo is not None  # they meet the asked rate
     beyond = whole.seen(replicas, most * 1.1)
-    spread = _spread(one, demand, slo, seed, replicas, draws, most)
+    longer = tuple(_if_longer(one, demand, by, slo, seed) for by in LONGER)
+    spread = _spread(one, demand, slo, seed, replicas, longer, draws, most)
     power = watts(one, seen, replicas)
     spread_w = spread.watts
     if power is not None:
@@ -260,7 +262,7 @@ def need(
     return Need(
         label=one.label,
         replicas=replicas,
-        replicas_interval=_held(spread.replicas, replicas),
+        replicas_interval=_ranged(spread.replicas, replicas),
         seen=seen,
         ttft_interval=_held(spread.ttft_s, seen.ttft_s[1]),
         e2e_interval=_held(spread.e2e_s, seen.e2e_s[1]),
@@ -270,9 +272,10 @@ def need(
         binds=beyond.binds,
         headroom=most - 1,
         headroom_interval=_held(spread.headroom, most - 1),
-        longer=(
-            _if_longer(one, demand, (1.25, 1.0), slo, seed),
-            _if_longer(one, demand, (1.0, 1.25), slo, seed),
+        longer=(longer[0], longer[1]),
+        longer_intervals=(
+            _ranged(spread.longer[0], longer[0]),
+            _ranged(spread.longer[1], longer[1]),
         ),
         knee=tuple(_knee(whole, replicas, most)),
         watts=power,
@@ -285,7 +288,7 @@ def need(
         most_extrapolated=at_slo.reach > 1,
         barred=bool(one.barred),
         unjudged=one.unjudged is not None,
-        said=_said(one, demand.traffic(1.0, seed), spread.replicas is None, seen, at_slo),
+        said=_said(one, demand.traffic(1.0, seed), not spread.replicas, seen, at_slo),
     )
 
 
@@ -304,7 +307,7 @@ def _cannot(whole: Fleet) -> str:
         if limit is not None and value > limit
     ]
     near = (
-        f"at so little load its 90th percentile is still {', '.join(parts)}"
+        f"with {MOST_REPLICAS} its 90th percentile is still {', '.join(parts)}"
         if parts
         else "its loads are not measured"
     )
@@ -325,9 +328,17 @@ def _too_long(one: Measured, share: float) -> str:
     return f"{100 * share:.1f} % of the requests have more than the {most}"
 
 
-def _held(ends: tuple[N, N] | None, own: N) -> tuple[N, N] | None:
+def _held(ends: tuple[float, float] | None, own: float) -> tuple[float, float] | None:
     """The interval with the plan's own figure in it, whose arrivals are none of the draws'."""
     return None if ends is None else (min(ends[0], own), max(ends[1], own))
+
+
+def _ranged(counts: Sequence[int], own: int | None) -> tuple[int, int] | None:
+    """95 % of numbers of replicas, in whole ones, with the plan's own; None without it or without two."""
+    if own is None or len(counts) < 2:
+        return None
+    low, high = np.percentile(counts, [2.5, 97.5])
+    return min(math.floor(low), own), max(math.ceil(high), own)
 
 
 def _kwh_day(watts: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -385,9 +396,10 @@ def _knee(whole: Fleet, replicas: int, most: float) -> list[tuple[float, float, 
 
 @dataclass(frozen=True)
 class Spread:
-    """95 % over the draws."""
+    """95 % over the draws; of numbers of replicas each draw's, MOST_REPLICAS where none is enough."""
 
-    replicas: tuple[int, int] | None = None
+    replicas: tuple[int, ...] = ()
+    longer: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     ttft_s: tuple[float, float] | None = None
     e2e_s: tuple[float, float] | None = None
     utilisation: tuple[float, float] | None = None  # at the highest rate
@@ -401,6 +413,7 @@ def _spread(
     slo: SloConfig,
     seed: int,
     replicas: int,
+    longer: Sequence[int | None],
     draws: int,
     most: float,
 ) -> Spread:
@@ -409,6 +422,7 @@ def _spread(
         return Spread()
     rng = np.random.default_rng(seed)
     counts: list[int] = []
+    stretched: tuple[list[int], list[int]] = ([], [])
     ttft: list[float] = []
     e2e: list[float] = []
     busy: list[float] = []
@@ -421,6 +435,11 @@ def _spread(
         whole = fleet(own, demand, slo, seed + 1 + draw)
         found = fewest(lambda n, f=whole: f.seen(n, 1.0).meets, replicas)
         counts.append(MOST_REPLICAS if found is None else found)
+        for by, near, several in zip(LONGER, longer, stretched, strict=True):
+            if near is not None:
+                slower = fleet(own, demand.stretched(*by), slo, seed + 1 + draw)
+                enough = fewest(lambda n, f=slower: f.seen(n, 1.0).meets, near)
+                several.append(MOST_REPLICAS if enough is None else enough)
         seen = whole.seen(replicas, 1.0)
         ttft.append(seen.ttft_s[1])
         e2e.append(seen.e2e_s[1])
@@ -431,9 +450,9 @@ def _spread(
             power.append(drawn)
     if len(counts) < 2:
         return Spread()
-    low, high = np.percentile(counts, [2.5, 97.5])
     return Spread(
-        (math.floor(low), math.ceil(high)),
+        tuple(counts),
+        (tuple(stretched[0]), tuple(stretched[1])),
         _ends(ttft),
         _ends(e2e),
         _ends(busy),

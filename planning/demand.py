@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from greenbench.contract.errors import UserError
 from greenbench.contract.explain import parse
 from greenbench.contract.strict import StrictModel
-from greenbench.contract.traces import read_lengths
+from greenbench.contract.traces import format_of, read_lengths
 from greenbench.contract.yaml_files import load_yaml
 from planning.curves import Ints
 from planning.requests import Traffic
@@ -62,8 +62,21 @@ class TrafficFile(StrictModel):
     output_tokens: Lengths | None = None
     cached_share: float = Field(default=0.0, ge=0, lt=1)
     trace: str | None = None
-    trace_format: Literal["mooncake", "burstgpt", "azure"] = "mooncake"
+    trace_format: Literal["mooncake", "burstgpt", "azure"] | None = None
     speed: float = Field(default=1.0, gt=0)
+
+    @field_validator("prompt_tokens", "output_tokens", mode="before")
+    @classmethod
+    def _is_lengths(cls, value: Any) -> Any:
+        """Numbers, or what pydantic can say of a span: the rest, such as percentiles, is one sentence."""
+        parts = [*value, *value.values()] if isinstance(value, dict) else [value]
+        odd = [one for one in parts if isinstance(one, str) and one not in ("from", "to")]
+        if odd:
+            raise ValueError(
+                "a number of tokens is wanted, shares of such numbers, as {512: 0.7, 4096: 0.3}, or a range, "
+                f"as {{from: 1024, to: 8192}}; found '{odd[0]}'"
+            )
+        return value
 
     @model_validator(mode="after")
     def _says_what_comes(self) -> Self:
@@ -162,7 +175,8 @@ def load_demand(path: Path) -> Demand:
     if file.trace is None:
         return Demand(file)
     trace = Path(file.trace).expanduser()
-    rows = read_lengths(trace if trace.is_absolute() else path.parent / trace, file.trace_format)
+    trace = trace if trace.is_absolute() else path.parent / trace
+    rows = read_lengths(trace, file.trace_format or format_of(trace))
     if len(rows) < 2:
         raise UserError(f"{path}: trace: at least 2 requests are wanted, found {len(rows)}")
     return Demand(file, tuple(rows))

@@ -26,6 +26,7 @@ from greenbench.contract.config import SloConfig
 from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Server
 from greenbench.contract.policy import ALLOW_UNJUDGED, PolicyObjective
+from planning.folder import holds_all
 from planning.hardware import the_hardware
 
 OBJECTIVE: dict[PolicyObjective, Objective] = {
@@ -265,6 +266,7 @@ def gather(
     """Of all runs at or below ``root``, on the kind of machine that ``hardware`` names where they are of
     several. UserError where no policy may rest on them.
     """
+    holds_all(root)
     found = study(root, across_executions=True, slo=slo)
     return evidence_of(found, asked, slo, allow_unjudged, hardware)
 

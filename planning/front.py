@@ -46,8 +46,8 @@ class Front:
 
 @dataclass(frozen=True)
 class Ways:
-    """Of one run: uncached ``tokens`` of each prompt that tells, the least and the most that its way in took, and
-    the median of a token's way back.
+    """Of one run: uncached ``tokens`` of each prompt that tells, the least and the most that its way in took,
+    and the median of a token's way back.
     """
 
     tokens: Floats

@@ -80,7 +80,7 @@ def row(one: Need) -> tuple[str, ...]:
         _percent(one.headroom, one.headroom_interval) + most,
         f"{_each(one.seen.ttft_s)}{span(one.ttft_interval, 'p90')}",
         f"{_each(one.seen.e2e_s)}{span(one.e2e_interval, 'p90')}",
-        *(_replicas(n) for n in one.longer),
+        *map(_replicas, one.longer, one.longer_intervals),
         between(one.watts) + span(one.watts_interval),
         between(one.kwh_day) + span(one.kwh_interval),
         between(one.cost_day) + span(one.cost_interval),
@@ -109,8 +109,8 @@ def _percent(share: float, ends: tuple[float, float] | None) -> str:
     return f"{100 * share:.0f} %{inside}"
 
 
-def _replicas(number: int | None) -> str:
-    return "none" if number is None else str(number)
+def _replicas(number: int | None, ends: tuple[int, int] | None) -> str:
+    return "none" if number is None else f"{number}{span(ends)}"
 
 
 def between(ends: tuple[float, float] | None) -> str:

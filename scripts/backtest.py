@@ -47,6 +47,7 @@ from planning.back_test import (
     error,
     knee,
     known,
+    no_knee,
     point_key,
     seen,
 )
@@ -167,13 +168,14 @@ def freeze(args: argparse.Namespace) -> int:
     body: dict[str, Any] = {
         "device": device,
         "commit": _git("rev-parse", "HEAD"),
-        "changed": sorted(_git("status", "--porcelain", "--untracked-files=no").split("\n")),
+        "changed": sorted(_git("status", "--porcelain", "--untracked-files=no").splitlines()),
         "calibration": hashes,
         "sweeps": {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in args.heldout
         },
         "points": rows,
-        "knees": {name: at for name, at in _knees(rows, "plan").items()},
+        "knees": _knees(rows, "plan"),
+        "no_knee": _no_knees(rows, "plan"),
         "order": _orders(rows, "plan"),
     }
     digest = _digest(body)
@@ -202,14 +204,17 @@ def _figures(found: dict[str, Any] | None) -> Figures | None:
     return None if found is None else FROZEN.validate_python(found)
 
 
-def _knees(rows: Sequence[dict[str, Any]], whose: str) -> dict[str, float | None]:
-    """By candidate and length, of those with at least two rates."""
+def _rates(
+    rows: Sequence[dict[str, Any]], whose: str
+) -> dict[str, tuple[list[float], list[float], float]]:
+    """Rates, p90 of TTFT and its limit by candidate and length, of those with at least two rates."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        if row["rate_per_s"] is not None and row.get(whose) is not None:
+        figure = row.get(whose)
+        if row["rate_per_s"] is not None and figure and figure["ttft_p90_s"] is not None:
             groups.setdefault(f"{row['candidate']} | {row['context_tokens']}", []).append(row)
     return {
-        name: knee(
+        name: (
             [r["rate_per_s"] for r in group],
             [r[whose]["ttft_p90_s"] for r in group],
             group[0]["slo"]["ttft_s"],
@@ -217,6 +222,16 @@ def _knees(rows: Sequence[dict[str, Any]], whose: str) -> dict[str, float | None
         for name, group in groups.items()
         if len(group) > 1 and group[0]["slo"]["ttft_s"] is not None
     }
+
+
+def _knees(rows: Sequence[dict[str, Any]], whose: str) -> dict[str, float | None]:
+    return {name: knee(*of) for name, of in _rates(rows, whose).items()}
+
+
+def _no_knees(rows: Sequence[dict[str, Any]], whose: str) -> dict[str, str]:
+    """Why, of those without one."""
+    found = _rates(rows, whose).items()
+    return {name: no_knee(*of) for name, of in found if knee(*of) is None}
 
 
 def _orders(rows: Sequence[dict[str, Any]], whose: str) -> dict[str, list[str]]:
@@ -253,10 +268,11 @@ def score(args: argparse.Namespace) -> int:
         place: (frozen["order"].get(place), order)
         for place, order in _orders(measured_rows, "saw").items()
     }
+    why = (frozen.get("no_knee", {}), _no_knees(measured_rows, "saw"))
     found = bars(compared)
     print(f"predictions sha256 {said_digest}, frozen at commit {frozen['commit'][:12]}")
     print(f"{len(compared)} of {len(rows)} points measured\n")
-    print("\n".join([*_table(compared), "", *_bars(found), "", *_rest(knees, orders)]))
+    print("\n".join([*_table(compared), "", *_bars(found), "", *_rest(knees, why, orders)]))
     if args.json is not None:
         args.json.write_text(
             json.dumps(
@@ -485,12 +501,16 @@ def _yes(value: bool | None) -> str:
 
 def _rest(
     knees: dict[str, tuple[float | None, float | None]],
+    why: tuple[dict[str, str], dict[str, str]],
     orders: dict[str, tuple[list[str] | None, list[str]]],
 ) -> list[str]:
     lines = []
     for name, (said, saw) in knees.items():
         off = "" if said is None or saw is None else f" ({said / saw - 1:+.1%}; at most 10 %)"
         lines.append(f"knee, {_named(name)}: {_short(said)} / {_short(saw)} requests/s{off}")
+        for whose, of in zip(("predicted", "measured"), why, strict=True):
+            if name in of:
+                lines.append(f"  none {whose}: {of[name]}")
     right = sum(said == saw for said, saw in orders.values())
     lines.append(f"order of candidates: right at {right} of {len(orders)} loads")
     return lines

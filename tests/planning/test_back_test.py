@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from planning.back_test import Compared, bars, knee
+from planning.back_test import Compared, bars, knee, no_knee
 from planning.baselines import Known, line, nearest
 from planning.held_out import Figures, Load
 from tests.fakes.recorded import unpack
@@ -50,6 +50,22 @@ def test_a_knee_is_where_a_power_law_between_two_rates_meets_the_limit() -> None
     """0.5 s at 2/s and 2 s at 4/s: the square of the rate, so 1 s at 2·√2."""
     assert knee([4, 1, 2], [2.0, 0.4, 0.5], 1.0) == pytest.approx(2 * 2**0.5)
     assert knee([1, 2], [0.4, 0.5], 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("ttft_s", "side"),
+    [
+        ([0.4, 0.5], "at most 1 s"),
+        ([2.0, 3.0], "above 1 s"),
+        ([3.0, 0.5], "above 1 s at the lowest"),
+    ],
+)
+def test_without_a_knee_it_is_said_on_which_side_the_rates_are(
+    ttft_s: list[float], side: str
+) -> None:
+    assert knee([1, 2], ttft_s, 1.0) is None
+    said = no_knee([1, 2], ttft_s, 1.0)
+    assert said.startswith(f"p90 of TTFT is {side}") and "at 1 to 2 requests/s" in said
 
 
 def test_baselines_of_points_on_a_line() -> None:

@@ -72,8 +72,8 @@ def test_the_way_in_and_back_is_found_from_the_log(ahead: bool, users: int) -> N
 
 
 def test_requests_alone_decide_where_a_closed_loop_leaves_it_open() -> None:
-    """Alone the way in takes 4 ms + 1 µs a token; of others it is only known that it took 0 to 20 or 40 ms, and of
-    one 30 to 50.
+    """Alone the way in takes 4 ms + 1 µs a token; of others it is only known that it took 0 to 20 or 40 ms,
+    and of one 30 to 50.
     """
     alone = np.array([1000.0, 1000.0, 4000.0, 4000.0])
     open_ = np.array([1000.0] * 30 + [4000.0] * 20 + [1000.0])

@@ -19,6 +19,7 @@ from planning.__main__ import main
 from planning.candidates import Measured, Metered, power_of
 from planning.capacity import Need, fewest, fleet, most_factor, need, pools
 from planning.demand import Demand, TrafficFile, load_demand
+from planning.folder import holds_all
 from planning.plan import Plan, Prices, dump, load_prices, what_to_measure
 from planning.plan_page import render
 from planning.plan_told import answer, said, table
@@ -72,6 +73,8 @@ def test_intervals_hold_the_plan(made: Need) -> None:
         (made.utilisation_interval, made.utilisation_at_slo),
     ):
         assert ends is not None and ends[0] <= value <= ends[1] and ends[0] < ends[1]
+    for counts, number in zip(made.longer_intervals, made.longer, strict=True):
+        assert counts is not None and low <= counts[0] <= (number or 0) <= counts[1]
     assert made.watts_interval is not None and made.kwh_interval is not None
     assert made.kwh_interval == pytest.approx(tuple(0.024 * w for w in made.watts_interval))
 
@@ -238,8 +241,11 @@ def test_a_trace_is_played_at_its_times(tmp_path: Path) -> None:
         ("rate_per_s: 3\nprompt_tokens: {from: 9, to: 5}\noutput_tokens: 5\n", "at least 'from'"),
         (
             "rate_per_s: 3\nprompt_tokens: {a: 1}\noutput_tokens: 5\n",
-            "t.yaml: prompt_tokens.a: it should",
+            "t.yaml: prompt_tokens: a number of tokens is wanted, .* found 'a'",
         ),
+        ("rate_per_s: 3\nprompt_tokens: 1k\noutput_tokens: 5\n", "found '1k'"),
+        ("rate_per_s: 3\nprompt_tokens: {p50: 512, p90: 900}\noutput_tokens: 5\n", "found 'p50'"),
+        ("rate_per_s: 3\nprompt_tokens: {9: 70%}\noutput_tokens: 5\n", "found '70%'"),
         ("rate: 3\n", "rate_per_s"),
     ],
 )
@@ -247,6 +253,27 @@ def test_bad_traffic_is_one_sentence(tmp_path: Path, text: str, says: str) -> No
     (tmp_path / "t.yaml").write_text(text)
     with pytest.raises(UserError, match=says):
         load_demand(tmp_path / "t.yaml")
+
+
+def test_the_format_of_a_trace_is_seen_from_it(tmp_path: Path) -> None:
+    names = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type"
+    rows = ["1,ChatGPT,100,20,120,Conversation log", "5,ChatGPT,300,40,340,Conversation log"]
+    (tmp_path / "trace.csv").write_text("\n".join([names, *rows]) + "\n")
+    (tmp_path / "t.yaml").write_text("trace: trace.csv\n")
+    asked = load_demand(tmp_path / "t.yaml")
+    assert [row[1:] for row in asked.trace] == [(100, 20), (300, 40)]
+    assert asked.rate_per_s == pytest.approx(2 / 4)
+
+
+def test_a_folder_of_folders_of_sweeps_names_them(tmp_path: Path) -> None:
+    for name in ("a/sweep/run", "b/sweep/run", "heldout/run"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "manifest.json").write_text("{}")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=r"name one of \S+/a, \S+/b, \S+/heldout$"):
+        holds_all(tmp_path)
+    holds_all(tmp_path / "a")
+    holds_all(tmp_path / "heldout" / "run")
 
 
 def test_negative_prices_are_refused(tmp_path: Path) -> None:
