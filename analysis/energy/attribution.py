@@ -179,15 +179,29 @@ def _prefill_pairs(tokens: Ints, start_ns: Ints, spans: _Spans) -> Floats:
 
 
 def _decode_context(tokens: Ints, end_ns: Ints, spans: _Spans) -> Floats:
-    """Tokens of context that the decoding requests read in each step."""
-    context = np.zeros(len(tokens))
-    length_ns = np.maximum(spans.last_ns - spans.first_ns, 1)
-    for step in np.flatnonzero(tokens > 0):
-        at = end_ns[step]
-        open_now = (spans.first_ns < at) & (at <= spans.last_ns)
-        grown = (at - spans.first_ns[open_now]) / length_ns[open_now] * spans.output[open_now]
-        context[step] = float((spans.prompt[open_now] + grown).sum())
-    return context
+    """Tokens of context that the decoding requests read in each step.
+
+    Each is a line in time from its first token to its last; the sum is that of all that have begun, less that
+    of all that are over.
+    """
+    if not len(spans.first_ns):
+        return np.zeros(len(tokens))
+    begin = (
+        spans.first_ns - spans.first_ns.min()
+    )  # small, so that the differences keep their digits
+    end = np.maximum(spans.last_ns - spans.first_ns.min(), begin)
+    pace = spans.output / np.maximum(end - begin, 1)
+    lines = np.stack([spans.prompt - pace * begin, pace], axis=1)
+    at = end_ns - spans.first_ns.min()
+    level, slope = (_before(begin, lines, at) - _before(end, lines, at)).T
+    return np.where(tokens > 0, np.maximum(level + slope * at, 0.0), 0.0)
+
+
+def _before(when: Ints, rows: Floats, at: Ints) -> Floats:
+    """Sum of the rows whose time is before each moment."""
+    order = np.argsort(when, kind="stable")
+    sums = np.concatenate([np.zeros((1, rows.shape[1])), rows[order].cumsum(axis=0)])
+    return sums[np.searchsorted(when[order], at, side="left")]
 
 
 def attribute(
