@@ -14,10 +14,13 @@ BACKENDS ?= sdpa,sink_window
 LONG := tests/deploy/test_commands_e2e.py tests/deploy/test_sweep_e2e.py tests/greenbench/sweep/test_chaos_e2e.py \
 	tests/greenbench/sweep/test_long_answers_e2e.py \
 	tests/analysis/bottleneck/test_classify_e2e.py tests/servers/plugins/test_plugins_e2e.py tests/test_wheel_e2e.py
+PAGES := tests/analysis/report/test_browser.py tests/deploy tests/scripts/test_results.py
+E2E := $(BENCH)/pytest --reruns 1 -rR -m "e2e and not gpu" $(addprefix --ignore ,$(LONG))
 MINUTES ?= 60
 export VLLM_PYTHON
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-policy serve load gateway run report backends doctor check check-waiting check-computing test test-e2e test-long test-oldest format \
+.PHONY: help setup demo demo-policy serve load gateway run report backends doctor check check-waiting check-planning check-analysis check-types check-vllm \
+	test test-e2e e2e-servers e2e-pages test-long test-oldest format \
 	results verify soak mutants docs audit licences sbom bench-backends bench-client bench-peers bench-gateway bench-telemetry bench-analysis bench-plan
 
 help: ## list the targets
@@ -60,23 +63,35 @@ doctor: setup ## what is installed, what is missing, and how to fix it
 
 check: setup ## format, lint, types, and the tests that take seconds
 	@$(BENCH)/ruff format --check --quiet . && $(BENCH)/ruff check --quiet .
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-waiting check-computing
-	@$(BENCH)/pytest -n auto --dist loadfile -m "not e2e and not gpu" tests/analysis
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target check-waiting check-planning check-analysis check-types check-vllm
 
 check-waiting: # tests that mostly wait for a pretended server, one after the other …
 	@$(BENCH)/pytest -m "not e2e and not vllm and not gpu" --ignore tests/vllm --ignore tests/analysis --ignore tests/outside --ignore tests/planning
 
-check-computing: # … and beside them, behind them, what only computes
+check-planning: # … and beside them, behind them, what only computes, the longest first
+	@nice -n 15 $(BENCH)/pytest -m "not e2e and not gpu" tests/outside tests/planning
+
+check-analysis:
+	@nice -n 15 $(BENCH)/pytest -m "not e2e and not gpu" tests/analysis
+
+check-types:
 	@nice -n 15 $(BENCH)/pyright
 	@nice -n 15 $(BENCH)/pyright -p pyrightconfig.vllm.json --pythonpath $(VLLM)
+
+check-vllm:
 	@nice -n 15 $(VLLM) -m pytest -m "not e2e and not gpu" tests/vllm
-	@nice -n 15 $(BENCH)/pytest -m "not e2e and not gpu" tests/outside tests/planning
 
 test: check docs test-e2e ## check, the documentation, then real vLLM servers, a real Prometheus and a real browser end to end
 
 test-e2e: setup ## the end-to-end tests alone
 	@scripts/test_tools.sh
-	@$(BENCH)/pytest --reruns 1 -rR -m "e2e and not gpu" --ignore tests/vllm $(addprefix --ignore ,$(LONG))
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target e2e-servers e2e-pages
+
+e2e-servers: # real servers, whose boots and loads mostly wait …
+	@$(E2E) --ignore tests/vllm $(addprefix --ignore ,$(PAGES))
+
+e2e-pages: # … and beside them, behind them, a browser, a Prometheus and the pages of the results
+	@nice -n 15 $(E2E) $(PAGES)
 
 test-long: setup ## end to end, what CI's half hour has no room for: the images' commands, runners that die, long answers, bottlenecks
 	@$(BENCH)/pytest --reruns 1 -rR -m e2e $(LONG)

@@ -384,3 +384,23 @@ def test_an_anchor_stops_below_the_header_and_tables_scroll_in_themselves(
     finally:
         page.send("Emulation.clearDeviceMetricsOverride")
         page.js("location.hash = ''")
+
+
+def test_in_a_narrow_place_names_lie_below_the_figure(page: Page) -> None:
+    page.send(
+        "Emulation.setDeviceMetricsOverride",
+        width=400,
+        height=1800,
+        deviceScaleFactor=1,
+        mobile=False,
+    )
+    page.send("Page.reload")
+    page.until("document.querySelector('#band')?.dataset.drawn === 'yes'")
+    legend, plot = (
+        page.js(
+            f"(r => [r.left, r.top, r.right, r.bottom])(document.querySelector('#band {part}')"
+            ".getBoundingClientRect())"
+        )
+        for part in (".legend", ".nsewdrag")
+    )
+    assert legend[1] >= plot[3] and legend[0] >= 0 and legend[2] <= 400
