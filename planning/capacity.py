@@ -21,7 +21,18 @@ from planning.evidence import ATTAINED
 from planning.regions import BEYOND
 from planning.requests import Traffic
 from planning.routers import by_policy
-from planning.simulator import Costs, Engine, Floats, Played, Router, costs, least_open, play
+from planning.simulator import (
+    Costs,
+    Engine,
+    Floats,
+    Job,
+    Played,
+    Router,
+    Stopped,
+    costs,
+    least_open,
+    play,
+)
 
 MOST_REPLICAS = 512
 ROUNDS = 7  # of bisection for the highest rate: to 2^(1/2^7) or so
@@ -108,18 +119,65 @@ class Fleet:
     demand: Demand
     slo: SloConfig
     seed: int
-    known: dict[tuple[int, float], Seen] = field(default_factory=dict[tuple[int, float], Seen])
+    known: dict[tuple[int, float], Seen | None] = field(
+        default_factory=dict[tuple[int, float], Seen | None]
+    )  # None: it does not meet the SLO
+
+    def meets(self, replicas: int, factor: float) -> bool:
+        """Whether they meet the SLO; played no further than to the request that decides it."""
+        if (replicas, factor) not in self.known:
+            try:
+                self.known[replicas, factor] = self._seen(replicas, factor, self._misses)
+            except Stopped:
+                self.known[replicas, factor] = None
+        found = self.known[replicas, factor]
+        return found is not None and found.meets
 
     def seen(self, replicas: int, factor: float) -> Seen:
         """Played once for each pair."""
-        if (replicas, factor) not in self.known:
-            self.known[replicas, factor] = self._seen(replicas, factor)
-        return self.known[replicas, factor]
+        found = self.known.get((replicas, factor))
+        if found is None:
+            found = self.known[replicas, factor] = self._seen(replicas, factor)
+        return found
 
-    def _seen(self, replicas: int, factor: float) -> Seen:
+    def _misses(self, jobs: Sequence[Job | None], now: float, whole: int) -> bool:
+        """Whether more than may miss the SLO have missed it by now, of so many requests."""
+        rows = [
+            (job.arrived_s, job.first_s, job.end_s, job.prompt, job.output) for job in jobs if job
+        ]
+        if not rows:
+            return False
+        arrived, first, end, prompts, outputs = np.array(rows).T
+        front = self.one.front
+        ways = front.before_s(prompts) + front.reply_s
+        over = np.isfinite(end)
+        after = np.where(outputs > 1, outputs - 1, np.nan)
+        good = is_good(
+            self.slo,
+            over,
+            first - arrived + ways,
+            (end - first) / after,
+            end - arrived + ways,
+            outputs,
+        )
+        limit = math.inf if self.slo.ttft_s is None else self.slo.ttft_s
+        late = np.isnan(first) & (now - arrived > limit)
+        missed = len(jobs) - len(rows) + int((late | (over & ~np.asarray(good))).sum())
+        return missed > (1 - ATTAINED) * whole
+
+    def _seen(
+        self,
+        replicas: int,
+        factor: float,
+        misses: Callable[[Sequence[Job | None], float, int], bool] | None = None,
+    ) -> Seen:
         asked = self.demand.traffic(factor, self.seed)
         engines = [Engine("", self.one.settings, self.costs) for _ in range(replicas)]
-        played = play(asked, engines, least_open, self.demand.file.cached_share)
+
+        def stops(jobs: Sequence[Job | None], now: float) -> bool:
+            return misses is not None and misses(jobs, now, len(asked))
+
+        played = play(asked, engines, least_open, self.demand.file.cached_share, stops)
         return judged(played, asked, [self.one], self.slo)
 
 
@@ -246,7 +304,7 @@ def need(
             f"up to {far:.1f} times as long or as short; measure those lengths"
         )
     whole = fleet(one, demand, slo, seed)
-    replicas = fewest(lambda n: whole.seen(n, 1.0).meets)
+    replicas = fewest(lambda n: whole.meets(n, 1.0))
     if replicas is None:
         return _cannot(whole)
     seen = whole.seen(replicas, 1.0)
@@ -353,7 +411,7 @@ def most_factor(
     """
 
     def meets(factor: float) -> bool:
-        return whole.seen(replicas, factor).meets
+        return whole.meets(replicas, factor)
 
     low = near
     if meets(near):
@@ -383,7 +441,7 @@ def _if_longer(
     if length_reach(one, asked) > BEYOND or _untaken(one, asked) > _untaken(one, told):
         return None
     whole = fleet(one, longer, slo, seed)
-    return fewest(lambda n: whole.seen(n, 1.0).meets)
+    return fewest(lambda n: whole.meets(n, 1.0))
 
 
 def _knee(whole: Fleet, replicas: int, most: float) -> list[tuple[float, float, float]]:
@@ -433,12 +491,12 @@ def _spread(
         if own is None:
             continue
         whole = fleet(own, demand, slo, seed + 1 + draw)
-        found = fewest(lambda n, f=whole: f.seen(n, 1.0).meets, replicas)
+        found = fewest(lambda n, f=whole: f.meets(n, 1.0), replicas)
         counts.append(MOST_REPLICAS if found is None else found)
         for by, near, several in zip(LONGER, longer, stretched, strict=True):
             if near is not None:
                 slower = fleet(own, demand.stretched(*by), slo, seed + 1 + draw)
-                enough = fewest(lambda n, f=slower: f.seen(n, 1.0).meets, near)
+                enough = fewest(lambda n, f=slower: f.meets(n, 1.0), near)
                 several.append(MOST_REPLICAS if enough is None else enough)
         seen = whole.seen(replicas, 1.0)
         ttft.append(seen.ttft_s[1])

@@ -28,6 +28,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Waits = Literal["max_num_seqs", "kv", "tokens"]  # for which limit the queue's first request waits
 Router = Callable[[int, Sequence["Engine"]], int | None]
+ASKED = 20  # times in a play whether it is to go on
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,12 +459,22 @@ def in_turn(number: int, engines: Sequence[Engine]) -> int:
     return number % len(engines)
 
 
+class Stopped(Exception):
+    """A play was not gone on with."""
+
+
 def play(
-    traffic: Traffic, engines: Sequence[Engine], route: Router = least_open, cached: float = 0.0
+    traffic: Traffic,
+    engines: Sequence[Engine],
+    route: Router = least_open,
+    cached: float = 0.0,
+    stops: Callable[[Sequence[Job | None], float], bool] = lambda jobs, now: False,
 ) -> Played:
     """The traffic to its end; ``engines`` are empty. ``cached``: share of each prompt in the prefix cache,
-    in whole blocks, never all of it.
+    in whole blocks, never all of it. ``stops``: asked a few times with what has come and when, Stopped where
+    it says so.
     """
+    every = max(1, len(traffic) // ASKED)
     jobs: list[Job | None] = []
     server = np.full(len(traffic), -1)
     events: list[
@@ -473,6 +484,8 @@ def play(
     outputs, last = traffic.output_tokens.tolist(), 0.0
     for number, at in enumerate(at_s):
         last = max(last, _until(events, engines, at), at)
+        if number % every == 0 and stops(jobs, at):
+            raise Stopped
         chosen = route(number, engines)
         prompt, output = prompts[number], outputs[number]
         if chosen is None or not engines[chosen].settings.takes(prompt + output):

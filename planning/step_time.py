@@ -10,7 +10,7 @@ by least squares of the relative error, weighted by the predicted time so that n
 (iteratively reweighted).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,8 +40,10 @@ class Mix:
     def pairs(self, new: int, past: int) -> float:
         return causal_pairs(new, past, self.window)
 
-    def seen(self, context: float) -> float:
-        return context if self.window is None else min(context, self.window)
+    def seen(self, contexts: Iterable[int]) -> int:
+        """Tokens that decodes of such contexts attend to, in all."""
+        window = self.window
+        return sum(contexts if window is None else [min(each, window) for each in contexts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class Shape:
         pairs = sum(
             m.flops_per_pair * m.pairs(*chunk) for m in self.mixes for chunk in batch.chunks
         )
-        read = sum(m.bytes_per_token * m.seen(c) for m in self.mixes for c in batch.contexts)
+        read = sum(m.bytes_per_token * m.seen(batch.contexts) for m in self.mixes)
         return Terms(
             launch=1.0,
             weights=self.weight_bytes(batch.tokens),

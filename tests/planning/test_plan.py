@@ -64,6 +64,17 @@ def test_the_fewest_replicas_meet_and_one_less_does_not(one: Measured, made: Nee
     assert made.headroom >= 0 and made.most_rate == pytest.approx(60 * (1 + made.headroom))
 
 
+@pytest.mark.parametrize(
+    "slo", [SLO, SloConfig(ttft_s=0.3), SloConfig(tpot_s=0.012), SloConfig(e2e_s=1.5)]
+)
+def test_a_play_that_is_not_gone_on_with_would_have_missed(one: Measured, slo: SloConfig) -> None:
+    early, whole = (fleet(one, demand(60), slo, 7) for _ in range(2))
+    factors = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 2.0)
+    said = [early.meets(2, factor) for factor in factors]
+    assert said == [whole.seen(2, factor).meets for factor in factors]
+    assert {True, False} == {*said} and None in early.known.values()
+
+
 def test_intervals_hold_the_plan(made: Need) -> None:
     assert made.replicas_interval is not None and made.ttft_interval is not None
     low, high = made.replicas_interval
