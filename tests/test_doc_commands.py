@@ -40,7 +40,7 @@ RUN = {
     "greenbench verify": "tests/loadgen/tasks/test_tasks_e2e.py",
     "greenbench policy": "tests/planning/test_main.py",
     "greenbench plan runs/my": "tests/planning/test_plan.py",
-    "greenbench plan results/h200/llama-3.2-1b": "four minutes; its core: tests/planning/test_plan.py",
+    "greenbench plan results/h200/llama-3.2-1b": "two minutes; its core: tests/planning/test_plan.py",
     "greenbench energy-selftest": "tests/telemetry/selftest/test_selftest.py",
     "python -m gateway": "tests/gateway/test_real_e2e.py",
     "python -m loadgen.search": "tests/loadgen/test_search.py",
