@@ -171,6 +171,14 @@ def _answering(runs: Sequence[Run], points: Sequence[Point]) -> list[Run]:
     return [run for run in runs if str(run.path) in told]
 
 
+def _given_names(points: Sequence[Point]) -> dict[Candidate, str]:
+    """What every sweep that has a candidate calls it: one that another sweep leaves unnamed has no name."""
+    given: dict[Candidate, set[str]] = {}
+    for point in points:
+        given.setdefault(point.candidate, set()).add(point.identity.name or "")
+    return {who: name for who, names in given.items() if len(names) == 1 and (name := min(names))}
+
+
 def in_scenarios(points: Sequence[Point], across: bool) -> tuple[list[Point], Labels]:
     """The points at their scenarios beside each other, under labels that tell them apart."""
     where = scenarios({point.run_id: point.identity for point in points}, across)
@@ -179,7 +187,7 @@ def in_scenarios(points: Sequence[Point], across: bool) -> tuple[list[Point], La
         [point.candidate for point in current],
         [where[point.run_id] for point in current],
         across,
-        {point.candidate: name for point in current if (name := point.identity.name)},
+        _given_names(current),
     )
     return [
         replace(

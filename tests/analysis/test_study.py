@@ -93,3 +93,17 @@ def test_one_execution_changes_no_name(tmp_path: Path) -> None:
         whole = study(tmp_path, across_executions=across)
         assert [(p.backend, p.load) for p in whole.points] == [("alpha", "4 users")]
         assert not [s for s in summary_sentences(whole) if "xecution" in s]
+
+
+def named_by_its_sweep(root: Path, name: str) -> None:
+    config = write_run(root, FakeRun(measure_s=15)).path / "config.yaml"
+    text = config.read_text()
+    assert "  name: null\n" in text
+    config.write_text(text.replace("  name: null\n", f"  name: {name}\n", 1))
+
+
+def test_a_name_that_only_one_sweep_gives_is_not_that_of_all_starts(tmp_path: Path) -> None:
+    named_by_its_sweep(tmp_path, "mine")
+    assert {point.backend for point in study(tmp_path).points} == {"mine"}
+    write_run(tmp_path, FakeRun(measure_s=15, repeat=1, started_s=100))
+    assert {point.backend for point in study(tmp_path).points} == {"alpha"}
