@@ -19,7 +19,7 @@ E2E := $(BENCH)/pytest --reruns 1 -rR -m "e2e and not gpu" $(addprefix --ignore 
 MINUTES ?= 60
 export VLLM_PYTHON
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-policy serve load gateway run report backends doctor check check-waiting check-planning check-analysis check-types check-vllm \
+.PHONY: help setup demo demo-policy serve load gateway run report backends doctor check check-waiting check-sweeps check-planning check-analysis check-types check-vllm \
 	test test-e2e e2e-servers e2e-pages test-long test-oldest format \
 	results verify soak mutants docs audit licences sbom bench-backends bench-client bench-peers bench-gateway bench-telemetry bench-analysis bench-plan
 
@@ -63,10 +63,14 @@ doctor: setup ## what is installed, what is missing, and how to fix it
 
 check: setup ## format, lint, types, and the tests that take seconds
 	@$(BENCH)/ruff format --check --quiet . && $(BENCH)/ruff check --quiet .
-	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target check-waiting check-planning check-analysis check-types check-vllm
+	@$(MAKE) --no-print-directory --jobs 4 --output-sync=target check-waiting check-sweeps check-planning check-analysis check-types check-vllm
 
 check-waiting: # tests that mostly wait for a pretended server, one after the other …
-	@$(BENCH)/pytest -m "not e2e and not vllm and not gpu" --ignore tests/vllm --ignore tests/analysis --ignore tests/outside --ignore tests/planning
+	@$(BENCH)/pytest -m "not e2e and not vllm and not gpu" --ignore tests/greenbench/sweep \
+		--ignore tests/vllm --ignore tests/analysis --ignore tests/outside --ignore tests/planning
+
+check-sweeps: # … whole sweeps as processes, of real windows: a red one runs once more, as end to end …
+	@$(BENCH)/pytest --reruns 1 -rR -m "not e2e and not gpu" tests/greenbench/sweep
 
 check-planning: # … and beside them, behind them, what only computes, the longest first
 	@nice -n 15 $(BENCH)/pytest -m "not e2e and not gpu" tests/outside tests/planning
