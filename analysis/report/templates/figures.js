@@ -42,11 +42,15 @@ function figureOf(element) {
   return JSON.parse(document.querySelector(`script[data-figure="${name}"]`).textContent);
 }
 
-// In a narrow place the names of long candidates lie below the figure, one under the other, and not on its title.
+// Where they have no room beside the title, the names of candidates lie below the figure, one under the other.
 function fitted(element, layout) {
-  if (element.clientWidth >= 560 || !layout.legend) return layout;
+  if (!layout.legend) return layout;
+  const names = figureNames(element).map((trace) => 45 + 6.5 * trace.name.length);
+  const title = 7.5 * (layout.title?.text ?? "").length;
+  const room = Math.max(560, title + names.reduce((sum, width) => sum + width, 0));
+  if (element.clientWidth >= room) return layout;
   const legend = { ...layout.legend, x: 0, xanchor: "left", xref: "container", y: 0, yanchor: "bottom", yref: "container" };
-  const lines = 20 * figureNames(element).length;
+  const lines = 20 * names.length;
   return { ...layout, legend, height: layout.height + lines, margin: { ...layout.margin, t: 40, b: layout.margin.b + lines } };
 }
 
