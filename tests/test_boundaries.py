@@ -31,7 +31,7 @@ FLOORS = {
         "selftest", "__main__",
     ),
     "planning": (
-        "__init__", "hardware", "evidence", "regions", "sentences", "policy", "curves", "requests",
+        "__init__", "folder", "hardware", "evidence", "regions", "sentences", "policy", "curves", "requests",
         "simulate", "routers", "score", "playing", "fresh", "fit", "replay", "told", "export", "batches",
         "forward", "step_time",
         "simulator",
