@@ -100,7 +100,7 @@ def score(predictions: Path, runs: Path, *options: str) -> subprocess.CompletedP
     )
 
 
-@pytest.mark.parametrize("round_", ["", "-2", "-3"])
+@pytest.mark.parametrize("round_", ["", "-2", "-3", "-4"])
 def test_the_documents_tables_are_the_score_of_the_committed_runs(
     tmp_path: Path, round_: str
 ) -> None:
