@@ -125,7 +125,14 @@ def measured(
 ) -> tuple[list[Measured], list[str], DeviceKind]:
     """The candidates below ``root``, a sentence for each that cannot be planned with, and the card."""
     holds_all(root)
-    found = study(root, across_executions=True, slo=slo)
+    return candidates_of(study(root, across_executions=True, slo=slo), hardware)
+
+
+def candidates_of(
+    found: Study, hardware: str | None
+) -> tuple[list[Measured], list[str], DeviceKind]:
+    """``measured`` of a study across executions."""
+    root = found.root
     if not found.usable:
         raise UserError(f"{root}: no usable run; `greenbench report` says why")
     device = the_hardware(root, found.usable, hardware, "a plan")

@@ -177,7 +177,7 @@ class Fleet:
         def stops(jobs: Sequence[Job | None], now: float) -> bool:
             return misses is not None and misses(jobs, now, len(asked))
 
-        played = play(asked, engines, least_open, self.demand.file.cached_share, stops)
+        played = play(asked, engines, least_open, self.demand.file.cached_share, stops=stops)
         return judged(played, asked, [self.one], self.slo)
 
 

@@ -468,6 +468,7 @@ def play(
     engines: Sequence[Engine],
     route: Router = least_open,
     cached: float = 0.0,
+    *,
     stops: Callable[[Sequence[Job | None], float], bool] = lambda jobs, now: False,
 ) -> Played:
     """The traffic to its end; ``engines`` are empty. ``cached``: share of each prompt in the prefix cache,

@@ -53,7 +53,7 @@ from planning.back_test import (
 )
 from planning.baselines import Known, line, nearest
 from planning.batches import batches, lines_of, served, timed
-from planning.candidates import Measured, measured
+from planning.candidates import Measured, candidates_of
 from planning.closed_loop import play_users
 from planning.front import Front
 from planning.held_out import Figures, Load, figures, most_rate, predict
@@ -80,10 +80,10 @@ def calibrated(
     root: Path, hardware: str | None, slo: SloConfig
 ) -> tuple[dict[str, Calibrated], str, list[str]]:
     """By candidate key; the card; the runs' ids with the hashes of their tables."""
-    made, refused, device = measured(root, slo, hardware)
+    found = study(root, across_executions=True, slo=slo)
+    made, refused, device = candidates_of(found, hardware)
     for sentence in refused:
         print(f"left out: {sentence}", file=sys.stderr)
-    found = study(root, across_executions=True, slo=slo)
     runs = {str(run.path): run for run in found.runs}
     by_label = {one.label: one for one in made}
     of: dict[str, Calibrated] = {}
