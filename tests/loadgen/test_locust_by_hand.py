@@ -129,7 +129,7 @@ def test_locusts_summary_has_ttft_and_tpot_as_the_rows_have_them(tmp_path: Path)
     ]
     assert table["TPOT"][0] == table["TTFT"][0] == table["E2E"][0] == len(tpot_ms) == len(records)
     assert table["Aggregated"][0] == len(records)  # a request counts once
-    cut = 1.5  # ms: each time is rounded to whole ones, and the table cuts off what is less than one
+    cut = 1.5  # ms: each time is rounded to whole ones, and the table cuts fractions off
     assert table["TPOT"][1] == pytest.approx(sum(tpot_ms) / len(tpot_ms), abs=cut)
     assert table["TPOT"][2] == pytest.approx(min(tpot_ms), abs=cut)
     assert table["TPOT"][3] == pytest.approx(max(tpot_ms), abs=cut)
