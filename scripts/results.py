@@ -269,7 +269,8 @@ def crossovers(results: Results) -> str:
     """Of each pair the figures by which the same was found; what indicative means is said once."""
     figures: dict[tuple[str, ...], list[str]] = {}
     for model, whole in results.studies.items():
-        names = {row.point.backend: row.candidate for row in results.rows_of(model)}
+        own = [row for row in results.rows if row.piece.startswith(f"{model}/")]
+        names = {row.point.backend: row.candidate for row in own}
         for crossing in whole.crossings:
             if len(crossing.contexts) > 2:
                 found = crossing.found

@@ -240,6 +240,24 @@ def test_a_page_of_other_results(small: Path) -> None:
     assert written(page, results) == page
 
 
+def test_crossovers_of_a_folder_that_is_not_called_as_its_model(small: Path) -> None:
+    for place, backend in enumerate(("alpha", "beta")):
+        for context in (1024, 2048, 4096):
+            fake = FakeRun(
+                backend=backend,
+                context_tokens=context,
+                measure_s=15,
+                started_s=1000 * (place + 1) + context / 10,
+                sweep="pair",
+                weights="random",
+            )
+            write_run(small.parent, fake)
+    add(small.parent / "pair", small)
+    (small / "tiny").rename(small / "tiny-decode")
+    page = written("<!-- crossovers: begin -->\n<!-- crossovers: end -->\n", load_results(small))
+    assert "`alpha · eager`, `beta · eager` | 1,024, 2,048, 4,096" in page
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
