@@ -123,10 +123,11 @@ def test_the_tables_of_the_card_are_the_score_of_its_runs(tmp_path: Path, round_
     done = score(frozen, h200 / f"heldout{round_}", "--json", str(told))
     assert done.returncode == 0, done.stderr
     said = (ROOT / "docs" / "plan.md").read_text()
-    rows = [row for row in done.stdout.splitlines() if row.startswith("| ") and "%" in row]
-    bars = [row for row in rows if "predicted" not in row and " / " not in row]
-    assert len(bars) == 6
-    assert not [row for row in bars if row not in said]
+    printed = done.stdout.splitlines()
+    bars = [row for row in printed if row.startswith("| ") and "%" in row and " / " not in row]
+    told_after = [row for row in printed if row.startswith(("knee", "order"))]
+    assert len(bars) == 6 and len(told_after) > 1
+    assert not [row for row in bars + told_after if row not in said]
     assert json.loads(frozen.read_text())["sha256"] in said
     assert json.loads(told.read_text()) == json.loads((h200 / f"backtest{round_}.json").read_text())
 
