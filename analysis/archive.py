@@ -21,7 +21,7 @@ from analysis.runs.archived import (
     write_steps,
 )
 from analysis.runs.boundary import OF_THE_DATA, sentence
-from analysis.runs.engine_steps import STEP, parse_steps
+from analysis.runs.engine_steps import STEP, logged_steps, parse_steps
 from analysis.runs.parquet import SOURCES, raw_table, row_files
 from analysis.runs.run import Run, Unreadable, read_runs
 from greenbench import SCHEMA_VERSION
@@ -147,7 +147,11 @@ def _of_raw(run: Run, out: Path, unit_ns: int) -> Archive:
 
 
 def _of_archived(source: Path, told: Archive, out: Path) -> Archive:
-    """The files of an archive as they are. One that is not the file that was archived raises UserError."""
+    """The tables of an archive as they would be written today, all else as it is.
+
+    A file that is not the one that was archived raises UserError.
+    """
+    files = dict(told.files)
     of_tables = (path for _, pattern in SOURCES.values() for path in row_files(source, pattern))
     of_log = (source / name for name in (STEP_TABLE, LOG))
     there = {
@@ -163,8 +167,18 @@ def _of_archived(source: Path, told: Archive, out: Path) -> Archive:
             raise UserError(
                 f"{path}: is not the file that was archived; archive the run's own files again"
             )
-        _put(path, out / name)
-    return told.model_copy(update={"schema_version": SCHEMA_VERSION})
+        if name == LOG:
+            _put(path, out / name)
+        else:
+            files[name] = files[name].model_copy(update={"sha256": _again(path, out / name, told)})
+    return told.model_copy(update={"schema_version": SCHEMA_VERSION, "files": files})
+
+
+def _again(path: Path, target: Path, told: Archive) -> str:
+    """An archived table written anew; the file's sha256."""
+    if path.name == STEPS:
+        return write_steps(logged_steps(path.with_name(SERVER_LOG)), target)
+    return write_archived(read_archived(path), target, told.chunk_unit_ns)
 
 
 def _texts_left_out(told: Archive, out: Path) -> Archive:

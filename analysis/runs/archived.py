@@ -1,9 +1,12 @@
 """Tables of an archived run: the same rows as its JSONL had, as small Parquet files.
 
-Times of chunks are most of a run. Between a request's first and last chunk they are rounded to a unit and
-kept as differences; the first and the last are ``first_token_ns`` and ``last_token_ns`` themselves. So TTFT,
-TPOT and E2E are what they were, and an ITL moves by a unit at most. vLLM's own times of a request are kept to
-1 µs. All else is exact.
+Times of chunks are most of a run. Between a request's first and last chunk they are rounded to a unit; the
+first and the last are ``first_token_ns`` and ``last_token_ns`` themselves. So TTFT, TPOT and E2E are what
+they were, and an ITL moves by a unit at most. vLLM's own times of a request are kept to 1 µs. All else is
+exact.
+
+Requests of one batch get their chunks at nearly the same times. So the chunks of all requests are kept in the
+order in which they came, each as the time since the one before, and of each request the places of its own.
 """
 
 import hashlib
@@ -20,14 +23,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from analysis.runs.packed import packed, unpacked
 from greenbench.contract.run_dir import read_jsonl
 
 SUFFIX = ".parquet"
-UNIT = b"greenbench_chunk_unit_ns"  # in the file's metadata
+UNIT = b"greenbench_unit_ns"  # in the file's metadata
+OLDER_UNIT = b"greenbench_chunk_unit_ns"  # the same where no column is packed
 GRADE_TEXT = (
     "grade_text"  # a grade's keys differ by task: its JSON, beside the part that is a column
 )
-LISTS = ("chunk_ns", "chunk_tokens")  # kept as differences
+CHUNKS, TOKENS = "chunk_ns", "chunk_tokens"  # lists: kept by arrival, and as differences
+PLACES = (
+    "chunk_places"  # a column of its own: where each chunk is among those of all, as differences
+)
 CLOCKS = (
     ("unix_ns", "mono_ns"),
     ("sent_unix_ns", "sent_mono_ns"),
@@ -35,7 +43,8 @@ CLOCKS = (
 METRICS = "server_metrics"
 PER_THOUSAND = 1000  # vLLM's own times: ms → whole µs
 TEXT, TEXT_SHA256, TEXT_CHARS = "text", "text_sha256", "text_chars"  # columns of outputs
-REPEATED = (TEXT, TEXT_SHA256)  # the same answer to the same prompt: a dictionary of a column pays
+# the same answer to the same prompt, the same series in each scrape: a dictionary of a column pays
+REPEATED = (TEXT, TEXT_SHA256, "metric", "labels")
 VALUE_BYTES = 8
 MEMORY_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 LEVEL = 19  # zstd: slow to write, as fast to read as any
@@ -45,23 +54,27 @@ Floats = npt.NDArray[np.float64]
 
 def write_archived(table: pa.Table, path: Path, unit_ns: int) -> str:
     """Rows as the JSONL reader gives them (with GRADE_TEXT where there are grades); the file's sha256."""
-    kept = _encoded(table, unit_ns).replace_schema_metadata({UNIT: str(unit_ns)})
-    return write_parquet(kept, path)
+    return _write(_encoded(table, unit_ns), path, unit_ns)
 
 
-def write_parquet(table: pa.Table, path: Path) -> str:
+def _write(table: pa.Table, path: Path, unit_ns: int | None) -> str:
     """As small as it gets, the same bytes for the same rows; its sha256."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    table = packed(table)
     whole = [leaf for leaf, kind in _leaves(table.schema) if pa.types.is_integer(kind)]
-    pq.write_table(
-        table,
+    with pq.ParquetWriter(
         path,
+        table.schema,
         compression="zstd",
         compression_level=LEVEL,
         use_dictionary=[name for name in REPEATED if name in table.column_names],  # type: ignore[arg-type]
         column_encoding=dict.fromkeys(whole, "BYTE_STREAM_SPLIT"),
         write_statistics=False,
-    )
+        store_schema=False,  # Arrow's own copy of it: kilobytes, in which our metadata would be too
+    ) as file:
+        file.write_table(table)
+        unit = {} if unit_ns is None else {UNIT: str(unit_ns)}
+        file.add_key_value_metadata((table.schema.metadata or {}) | unit)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -80,12 +93,12 @@ def opened(path: Path) -> pq.ParquetFile:
 def read_archived(path: Path) -> pa.Table:
     """The rows as the JSONL reader would give them, and GRADE_TEXT where it is kept."""
     table = opened(path).read()
-    unit = (table.schema.metadata or {}).get(UNIT)
-    if unit is None:
+    unit_ns = _unit_ns(table)
+    if unit_ns is None:
         raise pa.ArrowInvalid(
             f"{path}: no table of an archived run (it names no unit of its times)"
         )
-    return _decoded(table, int(unit)).replace_schema_metadata(None)
+    return _decoded(unpacked(table), unit_ns).replace_schema_metadata(None)
 
 
 def without_texts(table: pa.Table) -> pa.Table:
@@ -144,36 +157,42 @@ def _object(value: Any) -> Any:
 
 def write_steps(steps: pd.DataFrame, path: Path) -> str:
     """The steps as the log tells them; the file's sha256."""
-    table = pa.Table.from_pandas(steps, preserve_index=False).replace_schema_metadata(None)
+    table = pa.Table.from_pandas(steps, preserve_index=False)
     ends = steps["unix_ns"]
+    unit = None
     if len(ends) and not ends.isna().any():
         values = ends.to_numpy(dtype=np.int64)
         unit = 1000 if not (values % 1000).any() else 1  # vLLM writes microseconds
         told = pa.array(np.diff(values // unit, prepend=0), pa.int64())
-        table = table.set_column(0, "unix_ns", told).replace_schema_metadata({UNIT: str(unit)})
-    return write_parquet(table, path)
+        table = table.set_column(0, "unix_ns", told)
+    return _write(table, path, unit)
 
 
 def read_archived_steps(path: Path) -> pd.DataFrame:
     """Columns of ``analysis.runs.engine_steps.COLUMNS``, still to be cast to their types."""
     table = pq.read_table(path)
-    unit = (table.schema.metadata or {}).get(UNIT)
-    if unit is not None:
-        ends = np.cumsum(table.column("unix_ns").to_numpy()) * int(unit)
+    unit_ns = _unit_ns(table)
+    if unit_ns is not None:
+        ends = np.cumsum(table.column("unix_ns").to_numpy()) * unit_ns
         table = table.set_column(0, "unix_ns", pa.array(ends, pa.int64()))
-    return table.replace_schema_metadata(None).to_pandas()
+    return unpacked(table).replace_schema_metadata(None).to_pandas()
+
+
+def _unit_ns(table: pa.Table) -> int | None:
+    told = table.schema.metadata or {}
+    unit = told.get(UNIT, told.get(OLDER_UNIT))
+    return None if unit is None else int(unit)
 
 
 def _encoded(table: pa.Table, unit_ns: int) -> pa.Table:
     for wall, mono in _clocks(table):
         less = pc.subtract(table.column(wall), table.column(mono).fill_null(0))  # type: ignore[attr-defined]
         table = _with(table, wall, less)
-    for name in LISTS:
-        if name in table.column_names:
-            lists = table.column(name).combine_chunks()
-            unit = unit_ns if name == "chunk_ns" else 1
-            values = np.rint(_flat(lists) / unit).astype(np.int64)
-            table = _with(table, name, _relisted(lists, _differences(values, _starts(lists))))
+    if TOKENS in table.column_names:
+        lists = table.column(TOKENS).combine_chunks()
+        table = _with(table, TOKENS, _relisted(lists, _differences(_flat(lists), _starts(lists))))
+    if CHUNKS in table.column_names:
+        table = _by_arrival(table, unit_ns)
     if METRICS in table.column_names:
         table = _each_metric(table, lambda ms: np.rint(ms * PER_THOUSAND), pa.int64())
     return table
@@ -183,16 +202,43 @@ def _decoded(table: pa.Table, unit_ns: int) -> pa.Table:
     for wall, mono in _clocks(table):
         whole = pc.add(table.column(wall), table.column(mono).fill_null(0))  # type: ignore[attr-defined]
         table = _with(table, wall, whole)
-    for name in LISTS:
-        if name in table.column_names:
-            lists = table.column(name).combine_chunks()
-            values = _sums(_flat(lists), _starts(lists))
-            if name == "chunk_ns":
-                values = _between_edges(values * unit_ns, lists, table, unit_ns)
-            table = _with(table, name, _relisted(lists, values))
+    if TOKENS in table.column_names:
+        lists = table.column(TOKENS).combine_chunks()
+        table = _with(table, TOKENS, _relisted(lists, _sums(_flat(lists), _starts(lists))))
+    if CHUNKS in table.column_names:
+        lists = table.column(CHUNKS).combine_chunks()
+        values = _chunk_units(table, lists, unit_ns) * unit_ns
+        values = _between_edges(values, lists, table, unit_ns)
+        table = _with(table, CHUNKS, _relisted(lists, values))
+    table = table.drop([PLACES]) if PLACES in table.column_names else table
     if METRICS in table.column_names:
         table = _each_metric(table, lambda whole: whole / PER_THOUSAND, pa.float64())
     return table
+
+
+def _by_arrival(table: pa.Table, unit_ns: int) -> pa.Table:
+    """CHUNKS in units from one chunk of all requests to the next, and the column PLACES."""
+    lists = table.column(CHUNKS).combine_chunks()
+    own = np.rint(_flat(lists) / unit_ns).astype(np.int64)
+    times = own + np.repeat(_sent_units(table, unit_ns), _lengths(lists))
+    order = np.argsort(times, kind="stable")
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    table = _with(table, CHUNKS, _relisted(lists, np.diff(times[order], prepend=0)))
+    return table.append_column(PLACES, _relisted(lists, _differences(places, _starts(lists))))
+
+
+def _chunk_units(table: pa.Table, lists: pa.ListArray, unit_ns: int) -> Ints:
+    """Units from a request's start to each of its chunks; without PLACES kept as in an older archive."""
+    if PLACES not in table.column_names:
+        return _sums(_flat(lists), _starts(lists))
+    places = _sums(_flat(table.column(PLACES).combine_chunks()), _starts(lists))
+    return np.cumsum(_flat(lists))[places] - np.repeat(_sent_units(table, unit_ns), _lengths(lists))
+
+
+def _sent_units(table: pa.Table, unit_ns: int) -> Ints:
+    """When each request was sent, in units; 0 where the monotonic clock was not kept."""
+    return table.column("sent_mono_ns").fill_null(0).to_numpy() // unit_ns
 
 
 def _clocks(table: pa.Table) -> list[tuple[str, str]]:

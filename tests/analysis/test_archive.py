@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from analysis.__main__ import main
 from analysis.archive import UNIT_NS, archive
 from analysis.report.page import write_report
+from analysis.runs import archived
 from analysis.runs.archived import archived_lines, read_archived, write_archived
 from analysis.runs.parquet import arrow_schema
 from analysis.runs.run import load_run
@@ -23,6 +25,7 @@ from analysis.runs.validity import faults
 from analysis.study import study
 from analysis.summary import summary
 from greenbench.contract.errors import UserError
+from greenbench.contract.run_dir import MANIFEST
 from greenbench.contract.schema import RequestRecord
 from scripts.generated_sweep import write_sweep
 from tests.fakes.rows import edit_manifest, read_rows
@@ -134,6 +137,23 @@ def test_times_between_first_and_last_move_by_half_a_unit_and_no_other(
             assert all(abs(a - b) <= UNIT_NS / 2 for a, b in zip(again, chunks, strict=True))
 
 
+def test_chunks_are_kept_in_the_order_in_which_they_came(tmp_path: Path) -> None:
+    """Two requests sent 2 units apart, whose chunks come at 5, 7 | 6, 9 units of one clock."""
+    told = [(0, [5, 7]), (2, [4, 7])]
+    table = pa.Table.from_pylist(
+        [
+            {"sent_mono_ns": sent * UNIT_NS, "chunk_ns": [unit * UNIT_NS for unit in own]}
+            for sent, own in told
+        ],
+        schema=arrow_schema(RequestRecord),
+    )
+    write_archived(table, tmp_path / "rows.parquet", UNIT_NS)
+    kept = pq.read_table(tmp_path / "rows.parquet")
+    assert kept.column("chunk_ns").to_pylist() == [[5, 1], [1, 2]]  # at 5, 6, 7, 9
+    assert kept.column("chunk_places").to_pylist() == [[0, 2], [1, 2]]  # 0 and 2, 1 and 3
+    assert read_archived(tmp_path / "rows.parquet").equals(table)
+
+
 def test_an_archived_row_is_the_line_that_it_was(tmp_path: Path) -> None:
     run = write_run(tmp_path / "raw", ON_A_GPU)
     archive(tmp_path / "raw", tmp_path / "kept")
@@ -219,17 +239,36 @@ def test_an_archive_of_an_archive_is_that_archive(tmp_path: Path) -> None:
     kept = archive(tmp_path / "old", tmp_path / "again")
     assert len(kept.runs) == 2 and kept.texts_left_out == len(rows_of(tmp_path / "new"))
     contents = [
-        {
-            path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in folder.rglob("*")
-            if path.is_file() and "derived" not in path.parts and path.name != "manifest.json"
-        }
+        {name: told for name, told in files_of(folder).items() if not name.endswith(MANIFEST)}
         for folder in (tmp_path / "new", tmp_path / "again")
     ]
     assert len(contents[0]) > 20 and contents[0] == contents[1]
     once_more = archive(tmp_path / "again", tmp_path / "thrice")
     assert once_more.texts_left_out == kept.texts_left_out
     assert rows_of(tmp_path / "thrice") == rows_of(tmp_path / "again")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Of an archive, without caches of its reading."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and "derived" not in path.parts]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_tables_of_an_archive_are_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Larger ones, as an older version wrote them, come out as small as those of the raw runs."""
+    raw = write_sweep(tmp_path / "raw", 2)
+    archive(raw, tmp_path / "new")
+    with monkeypatch.context() as patched:
+        patched.setattr(archived, "LEVEL", 1)
+        archive(raw, tmp_path / "old")
+    new, old = files_of(tmp_path / "new"), files_of(tmp_path / "old")
+    changed = {Path(name).name for name in new if new[name] != old[name]}
+    assert {"steps.parquet", "server.parquet", "archive.json"} <= changed
+    kept = archive(tmp_path / "old", tmp_path / "again")
+    assert kept.bytes < kept.raw_bytes
+    assert files_of(tmp_path / "again") == new
 
 
 def one(tmp_path: Path) -> tuple[Path, Path]:
