@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +26,7 @@ from scripts.soak.accounts import (
 )
 from scripts.soak.faults import Kind
 from scripts.soak.kept import Kept, Life
+from scripts.soak.recording import moments, whole_lines
 from scripts.soak.rig import LOADS, REQUEST_S, STEP_S, Rig
 
 HOST_PERIOD_S, SCRAPE_PERIOD_S = 1.0, 2.0
@@ -185,17 +185,6 @@ def _recorded(run: Path) -> Iterator[Hole]:
     ):
         rows = set(moments(run / "telemetry" / f"{name}.jsonl"))
         yield from gaps(lane, rows, period_s, starts[1:])
-
-
-def moments(path: Path) -> Iterator[float]:
-    for line in whole_lines(path):
-        yield line["mono_ns"] / 1e9
-
-
-def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in read_bytes(path).splitlines():
-        with suppress(ValueError):
-            yield json.loads(line)
 
 
 def _torn(run: Path) -> Check:

@@ -31,6 +31,7 @@ from loadgen.direct_run import Options, write_point
 from scripts.soak.faults import Kind
 from scripts.soak.kept import Kept
 from scripts.soak.proxy import Proxy
+from scripts.soak.recording import records
 
 BOOT_S: Final = 1800.0  # a busy machine
 DRAIN_S: Final = 30.0
@@ -131,7 +132,7 @@ class Rig:
         self._start(self.exporter)
         self._start(self.recorder)
         self._until(lambda: answers(f"{self.exporter_url}/metrics"), self.exporter)
-        self._until(lambda: (self.run("open") / "telemetry/sources.json").exists(), self.recorder)
+        self._until(self._recorded, self.recorder)
         for load in self.loads:
             self._start(load)
         self._until(self._both_send, self.loads[-1])
@@ -168,9 +169,16 @@ class Rig:
 
     def all_up(self) -> bool:
         urls = (self.server_url, self.gateway_url)
-        return all(kept.runs for kept in self.services) and all(
-            answers(f"{url}/health") for url in urls
+        return (
+            all(kept.runs for kept in self.services)
+            and self._recorded()
+            and all(answers(f"{url}/health") for url in urls)
         )
+
+    def _recorded(self) -> bool:
+        """Whether the recorder has begun: a soak that ends before would have no row behind its hole."""
+        rows = self.run("open") / "telemetry" / "host.jsonl"
+        return records(rows, self.recorder.lives[-1].began_s)
 
     def _both_send(self) -> bool:
         return len({name.partition("-")[0] for _, name in self.before.seen}) == len(self.loads)

@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from scripts.soak.accounts import (
 )
 from scripts.soak.faults import Kind, schedule
 from scripts.soak.judge import flat
+from scripts.soak.rig import Rig, Wanted
 from tests.fakes.pages import check_closed
 
 
@@ -115,6 +117,33 @@ def test_what_may_grow_faster_than_the_limit_is_not_called_flat() -> None:
     check = flat([steady, unsure, server])
     assert not check.holds
     assert check.found == "most: closed, +12.0 (+4.0 to +20.0) MiB/h; limit 16"
+
+
+def test_all_is_back_when_the_recorder_that_was_started_anew_has_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process is there a second before: a soak whose loads end within it would not see the fault."""
+    monkeypatch.setattr("scripts.soak.rig.answers", lambda url: True)
+    rig = Rig(Wanted(tmp_path, length_s=15, seed=7, fake=True, mark="rows"))
+    host = rig.run("open") / "telemetry" / "host.jsonl"
+    host.parent.mkdir(parents=True)
+    before = f'{{"mono_ns": {time.monotonic_ns()}}}\n'
+    host.write_text(before)
+    try:
+        for kept in rig.services:
+            kept.argv = [sys.executable, "-c", "import time; time.sleep(60)"]
+            kept.start()
+        assert all(kept.runs for kept in rig.services) and not rig.all_up()
+        row = f'{{"mono_ns": {time.monotonic_ns()}}}\n'
+        host.write_text(before + row[:9])  # half of it
+        assert not rig.all_up()
+        host.write_text(before + row)
+        assert rig.all_up()
+        rig.recorder.kill()
+        assert not rig.recorder.runs
+    finally:
+        for kept in rig.services:
+            kept.stop()
 
 
 def test_each_fault_has_its_time_and_the_ends_are_quiet() -> None:
