@@ -18,6 +18,7 @@ from scripts.soak.accounts import (
     failures,
     gaps,
     growth,
+    logged,
     none_missing,
     once,
     sequence_of,
@@ -71,7 +72,12 @@ def judge(rig: Rig, log: Log) -> Verdict:
     growths = [growth(kept.name, [life.rss for life in kept.lives]) for kept in rig.processes]
     checks = [
         *_counted(rows, rig, audits),
-        _logged(rig, rows, log),
+        logged(
+            "the gateway's access log agrees, and each of its lines is whole",
+            list(read_jsonl(rig.disk / "access.jsonl")),
+            [row for each in rows.values() for row in each],
+            kills=sum(fault.kind is Kind.GATEWAY for fault in log.broken),
+        ),
         *([_served(rows, log)] if not rig.wanted.fake else []),
         _torn(rig.run("open")),
         *_holes(holes, log.broken),
@@ -135,20 +141,6 @@ def _counted(rows: Rows, rig: Rig, audits: dict[str, dict[str, Any]]) -> Iterato
         "the network saw a request twice only where the client says so",
         len(seen) - len(set(seen)) <= again,
         f"{len(seen) - len(set(seen))} twice, {again} said",
-    )
-
-
-def _logged(rig: Rig, rows: Rows, log: Log) -> Check:
-    """A killed gateway may have sent an answer's last byte and not have written its line."""
-    lines = list(read_jsonl(rig.disk / "access.jsonl"))
-    complete = sum(line["ended"] == "complete" and line["status"] == 200 for line in lines)
-    every = [row for each in rows.values() for row in each]
-    good = sum(row["error_type"] is None for row in every)
-    kills = sum(fault.kind is Kind.GATEWAY for fault in log.broken)
-    return Check(
-        "the gateway's access log agrees, and each of its lines is whole",
-        good - kills <= complete <= len(every),
-        f"{len(lines):,} lines, {complete:,} complete; {good:,} good of {len(every):,} records",
     )
 
 

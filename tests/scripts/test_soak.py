@@ -23,6 +23,7 @@ from scripts.soak.accounts import (
     failures,
     gaps,
     growth,
+    logged,
     none_missing,
     once,
     unbroken,
@@ -48,6 +49,20 @@ from tests.fakes.pages import check_closed
 )
 def test_a_record_that_is_lost_or_doubled_is_seen(check: object, holds: bool) -> None:
     assert getattr(check, "holds") is holds  # noqa: B009
+
+
+def test_a_line_of_the_access_log_is_an_answer_only_where_a_load_asked() -> None:
+    """Two records, one good; a gateway that died before one line may have one line less."""
+
+    def line(method: str, status: int = 200) -> dict[str, object]:
+        return {"method": method, "ended": "complete", "status": status}
+
+    records = [{"error_type": None}, {"error_type": "cut"}]
+    probes = [line("GET")] * 9
+    assert logged("", [*probes, line("POST")], records, kills=0).holds
+    assert not logged("", [*probes, line("POST", 503)], records, kills=0).holds
+    assert logged("", probes, records, kills=1).holds
+    assert not logged("", [line("POST")] * 3, records, kills=0).holds
 
 
 def test_failures_that_are_near_are_one_hole() -> None:
