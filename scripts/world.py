@@ -28,7 +28,8 @@ from analysis.runs.run import load_run
 from greenbench.contract.config import StrictModel, parse
 from greenbench.contract.errors import UserError, exit_on_user_error
 from greenbench.contract.run_dir import read_json, write_atomic
-from scripts.results import PLACE, RESULTS, table
+from scripts.markdown_table import table
+from scripts.results import PLACE, RESULTS
 from scripts.results_rows import USUAL, USUAL_VLLM, Row, figure, shown
 from servers.bench.arms import POINTS, Point
 
