@@ -10,7 +10,11 @@ import pytest
 
 from analysis.runs.run import load_run
 from scripts.results import PLACE, RESULTS
-from scripts.world import PAGE, PUBLISHED, TABLES, at, filled, load_world, whole_prompt_us
+from scripts.world.between_points import at, whole_prompt_us
+from scripts.world.page import PAGE, TABLES, filled
+from scripts.world.published import PUBLISHED, load_world
+from scripts.world.runs import Ours, read_ours
+from scripts.world.steps import PIECES
 
 TEXT = PAGE.read_text()
 TBPS, TFLOPS = {"H200": 4.8, "H100": 3.35}, 989.0  # spec sheets
@@ -241,12 +245,12 @@ def test_what_is_published_says_where_it_is_from() -> None:
 
 def test_tables_of_the_page_are_all_there() -> None:
     assert [match["name"] for match in PLACE.finditer(TEXT)] == list(TABLES)
-    assert filled("no table") == "no table"
+    assert filled("no table", load_world(), Ours({}, {})) == "no table"
 
 
 @pytest.mark.e2e
 def test_the_page_is_what_the_runs_say() -> None:
-    assert filled(TEXT) == TEXT, "python -m scripts.world"
+    assert filled(TEXT, load_world(), read_ours(PIECES)) == TEXT, "python -m scripts.world"
 
 
 def test_links_lead_to_runs() -> None:
