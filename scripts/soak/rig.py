@@ -8,7 +8,6 @@ closed load ┘                                            └── exporter
 import json
 import os
 import shutil
-import socket
 import struct
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from scripts.soak.faults import Kind
 from scripts.soak.kept import Kept
 from scripts.soak.proxy import Proxy
 from scripts.soak.recording import records
+from servers.launch.process import pick_port
 
 BOOT_S: Final = 1800.0  # a busy machine
 DRAIN_S: Final = 30.0
@@ -66,7 +66,7 @@ class Rig:
         self.disk = wanted.out / "disk"
         self._clock = wanted.out / "clock"
         self._stack = ExitStack()
-        server, gateway, exporter = (free_port() for _ in range(3))
+        server, gateway, exporter = (pick_port(None) for _ in range(3))
         self.behind, self.before = Proxy(server), Proxy(gateway)
         self.server_url, self.gateway_url, self.exporter_url = (
             f"http://127.0.0.1:{port}" for port in (server, gateway, exporter)
@@ -291,12 +291,6 @@ END: Final[dict[Kind, Callable[[Rig], None]]] = {
     Kind.CUT_SERVER: lambda rig: rig.behind.mend(),
     Kind.DISK: Rig.free_disk,
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def answers(url: str) -> bool:
