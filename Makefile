@@ -34,7 +34,7 @@ demo: setup ## which of three backends should serve a small model here? Measures
 		--backends 'cpu_attn,sdpa,sink_window(window=1024)'
 
 demo-policy: setup ## two real servers behind the gateway: does a policy pay? 15 minutes at most; runs/demo-policy/index.html
-	@$(BENCH)/python scripts/demo_policy.py
+	@$(BENCH)/python -m scripts.demo_policy
 
 serve: setup ## start one proven server: make serve BACKEND=sdpa [MODEL=tiny-llama] [PORT=8000]
 	@$(BENCH)/python -m servers --backend '$(BACKEND)' --model '$(MODEL)' --port $(PORT)

@@ -8,6 +8,7 @@ left is played once more, on traces drawn anew (``planning.fresh``).
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from analysis.report.choices import listed
 from analysis.runs.identity import Candidate
 from greenbench.contract.policy import Policy, PolicyObjective
 from planning.evidence import Evidence
@@ -17,7 +18,7 @@ from planning.policy import written
 from planning.regions import Draft, draft
 from planning.requests import Traffic, generated
 from planning.score import Score, scored
-from planning.sentences import WORDS, listed
+from planning.sentences import WORDS
 
 SEED = 7
 DRAWN_FROM = 1_000  # prompt lengths of the fresh traces

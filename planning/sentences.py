@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from analysis.report.choices import listed
 from analysis.runs.identity import Candidate
 from greenbench.contract.policy import PolicyObjective
 from planning.evidence import Evidence
@@ -120,11 +121,6 @@ def _measured_sentence(evidence: Evidence, decided: bool) -> str:
     if not decided:
         return f"{what}."
     return f"{what}; other loads and outputs, and lengths up to twice beyond, are extrapolated."
-
-
-def listed(words: Sequence[str]) -> str:
-    """``a, b and c``."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def _counted(numbers: Sequence[str], what: str) -> str:

@@ -18,7 +18,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,10 @@ from greenbench.contract.errors import UserError
 from greenbench.sweep.order import expand
 from loadgen.driver.dispatch import schedule
 from planning.back_test import (
-    FIGURES,
-    Bar,
     Compared,
     Whose,
     bars,
     candidate_key,
-    error,
     knee,
     known,
     no_knee,
@@ -59,13 +56,13 @@ from planning.front import Front
 from planning.held_out import Figures, Load, figures, most_rate, predict
 from planning.requests import Traffic
 from planning.simulator import Engine, costs, play
+from scripts.backtest_told import WHOSE, bars_told, points_told, rest_told
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 SEED = 5
 FROZEN = TypeAdapter(Figures)
-WHOSE: tuple[Whose, ...] = ("plan", "nearest", "line")
 
 
 @dataclass(frozen=True)
@@ -272,7 +269,11 @@ def score(args: argparse.Namespace) -> int:
     found = bars(compared)
     print(f"predictions sha256 {said_digest}, frozen at commit {frozen['commit'][:12]}")
     print(f"{len(compared)} of {len(rows)} points measured\n")
-    print("\n".join([*_table(compared), "", *_bars(found), "", *_rest(knees, why, orders)]))
+    print(
+        "\n".join(
+            [*points_told(compared), "", *bars_told(found), "", *rest_told(knees, why, orders)]
+        )
+    )
     if args.json is not None:
         args.json.write_text(
             json.dumps(
@@ -315,11 +316,11 @@ def explain(args: argparse.Namespace) -> int:
             said: dict[Whose, Figures | None] = {"plan": made.figures}
             compared.append(Compared(point_key(run.point), said, saw, made.of_most))
     print(f"steps took {min(speeds):.2f} to {max(speeds):.2f} of what the calibration says\n")
-    print("\n".join([*_table(compared), "", *_bars(bars(compared))]))
+    print("\n".join([*points_told(compared), "", *bars_told(bars(compared))]))
     for words, every_s in (("each 5 s", 5.0), ("each step", None)):
         went = list(_as_it_went(found, of, every_s))
         print(f"\nwith the speed of {words}\n")
-        print("\n".join([*_table(went), "", *_bars(bars(went))]))
+        print("\n".join([*points_told(went), "", *bars_told(bars(went))]))
     return 0
 
 
@@ -444,76 +445,6 @@ def _compared(rows: dict[str, dict[str, Any]], found: Study) -> Iterator[Compare
             row["of_most"],
             "; ".join(point.reasons) if point is not None and not point.usable else "",
         )
-
-
-def _table(compared: Iterable[Compared]) -> list[str]:
-    names = list(FIGURES)
-    lines = [
-        "| point | of the most | " + " | ".join(names) + " |",
-        "| --- | --: |" + " --: |" * len(names),
-    ]
-    for one in compared:
-        plan = one.said["plan"]
-        cells = []
-        for name in names:
-            pick = FIGURES[name]
-            off = error(plan, one.saw, pick)
-            said = None if plan is None else pick(plan)
-            saw = pick(one.saw)
-            cells.append(
-                f"{_short(said)} / {_short(saw)}" + ("" if off is None else f" ({off:+.1%})")
-            )
-        used = "" if one.of_most is None else f"{one.of_most:.2f}"
-        lines.append(f"| {_named(one.key)} | {used} | " + " | ".join(cells) + " |")
-    return ["predicted / measured (error)", "", *lines]
-
-
-def _named(key: str) -> str:
-    candidate, context, *load = key.split(" | ")
-    words = candidate.split(" ")
-    chunk = next((w.split("=")[1] for w in words if w.startswith("max_num_batched_tokens")), "")
-    return ", ".join([f"{words[1]} chunk {chunk}", f"{int(context):,}", *load])
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _bars(found: Sequence[Bar]) -> list[str]:
-    def share(value: float | None) -> str:
-        return "–" if value is None else f"{value:.1%}"
-
-    return [
-        "| median absolute error | at most | points | plan | nearest | line | met | beats both |",
-        "| --- | --: | --: | --: | --: | --: | --- | --- |",
-        *(
-            f"| {b.name} | {b.most:.0%} | {b.points} | "
-            + " | ".join(share(b.errors[whose]) for whose in WHOSE)
-            + f" | {_yes(b.met)} | {_yes(b.beats)} |"
-            for b in found
-        ),
-    ]
-
-
-def _yes(value: bool | None) -> str:
-    return {True: "yes", False: "no", None: "–"}[value]
-
-
-def _rest(
-    knees: dict[str, tuple[float | None, float | None]],
-    why: tuple[dict[str, str], dict[str, str]],
-    orders: dict[str, tuple[list[str] | None, list[str]]],
-) -> list[str]:
-    lines = []
-    for name, (said, saw) in knees.items():
-        off = "" if said is None or saw is None else f" ({said / saw - 1:+.1%}; at most 10 %)"
-        lines.append(f"knee, {_named(name)}: {_short(said)} / {_short(saw)} requests/s{off}")
-        for whose, of in zip(("predicted", "measured"), why, strict=True):
-            if name in of:
-                lines.append(f"  none {whose}: {of[name]}")
-    right = sum(said == saw for said, saw in orders.values())
-    lines.append(f"order of candidates: right at {right} of {len(orders)} loads")
-    return lines
 
 
 def main() -> int:

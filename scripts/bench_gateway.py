@@ -28,6 +28,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from servers.launch.process import pick_port  # noqa: E402
 from tests.fakes.gateways import policy, write_policy  # noqa: E402
 
 SERVER_CORE, PROXY_CORE = 0, 1
@@ -210,11 +211,6 @@ def started(argv: list[str], core: int, log: Path) -> Iterator[subprocess.Popen[
                 process.kill()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
-
-
 def wait_ready(port: int, request: bytes) -> None:
     """Until a whole answer comes back."""
     deadline = time.monotonic() + READY_S
@@ -234,8 +230,10 @@ def wait_ready(port: int, request: bytes) -> None:
 def measure(scenario: Scenario, options: argparse.Namespace, folder: Path) -> dict[str, Figures]:
     """Each target's figures over all rounds."""
     golden = folder / "golden"
-    ports = {name: free_port() for name in NAMES}
-    proxies = {"gateway": free_port()} | ({"vllm-router": free_port()} if options.router else {})
+    ports = {name: pick_port(None) for name in NAMES}
+    proxies = {"gateway": pick_port(None)} | (
+        {"vllm-router": pick_port(None)} if options.router else {}
+    )
     with ExitStack() as stack:
         for name, port in ports.items():
             argv = [str(golden), "--port", str(port), "--log", "/dev/null"]
@@ -271,7 +269,7 @@ def command(
         argv += ["--port", str(port), "--access-log", str(folder / "access.jsonl")]
         return argv + [f"--pool={name}={url}" for name, url in urls.items()]
     argv = [str(options.router), "--worker-urls", *urls.values(), "--port", str(port)]
-    return [*argv, "--prometheus-port", str(free_port()), "--log-level", "error"]
+    return [*argv, "--prometheus-port", str(pick_port(None)), "--log-level", "error"]
 
 
 def table(scenario: Scenario, found: dict[str, Figures]) -> list[str]:

@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby, pairwise
 from math import hypot, log
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 import numpy as np
 
@@ -35,6 +33,8 @@ from analysis.statistics import student_t
 from greenbench.contract.errors import UserError, exit_on_user_error
 from greenbench.contract.installation import ROOT
 from greenbench.contract.run_dir import write_atomic
+from scripts.backtest_told import section
+from scripts.markdown_table import table
 from scripts.results_rows import (
     COMPARED,
     USUAL,
@@ -56,14 +56,6 @@ OVER_BLOCKS = re.compile(r"(?P<figure>\S+) of (?P<a>.+) ÷ (?P<b>.+) at (?P<cont
 
 
 # -- tables -------------------------------------------------------------------------------------------------
-
-
-def table(head: str, lines: Iterable[Iterable[str]]) -> str:
-    """Markdown. ``head`` has ``|`` between its columns, and ``>`` before those of numbers."""
-    columns = [name.strip() for name in head.split("|")]
-    names = [name.lstrip("> ") for name in columns]
-    rule = ["--:" if name.startswith(">") else "---" for name in columns]
-    return "".join(f"| {' | '.join(line)} |\n" for line in [names, rule, *lines])
 
 
 def coverage(results: Results) -> str:
@@ -366,73 +358,13 @@ def back_test(results: Results) -> str:
     if score is None:
         return "No prediction was scored.\n"
     frozen = score.with_name(score.name.replace("backtest", "predictions"))
-    scored, said = (json.loads(path.read_text()) for path in (score, frozen))
-    predicted = {row["key"]: row for row in said["points"]}
-    points = table(
-        f"point, predicted / measured | > {' | > '.join(PREDICTED)}",
-        (
-            [_point_words(predicted[one["key"]])]
-            + [
-                _beside(*(figures[name] for figures in (predicted[one["key"]]["plan"], one["saw"])))
-                for name in PREDICTED.values()
-            ]
-            for one in scored["points"]
-        ),
-    )
-    bars = table(
-        "median absolute error | > at most | > points | > plan | > nearest point | > straight line | met",
-        (
-            [
-                bar["name"],
-                f"{bar['most']:.0%}",
-                str(bar["points"]),
-                *(_percent(bar["errors"][whose]) for whose in ("plan", "nearest", "line")),
-                DASH if bar["met"] is None else "yes" if bar["met"] else "no",
-            ]
-            for bar in scored["bars"]
-        ),
-    )
-    knees = "".join(
-        f"* Knee of {name.split()[1]} at {int(name.rpartition(' ')[2]):,} tokens: "
-        f"{_beside(*of_knee)} requests/s; at most 10 % off.\n"
-        for name, of_knee in scored["knees"].items()
-    )
-    right = sum(before == after for before, after in scored["orders"].values())
-    return (
-        f"[{frozen.name}]({frozen.name}) against [{score.name}]({score.name}):\n\n{bars}\n{knees}"
-        f"* Order of the candidates: right at {right} of {len(scored['orders'])} loads given to both.\n"
-        f"\n{points}"
-    )
-
-
-PREDICTED = {
-    "requests/s": "throughput",
-    "E2E p50, s": "e2e_p50_s",
-    "TTFT p50, s": "ttft_p50_s",
-    "mean waiting, s": "waiting_s",
-    "W": "watts",
-}
+    said, scored = (json.loads(path.read_text()) for path in (frozen, score))
+    return f"[{frozen.name}]({frozen.name}) against [{score.name}]({score.name}):\n\n{section(said, scored)}"
 
 
 def _round(score: Path) -> int:
     number = score.stem.partition("-")[2]
     return int(number) if number else 1
-
-
-def _point_words(row: Mapping[str, Any]) -> str:
-    return f"{row['candidate'].split()[1]}, {row['context_tokens']:,}, {row['load']}"
-
-
-def _beside(said: Any, saw: Any) -> str:
-    """Predicted and measured, with the error; of an interval the middle."""
-    before, after = (fmean(value) if isinstance(value, list) else value for value in (said, saw))
-    if before is None or after is None:
-        return DASH
-    return f"{significant(before)} / {significant(after)} ({before / after - 1:+.1%})"
-
-
-def _percent(share: float | None) -> str:
-    return DASH if share is None else f"{share:.1%}"
 
 
 def line_of(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

@@ -165,6 +165,22 @@ def unbroken(name: str, numbers: Iterable[int]) -> Check:
     return Check(name, bool(there) and not missing, found)
 
 
+def logged(
+    name: str, lines: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]], kills: int
+) -> Check:
+    """Lines of an access log beside the loads' records. The soak's own probes are lines too, but no POST. A
+    killed gateway may have sent an answer's last byte and not have written its line.
+    """
+    asked = [line for line in lines if line["method"] == "POST"]
+    complete = sum(line["ended"] == "complete" and line["status"] == 200 for line in asked)
+    good = sum(row["error_type"] is None for row in records)
+    return Check(
+        name,
+        good - kills <= complete <= len(records),
+        f"{len(asked):,} lines, {complete:,} complete; {good:,} good of {len(records):,} records",
+    )
+
+
 def growth(process: str, lives: Sequence[Sequence[tuple[float, int]]]) -> Growth:
     """Over the longest life, without its first quarter. ``lives``: (seconds, bytes)."""
     longest = max(lives, key=lambda life: life[-1][0] - life[0][0] if life else 0.0, default=())

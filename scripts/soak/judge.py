@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +18,7 @@ from scripts.soak.accounts import (
     failures,
     gaps,
     growth,
+    logged,
     none_missing,
     once,
     sequence_of,
@@ -27,6 +27,7 @@ from scripts.soak.accounts import (
 )
 from scripts.soak.faults import Kind
 from scripts.soak.kept import Kept, Life
+from scripts.soak.recording import moments, whole_lines
 from scripts.soak.rig import LOADS, REQUEST_S, STEP_S, Rig
 
 HOST_PERIOD_S, SCRAPE_PERIOD_S = 1.0, 2.0
@@ -71,7 +72,12 @@ def judge(rig: Rig, log: Log) -> Verdict:
     growths = [growth(kept.name, [life.rss for life in kept.lives]) for kept in rig.processes]
     checks = [
         *_counted(rows, rig, audits),
-        _logged(rig, rows, log),
+        logged(
+            "the gateway's access log agrees, and each of its lines is whole",
+            list(read_jsonl(rig.disk / "access.jsonl")),
+            [row for each in rows.values() for row in each],
+            kills=sum(fault.kind is Kind.GATEWAY for fault in log.broken),
+        ),
         *([_served(rows, log)] if not rig.wanted.fake else []),
         _torn(rig.run("open")),
         *_holes(holes, log.broken),
@@ -138,20 +144,6 @@ def _counted(rows: Rows, rig: Rig, audits: dict[str, dict[str, Any]]) -> Iterato
     )
 
 
-def _logged(rig: Rig, rows: Rows, log: Log) -> Check:
-    """A killed gateway may have sent an answer's last byte and not have written its line."""
-    lines = list(read_jsonl(rig.disk / "access.jsonl"))
-    complete = sum(line["ended"] == "complete" and line["status"] == 200 for line in lines)
-    every = [row for each in rows.values() for row in each]
-    good = sum(row["error_type"] is None for row in every)
-    kills = sum(fault.kind is Kind.GATEWAY for fault in log.broken)
-    return Check(
-        "the gateway's access log agrees, and each of its lines is whole",
-        good - kills <= complete <= len(every),
-        f"{len(lines):,} lines, {complete:,} complete; {good:,} good of {len(every):,} records",
-    )
-
-
 def _served(rows: Rows, log: Log) -> Check:
     """The server's own count since its last start, beside the records of that time."""
     (from_s, first), (_, last) = log.counters[0], log.counters[-1]
@@ -185,17 +177,6 @@ def _recorded(run: Path) -> Iterator[Hole]:
     ):
         rows = set(moments(run / "telemetry" / f"{name}.jsonl"))
         yield from gaps(lane, rows, period_s, starts[1:])
-
-
-def moments(path: Path) -> Iterator[float]:
-    for line in whole_lines(path):
-        yield line["mono_ns"] / 1e9
-
-
-def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in read_bytes(path).splitlines():
-        with suppress(ValueError):
-            yield json.loads(line)
 
 
 def _torn(run: Path) -> Check:

@@ -79,7 +79,11 @@ class Kept:
                 life.rss.append((time.monotonic(), sum(p.memory_info().rss for p in each)))
 
     def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
+        """And see its end, so that it is not taken for running while it dies."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self.look()
 
     def stop(self) -> None:
         """End it in order, for good; what does not end in a minute is killed with all of its session."""

@@ -8,7 +8,6 @@ closed load ┘                                            └── exporter
 import json
 import os
 import shutil
-import socket
 import struct
 import subprocess
 import sys
@@ -31,6 +30,8 @@ from loadgen.direct_run import Options, write_point
 from scripts.soak.faults import Kind
 from scripts.soak.kept import Kept
 from scripts.soak.proxy import Proxy
+from scripts.soak.recording import records
+from servers.launch.process import pick_port
 
 BOOT_S: Final = 1800.0  # a busy machine
 DRAIN_S: Final = 30.0
@@ -65,7 +66,7 @@ class Rig:
         self.disk = wanted.out / "disk"
         self._clock = wanted.out / "clock"
         self._stack = ExitStack()
-        server, gateway, exporter = (free_port() for _ in range(3))
+        server, gateway, exporter = (pick_port(None) for _ in range(3))
         self.behind, self.before = Proxy(server), Proxy(gateway)
         self.server_url, self.gateway_url, self.exporter_url = (
             f"http://127.0.0.1:{port}" for port in (server, gateway, exporter)
@@ -131,7 +132,7 @@ class Rig:
         self._start(self.exporter)
         self._start(self.recorder)
         self._until(lambda: answers(f"{self.exporter_url}/metrics"), self.exporter)
-        self._until(lambda: (self.run("open") / "telemetry/sources.json").exists(), self.recorder)
+        self._until(self._recorded, self.recorder)
         for load in self.loads:
             self._start(load)
         self._until(self._both_send, self.loads[-1])
@@ -168,9 +169,16 @@ class Rig:
 
     def all_up(self) -> bool:
         urls = (self.server_url, self.gateway_url)
-        return all(kept.runs for kept in self.services) and all(
-            answers(f"{url}/health") for url in urls
+        return (
+            all(kept.runs for kept in self.services)
+            and self._recorded()
+            and all(answers(f"{url}/health") for url in urls)
         )
+
+    def _recorded(self) -> bool:
+        """Whether the recorder has begun: a soak that ends before would have no row behind its hole."""
+        rows = self.run("open") / "telemetry" / "host.jsonl"
+        return records(rows, self.recorder.lives[-1].began_s)
 
     def _both_send(self) -> bool:
         return len({name.partition("-")[0] for _, name in self.before.seen}) == len(self.loads)
@@ -283,12 +291,6 @@ END: Final[dict[Kind, Callable[[Rig], None]]] = {
     Kind.CUT_SERVER: lambda rig: rig.behind.mend(),
     Kind.DISK: Rig.free_disk,
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def answers(url: str) -> bool:

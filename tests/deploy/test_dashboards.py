@@ -13,7 +13,8 @@ import yaml
 
 from greenbench.contract.installation import ROOT
 from scripts import watch_tables
-from scripts.make_dashboards import DASHBOARDS, FOLDER, text_of
+from scripts.dashboard_json import text_of
+from scripts.make_dashboards import DASHBOARDS, FOLDER
 from tests.fakes.dashboards import asked, panels, read
 
 KWH_J = 3.6e6

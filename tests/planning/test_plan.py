@@ -195,7 +195,8 @@ def test_longer_requests_that_no_server_takes_are_no_fewer_replicas(one: Measure
     found = need(short, demand(40, {1024: 0.92, 5000: 0.08}), SLO, seed=7, draws=0)
     assert isinstance(found, Need) and found.longer[0] is None
     whole = need(one, demand(40, {1024: 0.92, 5000: 0.08}), SLO, seed=7, draws=0)
-    assert isinstance(whole, Need) and (whole.longer[0] or 0) >= whole.replicas
+    assert isinstance(whole, Need) and whole.longer[0] is not None and whole.replicas is not None
+    assert whole.longer[0] >= whole.replicas
 
 
 def test_pools_of_a_policy_meet_together(one: Measured) -> None:

@@ -13,7 +13,7 @@ from analysis.study import Study, study
 from greenbench.contract.config import SloConfig
 from greenbench.contract.errors import UserError
 from greenbench.contract.policy import Policy, PolicyObjective, PoolState, Request, choose
-from planning.evidence import evidence_of, gather
+from planning.evidence import Evidence, evidence_of, gather
 from planning.fit import policy_of
 from planning.policy import pool_names
 from planning.policy import written as written_out
@@ -23,20 +23,28 @@ from tests.planning.sweeps import CROSSING, LONG, SHORT, Cost, crossing_tokens, 
 
 
 @cache
-def studied(root: Path, slo: SloConfig | None) -> Study:
-    return study(root, across_executions=True, slo=slo)
+def studied(root: Path, ttft_s: float | None) -> Study:
+    return study(root, across_executions=True, slo=limit(ttft_s))
 
 
-def made(root: Path, objective: PolicyObjective = "e2e", slo: SloConfig | None = None) -> Policy:
+def limit(ttft_s: float | None) -> SloConfig | None:
+    return None if ttft_s is None else SloConfig(ttft_s=ttft_s)
+
+
+def evidence(root: Path, objective: PolicyObjective, ttft_s: float | None) -> Evidence:
+    return evidence_of(studied(root, ttft_s), objective, limit(ttft_s))
+
+
+def made(root: Path, objective: PolicyObjective = "e2e", ttft_s: float | None = None) -> Policy:
     """As `greenbench policy` makes it but for the fresh traces, of which test_fresh.py is."""
-    found = policy_of(evidence_of(studied(root, slo), objective, slo), on_fresh=False)
+    found = policy_of(evidence(root, objective, ttft_s), on_fresh=False)
     assert found is not None
     return found
 
 
-def drafted(root: Path, objective: PolicyObjective = "e2e", slo: SloConfig | None = None) -> Policy:
+def drafted(root: Path, objective: PolicyObjective = "e2e", ttft_s: float | None = None) -> Policy:
     """The rules, whether or not they pay with as many servers."""
-    found = draft(evidence_of(studied(root, slo), objective, slo))
+    found = draft(evidence(root, objective, ttft_s))
     assert found is not None
     return written_out(found)
 
@@ -98,7 +106,7 @@ def test_rules_and_default_cover_each_length_once(crossed: Path) -> None:
 
 @pytest.mark.parametrize("objective", ["ttft", "energy", "capacity"])
 def test_other_objectives_have_their_policy(crossed: Path, objective: PolicyObjective) -> None:
-    policy = drafted(crossed, objective, SloConfig(ttft_s=60))
+    policy = drafted(crossed, objective, ttft_s=60)
     assert policy.decided and takes(policy, 32768) == "beta" and takes(policy, 2048) == "alpha"
 
 
@@ -247,7 +255,7 @@ def test_capacity_needs_an_slo(tmp_path: Path) -> None:
 def test_one_that_misses_the_slo_does_not_serve(tmp_path: Path) -> None:
     """TTFT of 4 users is four prefills: alpha's is 8 s at 32k, beta's 5.8 s; at 2k 0.13 and 0.25 s."""
     root = written(tmp_path, points(CROSSING))
-    policy = made(root, "energy", SloConfig(ttft_s=7))
+    policy = made(root, "energy", ttft_s=7)
     assert takes(policy, 32_768) == "beta"
     assert any("met the SLO" in sentence for sentence in policy.said)
 

@@ -10,7 +10,7 @@ from greenbench.contract.policy import Policy, compile
 from planning.batches import Batch
 from planning.requests import Traffic
 from planning.routers import by_policy
-from planning.simulator import Costs, Engine, Played, Settings, costs, in_turn, play
+from planning.simulator import Costs, Engine, Played, Settings, costs, in_turn, least_open, play
 from planning.step_time import Shape, Terms, shape_of
 from tests.planning.steps import KNOWN, model
 
@@ -176,7 +176,7 @@ def test_several_servers_in_turn_are_that_many_queues() -> None:
 
 def test_the_least_open_serve_sooner_than_in_turn() -> None:
     asked = poisson(600, 24.0, [500, 16_000], [40], 15)
-    least, turn = (play(asked, [engine() for _ in range(3)], *route) for route in ((), (in_turn,)))
+    least, turn = (play(asked, [engine() for _ in range(3)], by) for by in (least_open, in_turn))
     assert np.mean(least.ttft_s) < np.mean(turn.ttft_s)
 
 

@@ -4,26 +4,17 @@ import pytest
 
 from greenbench.contract.policy import PoolState, Request, choose
 from planning.fresh import Fresh
-from scripts.demo_policy import (
+from scripts.demo_policy.choice import both_servers, policy_of, verdict
+from scripts.demo_policy.comparison import Turn
+from scripts.demo_policy.experiment import (
     CALIBRATION_PROMPTS,
     LENGTHS,
     STRATEGIES,
     Answer,
     Measured,
-    Turn,
-    both_servers,
-    expected,
-    mixed,
-    page,
-    paid,
-    policy_of,
-    requests_a_round,
-    row,
-    sentences,
-    shares,
-    told_before,
-    verdict,
 )
+from scripts.demo_policy.gain import expected, mixed, requests_a_round, shares, told_before
+from scripts.demo_policy.page import page, paid, row, sentences
 from tests.fakes.pages import check_closed
 
 SHORT, MIDDLE, LONG = LENGTHS

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts import fuzz_files
+from scripts.damage import damaged
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -27,8 +28,7 @@ def test_no_damaged_run_is_a_fault(tmp_path: Path, seed: int) -> None:
 def test_the_same_seed_is_the_same_input() -> None:
     content = b'{"a": [1, 2, {"b": null}]}\n' * 5
     one, two = (
-        [fuzz_files.damaged(random.Random(seed), "a.jsonl", content) for seed in range(50)]
-        for _ in range(2)
+        [damaged(random.Random(seed), "a.jsonl", content) for seed in range(50)] for _ in range(2)
     )
     assert one == two and len(set(one)) > 20
 

@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from scripts.soak.accounts import (
     failures,
     gaps,
     growth,
+    logged,
     none_missing,
     once,
     unbroken,
@@ -29,6 +31,7 @@ from scripts.soak.accounts import (
 )
 from scripts.soak.faults import Kind, schedule
 from scripts.soak.judge import flat
+from scripts.soak.rig import Rig, Wanted
 from tests.fakes.pages import check_closed
 
 
@@ -46,6 +49,20 @@ from tests.fakes.pages import check_closed
 )
 def test_a_record_that_is_lost_or_doubled_is_seen(check: object, holds: bool) -> None:
     assert getattr(check, "holds") is holds  # noqa: B009
+
+
+def test_a_line_of_the_access_log_is_an_answer_only_where_a_load_asked() -> None:
+    """Two records, one good; a gateway that died before one line may have one line less."""
+
+    def line(method: str, status: int = 200) -> dict[str, object]:
+        return {"method": method, "ended": "complete", "status": status}
+
+    records = [{"error_type": None}, {"error_type": "cut"}]
+    probes = [line("GET")] * 9
+    assert logged("", [*probes, line("POST")], records, kills=0).holds
+    assert not logged("", [*probes, line("POST", 503)], records, kills=0).holds
+    assert logged("", probes, records, kills=1).holds
+    assert not logged("", [line("POST")] * 3, records, kills=0).holds
 
 
 def test_failures_that_are_near_are_one_hole() -> None:
@@ -115,6 +132,33 @@ def test_what_may_grow_faster_than_the_limit_is_not_called_flat() -> None:
     check = flat([steady, unsure, server])
     assert not check.holds
     assert check.found == "most: closed, +12.0 (+4.0 to +20.0) MiB/h; limit 16"
+
+
+def test_all_is_back_when_the_recorder_that_was_started_anew_has_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process is there a second before: a soak whose loads end within it would not see the fault."""
+    monkeypatch.setattr("scripts.soak.rig.answers", lambda url: True)
+    rig = Rig(Wanted(tmp_path, length_s=15, seed=7, fake=True, mark="rows"))
+    host = rig.run("open") / "telemetry" / "host.jsonl"
+    host.parent.mkdir(parents=True)
+    before = f'{{"mono_ns": {time.monotonic_ns()}}}\n'
+    host.write_text(before)
+    try:
+        for kept in rig.services:
+            kept.argv = [sys.executable, "-c", "import time; time.sleep(60)"]
+            kept.start()
+        assert all(kept.runs for kept in rig.services) and not rig.all_up()
+        row = f'{{"mono_ns": {time.monotonic_ns()}}}\n'
+        host.write_text(before + row[:9])  # half of it
+        assert not rig.all_up()
+        host.write_text(before + row)
+        assert rig.all_up()
+        rig.recorder.kill()
+        assert not rig.recorder.runs
+    finally:
+        for kept in rig.services:
+            kept.stop()
 
 
 def test_each_fault_has_its_time_and_the_ends_are_quiet() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,14 @@ import pytest
 
 from analysis.runs.run import load_run
 from scripts.results import PLACE, RESULTS
-from scripts.world import PAGE, PUBLISHED, TABLES, at, filled, load_world, whole_prompt_us
+from scripts.world.between_points import at, whole_prompt_us
+from scripts.world.page import PAGE, TABLES, filled
+from scripts.world.published import PUBLISHED, load_world
+from scripts.world.runs import Ours, read_ours
+from scripts.world.steps import PIECES
 
 TEXT = PAGE.read_text()
+COUNTED = dict(enumerate(("none", "one", "two", "three", "four", "five", "six", "seven", "eight")))
 TBPS, TFLOPS = {"H200": 4.8, "H100": 3.35}, 989.0  # spec sheets
 KV_BYTES, WEIGHTS = (
     2 * 2 * 8 * 64 * 16,
@@ -89,21 +95,55 @@ def test_what_the_findings_count() -> None:
     told = [row["compared"] for row in rows("kernels-h200")]
     counts = [told.count(x) for x in ("yes", "no: launch time", "held from 16,384")]
     assert counts == [3, 7, 2]
+    busy, other = decode_steps()
+    assert (len(busy), span(busy), span(other)) == (3, "0.943 to 1.06", "0.543 to 0.904")
+    assert span(list(rows("steps-prefill"))) == "0.604 to 0.791"
+    host = [row for row in other if number(row["sequences that decode"]) < 9]
+    assert span(host, "a kernel ran") == "0.636 to 0.908"
+
+
+def decode_steps() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Those with 8 users where a kernel ran nearly all of the time; the others that have a sum."""
     busy: list[dict[str, str]] = []
     other: list[dict[str, str]] = []
     for row in rows("steps-decode"):
         few = number(row["sequences that decode"]) < 9
         if row["sum"] != "–":
             (busy if few and number(row["a kernel ran"]) >= 0.97 else other).append(row)
-    assert (len(busy), span(busy), span(other)) == (3, (0.943, 1.06), (0.543, 0.904))
-    assert span(list(rows("steps-prefill"))) == (0.604, 0.791)
-    host = [row for row in other if number(row["sequences that decode"]) < 9]
-    assert span(host, "a kernel ran") == (0.636, 0.908)
+    return busy, other
 
 
-def span(found: list[dict[str, str]], column: str = "sum ÷ ours") -> tuple[float, float]:
-    values = [number(row[column]) for row in found]
-    return min(values), max(values)
+def span(found: list[dict[str, str]], column: str = "sum ÷ ours") -> str:
+    cells = sorted((row[column] for row in found), key=number)
+    return f"{cells[0]} to {cells[-1]}"
+
+
+def test_the_h200_page_says_of_this_page_what_its_tables_say() -> None:
+    """Its point 13, each figure of it: so no figure here changes alone."""
+    page = (RESULTS / "README.md").read_text()
+    (point,) = re.findall(r"^\d+\. \*\*Beside published figures\*\*.*?(?=\n\n)", page, re.M | re.S)
+    text = " ".join(re.sub(r"\]\([^)]*\)|\[", "", point).split())
+    (above,) = re.findall(r"from \+([\d.]+) % to \+([\d.]+ %)", body("kernels-h200"))
+    compared = Counter(row["compared"] for row in rows("kernels-h200"))
+    yes, launched, past = (
+        COUNTED[compared[told]] for told in ("yes", "no: launch time", "held from 16,384")
+    )
+    busy, other = (span(found) for found in decode_steps())
+    within = re.findall(r"(\d) of (\d)", body("pairs"))
+    (one, pairs), (three, _) = ((COUNTED[int(n)] for n in each) for each in within)
+    held = [
+        f"lies {' to '.join(above)} above AIConfigurator's H200 table at the {yes} points where",
+        f"{launched} more are launch time and {past} lie past that table",
+        f"what its tables add up to is {busy} of our decode step with 8 users",
+        f"{other} of other decode steps and {span(list(rows('steps-prefill')))} of prefill steps",
+        f"of {pairs} pairs with its H100 rows {one} lies within 2× in joules a token, {three} in joules",
+        f"are {989 / 662:.2f} and {4.8 / 4.23:.2f} times as high",
+    ]
+    assert not [words for words in held if words not in text], text
+    figures = r"\d+\.\d+"
+    assert re.findall(figures, text) == [
+        each for words in held for each in re.findall(figures, words)
+    ]
 
 
 def test_steps_by_the_engines_log_over_the_whole_phase() -> None:
@@ -241,12 +281,12 @@ def test_what_is_published_says_where_it_is_from() -> None:
 
 def test_tables_of_the_page_are_all_there() -> None:
     assert [match["name"] for match in PLACE.finditer(TEXT)] == list(TABLES)
-    assert filled("no table") == "no table"
+    assert filled("no table", load_world(), Ours({}, {})) == "no table"
 
 
 @pytest.mark.e2e
 def test_the_page_is_what_the_runs_say() -> None:
-    assert filled(TEXT) == TEXT, "python -m scripts.world"
+    assert filled(TEXT, load_world(), read_ours(PIECES)) == TEXT, "python -m scripts.world"
 
 
 def test_links_lead_to_runs() -> None:
