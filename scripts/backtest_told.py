@@ -133,20 +133,35 @@ def section(frozen: Mapping[str, Any], scored: Mapping[str, Any]) -> str:
         ),
     )
     bars = [Bar(bar["name"], bar["most"], bar["points"], bar["errors"]) for bar in scored["bars"]]
-    head = "median absolute error | > at most | > points | > plan | > nearest point | > straight line | met"
+    head = (
+        "median absolute error | > at most | > points | > plan | > nearest point | > straight line | met | "
+        "beats both"
+    )
+    why = frozen.get("no_knee", {})
     knees = "".join(
         f"* Knee of {name.split()[1]} at {int(name.rpartition(' ')[2]):,} tokens: "
-        f"{_on_page(*both)} requests/s; {KNEE_MOST} off.\n"
+        f"{_knee_on_page(*both, why.get(name))}.\n"
         for name, both in scored["knees"].items()
     )
     return (
-        f"{table(head, (row[:-1] for row in bar_rows(bars)))}\n{knees}"
+        f"{table(head, bar_rows(bars))}\n{knees}"
         f"* Order of the candidates: {_right(scored['orders'])} given to both.\n\n{points}"
     )
 
 
 def _point_words(row: Mapping[str, Any]) -> str:
     return f"{row['candidate'].split()[1]}, {row['context_tokens']:,}, {row['load']}"
+
+
+def _knee_on_page(said: float | None, saw: float | None, why: str | None) -> str:
+    """``why``: none was predicted."""
+    if said is not None and saw is not None:
+        return f"{_on_page(said, saw)} requests/s; {KNEE_MOST} off"
+    before, after = (
+        "none" if each is None else f"{significant(each)} requests/s" for each in (said, saw)
+    )
+    reason = f" ({why})" if said is None and why else ""
+    return f"{before} predicted{reason}, {after} measured"
 
 
 def _on_page(said: Any, saw: Any) -> str:

@@ -308,7 +308,14 @@ def answers(results: Results) -> str:
 
 def decode_alone(results: Results) -> str:
     """Runs whose prompts lie in the prefix cache, so that nearly all steps decode."""
-    rows = [row for row in results.rows if row.cached and row.point.usable]
+    cached = [row for row in results.rows if row.cached]
+    rows = [row for row in cached if row.point.usable]
+    measured_at = {(row.candidate, row.context, row.users) for row in rows}
+    gaps = "".join(
+        f"* {row.context}, {row.cell}, {row.users} users: {'; '.join(row.point.reasons)}.\n"
+        for row in cached
+        if (row.candidate, row.context, row.users) not in measured_at
+    )
     rows.sort(key=lambda row: (row.piece, row.candidate, row.point.context_tokens, -row.users))
     head = (
         "> context | candidate | > users | > output tokens/s | > W | > output tokens / J | "
@@ -318,7 +325,7 @@ def decode_alone(results: Results) -> str:
         lambda row: f"{row.users:,}",
         "output", "power", "tokens/J", "J/output token", "decode step", "decode MBU", "SM clock",
     )  # fmt: skip
-    return table(head, lines_of(rows, columns)) + "\n" + "".join(slopes(rows))
+    return table(head, lines_of(rows, columns)) + "\n" + gaps + "".join(slopes(rows))
 
 
 def slopes(rows: list[Row]) -> Iterator[str]:
@@ -340,16 +347,22 @@ def slopes(rows: list[Row]) -> Iterator[str]:
             [c + (own[0].point.identity.workload.output_tokens or 0) / 2 for c, own in full.items()]
         )
         y = [np.mean([log(figure(row, "tokens/J") or 1.0) for row in own]) for own in full.values()]
-        if len(x) < 3:
+        if len(x) < 2:
             continue
-        slope, error = line_of(x, np.array(y))
-        half = float(student_t.ppf(np.array(0.975), len(x) - 2)) * error
         told = ", ".join(f"{c:,}" for c in full)
         yield (
             f"* {candidate} ([{piece}]({piece})): over {told} tokens, tokens per joule go with the mean "
-            f"context to the power {slope:.2f} (95 %: {slope - half:.2f} to "
-            f"{slope + half:.2f}, one start).\n"
+            f"context to the power {power(x, np.array(y))}.\n"
         )
+
+
+def power(x: np.ndarray, y: np.ndarray) -> str:
+    """A line's slope in words, with its interval where there are more than two points."""
+    if len(x) == 2:
+        return f"{(y[1] - y[0]) / (x[1] - x[0]):.2f} (two points, so no interval; one start)"
+    slope, error = line_of(x, y)
+    half = float(student_t.ppf(np.array(0.975), len(x) - 2)) * error
+    return f"{slope:.2f} (95 %: {slope - half:.2f} to {slope + half:.2f}, one start)"
 
 
 def back_test(results: Results) -> str:

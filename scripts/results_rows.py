@@ -104,11 +104,13 @@ class Results:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """By model and piece, context, task and candidate."""
+        """By model, in the plan's order, and piece, context, task and candidate."""
+        planned = [model.name for model in self.plan.models]
 
-        def order(row: Row) -> tuple[str, int, str, str, int]:
+        def order(row: Row) -> tuple[int, str, int, str, str, int]:
             point = row.point
-            return row.piece, point.context_tokens, point.task, row.candidate, point.arm
+            model = planned.index(point.model) if point.model in planned else len(planned)
+            return model, row.piece, point.context_tokens, point.task, row.candidate, point.arm
 
         found = (
             self._row(whole, point) for whole in self.studies.values() for point in whole.points

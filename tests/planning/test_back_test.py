@@ -115,7 +115,7 @@ def test_the_documents_tables_are_the_score_of_the_committed_runs(
     assert json.loads((EVIDENCE / f"predictions{round_}.json").read_text())["sha256"] in said
 
 
-@pytest.mark.parametrize("round_", ["", "-2"])
+@pytest.mark.parametrize("round_", ["", "-2", "-3"])
 def test_the_tables_of_the_card_are_the_score_of_its_runs(tmp_path: Path, round_: str) -> None:
     """The page beside the runs is written from the committed score, which is this one."""
     h200 = ROOT / "results" / "h200"

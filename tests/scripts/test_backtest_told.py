@@ -45,10 +45,11 @@ def test_terminal_and_page_say_the_same_of_bars_knees_and_order() -> None:
         "knees": KNEES,
         "orders": ORDERS,
     }
-    page = section({"points": []}, scored).splitlines()
-    assert page[2] == "| W | 6% | 3 | 5.0% | 4.0% | – | yes |"
+    frozen = {"points": [], "no_knee": {"m fa x | 512": "too few"}}
+    page = section(frozen, scored).splitlines()
+    assert page[2] == "| W | 6% | 3 | 5.0% | 4.0% | – | yes | no |"
     assert page[4:7] == [
         "* Knee of triton at 2,048 tokens: 2.20 / 2.00 (+10.0%) requests/s; at most 10 % off.",
-        "* Knee of fa at 512 tokens: – requests/s; at most 10 % off.",
+        "* Knee of fa at 512 tokens: none predicted (too few), 4.00 requests/s measured.",
         "* Order of the candidates: right at 1 of 2 loads given to both.",
     ]

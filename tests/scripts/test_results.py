@@ -15,7 +15,7 @@ import pytest
 from analysis.archive import folder_bytes
 from analysis.runs.archived import read_archived
 from greenbench.contract.errors import UserError
-from scripts.results import LINKED, MIB, OVER_BLOCKS, RESULTS, TABLES, add, line_of, written
+from scripts.results import LINKED, MIB, OVER_BLOCKS, RESULTS, TABLES, add, line_of, power, written
 from scripts.results_rows import COMPARED, FIGURES, load_results
 from tests.fakes.rundirs import FakeRun, write_run
 
@@ -119,18 +119,20 @@ def test_joules_by_the_counter_at_both_ends() -> None:
 
 
 def test_decode_alone_by_the_counter_and_the_tokens() -> None:
-    """Joules and tokens of the whole phase, where the report takes its steady part: a few percent."""
+    """Tokens by Little's law of a closed loop (users × tokens ÷ time of a request), joules of the whole phase."""
     seen = 0
     for row in told("decode"):
         rows, (start, end) = measured_requests(row.run)
-        first = min(each["sent_unix_ns"] + each["end_ns"] for each in rows)
-        tokens = sum(each["output_tokens"] for each in rows) / ((end - first) / NS)
-        assert row.number("output tokens/s") == pytest.approx(tokens, rel=0.1), row.run
+        took_s = statistics.fmean(each["end_ns"] for each in rows) / NS
+        users = row.number("users")
+        assert users is not None
+        tokens = users * statistics.fmean(each["output_tokens"] for each in rows) / took_s
+        assert row.number("output tokens/s") == pytest.approx(tokens, rel=0.02), row.run
         if row.number("output tokens / J") is None:
             continue
         watts = mean_watts(row.run, start, end)
         assert row.number("W") == pytest.approx(watts, rel=0.03), row.run
-        assert row.number("output tokens / J") == pytest.approx(tokens / watts, rel=0.1), row.run
+        assert row.number("output tokens / J") == pytest.approx(tokens / watts, rel=0.04), row.run
         seen += 1
     assert seen >= 7
 
@@ -143,6 +145,14 @@ def test_a_line_through_logarithms_has_its_slope_and_no_error_where_all_lie_on_i
         0.0,
         pytest.approx(np.sqrt(2 / 3 / 2)),
     )  # rest² 2/3, x² 2, one freedom
+
+
+def test_two_points_have_a_slope_and_no_interval_and_three_have_one() -> None:
+    """Half for each doubling is the power of -1; t of one freedom is 12.71, the error 1/√3."""
+    doubled = np.log(np.array([2.0, 4.0]))
+    assert power(doubled, -doubled) == "-1.00 (two points, so no interval; one start)"
+    said = power(np.array([0.0, 1.0, 2.0]), np.array([0.0, 1.0, 0.0]))
+    assert said == f"0.00 (95 %: {-12.7062 / 3**0.5:.2f} to {12.7062 / 3**0.5:.2f}, one start)"
 
 
 def test_right_answers_by_counting_them() -> None:

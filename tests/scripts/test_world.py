@@ -119,7 +119,7 @@ def span(found: list[dict[str, str]], column: str = "sum ÷ ours") -> str:
 
 
 def test_the_h200_page_says_of_this_page_what_its_tables_say() -> None:
-    """Its point 13, each figure of it: so no figure here changes alone."""
+    """Its point beside published figures, each figure of it: so no figure here changes alone."""
     page = (RESULTS / "README.md").read_text()
     (point,) = re.findall(r"^\d+\. \*\*Beside published figures\*\*.*?(?=\n\n)", page, re.M | re.S)
     text = " ".join(re.sub(r"\]\([^)]*\)|\[", "", point).split())
