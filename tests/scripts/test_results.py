@@ -119,7 +119,7 @@ def test_joules_by_the_counter_at_both_ends() -> None:
 
 
 def test_decode_alone_by_the_counter_and_the_tokens() -> None:
-    """Tokens by Little's law of a closed loop (users × tokens ÷ time of a request), joules of the whole phase."""
+    """Tokens by Little's law (users × tokens ÷ time of a request), joules of the whole phase."""
     seen = 0
     for row in told("decode"):
         rows, (start, end) = measured_requests(row.run)
