@@ -7,6 +7,7 @@ output_tokens: 128
 cached_share: 0.3                   # of each prompt, found in the prefix cache
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -19,11 +20,12 @@ from greenbench.contract.explain import parse
 from greenbench.contract.strict import StrictModel
 from greenbench.contract.traces import format_of, read_lengths
 from greenbench.contract.yaml_files import load_yaml
-from planning.curves import Ints
+from planning.curves import Floats, Ints
 from planning.requests import Traffic
 
 LEAST_S, LEAST_REQUESTS, MOST_REQUESTS = 120.0, 2_000, 20_000  # of one simulated stretch
 SUM_TO_ONE = 1e-6
+Rows = tuple[Floats, Ints, Ints]  # seconds since the one before, prompts, outputs
 
 
 class Span(StrictModel):
@@ -135,27 +137,63 @@ class Demand:
     def stretched(self, prompts: float, outputs: float) -> "Demand":
         return replace(self, longer=(prompts, outputs))
 
-    def traffic(self, factor: float, seed: int) -> Traffic:
-        """A stretch of it at ``factor`` times the rate: at least 2 minutes and ``few`` requests, at most
-        ``most``; of a trace as many from its start.
+    def traffic(self, factor: float, seed: int, share: float = 1.0) -> Traffic:
+        """A stretch of ``share`` of it, each request as likely, at ``factor`` times the rate: at least 2
+        minutes and ``few`` requests, at most ``most``; of a trace as many from its start. At a higher rate
+        the same requests come sooner, and more after them.
         """
-        rate = self.rate_per_s * factor
-        n = int(min(self.most, max(self.few, rate * LEAST_S)))
-        rng = np.random.default_rng(seed)
-        if self.trace:
-            rows = self.trace[:n]
-            at, prompts, outputs = (np.array(column) for column in zip(*rows, strict=True))
-            at = (at - at[0]) / (self.file.speed * factor)
-        else:
-            shape = self.file.burstiness if self.file.arrivals == "gamma" else 1.0
-            at = np.cumsum(rng.gamma(shape, 1 / (shape * rate), n))
-            prompts = _drawn(self.file.prompt_tokens, n, rng)
-            outputs = _drawn(self.file.output_tokens, n, rng)
+        rate = self.rate_per_s * share
+        n = self._requests(rate * factor)
+        rows = self._of_trace(seed, share) if self.trace else self._drawn(n, seed, share)
+        gaps, prompts, outputs = (each[:n] for each in rows)
         p, o = (
-            np.maximum(1, np.round(each * factor_)).astype(np.int64)
-            for each, factor_ in zip((prompts, outputs), self.longer, strict=True)
+            np.maximum(1, np.round(each * by)).astype(np.int64)
+            for each, by in zip((prompts, outputs), self.longer, strict=True)
         )
-        return Traffic(at.astype(float), p, o, f"{rate:.3g} requests/s")
+        at = np.cumsum(gaps, dtype=float) / factor
+        return Traffic(at, p, o, f"{rate * factor:.3g} requests/s")
+
+    def shared(self, servers: int, most: int) -> tuple[int, float]:
+        """How many of so many equal servers are played, and the share of the requests that is theirs:
+        ``most``, or of a trace as many as leave ``few`` requests. More servers than requests change nothing.
+        """
+        rows = len(self.trace)
+        whole = min(servers, rows) if rows else servers
+        least = math.ceil(whole * self.few / rows) if rows else 1
+        played = min(whole, max(most, least))
+        return played, played / whole
+
+    def _requests(self, rate: float) -> int:
+        return int(min(self.most, max(self.few, rate * LEAST_S)))
+
+    def _of_trace(self, seed: int, share: float) -> Rows:
+        at, prompts, outputs = (np.array(column) for column in zip(*self.trace, strict=True))
+        if share < 1:
+            kept = np.random.default_rng(seed).random(len(at)) < share
+            at, prompts, outputs = at[kept], prompts[kept], outputs[kept]
+        return np.diff(at, prepend=at[0]) / self.file.speed, prompts, outputs
+
+    def _drawn(self, n: int, seed: int, share: float) -> Rows:
+        """``n`` requests or more at the asked rate, drawn in blocks of one length, so that the first do not
+        depend on ``n``. Of gamma arrivals a share has a gap where so many lie between two that are kept.
+        """
+        rng = np.random.default_rng(seed)
+        rate, each = self.rate_per_s, self._requests(self.rate_per_s * share)
+        shape, kept = 1.0, share
+        if self.file.arrivals == "gamma":
+            shape, kept = self.file.burstiness, 1.0
+        blocks: list[Rows] = []
+        for _ in range(math.ceil(n / each)):
+            many = rng.geometric(share, each) if kept > share else 1
+            blocks.append(
+                (
+                    rng.gamma(shape * many, 1 / (shape * rate * kept), each),
+                    _drawn(self.file.prompt_tokens, each, rng),
+                    _drawn(self.file.output_tokens, each, rng),
+                )
+            )
+        gaps, prompts, outputs = (np.concatenate(column) for column in zip(*blocks, strict=True))
+        return gaps, prompts, outputs
 
 
 def _drawn(lengths: Lengths | None, n: int, rng: np.random.Generator) -> Ints:

@@ -35,7 +35,7 @@ FLOORS = {
         "simulate", "routers", "score", "playing", "fresh", "fit", "replay", "told", "export", "batches",
         "forward", "step_time",
         "simulator",
-        "front", "closed_loop", "demand", "prometheus", "candidates", "capacity", "held_out", "baselines",
+        "front", "closed_loop", "demand", "prometheus", "candidates", "fleet", "capacity", "held_out", "baselines",
         "back_test", "plan", "plan_told", "plan_page", "__main__",
     ),
     "gateway": (
