@@ -16,10 +16,11 @@ from planning.fleet import Binds, Counts, Fleet, Seen, fleet_of, length_reach, w
 from planning.regions import BEYOND
 from planning.requests import Traffic
 
-MOST_REPLICAS = 1 << 20
+MOST_REPLICAS = 1 << 40
 MOST_PLAYED = 512  # of pools
 ROUNDS = 7  # the highest rate is known to 2^(1/2^7)
 MOST_FACTOR = 64  # of the rate, tried
+CAPPED = 0.99 * MOST_FACTOR
 NEAR, NEAR_ROUNDS = 1.2, 4  # the same of a draw: to 1.2^(1/2^4) times the plan's own
 DRAWS = 20
 LONGER = ((1.25, 1.0), (1.0, 1.25))  # prompts, outputs
@@ -45,6 +46,7 @@ class Need:
     ttft_interval: tuple[float, float] | None
     e2e_interval: tuple[float, float] | None
     most_rate: float
+    most_rate_interval: tuple[float, float] | None
     utilisation_at_slo: float
     utilisation_interval: tuple[float, float] | None
     binds: Binds
@@ -129,6 +131,8 @@ def enough(whole: Fleet, near: Counts, least: int = 1) -> Counts | None:
     busiest until it is met, and then as many taken away as none misses.
     """
     if len(near) == 1:
+        if not whole.meets(near, 1.0) and not whole.meets((MOST_REPLICAS,), 1.0):
+            return None
         found = fewest(lambda n: whole.meets((n,), 1.0), near[0], least)
         return None if found is None else (found,)
     counts = near
@@ -178,6 +182,7 @@ def needed(
     beyond = whole.seen(counts, most * 1.1)
     longer = [_if_longer(choice, demand, by, slo, seed, counts) for by in LONGER]
     spread = _spread(choice, demand, slo, seed, draws, Own(counts, seen, most, tuple(longer)))
+    room, rate = _held(spread.headroom, most - 1), demand.rate_per_s
     servers = choice.servers(counts)
     power = watts(choice.of, seen, servers)
     spread_w = spread.watts
@@ -194,11 +199,12 @@ def needed(
         ttft_interval=_held(spread.ttft_s, seen.ttft_s[1]),
         e2e_interval=_held(spread.e2e_s, seen.e2e_s[1]),
         most_rate=most * demand.rate_per_s,
+        most_rate_interval=None if room is None else (rate * (1 + room[0]), rate * (1 + room[1])),
         utilisation_at_slo=at_slo.utilisation,
         utilisation_interval=_held(spread.utilisation, at_slo.utilisation),
         binds=beyond.binds,
         headroom=most - 1,
-        headroom_interval=_held(spread.headroom, most - 1),
+        headroom_interval=room,
         longer=(totals[0], totals[1]),
         longer_intervals=(
             _ranged(spread.longer[0], totals[0]),
@@ -215,7 +221,7 @@ def needed(
         most_extrapolated=at_slo.reach > 1,
         barred=any(one.barred for one in choice.of),
         unjudged=any(one.unjudged is not None for one in choice.of),
-        said=_said(choice, asked, spread.none, seen, at_slo),
+        said=_said(choice, asked, spread.none, seen, at_slo, most),
     )
 
 
@@ -435,7 +441,7 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _said(
-    choice: Choice, asked: Traffic, no_interval: str | None, seen: Seen, at_slo: Seen
+    choice: Choice, asked: Traffic, no_interval: str | None, seen: Seen, at_slo: Seen, most: float
 ) -> tuple[str, ...]:
     """Of a policy only what is of all its pools; of each there is a row."""
     lengths = max(length_reach(one, asked) for one in choice.of)
@@ -449,6 +455,10 @@ def _said(
             "its headroom is extrapolated: at its highest rate a step holds "
             f"{at_slo.reach:.2f} times as many sequences as were measured"
         )
+    if most >= CAPPED:
+        said.append(
+            f"its headroom is at least this: {MOST_FACTOR} times the rate is the most that is tried"
+        )
     if no_interval is not None:
         said.append(f"no interval: {no_interval}")
     return tuple(said)
@@ -457,7 +467,7 @@ def _said(
 def _of_one(one: Measured, asked: Traffic) -> Iterator[str]:
     for why in one.barred:
         yield f"may not serve: {why}"
-    if one.unjudged is not None:
+    if one.unjudged is not None and not one.barred:
         yield one.unjudged
     if untaken := _untaken(one, asked):
         yield f"{_too_long(one, untaken)}; they are counted as missing the SLO"

@@ -8,6 +8,7 @@ cached_share: 0.3                   # of each prompt, found in the prefix cache
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -25,6 +26,7 @@ from planning.requests import Traffic
 
 LEAST_S, LEAST_REQUESTS, MOST_REQUESTS = 120.0, 2_000, 20_000  # of one simulated stretch
 SUM_TO_ONE = 1e-6
+Row = tuple[float, int, int]  # seconds, prompt, output
 Rows = tuple[Floats, Ints, Ints]  # seconds since the one before, prompts, outputs
 
 
@@ -118,10 +120,13 @@ def _check(key: str, lengths: Lengths) -> None:
 
 @dataclass(frozen=True)
 class Demand:
-    """``longer``: factors on every prompt and output. ``few``, ``most``: requests of a stretch."""
+    """``trace``: its busiest stretch, ``of`` so many requests. ``longer``: factors on every prompt and
+    output. ``few``, ``most``: requests of a stretch.
+    """
 
     file: TrafficFile
-    trace: tuple[tuple[float, int, int], ...] = ()
+    trace: tuple[Row, ...] = ()
+    of: int = 0
     longer: tuple[float, float] = (1.0, 1.0)
     few: int = LEAST_REQUESTS
     most: int = MOST_REQUESTS
@@ -131,21 +136,22 @@ class Demand:
         if not self.trace:
             assert self.file.rate_per_s is not None
             return self.file.rate_per_s
-        span = self.trace[-1][0] - self.trace[0][0]
-        return self.file.speed * len(self.trace) / max(span, 1e-9)
+        return self.file.speed * len(self.trace) / (self.trace[-1][0] - self.trace[0][0])
 
     def stretched(self, prompts: float, outputs: float) -> "Demand":
         return replace(self, longer=(prompts, outputs))
 
     def traffic(self, factor: float, seed: int, share: float = 1.0) -> Traffic:
         """A stretch of ``share`` of it, each request as likely, at ``factor`` times the rate: at least 2
-        minutes and ``few`` requests, at most ``most``; of a trace as many from its start. At a higher rate
-        the same requests come sooner, and more after them.
+        minutes and ``few`` requests, at most ``most``; of a trace all of it. At a higher rate the same
+        requests come sooner, and of those drawn more after them.
         """
         rate = self.rate_per_s * share
-        n = self._requests(rate * factor)
-        rows = self._of_trace(seed, share) if self.trace else self._drawn(n, seed, share)
-        gaps, prompts, outputs = (each[:n] for each in rows)
+        if self.trace:
+            gaps, prompts, outputs = self._of_trace(seed, share)
+        else:
+            n = self._requests(rate * factor)
+            gaps, prompts, outputs = (each[:n] for each in self._drawn(n, seed, share))
         p, o = (
             np.maximum(1, np.round(each * by)).astype(np.int64)
             for each, by in zip((prompts, outputs), self.longer, strict=True)
@@ -215,6 +221,21 @@ def load_demand(path: Path) -> Demand:
     trace = Path(file.trace).expanduser()
     trace = trace if trace.is_absolute() else path.parent / trace
     rows = read_lengths(trace, file.trace_format or format_of(trace))
-    if len(rows) < 2:
-        raise UserError(f"{path}: trace: at least 2 requests are wanted, found {len(rows)}")
-    return Demand(file, tuple(rows))
+    if len(rows) < 2 or rows[0][0] == rows[-1][0]:
+        raise UserError(
+            f"{path}: trace: at least 2 requests at two times are wanted, found {len(rows)}"
+            + (" at one time" if len(rows) > 1 else "")
+        )
+    return Demand(file, busiest(rows, file.speed), of=len(rows))
+
+
+def busiest(rows: Sequence[Row], speed: float) -> tuple[Row, ...]:
+    """The most requests that come within 2 minutes, with others beside them up to ``LEAST_REQUESTS``: of all
+    stretches of as many the shortest, at most ``MOST_REQUESTS``.
+    """
+    at = np.array([row[0] for row in rows]) / speed
+    within = np.searchsorted(at, at + LEAST_S, side="right") - np.arange(len(at))
+    n = min(len(at), MOST_REQUESTS, max(LEAST_REQUESTS, int(within.max())))
+    start = int(np.argmin(at[n - 1 :] - at[: len(at) - n + 1]))
+    found = tuple(rows[start : start + n])
+    return found if found[0][0] < found[-1][0] else tuple(rows)

@@ -46,6 +46,8 @@ Binds = Literal[
     "KV capacity",
     "max_num_seqs",
     "host",
+    "small kernels",
+    "host or small kernels",  # where it is not known how long no kernel ran
     "host or weights",  # where the card's bandwidth is not known
     "measured loads",
 ]
@@ -325,7 +327,8 @@ def length_reach(one: Measured, asked: Traffic) -> float:
 def _binds(played: Played, each: Sequence[Measured]) -> Binds:
     """A limit before which requests stood; else what most of the steps' time went to: compute is the linear
     layers and the prompts' attention; bandwidth what is read, of a dense model's weights as long as the
-    memory takes at its best; host the rest, what a step and a sequence take whatever their lengths.
+    memory takes at its best. Of the rest, what a step and a sequence take whatever their lengths, host is as
+    long as no kernel ran in measured steps, and small kernels are what is left.
     """
     engines = played.engines
     busy = sum(e.busy_s for e in engines) or 1.0
@@ -336,18 +339,27 @@ def _binds(played: Played, each: Sequence[Measured]) -> Binds:
     if max(waited.values()) >= WAITED:
         return "KV capacity" if waited["kv"] > waited["max_num_seqs"] else "max_num_seqs"
     computing = sum(e.computing_s for e in engines)
-    fixed = sum(e.steps * e.costs.launch_s for e in engines) + sum(e.sequences_s for e in engines)
-    told = all(m.weights_s is not None for m in each)
-    reading = sum(
-        e.steps * min(m.weights_s or 0.0, e.costs.launch_s)
-        for e, m in zip(engines, each, strict=True)
-    )
+    own = [_fixed(e, m) for e, m in zip(engines, each, strict=True)]
+    fixed, reading, host = (sum(column) for column in zip(*own, strict=True))
     parts: dict[Binds, float] = {
         "compute": computing,
-        "host" if told else "host or weights": fixed - reading,
         "bandwidth": busy - computing - fixed + reading,
     }
+    if any(m.weights_s is None for m in each):
+        parts["host or weights"] = fixed - reading
+    elif any(m.host_s is None for m in each):
+        parts["host or small kernels"] = fixed - reading
+    else:
+        parts["host"], parts["small kernels"] = host, fixed - reading - host
     return max(parts, key=lambda name: parts[name])
+
+
+def _fixed(engine: Engine, one: Measured) -> tuple[float, float, float]:
+    """Seconds that its steps took whatever their lengths; of these, of reading weights and of the host."""
+    launches = engine.steps * engine.costs.launch_s
+    fixed = launches + engine.sequences_s
+    reading = min(engine.steps * (one.weights_s or 0.0), launches)
+    return fixed, reading, min(engine.steps * (one.host_s or 0.0), fixed - reading)
 
 
 def watts(of: Sequence[Measured], seen: Seen, counts: Counts) -> tuple[float, float] | None:

@@ -83,10 +83,13 @@ def plan(
         raise UserError(f"{root}: no candidate can serve this traffic: {'; '.join(refused)}")
     asked = demand.traffic(1.0, seed)
     words = (
-        f"{_rate(demand.rate_per_s)} requests/s, prompts of {asked.prompt_tokens.mean():,.0f} tokens on average "
+        f"{_rate(demand.rate_per_s)} requests/s, "
+        f"prompts of {asked.prompt_tokens.mean():,.0f} tokens on average "
         f"({asked.prompt_tokens.min():,} to {asked.prompt_tokens.max():,}), "
         f"{asked.output_tokens.mean():,.0f} out"
     )
+    if len(demand.trace) < demand.of:
+        words += f" (the busiest {len(demand.trace):,} of the trace's {demand.of:,} requests)"
     return Plan(
         device=device.words,
         traffic=words,
@@ -138,15 +141,18 @@ def _priced(made: Need, prices: Prices | None) -> Need:
     factor = prices.per_kwh * prices.pue
     said = made.said
     if made.kwh_day is None and factor:
-        said = (*said, "cost is without energy")
+        said = (*said, "cost is without energy, and so without an interval")
 
     def cost(kwh: tuple[float, float]) -> tuple[float, float]:
         return cards + kwh[0] * factor, cards + kwh[1] * factor
 
+    interval = None if made.kwh_interval is None else cost(made.kwh_interval)
+    if not factor and made.replicas_interval is not None:
+        interval = cards, cards
     return replace(
         made,
         cost_day=cost(made.kwh_day or (0.0, 0.0)),
-        cost_interval=None if made.kwh_interval is None else cost(made.kwh_interval),
+        cost_interval=interval,
         said=said,
     )
 

@@ -17,14 +17,14 @@ from greenbench.contract.errors import UserError
 from greenbench.contract.policy import Policy
 from greenbench.contract.slo import parse_slo
 from planning.__main__ import main
-from planning.candidates import Measured, Metered, power_of
+from planning.candidates import Measured, Metered, idle_s, power_of
 from planning.capacity import Choice, Need, fewest, most_factor, need, needed
 from planning.demand import Demand, TrafficFile, load_demand
 from planning.fleet import fleet
 from planning.folder import holds_all
 from planning.plan import Plan, Prices, dump, load_prices, what_to_measure
 from planning.plan_page import render
-from planning.plan_told import answer, said, table
+from planning.plan_told import answer, row, said, table
 from planning.requests import Traffic
 from planning.simulator import Played, Settings, play
 from tests.fakes.pages import check_closed
@@ -180,9 +180,75 @@ def test_a_share_of_a_trace_is_of_all_of_it(tmp_path: Path) -> None:
     asked = Demand(TrafficFile(trace="t"), rows)
     assert asked.shared(64, 16) == (16, 0.25) and asked.shared(10**6, 16) == (2000, 0.05)
     part = asked.traffic(1.0, 3, 0.25)
-    assert len(part) == 3000  # two minutes of 25/s
-    assert len(part) / part.at_s[-1] == pytest.approx(25, rel=0.05)
-    assert len(Demand(TrafficFile(trace="t"), rows[:300]).traffic(1.0, 3)) == 300
+    assert len(part) == pytest.approx(10_000, rel=0.03)
+    assert part.at_s[-1] == pytest.approx(400, rel=0.01) and part.prompt_tokens.max() > 40_000
+
+
+def test_a_trace_is_planned_for_its_busiest_stretch(tmp_path: Path) -> None:
+    """One a second for an hour, then ten a second for ten minutes: 1,200 in two, filled up to 2,000."""
+    at = [*range(3600), *(3600 + i / 10 for i in range(6000))]
+    rows = [{"timestamp": 1000 * t, "input_length": 2000, "output_length": 9} for t in at]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "traffic.yaml").write_text("trace: t.jsonl\n")
+    found = load_demand(tmp_path / "traffic.yaml")
+    assert found.rate_per_s == pytest.approx(10, rel=0.01)
+    assert (len(found.trace), found.of) == (2000, 9600)
+
+
+def test_a_trace_of_one_moment_has_no_rate(tmp_path: Path) -> None:
+    row = json.dumps({"timestamp": 5, "input_length": 2000, "output_length": 9})
+    (tmp_path / "t.jsonl").write_text(f"{row}\n{row}\n")
+    (tmp_path / "traffic.yaml").write_text("trace: t.jsonl\n")
+    with pytest.raises(UserError, match="at two times are wanted, found 2 at one time"):
+        load_demand(tmp_path / "traffic.yaml")
+
+
+def test_a_negative_seed_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main_with("--seed", "-1")
+    assert "a whole number from 0 is wanted, found '-1'" in capsys.readouterr().err
+
+
+def main_with(*words: str) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["planning", "plan", *words])
+        return main()
+
+
+def test_a_rate_of_a_thousand_million_has_its_number_of_replicas(one: Measured) -> None:
+    found = need(one, demand(1e9), SLO, seed=7, draws=0)
+    per = need(one, demand(1e4), SLO, seed=7, draws=0)
+    assert isinstance(found, Need) and isinstance(per, Need)
+    assert found.replicas == pytest.approx(1e5 * per.replicas, rel=0.05)
+
+
+def test_headroom_that_was_not_sought_further_says_so(one: Measured) -> None:
+    found = need(one, demand(1e-3), SLO, seed=7, draws=0)
+    assert isinstance(found, Need) and found.headroom == pytest.approx(63, rel=0.02)
+    assert any("at least this: 64 times" in sentence for sentence in found.said)
+
+
+def test_starts_that_hold_no_rate_have_no_number_of_replicas(one: Measured) -> None:
+    """One start's steps take 20 ms whatever they compute: TPOT of 20 ms is never met by it."""
+    slow = one.timed[0][0]
+    timed = tuple(
+        (block, replace(run, seconds=run.seconds + 0.02) if block == slow else run)
+        for block, run in one.timed
+    )
+    found = need(replace(one, timed=timed, fits={}), demand(60), SLO, seed=7, draws=8)
+    assert isinstance(found, Need) and found.replicas_interval is not None
+    assert found.replicas_interval == (found.replicas, None)
+    assert "none]" in row(found)[1] and found.utilisation_interval is not None
+    assert found.utilisation_interval[0] > 0.5  # of the starts that hold some rate
+    assert json.loads(dump(Plan("c", "t", SLO, "EUR", (found,), None, ())))["needs"][0][
+        "replicas_interval"
+    ] == [found.replicas, None]
+
+
+def test_the_host_is_named_where_no_kernel_ran(one: Measured) -> None:
+    """Of 100 steps of 2 ms in a window of 0.25 s, with kernels for half of it, 75 ms are the host's."""
+    assert idle_s(np.full(100, 0.002), 0.25, 0.5) == pytest.approx(0.075)
+    assert idle_s(np.full(100, 0.002), 0.25, 1.0) == 0
 
 
 def test_power_is_drawn_with_its_starts(one: Measured) -> None:
@@ -244,13 +310,22 @@ def test_max_num_seqs_binds_where_it_is_small() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights_s", "binds"), [(None, "host or weights"), (2e-4, "host"), (1.9e-3, "bandwidth")]
+    ("weights_s", "host_s", "binds"),
+    [
+        (None, 1.5e-3, "host or weights"),
+        (2e-4, None, "host or small kernels"),
+        (2e-4, 1.5e-3, "host"),
+        (2e-4, 1e-4, "small kernels"),
+        (1.9e-3, None, "bandwidth"),
+    ],
 )
-def test_short_requests_are_bound_by_the_host_or_the_weights(
-    one: Measured, weights_s: float | None, binds: str
+def test_short_requests_are_bound_by_the_host_the_kernels_or_the_weights(
+    one: Measured, weights_s: float | None, host_s: float | None, binds: str
 ) -> None:
-    """A step takes 2 ms whatever it computes, of which the memory can read the weights in ``weights_s``."""
-    asked = fleet(replace(one, weights_s=weights_s), demand(0.5, 1024, 300), SLO, 7)
+    """A step takes 2 ms whatever it computes, of which the memory can read the weights in ``weights_s``, and
+    no kernel runs for ``host_s``.
+    """
+    asked = fleet(replace(one, weights_s=weights_s, host_s=host_s), demand(0.5, 1024, 300), SLO, 7)
     assert asked.seen((1,), 1.0).binds == binds
 
 
