@@ -1,8 +1,9 @@
 """A fleet of servers under a traffic: played, held against an SLO, what it did and what bound it.
 
 A fleet meets an SLO when at least ``ATTAINED`` of the requests do, in the whole stretch and in its second
-half, so that a queue that only grows does not pass. It may be asked within what was measured, and up to
-``BEYOND`` times beyond, marked as extrapolated; a fleet whose steps hold more sequences is not a fleet.
+half, so that a queue that only grows does not pass; of several pools in each. It may be asked within what was
+measured, and up to ``BEYOND`` times beyond, marked as extrapolated; a fleet whose steps hold more sequences
+is not a fleet.
 """
 
 import contextlib
@@ -267,16 +268,17 @@ def judged(played: Played, asked: Traffic, of: Sequence[Measured], slo: SloConfi
     front = front + np.array([m.front.token_s for m in of])[played.server] * asked.prompt_tokens
     ttft, e2e = played.ttft_s + front, played.e2e_s + front
     good = np.asarray(is_good(slo, played.served, ttft, played.tpot_s, e2e, asked.output_tokens))
-    share, later = float(good.mean()), float(good[len(good) // 2 :].mean())
     engines = played.engines
+    pools = np.array([engine.pool for engine in engines])[played.server]
+    own = [good[played.served & (pools == name)] for name in sorted({e.pool for e in engines})]
     busy = sum(e.busy_s for e in engines)
     reach = max(_reach(e, m, asked) for e, m in zip(engines, of, strict=True))
     kv = [
         e.most_kv_tokens / e.settings.total_kv_tokens for e in engines if e.settings.total_kv_tokens
     ]
     return Seen(
-        good=share,
-        meets=share >= ATTAINED and later >= ATTAINED and reach <= BEYOND,
+        good=float(good.mean()),
+        meets=reach <= BEYOND and all(map(_attained, [good, *own])),
         ttft_s=_percentiles(ttft),
         tpot_s=_percentiles(played.tpot_s),
         e2e_s=_percentiles(e2e),
@@ -288,6 +290,11 @@ def judged(played: Played, asked: Traffic, of: Sequence[Measured], slo: SloConfi
         binds="measured loads" if reach > BEYOND else _binds(played, of),
         reach=reach,
     )
+
+
+def _attained(good: npt.NDArray[np.bool_]) -> bool:
+    later = good[len(good) // 2 :]
+    return not len(good) or bool(good.mean() >= ATTAINED and later.mean() >= ATTAINED)
 
 
 def _uses(played: Played) -> tuple[Use, ...]:

@@ -404,6 +404,34 @@ def test_pools_of_a_policy_meet_together(one: Measured) -> None:
     assert found.watts is not None and found.watts[0] > np.dot(found.pools, busy)
 
 
+def test_a_pool_of_few_requests_is_not_left_to_starve(one: Measured) -> None:
+    """One of fourteen requests is long: without its pool nine of ten meet the SLO all the same."""
+    policy = Policy.model_validate(
+        {
+            "schema": 1,
+            "objective": "e2e",
+            "model": {"name": "m"},
+            "default": "alpha",
+            "pools": {"alpha": {"backend": "alpha"}, "beta": {"backend": "beta"}},
+            "rules": [
+                {
+                    "name": "r",
+                    "pool": "beta",
+                    "when": {"uncached_prompt_tokens": {"at_least": 8000}},
+                }
+            ],
+        }
+    )
+    slow = replace(one, label="beta", model=replace(one.model, terms=one.model.terms.times(8)))
+    slo = SloConfig(ttft_s=2, tpot_s=0.2)
+    both = Choice("both", (one, slow), policy)
+    found = needed(both, demand(60, {1024: 0.93, 12_000: 0.07}), slo, seed=7, draws=0)
+    assert isinstance(found, Need) and found.pools[1] > 3 and found.seen.ttft_s[2] < 10
+    starved = both.fleet(demand(60, {1024: 0.93, 12_000: 0.07}), slo, 7)
+    seen = starved.seen((found.pools[0], 1), 1.0)
+    assert seen.good > 0.9 and not seen.meets
+
+
 def test_gamma_arrivals_come_in_bursts() -> None:
     """Coefficient of variation of the gaps: 1/√k."""
     asked = replace(demand(50, arrivals="gamma", burstiness=0.25), few=6000, most=6000)
