@@ -145,7 +145,7 @@ def plan(args: argparse.Namespace) -> int:
     from planning.forward import read_forward
     from planning.plan import dump, load_prices, plan, what_to_measure
     from planning.plan_page import write_page
-    from planning.plan_told import answer, circumstances, said, table
+    from planning.plan_told import BRACKETS, answer, circumstances, said, table
 
     slo = SloConfig() if args.slo is None else parse_slo(args.slo)
     if args.what_to_measure:
@@ -172,7 +172,7 @@ def plan(args: argparse.Namespace) -> int:
     if args.json:
         write_atomic(args.json, dump(made))
     write_page(made, args.page)
-    for line in (circumstances(made), *table(made), *said(made), answer(made)):
+    for line in (circumstances(made), *table(made), BRACKETS, *said(made), answer(made)):
         print(visible(line.replace("`", "")))
     print(visible(str(args.page)))
     return 0
@@ -242,6 +242,12 @@ def positive(kind: Callable[[str], float]) -> Callable[[str], Any]:
 COUNT, NUMBER = positive(int), positive(float)
 
 
+def seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a whole number from 0 is wanted, found '{text}'")
+    return int(text)
+
+
 def command(
     commands: Any, name: str, action: Callable[[argparse.Namespace], int], **more: Any
 ) -> argparse.ArgumentParser:
@@ -297,7 +303,7 @@ def add_replay(commands: Any) -> None:
     )
     made.add_argument("--lengths", type=lengths, metavar="2k-32k", help="default: those measured")
     made.add_argument("--output", type=COUNT, help="generated tokens out; default: as measured")
-    made.add_argument("--seed", type=int, default=7)
+    made.add_argument("--seed", type=seed, default=7)
     made.add_argument("--runs", type=Path, help="the truth; default: what the policy was made of")
     made.add_argument("--hardware", metavar="NAME", help=HARDWARE)
     made.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
@@ -338,7 +344,7 @@ def add_plan(commands: Any) -> None:
     )
     made.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
     made.add_argument("--page", type=Path, metavar="FILE", default=Path("plan.html"))
-    made.add_argument("--seed", type=int, default=7)
+    made.add_argument("--seed", type=seed, default=7)
     made.add_argument(
         "--what-to-measure", action="store_true", help="print a sweep that is enough, and end"
     )

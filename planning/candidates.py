@@ -12,6 +12,7 @@ from analysis.bottleneck.peaks import run_ceilings
 from analysis.bottleneck.roofline import model_of
 from analysis.model.work import ModelWork
 from analysis.point.point import Point
+from analysis.point.resources import kernel_share
 from analysis.runs.identity import Block, DeviceKind
 from analysis.runs.run import Run
 from analysis.study import Study, study
@@ -23,7 +24,7 @@ from planning.folder import holds_all
 from planning.front import Front, front
 from planning.hardware import the_hardware
 from planning.simulator import Settings
-from planning.step_time import NotEnough, Shape, Steps, StepTime, fit, shape_of, steps_of
+from planning.step_time import Floats, NotEnough, Shape, Steps, StepTime, fit, shape_of, steps_of
 
 BLOCK_TOKENS = 16  # vLLM's own on a GPU, where the run does not say
 WORSE, AGAINST = (
@@ -64,6 +65,7 @@ class Measured:
     """A candidate. ``timed``: its steps by block of starts. ``metered``: its power by run. ``barred``: why it
     may not serve, and where. ``unjudged``: of one that may change answers, which nobody judged, why.
     ``weights_s``: seconds in which the cards' memory can read the weights of a dense model, None: not known.
+    ``host_s``: seconds of a step in which no kernel ran on its cards, None: not sampled.
     ``exact``: forwards that its step time is fitted to beside its steps. ``fits``: of draws that were made.
     """
 
@@ -81,6 +83,7 @@ class Measured:
     unjudged: str | None = None
     metered: Mapping[str, Metered] = field(default_factory=dict[str, Metered])
     weights_s: float | None = None
+    host_s: float | None = None
     exact: Steps | None = None
     fits: dict[tuple[Block, ...], StepTime] = field(
         default_factory=dict[tuple[Block, ...], StepTime]
@@ -163,6 +166,7 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
     if work is None:
         raise NotEnough("its model's shape or the format of its KV cache is not known")
     own: list[tuple[Block, Timed]] = []
+    idle: list[tuple[float, int]] = []  # seconds of steps without a kernel, steps
     for point in points:
         window = point.window
         if window is None or point.proof != "proven":
@@ -170,6 +174,18 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
         steps = timed(runs[point.path], (window.start_unix_ns, window.end_unix_ns))
         if steps is not None and steps.batches and steps.unmet <= len(steps.batches) / 20:
             own.append((point.block, steps))
+            kernels = kernel_share(runs[point.path], window)
+            if kernels is not None:
+                idle.append(
+                    (
+                        idle_s(
+                            steps.seconds,
+                            (window.end_unix_ns - window.start_unix_ns) / 1e9,
+                            kernels,
+                        ),
+                        len(steps.seconds),
+                    )
+                )
     if not own:
         raise NotEnough(
             "no proven run of it has an iteration log that fits its requests (server.iteration_log)"
@@ -201,7 +217,16 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
         unjudged=_unjudged(points, runs, found),
         metered=metered,
         weights_s=_weights_s(work, first, found),
+        host_s=sum(s for s, _ in idle) / sum(n for _, n in idle) if idle else None,
     )
+
+
+def idle_s(steps: Floats, window_s: float, kernels: float) -> float:
+    """Of a window's steps the seconds in which no kernel ran, when one ran for the share ``kernels`` of the
+    window: the time outside of steps is not the steps'.
+    """
+    took = float(steps.sum())
+    return max(0.0, took - kernels * window_s)
 
 
 def _weights_s(work: ModelWork, run: Run, found: Study) -> float | None:

@@ -1,74 +1,29 @@
-"""How many replicas a traffic takes under an SLO, what binds, and what it costs: by simulation.
-
-A fleet meets an SLO when at least ``ATTAINED`` of the requests do, in the whole stretch and in its second
-half, so that a queue that only grows does not pass. It may be asked within what was measured, and up to
-``BEYOND`` times beyond, marked as extrapolated; a fleet whose steps hold more sequences is not a fleet.
-"""
+"""How many replicas a traffic takes under an SLO, what binds, and what it costs: by simulation."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from greenbench.contract.config import SloConfig
-from greenbench.contract.policy import Policy, compile
-from greenbench.contract.slo import is_good
+from greenbench.contract.policy import Policy
 from planning.candidates import Measured
 from planning.demand import Demand
 from planning.evidence import ATTAINED
+from planning.fleet import Binds, Counts, Fleet, Seen, fleet_of, length_reach, watts
 from planning.regions import BEYOND
 from planning.requests import Traffic
-from planning.routers import by_policy
-from planning.simulator import (
-    Costs,
-    Engine,
-    Floats,
-    Job,
-    Played,
-    Router,
-    Stopped,
-    costs,
-    least_open,
-    play,
-)
 
-MOST_REPLICAS = 512
-ROUNDS = 7  # of bisection for the highest rate: to 2^(1/2^7) or so
+MOST_REPLICAS = 1 << 40
+MOST_PLAYED = 512  # of pools
+ROUNDS = 7  # the highest rate is known to 2^(1/2^7)
 MOST_FACTOR = 64  # of the rate, tried
-NEAR, NEAR_ROUNDS = 1.2, 4  # the same of a draw, from the plan's own: to 1.2^(1/2^4)
+CAPPED = 0.99 * MOST_FACTOR
+NEAR, NEAR_ROUNDS = 1.2, 4  # the same of a draw: to 1.2^(1/2^4) times the plan's own
 DRAWS = 20
 LONGER = ((1.25, 1.0), (1.0, 1.25))  # prompts, outputs
-WAITED = 0.2  # of the time with a queue before a limit, from which the limit binds
-PERCENTILES = (50, 90, 99)
-Binds = Literal[
-    "compute",
-    "bandwidth",
-    "KV capacity",
-    "max_num_seqs",
-    "host",
-    "host or weights",  # where the card's bandwidth is not known
-    "measured loads",
-]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a fleet did with a traffic. Seconds at ``PERCENTILES``."""
-
-    good: float
-    meets: bool
-    ttft_s: tuple[float, ...]
-    tpot_s: tuple[float, ...]
-    e2e_s: tuple[float, ...]
-    utilisation: float
-    computing: float  # of the busy time
-    prefilling: float  # of the busy time, in steps with a prompt
-    sequences: int  # in a step, 99th percentile of the time
-    kv_share: float | None  # of the cache, the most held
-    binds: Binds
-    reach: float  # the larger of sequences and lengths over the measured ones
 
 
 @dataclass(frozen=True)
@@ -83,19 +38,22 @@ class Need:
     """
 
     label: str
-    replicas: int | None
-    replicas_interval: tuple[int, int] | None
+    pools: Counts
+    replicas: int
+    cards: int
+    replicas_interval: tuple[int, int | None] | None
     seen: Seen
     ttft_interval: tuple[float, float] | None
     e2e_interval: tuple[float, float] | None
     most_rate: float
+    most_rate_interval: tuple[float, float] | None
     utilisation_at_slo: float
     utilisation_interval: tuple[float, float] | None
     binds: Binds
     headroom: float
     headroom_interval: tuple[float, float] | None
     longer: tuple[int | None, int | None]
-    longer_intervals: tuple[tuple[int, int] | None, tuple[int, int] | None]
+    longer_intervals: tuple[tuple[int, int | None] | None, tuple[int, int | None] | None]
     knee: tuple[tuple[float, float, float], ...]
     watts: tuple[float, float] | None
     watts_interval: tuple[float, float] | None
@@ -111,180 +69,56 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Fleet:
-    """Equal replicas of one candidate, under one traffic."""
-
-    one: Measured
-    costs: Costs
-    demand: Demand
-    slo: SloConfig
-    seed: int
-    known: dict[tuple[int, float], Seen | None] = field(
-        default_factory=dict[tuple[int, float], Seen | None]
-    )  # None: it does not meet the SLO
-
-    def meets(self, replicas: int, factor: float) -> bool:
-        """Whether they meet the SLO; played no further than to the request that decides it."""
-        if (replicas, factor) not in self.known:
-            try:
-                self.known[replicas, factor] = self._seen(replicas, factor, self._misses)
-            except Stopped:
-                self.known[replicas, factor] = None
-        found = self.known[replicas, factor]
-        return found is not None and found.meets
-
-    def seen(self, replicas: int, factor: float) -> Seen:
-        """Played once for each pair."""
-        found = self.known.get((replicas, factor))
-        if found is None:
-            found = self.known[replicas, factor] = self._seen(replicas, factor)
-        return found
-
-    def _misses(self, jobs: Sequence[Job | None], now: float, whole: int) -> bool:
-        """Whether more than may miss the SLO have missed it by now, of so many requests."""
-        rows = [
-            (job.arrived_s, job.first_s, job.end_s, job.prompt, job.output) for job in jobs if job
-        ]
-        if not rows:
-            return False
-        arrived, first, end, prompts, outputs = np.array(rows).T
-        front = self.one.front
-        ways = front.before_s(prompts) + front.reply_s
-        over = np.isfinite(end)
-        after = np.where(outputs > 1, outputs - 1, np.nan)
-        good = is_good(
-            self.slo,
-            over,
-            first - arrived + ways,
-            (end - first) / after,
-            end - arrived + ways,
-            outputs,
-        )
-        limit = math.inf if self.slo.ttft_s is None else self.slo.ttft_s
-        late = np.isnan(first) & (now - arrived > limit)
-        missed = len(jobs) - len(rows) + int((late | (over & ~np.asarray(good))).sum())
-        return missed > (1 - ATTAINED) * whole
-
-    def _seen(
-        self,
-        replicas: int,
-        factor: float,
-        misses: Callable[[Sequence[Job | None], float, int], bool] | None = None,
-    ) -> Seen:
-        asked = self.demand.traffic(factor, self.seed)
-        engines = [Engine("", self.one.settings, self.costs) for _ in range(replicas)]
-
-        def stops(jobs: Sequence[Job | None], now: float) -> bool:
-            return misses is not None and misses(jobs, now, len(asked))
-
-        played = play(asked, engines, least_open, self.demand.file.cached_share, stops=stops)
-        return judged(played, asked, [self.one], self.slo)
-
-
-def fleet(one: Measured, demand: Demand, slo: SloConfig, seed: int) -> Fleet:
-    return Fleet(one, costs_of(one, demand.traffic(1.0, seed)), demand, slo, seed)
-
-
-def costs_of(one: Measured, asked: Traffic) -> Costs:
-    terms = one.model.at(asked.prompt_tokens)
-    return costs(one.shape, terms, one.settings.max_num_batched_tokens)
-
-
-def judged(played: Played, asked: Traffic, of: list[Measured], slo: SloConfig) -> Seen:
-    """``of``: one candidate, or that of each engine."""
-    each = [of[i % len(of)] for i in range(len(played.engines))]
-    front = np.array([m.front.request_s + m.front.reply_s for m in each])[played.server]
-    front = front + np.array([m.front.token_s for m in each])[played.server] * asked.prompt_tokens
-    ttft, e2e = played.ttft_s + front, played.e2e_s + front
-    good = np.asarray(is_good(slo, played.served, ttft, played.tpot_s, e2e, asked.output_tokens))
-    share, later = float(good.mean()), float(good[len(good) // 2 :].mean())
-    engines = played.engines
-    busy = sum(e.busy_s for e in engines)
-    reach = max(_reach(e, m, asked) for e, m in zip(engines, each, strict=True))
-    kv = [
-        e.most_kv_tokens / e.settings.total_kv_tokens for e in engines if e.settings.total_kv_tokens
-    ]
-    return Seen(
-        good=share,
-        meets=share >= ATTAINED and later >= ATTAINED and reach <= BEYOND,
-        ttft_s=_percentiles(ttft),
-        tpot_s=_percentiles(played.tpot_s),
-        e2e_s=_percentiles(e2e),
-        utilisation=played.utilisation,
-        computing=sum(e.computing_s for e in engines) / busy if busy else 0.0,
-        prefilling=sum(e.filling_s for e in engines) / busy if busy else 0.0,
-        sequences=max(_sequences(e) for e in engines),
-        kv_share=max(kv, default=None),
-        binds="measured loads" if reach > BEYOND else _binds(played, each),
-        reach=reach,
-    )
-
-
-def _percentiles(values: Floats) -> tuple[float, ...]:
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return (math.nan,) * len(PERCENTILES)
-    return tuple(float(v) for v in np.percentile(known, PERCENTILES))
-
-
-def _sequences(one: Engine) -> int:
-    reached = np.cumsum(one.seconds_running)
-    return int(np.searchsorted(reached, 0.99 * reached[-1])) if reached[-1] else 0
-
-
-def _reach(engine: Engine, one: Measured, asked: Traffic) -> float:
-    return max(_sequences(engine) / one.hull.sequences, length_reach(one, asked))
-
-
-def length_reach(one: Measured, asked: Traffic) -> float:
-    """How far the lengths are beyond the measured ones: 1 within, 2 for twice as long or half as short."""
-    low, high = one.hull.prompts
-    return float(max(asked.prompt_tokens.max() / high, low / asked.prompt_tokens.min(), 1.0))
-
-
-def _binds(played: Played, each: list[Measured]) -> Binds:
-    """A limit before which requests stood; else what most of the steps' time went to: compute is the linear
-    layers and the prompts' attention; bandwidth what is read, of a dense model's weights as long as the
-    memory takes at its best; host the rest, what a step and a sequence take whatever their lengths.
+class Choice:
+    """Who may serve: a candidate, or the pools of a policy, each with its candidate in the policy's order.
+    ``unit``: servers that one played stands for.
     """
-    engines = played.engines
-    busy = sum(e.busy_s for e in engines) or 1.0
-    waited = {
-        why: sum(e.seconds_waiting.get(why, 0.0) for e in engines) / busy
-        for why in ("max_num_seqs", "kv")
-    }
-    if max(waited.values()) >= WAITED:
-        return "KV capacity" if waited["kv"] > waited["max_num_seqs"] else "max_num_seqs"
-    computing = sum(e.computing_s for e in engines)
-    fixed = sum(e.steps * e.costs.launch_s for e in engines) + sum(e.sequences_s for e in engines)
-    told = all(m.weights_s is not None for m in each)
-    reading = sum(
-        e.steps * min(m.weights_s or 0.0, e.costs.launch_s)
-        for e, m in zip(engines, each, strict=True)
-    )
-    parts: dict[Binds, float] = {
-        "compute": computing,
-        "host" if told else "host or weights": fixed - reading,
-        "bandwidth": busy - computing - fixed + reading,
-    }
-    return max(parts, key=lambda name: parts[name])
+
+    label: str
+    of: tuple[Measured, ...]
+    policy: Policy | None = None
+    unit: int = 1
+
+    def fleet(self, demand: Demand, slo: SloConfig, seed: int) -> Fleet:
+        return fleet_of(self.of, demand, slo, seed, self.policy, self.unit)
+
+    def servers(self, counts: Counts) -> Counts:
+        return tuple(self.unit * n for n in counts)
+
+    def total(self, counts: Counts | None) -> int | None:
+        return None if counts is None else sum(self.servers(counts))
+
+    def drawn(self, rng: np.random.Generator) -> "Choice | None":
+        made = {one.label: one.drawn(rng) for one in self.of}
+        known = [own for one in self.of if (own := made[one.label]) is not None]
+        return replace(self, of=tuple(known)) if len(known) == len(self.of) else None
+
+    @property
+    def one_start(self) -> bool:
+        return min(one.blocks for one in self.of) < 2
 
 
-def fewest(meets: Callable[[int], bool], near: int = 1, most: int = MOST_REPLICAS) -> int | None:
-    """The least number for which ``meets`` holds, which holds for every larger one; looked for from ``near``
-    in strides that double. None above ``most``.
+def fewest(
+    meets: Callable[[int], bool],
+    near: int = 1,
+    least: int = 1,
+    most: int = MOST_REPLICAS,
+    stride: int = 1,
+) -> int | None:
+    """The least number from ``least`` for which ``meets`` holds, which holds for every larger one; looked for
+    from ``near`` in strides that double. None above ``most``.
     """
-    low, high, stride = 0, near, 1  # it does not hold at low, and does at high
-    if meets(near):
-        while high > 1 and meets(max(1, high - stride)):
-            high, stride = max(1, high - stride), 2 * stride
-        low = max(0, high - stride)
+    low, high = least - 1, max(least, min(near, most))  # it does not hold at low, and does at high
+    if meets(high):
+        while high > low + 1 and meets(max(low + 1, high - stride)):
+            high, stride = max(low + 1, high - stride), 2 * stride
+        low = max(low, high - stride)
     else:
-        if not meets(most):
+        low = high
+        while low < most and not meets(min(most, low + stride)):
+            low, stride = min(most, low + stride), 2 * stride
+        if low == most:
             return None
-        low = near
-        while low + stride < most and not meets(low + stride):
-            low, stride = low + stride, 2 * stride
         high = min(most, low + stride)
     while high - low > 1:
         middle = (low + high) // 2
@@ -292,50 +126,91 @@ def fewest(meets: Callable[[int], bool], near: int = 1, most: int = MOST_REPLICA
     return high
 
 
+def enough(whole: Fleet, near: Counts, least: int = 1) -> Counts | None:
+    """The fewest servers that meet the SLO, looked for from ``near``; of pools, added where the servers are
+    busiest until it is met, and then as many taken away as none misses.
+    """
+    if len(near) == 1:
+        if not whole.meets(near, 1.0) and not whole.meets((MOST_REPLICAS,), 1.0):
+            return None
+        found = fewest(lambda n: whole.meets((n,), 1.0), near[0], least)
+        return None if found is None else (found,)
+    counts = near
+    while not whole.meets(counts, 1.0):
+        busy = whole.busy(counts)
+        at = busy.index(max(busy))
+        counts = _changed(counts, at, counts[at] + max(1, counts[at] // 4))
+        if sum(counts) > MOST_PLAYED:
+            return None
+    for at, many in enumerate(counts):
+        found = fewest(lambda n, c=counts, i=at: whole.meets(_changed(c, i, n), 1.0), many)
+        counts = _changed(counts, at, found or many)
+    return counts
+
+
+def _changed(counts: Counts, at: int, to: int) -> Counts:
+    return (*counts[:at], to, *counts[at + 1 :])
+
+
 def need(
     one: Measured, demand: Demand, slo: SloConfig, seed: int, draws: int = DRAWS
 ) -> Need | str:
     """A sentence where the traffic is beyond what was measured."""
-    far = length_reach(one, demand.traffic(1.0, seed))
-    if far > BEYOND:
-        low, high = one.hull.prompts
-        return (
-            f"{one.label} was measured with prompts of {low:,} to {high:,} tokens, and the traffic's are "
-            f"up to {far:.1f} times as long or as short; measure those lengths"
-        )
-    whole = fleet(one, demand, slo, seed)
-    replicas = fewest(lambda n: whole.meets(n, 1.0))
-    if replicas is None:
-        return _cannot(whole)
-    seen = whole.seen(replicas, 1.0)
-    most, at_slo = most_factor(whole, replicas)
+    return needed(Choice(one.label, (one,)), demand, slo, seed, draws)
+
+
+def needed(
+    choice: Choice, demand: Demand, slo: SloConfig, seed: int, draws: int = DRAWS
+) -> Need | str:
+    """``need`` of a candidate, or of the pools of a policy."""
+    asked = demand.traffic(1.0, seed)
+    for one in choice.of:
+        far = length_reach(one, asked)
+        if far > BEYOND:
+            low, high = one.hull.prompts
+            return (
+                f"{one.label} was measured with prompts of {low:,} to {high:,} tokens, and the traffic's are "
+                f"up to {far:.1f} times as long or as short; measure those lengths"
+            )
+    whole = choice.fleet(demand, slo, seed)
+    counts = enough(whole, (1,) * len(choice.of))
+    if counts is None:
+        return _cannot(choice, whole)
+    seen = whole.seen(counts, 1.0)
+    most, at_slo = most_factor(whole, counts, stride=2**ROUNDS)
     assert at_slo is not None  # they meet the asked rate
-    beyond = whole.seen(replicas, most * 1.1)
-    longer = tuple(_if_longer(one, demand, by, slo, seed) for by in LONGER)
-    spread = _spread(one, demand, slo, seed, replicas, longer, draws, most)
-    power = watts(one, seen, replicas)
+    beyond = whole.seen(counts, most * 1.1)
+    longer = [_if_longer(choice, demand, by, slo, seed, counts) for by in LONGER]
+    spread = _spread(choice, demand, slo, seed, draws, Own(counts, seen, most, tuple(longer)))
+    room, rate = _held(spread.headroom, most - 1), demand.rate_per_s
+    servers = choice.servers(counts)
+    power = watts(choice.of, seen, servers)
     spread_w = spread.watts
     if power is not None:
         spread_w = _held(_held(spread_w, power[0]), power[1])
+    totals = [choice.total(each) for each in longer]
     return Need(
-        label=one.label,
-        replicas=replicas,
-        replicas_interval=_ranged(spread.replicas, replicas),
+        label=choice.label,
+        pools=servers,
+        replicas=sum(servers),
+        cards=sum(n * one.cards for n, one in zip(servers, choice.of, strict=True)),
+        replicas_interval=_ranged(spread.replicas, sum(servers)),
         seen=seen,
         ttft_interval=_held(spread.ttft_s, seen.ttft_s[1]),
         e2e_interval=_held(spread.e2e_s, seen.e2e_s[1]),
         most_rate=most * demand.rate_per_s,
+        most_rate_interval=None if room is None else (rate * (1 + room[0]), rate * (1 + room[1])),
         utilisation_at_slo=at_slo.utilisation,
         utilisation_interval=_held(spread.utilisation, at_slo.utilisation),
         binds=beyond.binds,
         headroom=most - 1,
-        headroom_interval=_held(spread.headroom, most - 1),
-        longer=(longer[0], longer[1]),
+        headroom_interval=room,
+        longer=(totals[0], totals[1]),
         longer_intervals=(
-            _ranged(spread.longer[0], longer[0]),
-            _ranged(spread.longer[1], longer[1]),
+            _ranged(spread.longer[0], totals[0]),
+            _ranged(spread.longer[1], totals[1]),
         ),
-        knee=tuple(_knee(whole, replicas, most)),
+        knee=tuple(_knee(whole, counts, most)),
         watts=power,
         watts_interval=spread_w,
         kwh_day=_kwh_day(power),
@@ -344,17 +219,20 @@ def need(
         cost_interval=None,
         extrapolated=seen.reach > 1,
         most_extrapolated=at_slo.reach > 1,
-        barred=bool(one.barred),
-        unjudged=one.unjudged is not None,
-        said=_said(one, demand.traffic(1.0, seed), not spread.replicas, seen, at_slo),
+        barred=any(one.barred for one in choice.of),
+        unjudged=any(one.unjudged is not None for one in choice.of),
+        said=_said(choice, asked, spread.none, seen, at_slo, most),
     )
 
 
-def _cannot(whole: Fleet) -> str:
-    untaken = _untaken(whole.one, whole.demand.traffic(1.0, whole.seed))
-    if untaken > 1 - ATTAINED:
-        return f"{whole.one.label} cannot serve this traffic: {_too_long(whole.one, untaken)}"
-    alone = whole.seen(MOST_REPLICAS, 1.0)
+def _cannot(choice: Choice, whole: Fleet) -> str:
+    for one in choice.of:
+        untaken = _untaken(one, whole.demand.traffic(1.0, whole.seed))
+        if untaken > 1 - ATTAINED:
+            return f"{choice.label} cannot serve this traffic: {_too_long(one, untaken)}"
+    if choice.policy is not None:
+        return f"{choice.label} meets the SLO with no number of replicas of its pools"
+    alone = whole.seen((MOST_REPLICAS,), 1.0)
     parts = [
         f"{name} {value:.3g} s (at most {limit:.3g} s)"
         for name, value, limit in (
@@ -365,11 +243,11 @@ def _cannot(whole: Fleet) -> str:
         if limit is not None and value > limit
     ]
     near = (
-        f"with {MOST_REPLICAS} its 90th percentile is still {', '.join(parts)}"
+        f"however many, its 90th percentile is still {', '.join(parts)}"
         if parts
         else "its loads are not measured"
     )
-    return f"{whole.one.label} meets the SLO with no number of replicas: {near}"
+    return f"{choice.label} meets the SLO with no number of replicas: {near}"
 
 
 def _untaken(one: Measured, asked: Traffic) -> float:
@@ -391,12 +269,16 @@ def _held(ends: tuple[float, float] | None, own: float) -> tuple[float, float] |
     return None if ends is None else (min(ends[0], own), max(ends[1], own))
 
 
-def _ranged(counts: Sequence[int], own: int | None) -> tuple[int, int] | None:
-    """95 % of numbers of replicas, in whole ones, with the plan's own; None without it or without two."""
+def _ranged(counts: Sequence[int | None], own: int | None) -> tuple[int, int | None] | None:
+    """95 % of numbers of replicas with the plan's own, the upper end None where no number is enough; None
+    without the plan's or without two.
+    """
     if own is None or len(counts) < 2:
         return None
-    low, high = np.percentile(counts, [2.5, 97.5])
-    return min(math.floor(low), own), max(math.ceil(high), own)
+    known = [MOST_REPLICAS + 1 if n is None else n for n in counts]
+    low = int(np.percentile(known, 2.5, method="lower"))
+    high = int(np.percentile(known, 97.5, method="higher"))
+    return min(low, own), None if high > MOST_REPLICAS else max(high, own)
 
 
 def _kwh_day(watts: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -404,150 +286,166 @@ def _kwh_day(watts: tuple[float, float] | None) -> tuple[float, float] | None:
 
 
 def most_factor(
-    whole: Fleet, replicas: int, near: float = 1.0, step: float = 2.0, rounds: int = ROUNDS
+    whole: Fleet,
+    counts: Counts,
+    near: float = 1.0,
+    step: float = 2.0,
+    rounds: int = ROUNDS,
+    guess: float = 1.0,
+    stride: int = 1,
 ) -> tuple[float, Seen | None]:
-    """The highest multiple of the rate that still meets, and what is seen at it: looked for from ``near`` by
-    factors of ``step``, then halved ``rounds`` times. (0, None) below a 64th of the rate.
+    """The highest multiple of the rate that still meets, and what is seen at it: of ``near`` times the powers
+    of the 2^rounds-th root of ``step``, looked for from ``guess``. (0, None) below a 64th of the rate.
     """
+    root = step ** (0.5**rounds)
+    top, bottom = (math.floor(math.log(MOST_FACTOR / near**sign, root)) for sign in (1, -1))
 
-    def meets(factor: float) -> bool:
-        return whole.meets(replicas, factor)
+    def factor(number: int) -> float:
+        return near * root ** (top - number)
 
-    low = near
-    if meets(near):
-        while low < MOST_FACTOR and meets(step * low):
-            low *= step
-        if low >= MOST_FACTOR:
-            return low, whole.seen(replicas, low)
-    else:
-        least = math.floor(math.log(near * MOST_FACTOR, step))
-        down = fewest(lambda n: meets(near / step**n), most=least) if least > 0 else None
-        if down is None:
-            return 0.0, None
-        low = near / step**down
-    high = step * low
-    for _ in range(rounds):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if meets(middle) else (low, middle)
-    return low, whole.seen(replicas, low)
+    start = top - round(math.log(guess / near, root))
+    found = fewest(
+        lambda n: whole.meets(counts, factor(n - 1)),
+        start + 1,
+        most=top + bottom + 1,
+        stride=stride,
+    )
+    if found is None:
+        return 0.0, None
+    return factor(found - 1), whole.seen(counts, factor(found - 1))
 
 
 def _if_longer(
-    one: Measured, demand: Demand, by: tuple[float, float], slo: SloConfig, seed: int
-) -> int | None:
-    """None as well where that makes requests too long for a server: without them fewer replicas would do."""
+    choice: Choice, demand: Demand, by: tuple[float, float], slo: SloConfig, seed: int, near: Counts
+) -> Counts | None:
+    """None as well where that makes requests too long for a server: without them fewer replicas would do.
+    Longer requests take no fewer than ``near``.
+    """
     longer = demand.stretched(*by)
     asked, told = (each.traffic(1.0, seed) for each in (longer, demand))
-    if length_reach(one, asked) > BEYOND or _untaken(one, asked) > _untaken(one, told):
-        return None
-    whole = fleet(one, longer, slo, seed)
-    return fewest(lambda n: whole.meets(n, 1.0))
+    for one in choice.of:
+        if length_reach(one, asked) > BEYOND or _untaken(one, asked) > _untaken(one, told):
+            return None
+    return enough(choice.fleet(longer, slo, seed), near, near[0])
 
 
-def _knee(whole: Fleet, replicas: int, most: float) -> list[tuple[float, float, float]]:
+def _knee(whole: Fleet, counts: Counts, most: float) -> list[tuple[float, float, float]]:
     found: list[tuple[float, float, float]] = []
     for share in (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1):
-        seen = whole.seen(replicas, most * share)
+        seen = whole.seen(counts, most * share)
         found.append((most * share * whole.demand.rate_per_s, seen.ttft_s[1], seen.utilisation))
     return found
 
 
 @dataclass(frozen=True)
-class Spread:
-    """95 % over the draws; of numbers of replicas each draw's, MOST_REPLICAS where none is enough."""
+class Own:
+    """The plan's own figures: servers, what is seen of them, the highest factor, servers if requests are
+    longer.
+    """
 
-    replicas: tuple[int, ...] = ()
-    longer: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    counts: Counts
+    seen: Seen
+    most: float
+    longer: tuple[Counts | None, ...]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """95 % over the draws; of numbers of replicas each draw's, None where none is enough. ``none``: why there
+    is no interval.
+    """
+
+    replicas: tuple[int | None, ...] = ()
+    longer: tuple[tuple[int | None, ...], ...] = ((), ())
     ttft_s: tuple[float, float] | None = None
     e2e_s: tuple[float, float] | None = None
     utilisation: tuple[float, float] | None = None  # at the highest rate
     headroom: tuple[float, float] | None = None
     watts: tuple[float, float] | None = None
+    none: str | None = None
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The figures of ``Spread`` of one draw."""
+
+    replicas: int | None
+    longer: tuple[int | None, ...]
+    seen: Seen
+    most: float
+    utilisation: float | None  # at the highest rate, None: there is none
+    watts: tuple[float, float] | None
 
 
 def _spread(
-    one: Measured,
-    demand: Demand,
-    slo: SloConfig,
-    seed: int,
-    replicas: int,
-    longer: Sequence[int | None],
-    draws: int,
-    most: float,
+    choice: Choice, demand: Demand, slo: SloConfig, seed: int, draws: int, plan: Own
 ) -> Spread:
-    """Server starts drawn with replacement, each with arrivals of its own. ``most``: the plan's factor."""
-    if one.blocks < 2:
-        return Spread()
+    """Server starts drawn with replacement, each with arrivals of its own."""
+    if choice.one_start:
+        return Spread(none="one server start; measure at least 2 repeats")
     rng = np.random.default_rng(seed)
-    counts: list[int] = []
-    stretched: tuple[list[int], list[int]] = ([], [])
-    ttft: list[float] = []
-    e2e: list[float] = []
-    busy: list[float] = []
-    room: list[float] = []
-    power: list[tuple[float, float]] = []
-    for draw in range(draws):
-        own = one.drawn(rng)
-        if own is None:
-            continue
-        whole = fleet(own, demand, slo, seed + 1 + draw)
-        found = fewest(lambda n, f=whole: f.meets(n, 1.0), replicas)
-        counts.append(MOST_REPLICAS if found is None else found)
-        for by, near, several in zip(LONGER, longer, stretched, strict=True):
-            if near is not None:
-                slower = fleet(own, demand.stretched(*by), slo, seed + 1 + draw)
-                enough = fewest(lambda n, f=slower: f.meets(n, 1.0), near)
-                several.append(MOST_REPLICAS if enough is None else enough)
-        seen = whole.seen(replicas, 1.0)
-        ttft.append(seen.ttft_s[1])
-        e2e.append(seen.e2e_s[1])
-        own_most, at = most_factor(whole, replicas, most, NEAR, NEAR_ROUNDS)
-        room.append(own_most - 1)
-        busy.append(0.0 if at is None else at.utilisation)
-        if (drawn := watts(own, seen, replicas)) is not None:
-            power.append(drawn)
-    if len(counts) < 2:
-        return Spread()
+    made: list[Draw] = []
+    for number in range(draws):
+        own = choice.drawn(rng)
+        if own is not None:
+            made.append(_draw(own, demand, slo, seed + 1 + number, plan, made))
+    if len(made) < 2:
+        return Spread(none="a single start tells too little; measure several loads in each")
+    power = [one.watts for one in made if one.watts is not None]
     return Spread(
-        tuple(counts),
-        (tuple(stretched[0]), tuple(stretched[1])),
-        _ends(ttft),
-        _ends(e2e),
-        _ends(busy),
-        _ends(room),
+        tuple(one.replicas for one in made),
+        tuple(zip(*(one.longer for one in made), strict=True)),
+        _ends([one.seen.ttft_s[1] for one in made]),
+        _ends([one.seen.e2e_s[1] for one in made]),
+        _ends([one.utilisation for one in made if one.utilisation is not None]),
+        _ends([one.most - 1 for one in made]),
         (_ends([w for w, _ in power])[0], _ends([w for _, w in power])[1]) if power else None,
     )
 
 
-def _ends(values: list[float]) -> tuple[float, float]:
+def _draw(
+    own: Choice, demand: Demand, slo: SloConfig, seed: int, plan: Own, others: Sequence[Draw]
+) -> Draw:
+    """The highest rate first: most other verdicts follow from it. It is guessed to make the servers as busy,
+    by what they are at the asked rate, as the plan's and the other draws' do.
+    """
+    whole = own.fleet(demand, slo, seed)
+    seen = whole.seen(plan.counts, 1.0)
+    busy = [
+        plan.most * plan.seen.utilisation,
+        *(d.most * d.seen.utilisation for d in others if d.most),
+    ]
+    guess = statistics.median(busy) / seen.utilisation
+    most, at = most_factor(whole, plan.counts, plan.most, NEAR, NEAR_ROUNDS, guess)
+    found = enough(whole, plan.counts)
+    longer: list[int | None] = []
+    for by, near in zip(LONGER, plan.longer, strict=True):
+        if near is None or found is None:
+            longer.append(None)
+        else:
+            slower = own.fleet(demand.stretched(*by), slo, seed)
+            longer.append(own.total(enough(slower, near, found[0])))
+    return Draw(
+        replicas=own.total(found),
+        longer=tuple(longer),
+        seen=seen,
+        most=most,
+        utilisation=None if at is None else at.utilisation,
+        watts=watts(own.of, seen, own.servers(plan.counts)),
+    )
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
-def watts(one: Measured, seen: Seen, replicas: int) -> tuple[float, float] | None:
-    """Bounds: without a measured idle power it lies between none and that of decoding."""
-    power = one.power
-    if power is None:
-        return None
-    busy = power.computing_w * seen.prefilling + power.decoding_w * (1 - seen.prefilling)
-    idle = (0.0, min(busy, power.decoding_w)) if power.idle_w is None else (power.idle_w,) * 2
-    low, high = (replicas * (seen.utilisation * busy + (1 - seen.utilisation) * w) for w in idle)
-    return low, high
-
-
 def _said(
-    one: Measured, asked: Traffic, no_interval: bool, seen: Seen, at_slo: Seen
+    choice: Choice, asked: Traffic, no_interval: str | None, seen: Seen, at_slo: Seen, most: float
 ) -> tuple[str, ...]:
-    untaken, lengths = _untaken(one, asked), length_reach(one, asked)
-    said = [*(f"may not serve: {why}" for why in one.barred)]
-    if one.unjudged is not None:
-        said.append(one.unjudged)
-    if untaken:
-        said.append(f"{_too_long(one, untaken)}; they are counted as missing the SLO")
-    if lengths > 1:
-        said.append(
-            f"extrapolated: its prompts are up to {lengths:.2f} times as long or as short as the measured"
-        )
+    """Of a policy only what is of all its pools; of each there is a row."""
+    lengths = max(length_reach(one, asked) for one in choice.of)
+    said = list(_of_one(choice.of[0], asked)) if choice.policy is None else []
     if seen.reach > lengths:
         said.append(
             f"extrapolated: {seen.reach:.2f} times as many sequences in a step as were measured"
@@ -557,40 +455,34 @@ def _said(
             "its headroom is extrapolated: at its highest rate a step holds "
             f"{at_slo.reach:.2f} times as many sequences as were measured"
         )
-    if no_interval:
-        said.append("no interval: one server start; measure at least 2 repeats")
-    if one.power is None:
-        said.append(f"no W and kWh: {one.no_power}")
-    elif one.power.idle_w is None:
-        said.append("idle power was not measured, so W and kWh are bounds")
-    if one.exact is not None:
-        said.append(f"fitted to {len(one.exact)} batches of `vllm bench forward` as well")
-    left = one.model.residuals()
-    said.append(
-        f"step time off by {100 * left.median:.0f} % (median step), {100 * left.worst_run:.0f} % "
-        f"(all steps of the worst run), {left.steps:,} steps"
-    )
+    if most >= CAPPED:
+        said.append(
+            f"its headroom is at least this: {MOST_FACTOR} times the rate is the most that is tried"
+        )
+    if no_interval is not None:
+        said.append(f"no interval: {no_interval}")
     return tuple(said)
 
 
-def pools(
-    policy: Policy, by_label: dict[str, Measured], demand: Demand, slo: SloConfig, seed: int
-) -> tuple[dict[str, int], Seen] | None:
-    """Replicas a pool, added where the servers are busiest until the SLO is met; None where it never is."""
-    names = list(policy.pools)
-    of = {name: by_label[policy.pools[name].label or policy.pools[name].backend] for name in names}
-    asked = demand.traffic(1.0, seed)
-    ready = {n: costs_of(m, asked) for n, m in of.items()}
-    route: Router = by_policy(compile(policy), asked)
-    counts = dict.fromkeys(names, 1)
-    while sum(counts.values()) <= MOST_REPLICAS:
-        order = [name for name in names for _ in range(counts[name])]
-        engines = [Engine(name, of[name].settings, ready[name]) for name in order]
-        played = play(asked, engines, route, demand.file.cached_share)
-        seen = judged(played, asked, [of[name] for name in order], slo)
-        if seen.meets:
-            return counts, seen
-        busy = {n: sum(e.busy_s for e in engines if e.pool == n) / counts[n] for n in names}
-        busiest = max(names, key=lambda name: busy[name])
-        counts[busiest] += max(1, counts[busiest] // 4)
-    return None
+def _of_one(one: Measured, asked: Traffic) -> Iterator[str]:
+    for why in one.barred:
+        yield f"may not serve: {why}"
+    if one.unjudged is not None and not one.barred:
+        yield one.unjudged
+    if untaken := _untaken(one, asked):
+        yield f"{_too_long(one, untaken)}; they are counted as missing the SLO"
+    if (lengths := length_reach(one, asked)) > 1:
+        yield (
+            f"extrapolated: its prompts are up to {lengths:.2f} times as long or as short as the measured"
+        )
+    if one.power is None:
+        yield f"no W and kWh: {one.no_power}"
+    elif one.power.idle_w is None:
+        yield "idle power was not measured, so W and kWh are bounds"
+    if one.exact is not None:
+        yield f"fitted to {len(one.exact)} batches of `vllm bench forward` as well"
+    left = one.model.residuals()
+    yield (
+        f"step time off by {100 * left.median:.0f} % (median step), {100 * left.worst_run:.0f} % "
+        f"(all steps of the worst run), {left.steps:,} steps"
+    )

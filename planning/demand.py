@@ -7,6 +7,8 @@ output_tokens: 128
 cached_share: 0.3                   # of each prompt, found in the prefix cache
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -19,11 +21,13 @@ from greenbench.contract.explain import parse
 from greenbench.contract.strict import StrictModel
 from greenbench.contract.traces import format_of, read_lengths
 from greenbench.contract.yaml_files import load_yaml
-from planning.curves import Ints
+from planning.curves import Floats, Ints
 from planning.requests import Traffic
 
 LEAST_S, LEAST_REQUESTS, MOST_REQUESTS = 120.0, 2_000, 20_000  # of one simulated stretch
 SUM_TO_ONE = 1e-6
+Row = tuple[float, int, int]  # seconds, prompt, output
+Rows = tuple[Floats, Ints, Ints]  # seconds since the one before, prompts, outputs
 
 
 class Span(StrictModel):
@@ -116,10 +120,13 @@ def _check(key: str, lengths: Lengths) -> None:
 
 @dataclass(frozen=True)
 class Demand:
-    """``longer``: factors on every prompt and output. ``few``, ``most``: requests of a stretch."""
+    """``trace``: its busiest stretch, ``of`` so many requests. ``longer``: factors on every prompt and
+    output. ``few``, ``most``: requests of a stretch.
+    """
 
     file: TrafficFile
-    trace: tuple[tuple[float, int, int], ...] = ()
+    trace: tuple[Row, ...] = ()
+    of: int = 0
     longer: tuple[float, float] = (1.0, 1.0)
     few: int = LEAST_REQUESTS
     most: int = MOST_REQUESTS
@@ -129,33 +136,70 @@ class Demand:
         if not self.trace:
             assert self.file.rate_per_s is not None
             return self.file.rate_per_s
-        span = self.trace[-1][0] - self.trace[0][0]
-        return self.file.speed * len(self.trace) / max(span, 1e-9)
+        return self.file.speed * len(self.trace) / (self.trace[-1][0] - self.trace[0][0])
 
     def stretched(self, prompts: float, outputs: float) -> "Demand":
         return replace(self, longer=(prompts, outputs))
 
-    def traffic(self, factor: float, seed: int) -> Traffic:
-        """A stretch of it at ``factor`` times the rate: at least 2 minutes and ``few`` requests, at most
-        ``most``; of a trace as many from its start.
+    def traffic(self, factor: float, seed: int, share: float = 1.0) -> Traffic:
+        """A stretch of ``share`` of it, each request as likely, at ``factor`` times the rate: at least 2
+        minutes and ``few`` requests, at most ``most``; of a trace all of it. At a higher rate the same
+        requests come sooner, and of those drawn more after them.
         """
-        rate = self.rate_per_s * factor
-        n = int(min(self.most, max(self.few, rate * LEAST_S)))
-        rng = np.random.default_rng(seed)
+        rate = self.rate_per_s * share
         if self.trace:
-            rows = self.trace[:n]
-            at, prompts, outputs = (np.array(column) for column in zip(*rows, strict=True))
-            at = (at - at[0]) / (self.file.speed * factor)
+            gaps, prompts, outputs = self._of_trace(seed, share)
         else:
-            shape = self.file.burstiness if self.file.arrivals == "gamma" else 1.0
-            at = np.cumsum(rng.gamma(shape, 1 / (shape * rate), n))
-            prompts = _drawn(self.file.prompt_tokens, n, rng)
-            outputs = _drawn(self.file.output_tokens, n, rng)
+            n = self._requests(rate * factor)
+            gaps, prompts, outputs = (each[:n] for each in self._drawn(n, seed, share))
         p, o = (
-            np.maximum(1, np.round(each * factor_)).astype(np.int64)
-            for each, factor_ in zip((prompts, outputs), self.longer, strict=True)
+            np.maximum(1, np.round(each * by)).astype(np.int64)
+            for each, by in zip((prompts, outputs), self.longer, strict=True)
         )
-        return Traffic(at.astype(float), p, o, f"{rate:.3g} requests/s")
+        at = np.cumsum(gaps, dtype=float) / factor
+        return Traffic(at, p, o, f"{rate * factor:.3g} requests/s")
+
+    def shared(self, servers: int, most: int) -> tuple[int, float]:
+        """How many of so many equal servers are played, and the share of the requests that is theirs:
+        ``most``, or of a trace as many as leave ``few`` requests. More servers than requests change nothing.
+        """
+        rows = len(self.trace)
+        whole = min(servers, rows) if rows else servers
+        least = math.ceil(whole * self.few / rows) if rows else 1
+        played = min(whole, max(most, least))
+        return played, played / whole
+
+    def _requests(self, rate: float) -> int:
+        return int(min(self.most, max(self.few, rate * LEAST_S)))
+
+    def _of_trace(self, seed: int, share: float) -> Rows:
+        at, prompts, outputs = (np.array(column) for column in zip(*self.trace, strict=True))
+        if share < 1:
+            kept = np.random.default_rng(seed).random(len(at)) < share
+            at, prompts, outputs = at[kept], prompts[kept], outputs[kept]
+        return np.diff(at, prepend=at[0]) / self.file.speed, prompts, outputs
+
+    def _drawn(self, n: int, seed: int, share: float) -> Rows:
+        """``n`` requests or more at the asked rate, drawn in blocks of one length, so that the first do not
+        depend on ``n``. Of gamma arrivals a share has a gap where so many lie between two that are kept.
+        """
+        rng = np.random.default_rng(seed)
+        rate, each = self.rate_per_s, self._requests(self.rate_per_s * share)
+        shape, kept = 1.0, share
+        if self.file.arrivals == "gamma":
+            shape, kept = self.file.burstiness, 1.0
+        blocks: list[Rows] = []
+        for _ in range(math.ceil(n / each)):
+            many = rng.geometric(share, each) if kept > share else 1
+            blocks.append(
+                (
+                    rng.gamma(shape * many, 1 / (shape * rate * kept), each),
+                    _drawn(self.file.prompt_tokens, each, rng),
+                    _drawn(self.file.output_tokens, each, rng),
+                )
+            )
+        gaps, prompts, outputs = (np.concatenate(column) for column in zip(*blocks, strict=True))
+        return gaps, prompts, outputs
 
 
 def _drawn(lengths: Lengths | None, n: int, rng: np.random.Generator) -> Ints:
@@ -177,6 +221,21 @@ def load_demand(path: Path) -> Demand:
     trace = Path(file.trace).expanduser()
     trace = trace if trace.is_absolute() else path.parent / trace
     rows = read_lengths(trace, file.trace_format or format_of(trace))
-    if len(rows) < 2:
-        raise UserError(f"{path}: trace: at least 2 requests are wanted, found {len(rows)}")
-    return Demand(file, tuple(rows))
+    if len(rows) < 2 or rows[0][0] == rows[-1][0]:
+        raise UserError(
+            f"{path}: trace: at least 2 requests at two times are wanted, found {len(rows)}"
+            + (" at one time" if len(rows) > 1 else "")
+        )
+    return Demand(file, busiest(rows, file.speed), of=len(rows))
+
+
+def busiest(rows: Sequence[Row], speed: float) -> tuple[Row, ...]:
+    """The most requests that come within 2 minutes, with others beside them up to ``LEAST_REQUESTS``: of all
+    stretches of as many the shortest, at most ``MOST_REQUESTS``.
+    """
+    at = np.array([row[0] for row in rows]) / speed
+    within = np.searchsorted(at, at + LEAST_S, side="right") - np.arange(len(at))
+    n = min(len(at), MOST_REQUESTS, max(LEAST_REQUESTS, int(within.max())))
+    start = int(np.argmin(at[n - 1 :] - at[: len(at) - n + 1]))
+    found = tuple(rows[start : start + n])
+    return found if found[0][0] < found[-1][0] else tuple(rows)

@@ -13,8 +13,8 @@ import numpy as np
 
 from greenbench.contract.config import SloConfig
 from planning.candidates import Measured
-from planning.capacity import costs_of, judged, watts
 from planning.closed_loop import play_users
+from planning.fleet import costs_of, judged, watts
 from planning.requests import Traffic
 from planning.simulator import Engine, Floats, Played, least_open, play
 
@@ -156,7 +156,7 @@ def _play(one: Measured, load: Load, slo: SloConfig, seed: int) -> Predicted:
         sent = asked.at_s - front.before_s(load.prompt)
     seen = judged(played, asked, [one], slo)
     figures = _figures(load, sent, asked, played, front.reply_s)
-    power = watts(one, seen, 1)
+    power = watts([one], seen, (1,))
     joules = (
         None if power is None else (power[0] / figures.throughput, power[1] / figures.throughput)
     )

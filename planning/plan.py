@@ -19,9 +19,10 @@ from greenbench.contract.yaml_files import load_yaml
 from greenbench.contract.yaml_text import Dumper
 from planning.batches import Timed
 from planning.candidates import Measured, measured
-from planning.capacity import Need, Seen, need, pools
+from planning.capacity import Choice, Need, need, needed
 from planning.demand import Demand
 
+MOST_SERVERS = 64  # of a policy's pools that are played, about
 USERS = (1, 4, 16)  # of the sweep that is enough: alone, some, many in a step
 CONTEXTS = (2048, 8192, 32768)  # where no traffic says which
 
@@ -36,17 +37,9 @@ class Prices(StrictModel):
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """A policy's pools: replicas of each."""
-
-    replicas: dict[str, int]
-    seen: Seen
-
-
-@dataclass(frozen=True)
 class Plan:
     """``needs``: who may serve first, of these those whose answers are in no doubt, then the fewest replicas.
-    ``refused``: a sentence for each candidate that is left out.
+    ``mixed``: the policy's pools. ``refused``: a sentence for each candidate that is left out.
     """
 
     device: str
@@ -54,7 +47,7 @@ class Plan:
     slo: SloConfig
     currency: str
     needs: tuple[Need, ...]
-    mixed: Mixed | None
+    mixed: Need | None
     refused: tuple[str, ...]
 
 
@@ -75,67 +68,91 @@ def plan(
         known = "; ".join(one.label for one in found)
         raise UserError(f"--forward wants a candidate ({known}), found '{unknown[0]}'")
     found = [one.told(exact[one.label]) if one.label in exact else one for one in found]
-    needs: list[Need] = []
-    for one in found:
-        made = need(one, demand, slo, seed)
+    of = None if policy is None else _pooled(root, policy, found)
+    each = [need(one, demand, slo, seed) for one in found]
+    needs = [_priced(made, prices) for made in each if isinstance(made, Need)]
+    refused += [made for made in each if isinstance(made, str)]
+    mixed: Need | None = None
+    if needs and policy is not None and of is not None:
+        made = _mixed(policy, of, demand, slo, seed, needs)
         if isinstance(made, str):
             refused.append(made)
         else:
-            needs.append(made if prices is None else _priced(made, one, prices))
+            mixed = _priced(made, prices)
     if not needs:
         raise UserError(f"{root}: no candidate can serve this traffic: {'; '.join(refused)}")
     asked = demand.traffic(1.0, seed)
     words = (
-        f"{demand.rate_per_s:.3g} requests/s, prompts of {asked.prompt_tokens.mean():,.0f} tokens on average "
+        f"{_rate(demand.rate_per_s)} requests/s, "
+        f"prompts of {asked.prompt_tokens.mean():,.0f} tokens on average "
         f"({asked.prompt_tokens.min():,} to {asked.prompt_tokens.max():,}), "
         f"{asked.output_tokens.mean():,.0f} out"
     )
+    if len(demand.trace) < demand.of:
+        words += f" (the busiest {len(demand.trace):,} of the trace's {demand.of:,} requests)"
     return Plan(
         device=device.words,
         traffic=words,
         slo=slo,
         currency="cost" if prices is None else prices.currency,
-        needs=tuple(
-            sorted(needs, key=lambda n: (n.barred, n.unjudged, n.replicas or 0, -n.most_rate))
-        ),
-        mixed=None if policy is None else _mixed(root, policy, found, demand, slo, seed),
+        needs=tuple(sorted(needs, key=lambda n: (n.barred, n.unjudged, n.replicas, -n.most_rate))),
+        mixed=mixed,
         refused=tuple(refused),
     )
 
 
-def _mixed(
-    root: Path, policy: Policy, found: Sequence[Measured], demand: Demand, slo: SloConfig, seed: int
-) -> Mixed:
+def _rate(per_s: float) -> str:
+    return f"{per_s:,.0f}" if per_s >= 1000 else f"{per_s:.3g}"
+
+
+def _pooled(root: Path, policy: Policy, found: Sequence[Measured]) -> tuple[Measured, ...]:
+    """The candidate of each pool, in the policy's order."""
     by_label = {one.label: one for one in found}
-    missing = [
-        label
-        for pool in policy.pools.values()
-        if (label := pool.label or pool.backend) not in by_label
-    ]
+    names = [pool.label or pool.backend for pool in policy.pools.values()]
+    missing = [label for label in names if label not in by_label]
     if missing:
         raise UserError(
             f"{root}: the policy has a pool of {missing[0]}, which is not planned here; give its runs"
         )
-    made = pools(policy, by_label, demand, slo, seed)
-    if made is None:
-        raise UserError(f"{root}: the policy's pools meet the SLO with no number of replicas")
-    return Mixed(*made)
+    return tuple(by_label[label] for label in names)
 
 
-def _priced(made: Need, one: Measured, prices: Prices) -> Need:
-    cards = (made.replicas or 0) * max(1, one.cards) * 24 * prices.per_card_hour
+def _mixed(
+    policy: Policy,
+    of: tuple[Measured, ...],
+    demand: Demand,
+    slo: SloConfig,
+    seed: int,
+    needs: Sequence[Need],
+) -> Need | str:
+    """Its pools take about as many servers as the best alone does, so of many a part is played."""
+    _, share = demand.shared(min(one.replicas for one in needs), MOST_SERVERS)
+    made = needed(Choice("the policy", of, policy, round(1 / share)), demand, slo, seed)
+    if isinstance(made, str):
+        return made
+    words = " + ".join(f"{n:,} × {pool}" for n, pool in zip(made.pools, policy.pools, strict=True))
+    return replace(made, label=f"the policy: {words}")
+
+
+def _priced(made: Need, prices: Prices | None) -> Need:
+    if prices is None:
+        return made
+    cards = max(made.replicas, made.cards) * 24 * prices.per_card_hour
     factor = prices.per_kwh * prices.pue
     said = made.said
     if made.kwh_day is None and factor:
-        said = (*said, "cost is without energy")
+        said = (*said, "cost is without energy, and so without an interval")
 
     def cost(kwh: tuple[float, float]) -> tuple[float, float]:
         return cards + kwh[0] * factor, cards + kwh[1] * factor
 
+    interval = None if made.kwh_interval is None else cost(made.kwh_interval)
+    if not factor and made.replicas_interval is not None:
+        interval = cards, cards
     return replace(
         made,
         cost_day=cost(made.kwh_day or (0.0, 0.0)),
-        cost_interval=None if made.kwh_interval is None else cost(made.kwh_interval),
+        cost_interval=interval,
         said=said,
     )
 

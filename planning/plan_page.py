@@ -10,7 +10,7 @@ from analysis.report.figures import Figures
 from analysis.report.plots import COLOURS, FRAME
 from greenbench.contract.run_dir import write_atomic
 from planning.plan import Plan
-from planning.plan_told import answer, circumstances, head, row, said
+from planning.plan_told import answer, circumstances, head, rows, said
 
 HERE = Path(__file__).parent
 
@@ -34,7 +34,7 @@ def render(made: Plan) -> str:
             answer=answer(made),
             circumstances=circumstances(made),
             head=head(made.currency),
-            rows=[row(one) for one in made.needs],
+            rows=rows(made),
             said=said(made),
             figures=figures.json,
         )

@@ -1,6 +1,7 @@
 """A capacity plan in lines for people."""
 
-from planning.capacity import PERCENTILES, Need
+from planning.capacity import Need
+from planning.fleet import PERCENTILES
 from planning.plan import Plan
 
 
@@ -13,17 +14,18 @@ def answer(made: Plan) -> str:
     equal = [f"`{one.label}`{_doubt(one)}" for one in rivals if one.replicas == best.replicas]
     words = f"`{best.label}` would serve this traffic with {_counted(best.replicas)}"
     if best.replicas_interval is not None:
-        words += f" (95 %: {best.replicas_interval[0]} to {best.replicas_interval[1]})"
+        low, high = best.replicas_interval
+        words += f" (95 %: {low} or more)" if high is None else f" (95 %: {low:,} to {high:,})"
     words += _doubt(best) + (", extrapolated" if best.extrapolated else "")
     if equal:
         return f"{words}; so would {', '.join(equal)}."
     if rivals:
-        return f"{words}; the next, `{rivals[0].label}`{_doubt(rivals[0])}, takes {rivals[0].replicas}."
+        return f"{words}; the next, `{rivals[0].label}`{_doubt(rivals[0])}, takes {rivals[0].replicas:,}."
     return f"{words}."
 
 
-def _counted(replicas: int | None) -> str:
-    return f"{replicas} replica{'s' if replicas != 1 else ''}"
+def _counted(replicas: int) -> str:
+    return f"{replicas:,} replica{'s' if replicas != 1 else ''}"
 
 
 def circumstances(made: Plan) -> str:
@@ -38,18 +40,13 @@ def circumstances(made: Plan) -> str:
 def said(made: Plan) -> list[str]:
     """What must be said of the candidates, of the policy's pools, and of who is left out."""
     of: dict[str, list[str]] = {}
-    for one in made.needs:
+    for one in _rows(made):
         for sentence in one.said:
             of.setdefault(sentence, []).append(f"`{one.label}`")
     sentences = [
-        f"{', '.join(labels) if len(labels) < max(2, len(made.needs)) else 'All'}: {sentence}."
+        f"{', '.join(labels) if len(labels) < max(2, len(_rows(made))) else 'All'}: {sentence}."
         for sentence, labels in of.items()
     ]
-    if made.mixed is not None:
-        counts = ", ".join(f"{n} × {pool}" for pool, n in made.mixed.replicas.items())
-        sentences.append(
-            f"By the policy: {counts}, {100 * made.mixed.seen.utilisation:.0f} % busy."
-        )
     return [*sentences, *(f"Left out: {why}." for why in made.refused)]
 
 
@@ -60,11 +57,22 @@ def head(currency: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def _rows(made: Plan) -> list[Need]:
+    return [*made.needs, *([] if made.mixed is None else [made.mixed])]
+
+
+def rows(made: Plan) -> list[tuple[str, ...]]:
+    """One a candidate, and one of the policy's pools."""
+    return [row(each) for each in _rows(made)]
+
+
+BRACKETS = "TTFT, E2E, W, kWh, cost: of as many replicas as the plan has; in brackets 95 % over server starts"
+
+
 def table(made: Plan) -> list[str]:
-    """A row a candidate."""
-    rows = [head(made.currency), *(row(each) for each in made.needs)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in rows]
+    cells = [head(made.currency), *rows(made)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
     return [line.rstrip() for line in lines]
 
 
@@ -74,7 +82,7 @@ def row(one: Need) -> tuple[str, ...]:
     )
     return (
         one.label + _doubt(one),
-        f"{one.replicas}{span(one.replicas_interval)}{mark}",
+        f"{one.replicas:,}{counts(one.replicas_interval)}{mark}",
         one.binds,
         _percent(one.utilisation_at_slo, one.utilisation_interval),
         _percent(one.headroom, one.headroom_interval) + most,
@@ -109,8 +117,14 @@ def _percent(share: float, ends: tuple[float, float] | None) -> str:
     return f"{100 * share:.0f} %{inside}"
 
 
-def _replicas(number: int | None, ends: tuple[int, int] | None) -> str:
-    return "none" if number is None else f"{number}{span(ends)}"
+def counts(ends: tuple[int, int | None] | None) -> str:
+    if ends is None:
+        return ""
+    return f" [{ends[0]:,}, {'none' if ends[1] is None else f'{ends[1]:,}'}]"
+
+
+def _replicas(number: int | None, ends: tuple[int, int | None] | None) -> str:
+    return "none" if number is None else f"{number:,}{counts(ends)}"
 
 
 def between(ends: tuple[float, float] | None) -> str:

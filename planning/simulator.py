@@ -151,6 +151,9 @@ class Engine:
     running: dict[int, Job] = field(default_factory=dict[int, Job])  # in the order of their start
     filling: list[Job] = field(default_factory=list[Job])
     leaving: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # heap: step, job
+    growing: list[Job] = field(
+        default_factory=list[Job]
+    )  # decoding, with a context within a window
     contexts: int = 0  # sum over the decoding of the context of their next decode
     filled: int = 0  # tokens that the filling have computed
     due: list[tuple[Job, int]] = field(default_factory=list[tuple[Job, int]])  # chunks under way
@@ -266,6 +269,8 @@ class Engine:
         job.ends_at = self.step + job.output - job.generated
         heapq.heappush(self.leaving, (job.ends_at, job.number))
         self.contexts += job.context(self.step)
+        if self.costs.read_s:
+            self.growing.append(job)
 
     # Scheduling
 
@@ -360,9 +365,15 @@ class Engine:
         """Σ over m steps and the decoding of the context that each reads, within each window."""
         n = self.decoding
         total = self.costs.full_read_s * (m * self.contexts + n * m * (m - 1) / 2)
+        if not self.costs.read_s:
+            return total
+        step, widest = self.step, max(window for window, _ in self.costs.read_s)
+        self.growing = [
+            job for job in self.growing if job.ends_at > step and job.context(step) < widest
+        ]
         for window, seconds in self.costs.read_s:
-            jobs = [job for job in self.running.values() if job.ends_at >= 0]
-            total += seconds * sum([job.reads(self.step, m, window) for job in jobs])
+            grown = (n - len(self.growing)) * m * window
+            total += seconds * (grown + sum([job.reads(step, m, window) for job in self.growing]))
         return total
 
     # KV cache

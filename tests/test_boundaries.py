@@ -35,8 +35,8 @@ FLOORS = {
         "simulate", "routers", "score", "playing", "fresh", "fit", "replay", "told", "export", "batches",
         "forward", "step_time",
         "simulator",
-        "front", "closed_loop", "demand", "prometheus", "candidates", "capacity", "held_out", "baselines",
-        "back_test", "plan", "plan_told", "plan_page", "__main__",
+        "front", "closed_loop", "demand", "prometheus", "candidates", "fleet", "capacity", "held_out",
+        "baselines", "back_test", "plan", "plan_told", "plan_page", "__main__",
     ),
     "gateway": (
         "__init__", "options", "request", "page", "scrape", "prefixes", "pools", "policy_file", "length",

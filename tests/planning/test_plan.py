@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,14 +17,16 @@ from greenbench.contract.errors import UserError
 from greenbench.contract.policy import Policy
 from greenbench.contract.slo import parse_slo
 from planning.__main__ import main
-from planning.candidates import Measured, Metered, power_of
-from planning.capacity import Need, fewest, fleet, most_factor, need, pools
+from planning.candidates import Measured, Metered, idle_s, power_of
+from planning.capacity import Choice, Need, fewest, most_factor, need, needed
 from planning.demand import Demand, TrafficFile, load_demand
+from planning.fleet import fleet
 from planning.folder import holds_all
 from planning.plan import Plan, Prices, dump, load_prices, what_to_measure
 from planning.plan_page import render
-from planning.plan_told import answer, said, table
-from planning.simulator import Settings
+from planning.plan_told import answer, row, said, table
+from planning.requests import Traffic
+from planning.simulator import Played, Settings, play
 from tests.fakes.pages import check_closed
 from tests.planning.steps import candidate
 
@@ -36,7 +39,7 @@ def one() -> Measured:
     return candidate()
 
 
-def demand(rate: float, prompts: object = 4096, outputs: object = 64, **more: object) -> Demand:
+def demand(rate: float, prompts: Any = 4096, outputs: Any = 64, **more: Any) -> Demand:
     file = TrafficFile.model_validate(
         {"rate_per_s": rate, "prompt_tokens": prompts, "output_tokens": outputs} | more
     )
@@ -45,7 +48,7 @@ def demand(rate: float, prompts: object = 4096, outputs: object = 64, **more: ob
 
 def replicas(one: Measured, asked: Demand) -> int:
     whole = fleet(one, asked, SLO, 7)
-    found = fewest(lambda n: whole.seen(n, 1.0).meets)
+    found = fewest(lambda n: whole.seen((n,), 1.0).meets)
     assert found is not None
     return found
 
@@ -60,7 +63,9 @@ def made(one: Measured) -> Need:
 def test_the_fewest_replicas_meet_and_one_less_does_not(one: Measured, made: Need) -> None:
     assert made.replicas is not None and made.replicas > 1
     whole = fleet(one, demand(60), SLO, 7)
-    assert whole.seen(made.replicas, 1.0).meets and not whole.seen(made.replicas - 1, 1.0).meets
+    assert (
+        whole.seen((made.replicas,), 1.0).meets and not whole.seen((made.replicas - 1,), 1.0).meets
+    )
     assert made.headroom >= 0 and made.most_rate == pytest.approx(60 * (1 + made.headroom))
 
 
@@ -70,24 +75,180 @@ def test_the_fewest_replicas_meet_and_one_less_does_not(one: Measured, made: Nee
 def test_a_play_that_is_not_gone_on_with_would_have_missed(one: Measured, slo: SloConfig) -> None:
     early, whole = (fleet(one, demand(60), slo, 7) for _ in range(2))
     factors = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.2, 2.0)
-    said = [early.meets(2, factor) for factor in factors]
-    assert said == [whole.seen(2, factor).meets for factor in factors]
-    assert {True, False} == {*said} and None in early.known.values()
+    said = [early.meets((2,), factor) for factor in factors]
+    assert said == [whole.seen((2,), factor).meets for factor in factors]
+    assert {True, False} == {*said} and len(early.plays) < len(early.verdicts)
 
 
 def test_intervals_hold_the_plan(made: Need) -> None:
     assert made.replicas_interval is not None and made.ttft_interval is not None
     low, high = made.replicas_interval
-    assert low <= (made.replicas or 0) <= high and made.ttft_interval[0] < made.ttft_interval[1]
+    assert (
+        high is not None
+        and low <= made.replicas <= high
+        and made.ttft_interval[0] < made.ttft_interval[1]
+    )
     for ends, value in (
         (made.headroom_interval, made.headroom),
         (made.utilisation_interval, made.utilisation_at_slo),
     ):
         assert ends is not None and ends[0] <= value <= ends[1] and ends[0] < ends[1]
     for counts, number in zip(made.longer_intervals, made.longer, strict=True):
-        assert counts is not None and low <= counts[0] <= (number or 0) <= counts[1]
+        assert counts is not None and counts[1] is not None
+        assert low <= counts[0] <= (number or 0) <= counts[1]
     assert made.watts_interval is not None and made.kwh_interval is not None
     assert made.kwh_interval == pytest.approx(tuple(0.024 * w for w in made.watts_interval))
+
+
+def test_a_verdict_that_is_not_played_is_the_one_that_would_be(one: Measured) -> None:
+    told = fleet(one, demand(60), SLO, 7)
+    for factor in (0.6, 0.9, 1.0, 1.3, 2.0):
+        for servers in (1, 2, 3, 4, 6):
+            played = fleet(one, demand(60), SLO, 7).seen((servers,), factor).meets
+            assert told.meets((servers,), factor) == played
+    assert len(told.verdicts) < 20
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The requests of each play from now on."""
+    found: list[int] = []
+
+    def counts(asked: Traffic, *args: Any, **more: Any) -> Played:
+        found.append(len(asked))
+        return play(asked, *args, **more)
+
+    monkeypatch.setattr("planning.fleet.play", counts)
+    return found
+
+
+def test_a_draw_takes_few_plays(one: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve each before verdicts followed from one another."""
+    played = counted(monkeypatch)
+    need(one, demand(60), SLO, seed=7, draws=0)
+    alone = len(played)
+    need(one, demand(60), SLO, seed=7, draws=10)
+    assert len(played) - 2 * alone <= 100
+
+
+def test_a_large_traffic_takes_no_longer_than_its_servers_share(
+    one: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many a server at 3,000 requests/s as at 100 times that, and no play is longer."""
+    played = counted(monkeypatch)
+    asked = [replace(demand(rate), few=500, most=2_000) for rate in (3e3, 3e5)]
+    found = [need(one, each, SLO, seed=7, draws=0) for each in asked]
+    few, many = (each.replicas for each in found if isinstance(each, Need))
+    assert many / few == pytest.approx(100, rel=0.05)
+    assert max(played) <= 2_000 and len(played) < 150
+
+
+@pytest.mark.parametrize("more", [{}, {"arrivals": "gamma", "burstiness": 0.25}])
+def test_servers_that_stand_for_more_are_as_good_and_no_better(
+    one: Measured, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    asked = replace(demand(640, {2048: 0.8, 8192: 0.2}, **more), few=2_000, most=80_000)
+    part = fleet(one, asked, SLO, 7).seen((48,), 1.0)
+    monkeypatch.setattr("planning.fleet.SHARED", 48)
+    whole = fleet(one, asked, SLO, 7).seen((48,), 1.0)
+    assert part.ttft_s[:2] == pytest.approx(whole.ttft_s[:2], rel=0.03)
+    assert part.ttft_s[1] >= 0.99 * whole.ttft_s[1]
+    assert part.utilisation == pytest.approx(whole.utilisation, rel=0.03)
+
+
+def test_a_higher_rate_has_the_same_requests_sooner() -> None:
+    asked = Demand(demand(50, {512: 0.7, 4096: 0.3}).file)
+    slow, fast = asked.traffic(1.0, 3), asked.traffic(2.0, 3)
+    assert len(fast) == 2 * len(slow) == 12_000
+    assert fast.at_s[:6000] == pytest.approx(slow.at_s / 2)
+    assert (fast.prompt_tokens[:6000] == slow.prompt_tokens).all()
+
+
+@pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
+def test_a_share_of_the_arrivals_is_that_of_each_kept_with_its_chance(burstiness: float) -> None:
+    """Of gaps with mean m and variance m²/k, each request kept with chance p: mean m/p and variance
+    (m²/k)/p + m²·(1 − p)/p².
+    """
+    asked = demand(200, arrivals="gamma", burstiness=burstiness)
+    gaps = np.diff(replace(asked, few=40_000, most=40_000).traffic(1.0, 3, 0.25).at_s)
+    assert gaps.mean() == pytest.approx(1 / 50, rel=0.03)
+    variance = (1 / 200**2) * (1 / burstiness / 0.25 + 0.75 / 0.25**2)
+    assert gaps.var() == pytest.approx(variance, rel=0.1)
+
+
+def test_a_share_of_a_trace_is_of_all_of_it(tmp_path: Path) -> None:
+    rows = tuple((i / 100, 1000 + i, 9) for i in range(40_000))
+    asked = Demand(TrafficFile(trace="t"), rows)
+    assert asked.shared(64, 16) == (16, 0.25) and asked.shared(10**6, 16) == (2000, 0.05)
+    part = asked.traffic(1.0, 3, 0.25)
+    assert len(part) == pytest.approx(10_000, rel=0.03)
+    assert part.at_s[-1] == pytest.approx(400, rel=0.01) and part.prompt_tokens.max() > 40_000
+
+
+def test_a_trace_is_planned_for_its_busiest_stretch(tmp_path: Path) -> None:
+    """One a second for an hour, then ten a second for ten minutes: 1,200 in two, filled up to 2,000."""
+    at = [*range(3600), *(3600 + i / 10 for i in range(6000))]
+    rows = [{"timestamp": 1000 * t, "input_length": 2000, "output_length": 9} for t in at]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "traffic.yaml").write_text("trace: t.jsonl\n")
+    found = load_demand(tmp_path / "traffic.yaml")
+    assert found.rate_per_s == pytest.approx(10, rel=0.01)
+    assert (len(found.trace), found.of) == (2000, 9600)
+
+
+def test_a_trace_of_one_moment_has_no_rate(tmp_path: Path) -> None:
+    row = json.dumps({"timestamp": 5, "input_length": 2000, "output_length": 9})
+    (tmp_path / "t.jsonl").write_text(f"{row}\n{row}\n")
+    (tmp_path / "traffic.yaml").write_text("trace: t.jsonl\n")
+    with pytest.raises(UserError, match="at two times are wanted, found 2 at one time"):
+        load_demand(tmp_path / "traffic.yaml")
+
+
+def test_a_negative_seed_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main_with("--seed", "-1")
+    assert "a whole number from 0 is wanted, found '-1'" in capsys.readouterr().err
+
+
+def main_with(*words: str) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["planning", "plan", *words])
+        return main()
+
+
+def test_a_rate_of_a_thousand_million_has_its_number_of_replicas(one: Measured) -> None:
+    found = need(one, demand(1e9), SLO, seed=7, draws=0)
+    per = need(one, demand(1e4), SLO, seed=7, draws=0)
+    assert isinstance(found, Need) and isinstance(per, Need)
+    assert found.replicas == pytest.approx(1e5 * per.replicas, rel=0.05)
+
+
+def test_headroom_that_was_not_sought_further_says_so(one: Measured) -> None:
+    found = need(one, demand(1e-3), SLO, seed=7, draws=0)
+    assert isinstance(found, Need) and found.headroom == pytest.approx(63, rel=0.02)
+    assert any("at least this: 64 times" in sentence for sentence in found.said)
+
+
+def test_starts_that_hold_no_rate_have_no_number_of_replicas(one: Measured) -> None:
+    """One start's steps take 20 ms whatever they compute: TPOT of 20 ms is never met by it."""
+    slow = one.timed[0][0]
+    timed = tuple(
+        (block, replace(run, seconds=run.seconds + 0.02) if block == slow else run)
+        for block, run in one.timed
+    )
+    found = need(replace(one, timed=timed, fits={}), demand(60), SLO, seed=7, draws=8)
+    assert isinstance(found, Need) and found.replicas_interval is not None
+    assert found.replicas_interval == (found.replicas, None)
+    assert "none]" in row(found)[1] and found.utilisation_interval is not None
+    assert found.utilisation_interval[0] > 0.5  # of the starts that hold some rate
+    assert json.loads(dump(Plan("c", "t", SLO, "EUR", (found,), None, ())))["needs"][0][
+        "replicas_interval"
+    ] == [found.replicas, None]
+
+
+def test_the_host_is_named_where_no_kernel_ran(one: Measured) -> None:
+    """Of 100 steps of 2 ms in a window of 0.25 s, with kernels for half of it, 75 ms are the host's."""
+    assert idle_s(np.full(100, 0.002), 0.25, 0.5) == pytest.approx(0.075)
+    assert idle_s(np.full(100, 0.002), 0.25, 1.0) == 0
 
 
 def test_power_is_drawn_with_its_starts(one: Measured) -> None:
@@ -103,9 +264,9 @@ def test_power_is_drawn_with_its_starts(one: Measured) -> None:
 def test_the_highest_rate_of_too_few_replicas_is_below_the_asked(one: Measured) -> None:
     """A draw whose steps are slower may not hold the plan's replicas: its headroom is negative."""
     whole = fleet(one, demand(60), SLO, 7)
-    (alone, at), asked = most_factor(whole, 1), 60
+    (alone, at), asked = most_factor(whole, (1,)), 60
     assert at is not None and at.meets and 0 < alone < 1
-    assert whole.seen(1, alone).meets and not whole.seen(1, 1.05 * alone).meets
+    assert whole.seen((1,), alone).meets and not whole.seen((1,), 1.05 * alone).meets
     assert fewest(lambda n: n * alone * asked >= asked) == pytest.approx(
         replicas(one, demand(60)), abs=1
     )
@@ -140,27 +301,36 @@ def test_capacity_does_not_fall_with_memory() -> None:
 
 def test_the_cache_binds_where_it_is_small() -> None:
     one = candidate(1, settings=Settings(256, 2048, 16, 6_000))
-    assert fleet(one, demand(40, 4096, 200), SLO, 7).seen(4, 1.0).binds == "KV capacity"
+    assert fleet(one, demand(40, 4096, 200), SLO, 7).seen((4,), 1.0).binds == "KV capacity"
 
 
 def test_max_num_seqs_binds_where_it_is_small() -> None:
     one = candidate(1, settings=Settings(2, 2048))
-    assert fleet(one, demand(60), SLO, 7).seen(1, 1.0).binds == "max_num_seqs"
+    assert fleet(one, demand(60), SLO, 7).seen((1,), 1.0).binds == "max_num_seqs"
 
 
 @pytest.mark.parametrize(
-    ("weights_s", "binds"), [(None, "host or weights"), (2e-4, "host"), (1.9e-3, "bandwidth")]
+    ("weights_s", "host_s", "binds"),
+    [
+        (None, 1.5e-3, "host or weights"),
+        (2e-4, None, "host or small kernels"),
+        (2e-4, 1.5e-3, "host"),
+        (2e-4, 1e-4, "small kernels"),
+        (1.9e-3, None, "bandwidth"),
+    ],
 )
-def test_short_requests_are_bound_by_the_host_or_the_weights(
-    one: Measured, weights_s: float | None, binds: str
+def test_short_requests_are_bound_by_the_host_the_kernels_or_the_weights(
+    one: Measured, weights_s: float | None, host_s: float | None, binds: str
 ) -> None:
-    """A step takes 2 ms whatever it computes, of which the memory can read the weights in ``weights_s``."""
-    asked = fleet(replace(one, weights_s=weights_s), demand(0.5, 1024, 300), SLO, 7)
-    assert asked.seen(1, 1.0).binds == binds
+    """A step takes 2 ms whatever it computes, of which the memory can read the weights in ``weights_s``, and
+    no kernel runs for ``host_s``.
+    """
+    asked = fleet(replace(one, weights_s=weights_s, host_s=host_s), demand(0.5, 1024, 300), SLO, 7)
+    assert asked.seen((1,), 1.0).binds == binds
 
 
 def test_long_prompts_are_bound_by_compute(one: Measured) -> None:
-    assert fleet(one, demand(2, 16_384, 2), SLO, 7).seen(1, 1.0).binds == "compute"
+    assert fleet(one, demand(2, 16_384, 2), SLO, 7).seen((1,), 1.0).binds == "compute"
 
 
 def test_beyond_the_measured_is_marked_and_beyond_twice_refused(one: Measured) -> None:
@@ -216,9 +386,51 @@ def test_pools_of_a_policy_meet_together(one: Measured) -> None:
             ],
         }
     )
-    both = {"alpha": one, "beta": replace(one, label="beta")}
-    found = pools(policy, both, demand(60, {1024: 0.5, 8192: 0.5}), SLO, 7)
-    assert found is not None and found[1].meets and found[0]["beta"] > found[0]["alpha"]
+    both = Choice("both", (one, replace(one, label="beta")), policy)
+    asked = demand(60, {1024: 0.5, 8192: 0.5})
+    found = needed(both, asked, SLO, 7, draws=3)
+    assert isinstance(found, Need) and found.seen.meets
+    short, long = found.pools
+    assert long > short and found.replicas == short + long == found.cards
+    whole = both.fleet(asked, SLO, 7)
+    assert not whole.seen((short, long - 1), 1.0).meets
+    assert short == 1 or not whole.seen((short - 1, long), 1.0).meets
+    for ends, own in (
+        (found.replicas_interval, found.replicas),
+        (found.headroom_interval, found.headroom),
+        (found.watts_interval, found.watts and found.watts[0]),
+    ):
+        assert ends is not None and own is not None and ends[0] <= own <= (ends[1] or own)
+    busy = [100 + 300 * use.utilisation for use in found.seen.uses]  # 100 W idle, 400 to 600 W busy
+    assert found.watts is not None and found.watts[0] > np.dot(found.pools, busy)
+
+
+def test_a_pool_of_few_requests_is_not_left_to_starve(one: Measured) -> None:
+    """One of fourteen requests is long: without its pool nine of ten meet the SLO all the same."""
+    policy = Policy.model_validate(
+        {
+            "schema": 1,
+            "objective": "e2e",
+            "model": {"name": "m"},
+            "default": "alpha",
+            "pools": {"alpha": {"backend": "alpha"}, "beta": {"backend": "beta"}},
+            "rules": [
+                {
+                    "name": "r",
+                    "pool": "beta",
+                    "when": {"uncached_prompt_tokens": {"at_least": 8000}},
+                }
+            ],
+        }
+    )
+    slow = replace(one, label="beta", model=replace(one.model, terms=one.model.terms.times(8)))
+    slo = SloConfig(ttft_s=2, tpot_s=0.2)
+    both = Choice("both", (one, slow), policy)
+    found = needed(both, demand(60, {1024: 0.93, 12_000: 0.07}), slo, seed=7, draws=0)
+    assert isinstance(found, Need) and found.pools[1] > 3 and found.seen.ttft_s[2] < 10
+    starved = both.fleet(demand(60, {1024: 0.93, 12_000: 0.07}), slo, 7)
+    seen = starved.seen((found.pools[0], 1), 1.0)
+    assert seen.good > 0.9 and not seen.meets
 
 
 def test_gamma_arrivals_come_in_bursts() -> None:
