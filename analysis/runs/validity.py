@@ -233,18 +233,26 @@ ASKED: tuple[Ask, ...] = (
 )
 
 
+def _complete(run: Run) -> bool:
+    return run.manifest.status == "complete"
+
+
+def _only_acquitted(run: Run) -> bool:
+    return run.manifest.invalid_reasons == ["client_bound"] and _acquitted(run)
+
+
 def superseded(runs: list[Run]) -> dict[Path, str]:
-    """Runs whose point was measured again later: path -> run id of the complete run that stands for it.
+    """Runs whose point was measured again later: path -> run id of the run that stands for it.
 
     The same point is one of the same configuration, candidate, device, repeat and folder: what another folder
-    holds is a replicate. Of several complete runs of one point the latest stands. A copy of a run in another
-    folder is no replicate: the first stands.
+    holds is a replicate. Of several complete runs of one point the latest stands; where none is complete, the
+    latest whose client is acquitted, since those count as well. A copy of a run in another folder is no
+    replicate: the first stands.
     """
     keys = {run.path: (run.manifest.config_hash, run.identity) for run in runs}
     standing: dict[tuple[str, Identity], Run] = {}
-    for run in runs:  # oldest first
-        if run.manifest.status == "complete":
-            standing[keys[run.path]] = run
+    for counts in (_only_acquitted, _complete):  # what is said last stands
+        standing |= {keys[run.path]: run for run in runs if counts(run)}  # oldest first
     out: dict[Path, str] = {}
     first: set[str] = set()
     for run in runs:
