@@ -150,9 +150,9 @@ def test_a_line_through_logarithms_has_its_slope_and_no_error_where_all_lie_on_i
 def test_two_points_have_a_slope_and_no_interval_and_three_have_one() -> None:
     """Half for each doubling is the power of -1; t of one freedom is 12.71, the error 1/√3."""
     doubled = np.log(np.array([2.0, 4.0]))
-    assert power(doubled, -doubled) == "-1.00 (two points, so no interval; one start)"
+    assert power(doubled, -doubled) == "-1.00 (two points, so no interval)"
     said = power(np.array([0.0, 1.0, 2.0]), np.array([0.0, 1.0, 0.0]))
-    assert said == f"0.00 (95 %: {-12.7062 / 3**0.5:.2f} to {12.7062 / 3**0.5:.2f}, one start)"
+    assert said == f"0.00 (95 %: {-12.7062 / 3**0.5:.2f} to {12.7062 / 3**0.5:.2f})"
 
 
 def test_right_answers_by_counting_them() -> None:
