@@ -465,10 +465,25 @@ def write_reports(results: Results) -> None:
 
 
 def add(runs: Path, folder: Path) -> Path:
-    """One more piece, under its model, named by the sweep's folder and the next free number."""
-    models = {run.manifest().server.model for run in find_runs(runs)}
+    """One more piece, under its model, named by the sweep's folder and the next free number.
+
+    UserError where the page would not show it: of several sweeps, or with a run that is here already.
+    """
+    found = find_runs(runs)
+    models = {run.manifest().server.model for run in found}
     if len(models) != 1:
         raise UserError(f"{runs}: a piece is of one model; found {', '.join(sorted(models))}")
+    sweeps = sorted({run.path.parent for run in found})
+    if [sweep.resolve() for sweep in sweeps] != [runs.resolve()]:
+        told = ", ".join(map(str, sweeps))
+        raise UserError(
+            f"{runs}: a piece is the folder of one sweep, with its runs in it; add {told}"
+        )
+    here = {path.parent.name: path.parent for path in folder.glob("*/*/*/manifest.json")}
+    if known := next((here[run.path.name] for run in found if run.path.name in here), None):
+        raise UserError(
+            f"{runs}: its run {known.name} is in {known.parent} already; delete that piece to replace it"
+        )
     of_model = folder / models.pop()
     numbered = (of_model / f"{runs.resolve().name}-{n}" for n in range(1, sys.maxsize))
     piece = next(path for path in numbered if not path.exists())
