@@ -56,17 +56,11 @@ def of_manifest(run: Run) -> Iterator[Fault]:
     for code in manifest.invalid_reasons:
         if code == "no_steady_state":
             continue  # the window is looked for again (analysis.point.point)
-        if code == "client_bound" and _acquitted(run):
+        if code == "client_bound" and run.manifest.acquitted:
             continue
         said = "; ".join(audit_over_budget(run)) if code == "client_bound" else ""
         detail = f" ({said})" if said else ""
         yield Fault(code, INVALID_REASONS.get(code, code) + detail)
-
-
-def _acquitted(run: Run) -> bool:
-    """Every audit that exceeded its budget names nothing but what its client cannot have done."""
-    over = [audit for audit in run.manifest.audits.values() if audit.over_budget]
-    return bool(over) and all(audit.reasons and not audit.faults for audit in over)
 
 
 def audit_over_budget(run: Run) -> list[str]:
@@ -238,7 +232,7 @@ def _complete(run: Run) -> bool:
 
 
 def _only_acquitted(run: Run) -> bool:
-    return run.manifest.invalid_reasons == ["client_bound"] and _acquitted(run)
+    return run.manifest.invalid_reasons == ["client_bound"] and run.manifest.acquitted
 
 
 def superseded(runs: list[Run]) -> dict[Path, str]:
