@@ -32,6 +32,7 @@ from analysis.runs.run import find_runs
 from analysis.statistics import student_t
 from greenbench.contract.errors import UserError, exit_on_user_error
 from greenbench.contract.installation import ROOT
+from greenbench.contract.manifest import Code
 from greenbench.contract.run_dir import write_atomic
 from scripts.backtest_told import section
 from scripts.markdown_table import table
@@ -111,11 +112,15 @@ def pieces(results: Results) -> str:
             {f"`{card}`" for row in own for card in row.run.sources.facts.own_cards},
             {each.host.driver or "unknown" for each in manifests},
             {each.server.vllm_version or "unknown" for each in manifests},
-            {(each.code.git_sha or "unknown")[:7] for each in manifests},
+            {_code(each.code) for each in manifests},
             {significant(folder_bytes(results.folder / piece) / MIB)},
         )
         lines.append([f"[{piece}]({piece})", *(", ".join(sorted(each)) for each in facts)])
     return table("piece | model | > usable runs | card | driver | vLLM | greenbench | > MiB", lines)
+
+
+def _code(code: Code) -> str:
+    return (code.git_sha or "unknown")[:7] + (" with uncommitted changes" if code.dirty else "")
 
 
 def blocks(results: Results) -> Iterator[tuple[str, list[Row]]]:
@@ -317,6 +322,11 @@ def decode_alone(results: Results) -> str:
         if (row.candidate, row.context, row.users) not in measured_at
     )
     rows.sort(key=lambda row: (row.piece, row.candidate, row.point.context_tokens, -row.users))
+    gaps += "".join(
+        f"* {row.context}, {row.cell}, {row.users} users, no joules: {measured(row, 'energy').reason}.\n"
+        for row in rows
+        if figure(row, "tokens/J") is None
+    )
     head = (
         "> context | candidate | > users | > output tokens/s | > W | > output tokens / J | "
         "> J / output token | > ms a decode step | > decode MBU | > SM clock, MHz"
@@ -350,19 +360,21 @@ def slopes(rows: list[Row]) -> Iterator[str]:
         if len(x) < 2:
             continue
         told = ", ".join(f"{c:,}" for c in full)
+        starts = {row.run.manifest.server.server_id for own in full.values() for row in own}
         yield (
             f"* {candidate} ([{piece}]({piece})): over {told} tokens, tokens per joule go with the mean "
-            f"context to the power {power(x, np.array(y))}.\n"
+            f"context to the power {power(x, np.array(y))}; "
+            f"{'one start' if len(starts) == 1 else f'{len(starts)} starts'} of the server on one card.\n"
         )
 
 
 def power(x: np.ndarray, y: np.ndarray) -> str:
     """A line's slope in words, with its interval where there are more than two points."""
     if len(x) == 2:
-        return f"{(y[1] - y[0]) / (x[1] - x[0]):.2f} (two points, so no interval; one start)"
+        return f"{(y[1] - y[0]) / (x[1] - x[0]):.2f} (two points, so no interval)"
     slope, error = line_of(x, y)
     half = float(student_t.ppf(np.array(0.975), len(x) - 2)) * error
-    return f"{slope:.2f} (95 %: {slope - half:.2f} to {slope + half:.2f}, one start)"
+    return f"{slope:.2f} (95 %: {slope - half:.2f} to {slope + half:.2f})"
 
 
 def back_test(results: Results) -> str:
@@ -453,10 +465,25 @@ def write_reports(results: Results) -> None:
 
 
 def add(runs: Path, folder: Path) -> Path:
-    """One more piece, under its model, named by the sweep's folder and the next free number."""
-    models = {run.manifest().server.model for run in find_runs(runs)}
+    """One more piece, under its model, named by the sweep's folder and the next free number.
+
+    UserError where the page would not show it: of several sweeps, or with a run that is here already.
+    """
+    found = find_runs(runs)
+    models = {run.manifest().server.model for run in found}
     if len(models) != 1:
         raise UserError(f"{runs}: a piece is of one model; found {', '.join(sorted(models))}")
+    sweeps = sorted({run.path.parent for run in found})
+    if [sweep.resolve() for sweep in sweeps] != [runs.resolve()]:
+        told = ", ".join(map(str, sweeps))
+        raise UserError(
+            f"{runs}: a piece is the folder of one sweep, with its runs in it; add {told}"
+        )
+    here = {path.parent.name: path.parent for path in folder.glob("*/*/*/manifest.json")}
+    if known := next((here[run.path.name] for run in found if run.path.name in here), None):
+        raise UserError(
+            f"{runs}: its run {known.name} is in {known.parent} already; delete that piece to replace it"
+        )
     of_model = folder / models.pop()
     numbered = (of_model / f"{runs.resolve().name}-{n}" for n in range(1, sys.maxsize))
     piece = next(path for path in numbered if not path.exists())

@@ -38,6 +38,8 @@ class CacheShape:
     window_bytes: dict[int, int] = field(default_factory=dict[int, int])
     notes: tuple[str, ...] = ()
     scale_bytes_per_token: int = 0  # of the format's scales, on top where the pool holds them
+    full_layers: int = 0  # that keep every token
+    state_layers: int = 0
 
     def sequence_bytes(self, context_tokens: int) -> int | None:
         """Cache of one sequence of this length; None where a part of it is not known."""
@@ -45,6 +47,16 @@ class CacheShape:
             return None
         windows = sum(min(context_tokens, w) * b for w, b in self.window_bytes.items())
         return self.full_bytes_per_token * context_tokens + windows + self.state_bytes_per_sequence
+
+    def paged_bytes(self, context_tokens: int, page_tokens: int) -> int | None:
+        """The same where vLLM made a page of attention as large as a state's, and pads the state to it: whole
+        pages of the tokens, and of each state layer one. None where the layers are not of these two kinds.
+        """
+        full = self.full_bytes_per_token
+        if not (full and self.full_layers and self.state_layers) or self.window_bytes:
+            return None
+        pages = self.full_layers * -(-context_tokens // page_tokens) + self.state_layers
+        return pages * page_tokens * full // self.full_layers
 
 
 def cache_shape(
@@ -101,6 +113,8 @@ def _cache_shape(
         window_bytes=dict(windows),
         notes=() if state is not None else ("state layers of a kind that is not in the table",),
         scale_bytes_per_token=sum(layer.scales for _, layer in kept),
+        full_layers=sum(kind != "sliding" for kind, _ in kept),
+        state_layers=len(states),
     )
 
 

@@ -4,6 +4,7 @@ Beside that peak stand the weights, the activation peak, the pool in bytes and t
 sequence keep in it, and how many sequences of each length it holds.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -73,18 +74,25 @@ def point_memory(run: Run, start_mono_ns: int, end_mono_ns: int) -> MemoryResult
         state_bytes_per_sequence=shape.state_bytes_per_sequence if shape else None,
         kv_usage_peak=usage,
         kv_tokens_peak=round(usage * pool_tokens) if usage is not None and pool_tokens else None,
-        sequences_that_fit=sequences_that_fit(shape, pool_bytes, pool_tokens, contexts),
+        sequences_that_fit=sequences_that_fit(
+            shape, pool_bytes, pool_tokens, contexts, page_tokens(log)
+        ),
         reasons=reasons,
     )
 
 
 def sequences_that_fit(
-    shape: CacheShape | None, pool_bytes: int | None, pool_tokens: int | None, contexts: list[int]
+    shape: CacheShape | None,
+    pool_bytes: int | None,
+    pool_tokens: int | None,
+    contexts: list[int],
+    page_tokens: int | None = None,
 ) -> dict[int, int]:
     """context length → sequences of that length that the pool holds at once.
 
     By pool tokens where every layer keeps every token; by bytes where windows or states make a sequence
-    cost less than its length. vLLM pads the pages of mixed models, so the byte figure is an upper bound.
+    cost less than its length, in the pages that vLLM said it made of attention and states (``page_tokens``).
+    Where it did not say, and where groups of layers are padded to one size, that is an upper bound.
     """
     if shape is not None and shape.full_bytes_per_token is None:
         return {}
@@ -93,7 +101,8 @@ def sequences_that_fit(
         return {c: pool_tokens // c for c in contexts} if pool_tokens else {}
     fits: dict[int, int] = {}
     for context in contexts:
-        sequence = shape.sequence_bytes(context) if shape else None
+        paged = shape.paged_bytes(context, page_tokens) if shape and page_tokens else None
+        sequence = paged or (shape.sequence_bytes(context) if shape else None)
         if sequence and pool_bytes:
             fits[context] = pool_bytes // sequence
     return fits
@@ -124,6 +133,12 @@ def _server_log(run: Run) -> str:
         return path.read_text(errors="replace")
     packed = path.with_name(f"{path.name}.gz")
     return gunzip(packed).decode(errors="replace") if packed.is_file() else ""
+
+
+def page_tokens(log: str) -> int | None:
+    """Tokens of a page of attention beside states, which vLLM makes as large as a state; None without any."""
+    said = re.search(r"Setting attention block size to (\d+) tokens", log)
+    return int(said[1]) if said else None
 
 
 def graph_bytes(log: str) -> int | None:

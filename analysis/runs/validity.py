@@ -56,17 +56,11 @@ def of_manifest(run: Run) -> Iterator[Fault]:
     for code in manifest.invalid_reasons:
         if code == "no_steady_state":
             continue  # the window is looked for again (analysis.point.point)
-        if code == "client_bound" and _acquitted(run):
+        if code == "client_bound" and run.manifest.acquitted:
             continue
         said = "; ".join(audit_over_budget(run)) if code == "client_bound" else ""
         detail = f" ({said})" if said else ""
         yield Fault(code, INVALID_REASONS.get(code, code) + detail)
-
-
-def _acquitted(run: Run) -> bool:
-    """Every audit that exceeded its budget names nothing but what its client cannot have done."""
-    over = [audit for audit in run.manifest.audits.values() if audit.over_budget]
-    return bool(over) and all(audit.reasons and not audit.faults for audit in over)
 
 
 def audit_over_budget(run: Run) -> list[str]:
@@ -233,18 +227,26 @@ ASKED: tuple[Ask, ...] = (
 )
 
 
+def _complete(run: Run) -> bool:
+    return run.manifest.status == "complete"
+
+
+def _only_acquitted(run: Run) -> bool:
+    return run.manifest.invalid_reasons == ["client_bound"] and run.manifest.acquitted
+
+
 def superseded(runs: list[Run]) -> dict[Path, str]:
-    """Runs whose point was measured again later: path -> run id of the complete run that stands for it.
+    """Runs whose point was measured again later: path -> run id of the run that stands for it.
 
     The same point is one of the same configuration, candidate, device, repeat and folder: what another folder
-    holds is a replicate. Of several complete runs of one point the latest stands. A copy of a run in another
-    folder is no replicate: the first stands.
+    holds is a replicate. Of several complete runs of one point the latest stands; where none is complete, the
+    latest whose client is acquitted, since those count as well. A copy of a run in another folder is no
+    replicate: the first stands.
     """
     keys = {run.path: (run.manifest.config_hash, run.identity) for run in runs}
     standing: dict[tuple[str, Identity], Run] = {}
-    for run in runs:  # oldest first
-        if run.manifest.status == "complete":
-            standing[keys[run.path]] = run
+    for counts in (_only_acquitted, _complete):  # what is said last stands
+        standing |= {keys[run.path]: run for run in runs if counts(run)}  # oldest first
     out: dict[Path, str] = {}
     first: set[str] = set()
     for run in runs:

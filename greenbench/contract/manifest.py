@@ -252,6 +252,12 @@ class Manifest(Part):
         """``client_audit`` by its keys."""
         return audits_of(self.client_audit)
 
+    @property
+    def acquitted(self) -> bool:
+        """Every audit that exceeded its budget names nothing but what its client cannot have done."""
+        over = [audit for audit in self.audits.values() if audit.over_budget]
+        return bool(over) and all(audit.reasons and not audit.faults for audit in over)
+
 
 def audits_of(raw: dict[str, Any]) -> dict[str, ClientAudit]:
     return {client: ClientAudit.model_validate(said) for client, said in raw.items()}

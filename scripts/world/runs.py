@@ -8,8 +8,8 @@ from typing import Any
 from analysis.bottleneck.classify import gather
 from analysis.bottleneck.peaks import run_ceilings
 from analysis.bottleneck.roofline import phase_uses
-from analysis.point.point import analyse
-from analysis.runs.run import load_run
+from analysis.point.point import Point, analyse_all
+from analysis.runs.run import Run, load_run
 from greenbench.contract.run_dir import read_json
 from scripts.results import RESULTS
 from scripts.results_rows import USUAL, USUAL_VLLM, Row
@@ -40,7 +40,12 @@ def read_ours(pieces: Iterable[str]) -> Ours:
 def rows_of(piece: str) -> tuple[Row, ...]:
     """First copies of ``flash_attn3`` with a plain cache, by context and users."""
     manifests = sorted((RESULTS / piece).glob(f"*-{USUAL}-*/manifest.json"))
-    found = [row for path in manifests if usual(path) and (row := row_of(path.parent))]
+    runs = [load_run(path.parent) for path in manifests if usual(path)]
+    found = [
+        row
+        for run, point in zip(runs, analyse_all(runs), strict=True)
+        if (row := row_of(run, point))
+    ]
     return tuple(sorted(found, key=lambda row: (row.point.context_tokens, row.users, row.link)))
 
 
@@ -51,16 +56,14 @@ def usual(manifest: Path) -> bool:
     return plain and load_run(manifest.parent).identity.replicate.arm == 0
 
 
-def row_of(path: Path) -> Row | None:
-    """A run as the H200 page has it, without the other runs of its report; None where it is not usable."""
-    run = load_run(path)
-    point = analyse(run)
+def row_of(run: Run, point: Point) -> Row | None:
+    """A run as the H200 page has it; None where it is not usable."""
     if point.window is None or not point.usable:
         return None
     uses = phase_uses(run, point.window, run_ceilings(run, None))
     return Row(
-        piece=path.parent.relative_to(RESULTS).as_posix(),
-        link=path.relative_to(RESULTS).as_posix(),
+        piece=run.path.parent.relative_to(RESULTS).as_posix(),
+        link=run.path.relative_to(RESULTS).as_posix(),
         point=point,
         run=run,
         uses={use.phase: use for use in uses},

@@ -56,6 +56,24 @@ def test_a_list_names_each_point_with_its_status_and_reason_within_80_columns(
     assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)
 
 
+@pytest.mark.parametrize(("own_ms", "counted"), [(1.2, True), (100.0, False)])
+def test_a_list_says_of_a_late_answer_that_it_was_not_the_client_s(
+    tmp_path: Path, own_ms: float, counted: bool
+) -> None:
+    """It said "invalid" alone of points that stand in results/h200's tables."""
+    audit = {
+        "over_budget": True,
+        "reasons": ["TTFT over the server's own p50 is 144 ms, at most 96.4 ms was allowed"],
+        "figures": {"loop_lag": {"p99_ms": own_ms}, "kernel_to_user_delay": {"p99_ms": 1.2}},
+    }
+    late = {"status": "invalid", "invalid_reasons": ["client_bound"], "client_audit": {"c": audit}}
+    point(tmp_path, "20261123T000000Z-x", **late)
+    said = " ".join(line.strip() for line in list_lines(tmp_path))
+    assert (
+        "the client was not late, so a report does not hold it against the point" in said
+    ) == counted
+
+
 def test_an_empty_folder_has_no_points(tmp_path: Path) -> None:
     for root in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UserError, match="holds no points"):

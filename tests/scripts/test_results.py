@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -150,9 +151,9 @@ def test_a_line_through_logarithms_has_its_slope_and_no_error_where_all_lie_on_i
 def test_two_points_have_a_slope_and_no_interval_and_three_have_one() -> None:
     """Half for each doubling is the power of -1; t of one freedom is 12.71, the error 1/√3."""
     doubled = np.log(np.array([2.0, 4.0]))
-    assert power(doubled, -doubled) == "-1.00 (two points, so no interval; one start)"
+    assert power(doubled, -doubled) == "-1.00 (two points, so no interval)"
     said = power(np.array([0.0, 1.0, 2.0]), np.array([0.0, 1.0, 0.0]))
-    assert said == f"0.00 (95 %: {-12.7062 / 3**0.5:.2f} to {12.7062 / 3**0.5:.2f}, one start)"
+    assert said == f"0.00 (95 %: {-12.7062 / 3**0.5:.2f} to {12.7062 / 3**0.5:.2f})"
 
 
 def test_right_answers_by_counting_them() -> None:
@@ -225,9 +226,23 @@ def small(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_sweep_added_twice_is_two_pieces_and_one_start(small: Path) -> None:
-    assert add(small.parent / "sweep", small) == small / "tiny" / "sweep-2"
-    assert sum(row.point.usable for row in load_results(small).rows) == 1  # a copy is no replicate
+def test_a_sweep_is_added_once_and_its_next_runs_as_a_piece_of_their_own(small: Path) -> None:
+    with pytest.raises(UserError, match=r"is in .*/tiny/sweep-1 already; delete that piece"):
+        add(small.parent / "sweep", small)
+    write_run(small.parent / "later", FakeRun(measure_s=15, sweep="sweep", started_s=1000))
+    assert add(small.parent / "later" / "sweep", small) == small / "tiny" / "sweep-2"
+
+
+def test_a_folder_of_several_sweeps_is_refused(small: Path) -> None:
+    """It lay one folder too deep for the page, which left its runs out without a word."""
+    for card in ("card0", "card1"):
+        write_run(small.parent / "both", FakeRun(measure_s=15, sweep=card))
+    with pytest.raises(UserError, match=r"one sweep, .* add .*/both/card0, .*/both/card1"):
+        add(small.parent / "both", small)
+    with pytest.raises(UserError, match=r"one sweep, .* add .*/both/card0$"):
+        shutil.rmtree(small.parent / "both" / "card1")
+        add(small.parent / "both", small)
+    assert not (small / "tiny" / "both-1").exists()
 
 
 def test_a_piece_is_of_one_model(small: Path) -> None:

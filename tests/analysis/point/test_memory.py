@@ -1,5 +1,6 @@
 """Step table from vLLM's log lines, cache bytes of model shapes, and what fits a pool."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import pandas as pd
 import pytest
 
 from analysis.model.cache import CacheShape, cache_shape, layer_kinds
-from analysis.point.memory import graph_bytes, sequences_that_fit
+from analysis.point.memory import graph_bytes, page_tokens, sequences_that_fit
 from analysis.runs.activity import Activity
 from analysis.runs.engine_steps import between_lines, in_engine, overlapped, parse_steps
+from greenbench.contract.model_shape import ModelShape
 
 # lines as vLLM 0.32 writes them, with the launcher's epoch in front
 LOG = """\
@@ -204,7 +206,25 @@ def test_what_fits_is_by_tokens_for_plain_models_and_by_bytes_for_others() -> No
     assert sequences_that_fit(plain, 10**9, None, [2048]) == {}
 
 
-MODELS = Path(__file__).resolve().parents[3] / "configs/models"
+def test_a_hybrid_s_sequences_are_counted_in_the_pages_that_vllm_made() -> None:
+    """Expected: vLLM's own "Maximum concurrency for 33,024 tokens per request: 139.48x" of results/h200's
+    Falcon-H1, which bytes alone made 145. At 2,048: 2 pages of tokens and one of the state, each
+    24 × 1568 × 1024 bytes.
+    """
+    falcon = json.loads(FALCON.read_text())["server"]
+    shape = cache_shape(
+        falcon["shape"]["config"], "auto", "bfloat16", ModelShape(**falcon["shape"])
+    )
+    log = gzip.decompress(FALCON.with_name("server.log.gz").read_bytes()).decode()
+    assert "Maximum concurrency for 33,024 tokens per request: 139.48x" in log
+    pool = falcon["kv_cache_bytes"]
+    found = sequences_that_fit(shape, pool, 1, [2048, 33_024], page_tokens(log))
+    assert found == {2048: pool // (3 * 24 * 1568 * 1024), 33_024: 139}
+
+
+ROOT = Path(__file__).resolve().parents[3]
+(FALCON,) = ROOT.glob("results/h200/falcon-h1-1.5b/alternatives-1/servers/*/server.json")
+MODELS = ROOT / "configs/models"
 
 
 def test_every_model_that_the_project_builds_has_a_known_shape() -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,42 @@ def test_a_point_measured_again_is_passed_over(tmp_path: Path) -> None:
         ["died", f"measured again: {good.path.name} stands for it"],
         [],
     ]
+
+
+def acquit(run: RunDir) -> None:
+    """Late over the server's own TTFT, by more than its client can have been: see ClientAudit.faults."""
+    said = {
+        "over_budget": True,
+        "reasons": ["TTFT over the server's own p50 is 720 ms, at most 459 ms was allowed"],
+        "figures": {"loop_lag": {"p99_ms": 1.2}, "kernel_to_user_delay": {"p99_ms": 1.2}},
+    }
+    edit_manifest(run, lambda m: m.update(client_audit={"locust": said}))
+
+
+def test_a_server_start_measured_twice_is_no_two_starts_though_both_clients_are_acquitted(
+    tmp_path: Path,
+) -> None:
+    """Guards a range over "2 starts" that were one (seen: results/h200/llama-3.2-1b-decode)."""
+    late = FakeRun(status="invalid", invalid_reasons=("client_bound",))
+    runs = [write_run(tmp_path, replace(late, started_s=s)) for s in (0, 100)]
+    for run in runs:
+        acquit(run)
+    assert [point.status for point in analyse_all(load_runs(tmp_path))] == ["superseded", "ok"]
+
+
+def test_of_a_complete_run_and_an_acquitted_one_the_complete_stands(tmp_path: Path) -> None:
+    complete = write_run(tmp_path, FakeRun())
+    late = FakeRun(status="invalid", invalid_reasons=("client_bound",), started_s=100)
+    acquitted = write_run(tmp_path, late)
+    acquit(acquitted)
+    assert superseded(load_runs(tmp_path)) == {acquitted.path: complete.path.name}
+
+
+def test_a_late_client_stands_for_no_run(tmp_path: Path) -> None:
+    late = FakeRun(status="invalid", invalid_reasons=("client_bound",))
+    for started_s in (0, 100):
+        write_run(tmp_path, replace(late, started_s=started_s))
+    assert superseded(load_runs(tmp_path)) == {}
 
 
 def test_command_prints_a_line_a_fault_and_exits_1(tmp_path: Path) -> None:
