@@ -364,9 +364,48 @@ def test_longer_requests_that_no_server_takes_are_no_fewer_replicas(one: Measure
     short = replace(one, settings=replace(one.settings, max_model_len=6000))
     found = need(short, demand(40, {1024: 0.92, 5000: 0.08}), SLO, seed=7, draws=0)
     assert isinstance(found, Need) and found.longer[0] is None
+    assert (
+        "prompts +25 %: none, too long for a server: up to 6,314 tokens against its max_model_len "
+        "of 6,000" in found.said
+    )  # 5,000 · 1.25 + 64
     whole = need(one, demand(40, {1024: 0.92, 5000: 0.08}), SLO, seed=7, draws=0)
     assert isinstance(whole, Need) and whole.longer[0] is not None and whole.replicas is not None
     assert whole.longer[0] >= whole.replicas
+
+
+@pytest.mark.parametrize(
+    ("asked", "slo", "says"),
+    [
+        (
+            demand(1, 30_000),
+            SloConfig(e2e_s=9),
+            "prompts +25 %: none, prompts of up to 37,500 tokens are more than 2 times as long as those "
+            "measured (up to 16,384)",
+        ),
+        (  # 300 decodes of 2.02 ms alone, 375 a quarter longer
+            demand(1, 1024, 300),
+            SloConfig(e2e_s=0.7),
+            "outputs +25 %: none, no number of replicas meets the SLO",
+        ),
+    ],
+)
+def test_no_number_for_longer_requests_has_its_cause(
+    one: Measured, asked: Demand, slo: SloConfig, says: str
+) -> None:
+    found = need(one, replace(asked, few=100, most=100), slo, seed=7, draws=0)
+    assert isinstance(found, Need) and None in found.longer
+    assert [sentence for sentence in found.said if "none, " in sentence] == [says]
+
+
+def test_one_cause_is_said_once(one: Measured) -> None:
+    """Both are too long for the cache by as many tokens."""
+    cache = replace(one, settings=replace(one.settings, total_kv_tokens=8200))
+    found = need(cache, demand(1, 4096, 4096), SloConfig(e2e_s=100), seed=7, draws=0)
+    assert isinstance(found, Need) and found.longer == (None, None)
+    assert (
+        "prompts +25 % and outputs +25 %: none, too long for a server: up to 9,216 tokens against the "
+        "8,200 that its KV cache holds" in found.said
+    )
 
 
 def test_pools_of_a_policy_meet_together(one: Measured) -> None:
