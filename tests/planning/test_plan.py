@@ -23,7 +23,8 @@ from planning.demand import Demand, TrafficFile, load_demand
 from planning.fleet import fleet
 from planning.folder import holds_all
 from planning.plan import Plan, Prices, dump, load_prices, what_to_measure
-from planning.plan_page import render
+from planning.plan_page import energy, knee, render
+from planning.plan_page import replicas as against_traffic
 from planning.plan_told import answer, row, said, table
 from planning.requests import Traffic
 from planning.simulator import Played, Settings, play
@@ -555,6 +556,22 @@ def test_the_page_the_lines_and_the_json_say_the_same(made: Need) -> None:
     assert lines[1].split()[:2] == ["alpha", str(made.replicas)]
     check_closed(page, plotly())
     assert len(page) < len(plotly())  # which it carries packed
+
+
+def test_the_figures_name_every_row_in_one_colour(made: Need) -> None:
+    """By the legend, which is as wide as the page; the policy's pools grow together."""
+    policy = replace(made, label="the policy: 1 × a + 2 × b", pools=(1, 2), replicas=3)
+    plan = Plan("a card", "some traffic", SLO, "EUR", (made,), policy, ())
+    figures = [knee(plan), against_traffic(plan), energy(plan)]
+    rows = [made.label, "the policy"]
+    for figure in figures:
+        assert figure is not None and figure.layout.showlegend
+        assert [trace.name.rpartition("× ")[2] for trace in figure.data] == rows
+    colours = [[(t.marker.color or t.line.color) for t in f.data] for f in figures if f is not None]
+    assert colours[0] == colours[1] == colours[2] and len({*colours[0]}) == 2
+    at, servers = (figures[1].data[1][axis] for axis in "xy") if figures[1] else ((), ())
+    assert [*servers] == [3, 6, 9, 12]
+    assert [*at] == pytest.approx([n * made.most_rate for n in range(4)])
 
 
 def test_the_answer_names_who_may_serve(made: Need) -> None:
