@@ -445,6 +445,30 @@ def test_pools_of_a_policy_meet_together(one: Measured) -> None:
     assert found.watts is not None and found.watts[0] > np.dot(found.pools, busy)
 
 
+def test_a_policy_goes_by_what_is_not_cached(one: Measured) -> None:
+    """Of 8,192 tokens half are cached: 4,096 new ones, below the bound of 5,000. So does the gateway."""
+    policy = Policy.model_validate(
+        {
+            "schema": 1,
+            "objective": "e2e",
+            "model": {"name": "m"},
+            "default": "alpha",
+            "pools": {"alpha": {"backend": "alpha"}, "beta": {"backend": "beta"}},
+            "rules": [
+                {
+                    "name": "r",
+                    "pool": "beta",
+                    "when": {"uncached_prompt_tokens": {"at_least": 5000}},
+                }
+            ],
+        }
+    )
+    both = Choice("both", (one, replace(one, label="beta")), policy)
+    for cached, busy in ((0.0, {1}), (0.5, {0})):
+        seen = both.fleet(demand(2, 8192, cached_share=cached), SLO, 7).seen((1, 1), 1.0)
+        assert {at for at, use in enumerate(seen.uses) if use.utilisation} == busy
+
+
 def test_a_pool_of_few_requests_is_not_left_to_starve(one: Measured) -> None:
     """One of fourteen requests is long: without its pool nine of ten meet the SLO all the same."""
     policy = Policy.model_validate(
