@@ -678,6 +678,24 @@ def test_a_page_that_cannot_be_written_is_said_before_anything_is_played(
     assert code == 2 and f"there is no folder {page.parent}" in err
 
 
+def test_two_files_of_forwards_for_one_candidate_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        "nowhere",
+        "--traffic",
+        "t.yaml",
+        "--slo",
+        "ttft=1",
+        "--forward",
+        "a=f",
+        "--forward",
+        "a=g",
+    )
+    code, _, err = main_says(monkeypatch, capsys, *words)
+    assert code == 2 and "one file a candidate, found a, a" in err
+
+
 def test_a_plan_without_traffic_says_what_is_wanted(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "planning", "plan", str(tmp_path), "--slo", "ttft=1"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
