@@ -152,6 +152,10 @@ def plan(args: argparse.Namespace) -> int:
         print(what_to_measure(args.traffic and _demand(args), slo, args.seed), end="")
         return 0
     _wanted(args)
+    forwards: dict[str, Path] = dict(args.forward)
+    if len(forwards) < len(args.forward):
+        names = ", ".join(label for label, _ in args.forward)
+        raise UserError(f"--forward wants one file a candidate, found {names}")
     for out in (args.json, args.page):
         if out is not None and out.is_dir():
             raise UserError(f"{out}: is a folder; a file is wanted")
@@ -167,7 +171,7 @@ def plan(args: argparse.Namespace) -> int:
         prices=args.prices and load_prices(args.prices),
         policy=args.policy and load_policy(args.policy),
         seed=args.seed,
-        exact={label: read_forward(path) for label, path in args.forward},
+        exact={label: read_forward(path) for label, path in forwards.items()},
     )
     if args.json:
         write_atomic(args.json, dump(made))

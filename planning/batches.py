@@ -6,10 +6,11 @@ lengths of the requests, this gives each chunk's past and each decode's context.
 play does not meet is left out, and counted.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        return sum(new for new, _ in self.chunks) + len(self.contexts)
+        return sum([new for new, _ in self.chunks]) + len(self.contexts)
 
     @property
     def sequences(self) -> int:
@@ -49,12 +50,12 @@ class Lengths:
     output: int
 
 
-@dataclass(frozen=True, slots=True)
-class Logged:
-    """A line of the iteration log."""
+class Line(NamedTuple):
+    """Of the iteration log. ``unix_ns``: when it was written, at the step's end; 0: not known."""
 
     prefill_tokens: int
     decode_requests: int
+    unix_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,15 @@ class Timed:
     prompt_tokens: float | None = None
 
 
-def batches(log: Iterable[Logged], requests: Iterable[Lengths]) -> list[Batch | None]:
+def batches(log: Iterable[Line], requests: Iterable[Lengths]) -> list[Batch | None]:
     """The batch of each step; None where the log has other numbers. ``requests``: in order of service,
     the first of them with the first step.
     """
     coming = deque(requests)
     at = coming[0].cached if coming else 0
-    decoding: list[tuple[int, int]] = []  # (context of the next decode, decodes left)
+    decoded = 0  # steps
+    decoding: list[tuple[int, int]] = []  # (context less ``decoded``, what that is at its end)
+    first_end = math.inf
     found: list[Batch | None] = []
     for line in log:
         chunks: list[Chunk] = []
@@ -91,12 +94,19 @@ def batches(log: Iterable[Logged], requests: Iterable[Lengths]) -> list[Batch | 
             if at == one.prompt:
                 through.append(coming.popleft())
                 at = coming[0].cached if coming else 0
-        contexts = tuple(context for context, _ in decoding)
+        contexts = tuple([context + decoded for context, _ in decoding])
         met = not left and len(contexts) == line.decode_requests
         found.append(Batch(tuple(chunks), contexts) if met else None)
         if line.decode_requests:
-            decoding = [(context + 1, n - 1) for context, n in decoding if n > 1]
-        decoding += [(one.prompt + 1, one.output - 1) for one in through if one.output > 1]
+            decoded += 1
+        if through or decoded == first_end:
+            decoding = [one for one in decoding if one[1] > decoded]
+            decoding += [
+                (one.prompt + 1 - decoded, decoded + one.output - 1)
+                for one in through
+                if one.output > 1
+            ]
+            first_end = min((end for _, end in decoding), default=math.inf)
     return found
 
 
@@ -131,20 +141,12 @@ class Sent:
     over_ns: float
 
 
-@dataclass(frozen=True, slots=True)
-class Line(Logged):
-    """``unix_ns``: when it was written, at the step's end."""
-
-    unix_ns: int
-
-
 def lines_of(run: Run) -> list[Line]:
     """Empty without time stamps, or with several engines."""
     steps = run.steps
     if len(steps) == 0 or steps["unix_ns"].isna().any() or steps["engine"].nunique() > 1:
         return []
-    columns = _columns(steps, "prefill_tokens", "decode_requests", "unix_ns")
-    return [Line(int(p), int(d), int(ns)) for p, d, ns in columns]
+    return list(map(Line._make, _columns(steps, *Line._fields)))
 
 
 def served(run: Run) -> list[tuple[Sent, Lengths]]:

@@ -1,5 +1,6 @@
 """What a plan knows of each measured candidate: its step time, its limits, its power, what was measured."""
 
+import gc
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -128,7 +129,9 @@ def measured(
 ) -> tuple[list[Measured], list[str], DeviceKind]:
     """The candidates below ``root``, a sentence for each that cannot be planned with, and the card."""
     holds_all(root)
-    return candidates_of(study(root, across_executions=True, slo=slo), hardware)
+    found = study(root, across_executions=True, slo=slo)
+    gc.freeze()  # it stays: a collection, of which the steps below make many, need not look at it
+    return candidates_of(found, hardware)
 
 
 def candidates_of(
@@ -165,7 +168,8 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
     work = model_of(first)
     if work is None:
         raise NotEnough("its model's shape or the format of its KV cache is not known")
-    own: list[tuple[Block, Timed]] = []
+    shape = shape_of(work)
+    own: list[tuple[Block, Steps]] = []
     idle: list[tuple[float, int]] = []  # seconds of steps without a kernel, steps
     for point in points:
         window = point.window
@@ -173,7 +177,7 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
             continue
         steps = timed(runs[point.path], (window.start_unix_ns, window.end_unix_ns))
         if steps is not None and steps.batches and steps.unmet <= len(steps.batches) / 20:
-            own.append((point.block, steps))
+            own.append((point.block, steps_of(shape, steps)))
             kernels = kernel_share(runs[point.path], window)
             if kernels is not None:
                 idle.append(
@@ -190,9 +194,7 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
         raise NotEnough(
             "no proven run of it has an iteration log that fits its requests (server.iteration_log)"
         )
-    shape = shape_of(work)
-    fitted_to = tuple((block, steps_of(shape, run)) for block, run in own)
-    model = fit(shape, [run for _, run in fitted_to])
+    model = fit(shape, [run for _, run in own])
     here = [runs[point.path] for point in points]
     settings = _settings(here)
     metered = _metered(points)
@@ -201,11 +203,11 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
         label=label,
         shape=shape,
         model=model,
-        timed=fitted_to,
+        timed=tuple(own),
         settings=settings,
         front=front(here, settings),
         hull=Hull(
-            max(batch.sequences for _, run in own for batch in run.batches),
+            max(run.sequences for _, run in own),
             (min(p.context_tokens for p in points), max(p.context_tokens for p in points)),
         ),
         power=power,

@@ -23,7 +23,7 @@ MOST_FACTOR = 64  # of the rate, tried
 CAPPED = 0.99 * MOST_FACTOR
 NEAR, NEAR_ROUNDS = 1.2, 4  # the same of a draw: to 1.2^(1/2^4) times the plan's own
 DRAWS = 20
-LONGER = ((1.25, 1.0), (1.0, 1.25))  # prompts, outputs
+LONGER = {"prompts +25 %": (1.25, 1.0), "outputs +25 %": (1.0, 1.25)}  # factors on prompts, outputs
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Need:
     and E2E of the 90th percentile. All but that of ``replicas`` are of as many replicas as the plan has.
 
     ``most_rate``: requests/s that these replicas take; ``knee``: (rate, p90 TTFT, utilisation) of them.
-    ``longer``: replicas where prompts, or outputs, are a quarter longer, None: no number of them, beyond
-    what was measured, or more requests too long for a server. ``watts``: bounds on the mean of all replicas;
-    equal where idle power was measured, and else the interval holds the bounds of the draws.
+    ``longer``: replicas where prompts, or outputs, are a quarter longer, None: ``said`` has why.
+    ``watts``: bounds on the mean of all replicas; equal where idle power was measured, and else the interval
+    holds the bounds of the draws.
     """
 
     label: str
@@ -180,7 +180,8 @@ def needed(
     most, at_slo = most_factor(whole, counts, stride=2**ROUNDS)
     assert at_slo is not None  # they meet the asked rate
     beyond = whole.seen(counts, most * 1.1)
-    longer = [_if_longer(choice, demand, by, slo, seed, counts) for by in LONGER]
+    tried = [_if_longer(choice, demand, by, slo, seed, counts) for by in LONGER.values()]
+    longer = [None if isinstance(each, str) else each for each in tried]
     spread = _spread(choice, demand, slo, seed, draws, Own(counts, seen, most, tuple(longer)))
     room, rate = _held(spread.headroom, most - 1), demand.rate_per_s
     servers = choice.servers(counts)
@@ -221,7 +222,7 @@ def needed(
         most_extrapolated=at_slo.reach > 1,
         barred=any(one.barred for one in choice.of),
         unjudged=any(one.unjudged is not None for one in choice.of),
-        said=_said(choice, asked, spread.none, seen, at_slo, most),
+        said=(*_said(choice, asked, spread.none, seen, at_slo, most), *_no_number(tried)),
     )
 
 
@@ -317,16 +318,42 @@ def most_factor(
 
 def _if_longer(
     choice: Choice, demand: Demand, by: tuple[float, float], slo: SloConfig, seed: int, near: Counts
-) -> Counts | None:
-    """None as well where that makes requests too long for a server: without them fewer replicas would do.
-    Longer requests take no fewer than ``near``.
+) -> Counts | str:
+    """Why there is no number; also where that makes requests too long for a server: without them fewer
+    replicas would do. Longer requests take no fewer than ``near``.
     """
     longer = demand.stretched(*by)
     asked, told = (each.traffic(1.0, seed) for each in (longer, demand))
     for one in choice.of:
-        if length_reach(one, asked) > BEYOND or _untaken(one, asked) > _untaken(one, told):
-            return None
-    return enough(choice.fleet(longer, slo, seed), near, near[0])
+        of = "" if choice.policy is None else f" of {one.label}"
+        if length_reach(one, asked) > BEYOND:
+            return (
+                f"prompts of up to {asked.prompt_tokens.max():,} tokens are more than {BEYOND:g} times "
+                f"as long as those measured{of} (up to {one.hull.prompts[1]:,})"
+            )
+        if _untaken(one, asked) > _untaken(one, told):
+            most = (asked.prompt_tokens + asked.output_tokens).max()
+            return f"too long for a server{of}: up to {most:,} tokens against {_limit(one)}"
+    found = enough(choice.fleet(longer, slo, seed), near, near[0])
+    return "no number of replicas meets the SLO" if found is None else found
+
+
+def _limit(one: Measured) -> str:
+    """The tighter bound on a request's tokens."""
+    settings = one.settings
+    length, cache = settings.max_model_len, settings.total_kv_tokens
+    if length is not None and (cache is None or length <= cache):
+        return f"its max_model_len of {length:,}"
+    return f"the {cache or 0:,} that its KV cache holds"
+
+
+def _no_number(tried: Sequence[Counts | str]) -> list[str]:
+    """A sentence for each cause."""
+    of: dict[str, list[str]] = {}
+    for name, found in zip(LONGER, tried, strict=True):
+        if isinstance(found, str):
+            of.setdefault(found, []).append(name)
+    return [f"{' and '.join(names)}: none, {why}" for why, names in of.items()]
 
 
 def _knee(whole: Fleet, counts: Counts, most: float) -> list[tuple[float, float, float]]:
@@ -419,7 +446,7 @@ def _draw(
     most, at = most_factor(whole, plan.counts, plan.most, NEAR, NEAR_ROUNDS, guess)
     found = enough(whole, plan.counts)
     longer: list[int | None] = []
-    for by, near in zip(LONGER, plan.longer, strict=True):
+    for by, near in zip(LONGER.values(), plan.longer, strict=True):
         if near is None or found is None:
             longer.append(None)
         else:

@@ -176,15 +176,17 @@ class Fleet:
     ) -> tuple[Traffic, Played]:
         """Stopped where ``early`` and more have missed the SLO than may."""
         asked = self.demand.traffic(factor, self.seed, share)
-        route = least_open if self.policy is None else by_policy(compile(self.policy), asked)
-
+        cached = self.demand.file.cached_share
+        route = (
+            least_open if self.policy is None else by_policy(compile(self.policy), asked, cached)
+        )
         watch = Watch(tuple(one.front for one in self.of), self.slo, len(asked))
 
         def stops(jobs: Sequence[Job | None], now: float) -> bool:
             return early and watch.missed(jobs, now)
 
         engines = [engine for engine, _ in servers]
-        return asked, play(asked, engines, route, self.demand.file.cached_share, stops=stops)
+        return asked, play(asked, engines, route, cached, stops=stops)
 
 
 @dataclass

@@ -33,7 +33,7 @@ class _Rank(BaseModel):
 class _Case(BaseModel):
     case: str
     requests: list[_Request] = Field(min_length=1)
-    median_us: float = Field(gt=0)
+    median_us: float = Field(gt=0, allow_inf_nan=False)
     ranks: list[_Rank] = Field(min_length=1)
 
 
@@ -58,10 +58,12 @@ def read_forward(path: Path) -> Timed:
     cases = parse(_File, {"cases": data}, str(path)).cases
     found = [_batch(path, case) for case in cases]
     decoding = {len(batch.contexts) for batch in found if not batch.chunks}
-    if len(found) < LEAST_CASES or len(decoding) < 2 or not any(b.chunks for b in found):
+    prompts = sum(bool(batch.chunks) for batch in found)
+    if len(found) < LEAST_CASES or len(decoding) < 2 or not prompts:
         raise UserError(
             f"{path}: at least {LEAST_CASES} cases are wanted, a prompt and decodes of two numbers of "
-            f"requests among them, found {len(found)}"
+            f"requests among them, found {len(found)}, {prompts} of them with a prompt, and decodes of "
+            f"{len(decoding)} numbers of requests"
         )
     seconds = np.array([case.median_us / 1e6 for case in cases])
     return Timed(path.name, tuple(found), seconds, 0)
@@ -71,6 +73,12 @@ def _batch(path: Path, case: _Case) -> Batch:
     if any(one.num_draft_tokens for one in case.requests):
         raise UserError(
             f"{path}: case '{case.case}' verifies drafts, which a plan does not model; leave it out"
+        )
+    odd = next((one for one in case.requests if one.kv_len < one.query_len), None)
+    if odd is not None:
+        raise UserError(
+            f"{path}: case '{case.case}': kv_len counts the query's tokens too, so at least "
+            f"{odd.query_len} is wanted, found {odd.kv_len}; leave it out"
         )
     tokens = sum(one.query_len for one in case.requests)
     if any(rank.num_tokens != tokens for rank in case.ranks):

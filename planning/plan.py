@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,7 @@ from planning.batches import Timed
 from planning.candidates import Measured, measured
 from planning.capacity import Choice, Need, need, needed
 from planning.demand import Demand
+from planning.side_by_side import side_by_side
 
 MOST_SERVERS = 64  # of a policy's pools that are played, about
 USERS = (1, 4, 16)  # of the sweep that is enough: alone, some, many in a step
@@ -69,7 +71,7 @@ def plan(
         raise UserError(f"--forward wants a candidate ({known}), found '{unknown[0]}'")
     found = [one.told(exact[one.label]) if one.label in exact else one for one in found]
     of = None if policy is None else _pooled(root, policy, found)
-    each = [need(one, demand, slo, seed) for one in found]
+    each = side_by_side(partial(need, demand=demand, slo=slo, seed=seed), found)
     needs = [_priced(made, prices) for made in each if isinstance(made, Need)]
     refused += [made for made in each if isinstance(made, str)]
     mixed: Need | None = None

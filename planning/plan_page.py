@@ -9,8 +9,9 @@ from analysis.report import document
 from analysis.report.figures import Figures
 from analysis.report.plots import COLOURS, FRAME
 from greenbench.contract.run_dir import write_atomic
+from planning.capacity import Need
 from planning.plan import Plan
-from planning.plan_told import answer, circumstances, head, rows, said
+from planning.plan_told import answer, circumstances, every, head, rows, said
 
 HERE = Path(__file__).parent
 
@@ -46,6 +47,7 @@ def _figure(title: str, x: str, y: str) -> go.Figure:
     below: dict[str, Any] = FRAME | {"legend": {"orientation": "h", "y": -0.3, "yanchor": "top"}}
     figure.update_layout(
         height=420,
+        showlegend=True,  # of one alone too
         title={"text": title, "font": {"size": 14}},
         xaxis={"title": {"text": x}},
         yaxis={"title": {"text": y}, "rangemode": "tozero"},
@@ -59,10 +61,10 @@ def knee(made: Plan) -> go.Figure:
     figure = _figure(
         "Where each fleet's knee is", "requests/s to the whole fleet", "TTFT, 90th percentile, s"
     )
-    for number, one in enumerate(made.needs):
+    for number, one in enumerate(every(made)):
         rate, ttft, busy = zip(*one.knee, strict=True)
         figure.add_scatter(
-            x=rate, y=ttft, name=f"{one.replicas} × {one.label}", mode="lines+markers",
+            x=rate, y=ttft, name=_fleet(made, one), mode="lines+markers",
             line={"color": COLOURS[number % len(COLOURS)]}, customdata=busy,
             hovertemplate="%{y:.3g} s, %{customdata:.0%} busy",
         )  # fmt: skip
@@ -71,18 +73,28 @@ def knee(made: Plan) -> go.Figure:
     return figure
 
 
+def _fleet(made: Plan, one: Need) -> str:
+    return _name(made, one) if one is made.mixed else f"{one.replicas} × {one.label}"
+
+
+def _name(made: Plan, one: Need) -> str:
+    """The legend has no room for how many of each pool; the table says it."""
+    return "the policy" if one is made.mixed else one.label
+
+
 def replicas(made: Plan) -> go.Figure:
-    """Replicas against the traffic: what one replica takes at the SLO, in steps."""
+    """Replicas against the traffic: what one replica takes at the SLO, in steps; of a policy all its pools as
+    they are here.
+    """
     figure = _figure(
         "Replicas against traffic, if each takes as much as here", "requests/s", "replicas"
     )
-    for number, one in enumerate(made.needs):
-        if not one.replicas:
-            continue
-        each = one.most_rate / one.replicas
-        counts = range(1, 2 * one.replicas + 3)
+    for number, one in enumerate(every(made)):
+        step = one.replicas if one is made.mixed else 1
+        counts = range(step, 2 * (one.replicas + step) + 1, step)
         figure.add_scatter(
-            x=[each * (n - 1) for n in counts], y=list(counts), name=one.label,
+            x=[one.most_rate * (n - step) / one.replicas for n in counts], y=list(counts),
+            name=_name(made, one),
             line={"shape": "hv", "color": COLOURS[number % len(COLOURS)]},
         )  # fmt: skip
     return figure
@@ -90,18 +102,16 @@ def replicas(made: Plan) -> go.Figure:
 
 def energy(made: Plan) -> go.Figure | None:
     """The bar is the lower bound, the whisker the interval, or both bounds where there is none."""
-    known = [(one, one.kwh_day) for one in made.needs if one.kwh_day is not None]
-    if not known:
-        return None
     figure = _figure("Energy of the fleet", "", "kWh a day")
-    ends = [one.kwh_interval or bounds for one, bounds in known]
-    lows = [bounds[0] for _, bounds in known]
-    figure.add_bar(
-        x=[one.label for one, _ in known], y=lows, marker={"color": COLOURS[0]},
-        error_y={
-            "type": "data", "symmetric": False,
-            "array": [high - low for (_, high), low in zip(ends, lows, strict=True)],
-            "arrayminus": [low - least for (least, _), low in zip(ends, lows, strict=True)],
-        },
-    )  # fmt: skip
-    return figure
+    figure.update_xaxes(showticklabels=False)  # the legend has the names, which are long
+    for number, one in enumerate(every(made)):
+        if one.kwh_day is None:
+            continue
+        low, _ = one.kwh_day
+        least, most = one.kwh_interval or one.kwh_day
+        figure.add_bar(
+            x=[one.label], y=[low], name=_fleet(made, one),
+            marker={"color": COLOURS[number % len(COLOURS)]},
+            error_y={"type": "data", "symmetric": False, "array": [most - low], "arrayminus": [low - least]},
+        )  # fmt: skip
+    return figure if figure.data else None

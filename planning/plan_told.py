@@ -40,11 +40,11 @@ def circumstances(made: Plan) -> str:
 def said(made: Plan) -> list[str]:
     """What must be said of the candidates, of the policy's pools, and of who is left out."""
     of: dict[str, list[str]] = {}
-    for one in _rows(made):
+    for one in every(made):
         for sentence in one.said:
             of.setdefault(sentence, []).append(f"`{one.label}`")
     sentences = [
-        f"{', '.join(labels) if len(labels) < max(2, len(_rows(made))) else 'All'}: {sentence}."
+        f"{', '.join(labels) if len(labels) < max(2, len(every(made))) else 'All'}: {sentence}."
         for sentence, labels in of.items()
     ]
     return [*sentences, *(f"Left out: {why}." for why in made.refused)]
@@ -57,13 +57,14 @@ def head(currency: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _rows(made: Plan) -> list[Need]:
+def every(made: Plan) -> list[Need]:
+    """The candidates, and after them the policy's pools together."""
     return [*made.needs, *([] if made.mixed is None else [made.mixed])]
 
 
 def rows(made: Plan) -> list[tuple[str, ...]]:
     """One a candidate, and one of the policy's pools."""
-    return [row(each) for each in _rows(made)]
+    return [row(each) for each in every(made)]
 
 
 BRACKETS = "TTFT, E2E, W, kWh, cost: of as many replicas as the plan has; in brackets 95 % over server starts"

@@ -21,9 +21,10 @@ from planning.simulate import Holder, Job, Router, Server, arrivals_of, run
 AHEAD = 10  # requests
 
 
-def requests_of(traffic: Traffic) -> list[Request]:
+def requests_of(traffic: Traffic, cached: float = 0.0) -> list[Request]:
+    """``cached``: share of each prompt that every pool is expected to hold in its prefix cache."""
     return [
-        Request(int(prompt), 0, int(output))
+        Request(int(prompt), int(cached * prompt), int(output))
         for prompt, output in zip(traffic.prompt_tokens, traffic.output_tokens, strict=True)
     ]
 
@@ -42,8 +43,11 @@ def able(policy: Policy, traffic: Traffic) -> list[frozenset[str]]:
     ]
 
 
-def by_policy(chooser: Chooser, traffic: Traffic) -> Callable[[int, Sequence[Holder]], int | None]:
-    requests = requests_of(traffic)
+def by_policy(
+    chooser: Chooser, traffic: Traffic, cached: float = 0.0
+) -> Callable[[int, Sequence[Holder]], int | None]:
+    """As the gateway, whose rules are by the tokens that are not cached."""
+    requests = requests_of(traffic, cached)
 
     def route(number: int, servers: Sequence[Holder]) -> int | None:
         pools: dict[str, list[int]] = {}

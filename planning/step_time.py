@@ -56,17 +56,19 @@ class Shape:
     routed: bool
 
     def row(self, batch: Batch) -> "Terms":
-        pairs = sum(
-            m.flops_per_pair * m.pairs(*chunk) for m in self.mixes for chunk in batch.chunks
-        )
-        read = sum(m.bytes_per_token * m.seen(batch.contexts) for m in self.mixes)
-        return Terms(
-            launch=1.0,
-            weights=self.weight_bytes(batch.tokens),
-            linear=self.linear_flops * batch.tokens,
-            attention=pairs,
-            kv=read,
-            sequence=batch.sequences,
+        return Terms(*self.amounts(batch))
+
+    def amounts(self, batch: Batch) -> tuple[float, ...]:
+        """In the order of ``Terms``; a sweep has hundreds of thousands of batches."""
+        tokens = batch.tokens
+        mixes, chunks = self.mixes, batch.chunks
+        return (
+            1.0,
+            self.weight_bytes(tokens),
+            self.linear_flops * tokens,
+            sum([m.flops_per_pair * m.pairs(*chunk) for m in mixes for chunk in chunks]),
+            sum([m.bytes_per_token * m.seen(batch.contexts) for m in mixes]),
+            batch.sequences,
         )
 
     def weight_bytes(self, tokens: float) -> float:
@@ -217,11 +219,16 @@ class Steps:
     def __len__(self) -> int:
         return len(self.seconds)
 
+    @property
+    def sequences(self) -> int:
+        """The most in one step."""
+        return int(self.amounts[:, -1].max())
+
 
 def steps_of(shape: Shape, run: Timed) -> Steps:
     return Steps(
         run_id=run.run_id,
-        amounts=np.array([shape.row(batch).each for batch in run.batches]),
+        amounts=np.array([shape.amounts(batch) for batch in run.batches]),
         seconds=run.seconds,
         prefilling=np.array([bool(batch.chunks) for batch in run.batches]),
         decoding=frozenset(len(batch.contexts) for batch in run.batches if not batch.chunks),

@@ -36,7 +36,7 @@ FLOORS = {
         "forward", "step_time",
         "simulator",
         "front", "closed_loop", "demand", "prometheus", "candidates", "fleet", "capacity", "held_out",
-        "baselines", "back_test", "plan", "plan_told", "plan_page", "__main__",
+        "baselines", "back_test", "side_by_side", "plan", "plan_told", "plan_page", "__main__",
     ),
     "gateway": (
         "__init__", "options", "request", "page", "scrape", "prefixes", "pools", "policy_file", "length",

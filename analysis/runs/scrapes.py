@@ -61,7 +61,7 @@ def usage_series(server: pd.DataFrame) -> Series | None:
 
 def kv_usage(server: pd.DataFrame) -> pd.DataFrame:
     """One row a scrape, in order of time: ``unix_ns``, ``mono_ns``, ``value``. ``server``: ``Run.server``."""
-    metrics = set(server["metric"])
+    metrics = set(server["metric"].unique())
     name = next((name for name in KV_USAGE if name in metrics), None)
     if name is None:
         return server.head(0)[["unix_ns", "mono_ns", "value"]]

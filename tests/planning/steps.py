@@ -6,7 +6,7 @@ import numpy as np
 
 from analysis.model.work import ModelWork, model_work
 from analysis.runs.identity import Block
-from planning.batches import Batch, Lengths, Logged, Timed
+from planning.batches import Batch, Lengths, Line, Timed
 from planning.candidates import Front, Hull, Measured, Power
 from planning.simulator import Settings
 from planning.step_time import Shape, StepTime, Terms, fit, shape_of, steps_of
@@ -37,7 +37,7 @@ SHAPE = shape_of(model())
 
 def closed_loop(
     users: int, prompt: int, output: int, budget: int, steps: int
-) -> tuple[list[Batch], list[Logged], list[Lengths]]:
+) -> tuple[list[Batch], list[Line], list[Lengths]]:
     """What vLLM computes with so many users who ask again at once: a second way beside the simulator, one
     token after another.
     """
@@ -65,7 +65,7 @@ def closed_loop(
                 order.remove(user)
                 order.append(user)
     served += [Lengths(prompt, 0, output) for u in order if 0 < done[u] < prompt]
-    log = [Logged(sum(new for new, _ in b.chunks), len(b.contexts)) for b in batches]
+    log = [Line(sum(new for new, _ in b.chunks), len(b.contexts)) for b in batches]
     return batches, log, served
 
 

@@ -89,7 +89,12 @@ def test_forwards_of_another_model_are_refused(path: Path) -> None:
         (None, "cannot be read"),
         ("{", "not JSON"),
         ('{"cases": []}', "a list of cases"),
-        (json.dumps(cases()[:3]), "at least 8 cases"),
+        ("", "not JSON"),
+        ("[]", "at least 8 cases .* found 0, 0 of them with a prompt"),
+        (json.dumps(cases()[:3]), "found 3, 0 of them with a prompt, and decodes of 2 numbers"),
+        (json.dumps(cases()[6:10] * 2), "found 8, 8 of them with a prompt, and decodes of 0 numbers"),
+        (json.dumps([*cases(), case("v", (1, 9), seconds=float("inf"))]), "11.median_us: .*finite"),
+        (json.dumps([*cases(), case("v", (512, 100), seconds=1)]), "'v': .* 512 is wanted, found 100"),
         (json.dumps([{"case": "a"}]), "requests"),
         (json.dumps([*cases(), case("v", (4, 900), seconds=1, ranks=[{"num_tokens": 9}])]), "9 tokens"),
         (

@@ -23,7 +23,8 @@ from planning.demand import Demand, TrafficFile, load_demand
 from planning.fleet import fleet
 from planning.folder import holds_all
 from planning.plan import Plan, Prices, dump, load_prices, what_to_measure
-from planning.plan_page import render
+from planning.plan_page import energy, knee, render
+from planning.plan_page import replicas as against_traffic
 from planning.plan_told import answer, row, said, table
 from planning.requests import Traffic
 from planning.simulator import Played, Settings, play
@@ -364,9 +365,48 @@ def test_longer_requests_that_no_server_takes_are_no_fewer_replicas(one: Measure
     short = replace(one, settings=replace(one.settings, max_model_len=6000))
     found = need(short, demand(40, {1024: 0.92, 5000: 0.08}), SLO, seed=7, draws=0)
     assert isinstance(found, Need) and found.longer[0] is None
+    assert (
+        "prompts +25 %: none, too long for a server: up to 6,314 tokens against its max_model_len "
+        "of 6,000" in found.said
+    )  # 5,000 · 1.25 + 64
     whole = need(one, demand(40, {1024: 0.92, 5000: 0.08}), SLO, seed=7, draws=0)
     assert isinstance(whole, Need) and whole.longer[0] is not None and whole.replicas is not None
     assert whole.longer[0] >= whole.replicas
+
+
+@pytest.mark.parametrize(
+    ("asked", "slo", "says"),
+    [
+        (
+            demand(1, 30_000),
+            SloConfig(e2e_s=9),
+            "prompts +25 %: none, prompts of up to 37,500 tokens are more than 2 times as long as those "
+            "measured (up to 16,384)",
+        ),
+        (  # 300 decodes of 2.02 ms alone, 375 a quarter longer
+            demand(1, 1024, 300),
+            SloConfig(e2e_s=0.7),
+            "outputs +25 %: none, no number of replicas meets the SLO",
+        ),
+    ],
+)
+def test_no_number_for_longer_requests_has_its_cause(
+    one: Measured, asked: Demand, slo: SloConfig, says: str
+) -> None:
+    found = need(one, replace(asked, few=100, most=100), slo, seed=7, draws=0)
+    assert isinstance(found, Need) and None in found.longer
+    assert [sentence for sentence in found.said if "none, " in sentence] == [says]
+
+
+def test_one_cause_is_said_once(one: Measured) -> None:
+    """Both are too long for the cache by as many tokens."""
+    cache = replace(one, settings=replace(one.settings, total_kv_tokens=8200))
+    found = need(cache, demand(1, 4096, 4096), SloConfig(e2e_s=100), seed=7, draws=0)
+    assert isinstance(found, Need) and found.longer == (None, None)
+    assert (
+        "prompts +25 % and outputs +25 %: none, too long for a server: up to 9,216 tokens against the "
+        "8,200 that its KV cache holds" in found.said
+    )
 
 
 def test_pools_of_a_policy_meet_together(one: Measured) -> None:
@@ -403,6 +443,30 @@ def test_pools_of_a_policy_meet_together(one: Measured) -> None:
         assert ends is not None and own is not None and ends[0] <= own <= (ends[1] or own)
     busy = [100 + 300 * use.utilisation for use in found.seen.uses]  # 100 W idle, 400 to 600 W busy
     assert found.watts is not None and found.watts[0] > np.dot(found.pools, busy)
+
+
+def test_a_policy_goes_by_what_is_not_cached(one: Measured) -> None:
+    """Of 8,192 tokens half are cached: 4,096 new ones, below the bound of 5,000. So does the gateway."""
+    policy = Policy.model_validate(
+        {
+            "schema": 1,
+            "objective": "e2e",
+            "model": {"name": "m"},
+            "default": "alpha",
+            "pools": {"alpha": {"backend": "alpha"}, "beta": {"backend": "beta"}},
+            "rules": [
+                {
+                    "name": "r",
+                    "pool": "beta",
+                    "when": {"uncached_prompt_tokens": {"at_least": 5000}},
+                }
+            ],
+        }
+    )
+    both = Choice("both", (one, replace(one, label="beta")), policy)
+    for cached, busy in ((0.0, {1}), (0.5, {0})):
+        seen = both.fleet(demand(2, 8192, cached_share=cached), SLO, 7).seen((1, 1), 1.0)
+        assert {at for at, use in enumerate(seen.uses) if use.utilisation} == busy
 
 
 def test_a_pool_of_few_requests_is_not_left_to_starve(one: Measured) -> None:
@@ -518,6 +582,22 @@ def test_the_page_the_lines_and_the_json_say_the_same(made: Need) -> None:
     assert len(page) < len(plotly())  # which it carries packed
 
 
+def test_the_figures_name_every_row_in_one_colour(made: Need) -> None:
+    """By the legend, which is as wide as the page; the policy's pools grow together."""
+    policy = replace(made, label="the policy: 1 × a + 2 × b", pools=(1, 2), replicas=3)
+    plan = Plan("a card", "some traffic", SLO, "EUR", (made,), policy, ())
+    figures = [knee(plan), against_traffic(plan), energy(plan)]
+    rows = [made.label, "the policy"]
+    for figure in figures:
+        assert figure is not None and figure.layout.showlegend
+        assert [trace.name.rpartition("× ")[2] for trace in figure.data] == rows
+    colours = [[(t.marker.color or t.line.color) for t in f.data] for f in figures if f is not None]
+    assert colours[0] == colours[1] == colours[2] and len({*colours[0]}) == 2
+    at, servers = (figures[1].data[1][axis] for axis in "xy") if figures[1] else ((), ())
+    assert [*servers] == [3, 6, 9, 12]
+    assert [*at] == pytest.approx([n * made.most_rate for n in range(4)])
+
+
 def test_the_answer_names_who_may_serve(made: Need) -> None:
     """One that may not is no answer; as many replicas are a tie, and more are said."""
     out, more = replace(made, barred=True), replace(made, label="beta", replicas=9)
@@ -596,6 +676,24 @@ def test_a_page_that_cannot_be_written_is_said_before_anything_is_played(
     words = ("nowhere", "--traffic", "t.yaml", "--slo", "ttft=1", "--page", str(page))
     code, _, err = main_says(monkeypatch, capsys, *words)
     assert code == 2 and f"there is no folder {page.parent}" in err
+
+
+def test_two_files_of_forwards_for_one_candidate_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        "nowhere",
+        "--traffic",
+        "t.yaml",
+        "--slo",
+        "ttft=1",
+        "--forward",
+        "a=f",
+        "--forward",
+        "a=g",
+    )
+    code, _, err = main_says(monkeypatch, capsys, *words)
+    assert code == 2 and "one file a candidate, found a, a" in err
 
 
 def test_a_plan_without_traffic_says_what_is_wanted(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import astuple, replace
 import numpy as np
 import pytest
 
-from planning.batches import Batch, Lengths, Logged, Timed, batches
+from planning.batches import Batch, Lengths, Line, Timed, batches
 from planning.step_time import NotEnough, StepTime, shape_of
 from tests.planning.steps import KNOWN, closed_loop, fitted, model, took
 
@@ -33,13 +33,13 @@ def test_the_log_gives_each_chunk_and_each_context() -> None:
 
 def test_a_step_of_other_numbers_is_left_out_and_the_rest_stands() -> None:
     truth, log, served = closed_loop(2, 3000, 9, 2048, 60)
-    log[10] = replace(log[10], decode_requests=log[10].decode_requests + 5)
+    log[10] = log[10]._replace(decode_requests=log[10].decode_requests + 5)
     found = batches(log, served)
     assert found[10] is None and found[11:] == truth[11:]
 
 
 def test_cached_tokens_are_past_and_not_new() -> None:
-    found = batches([Logged(400, 0), Logged(0, 1)], [Lengths(1000, 600, 3)])
+    found = batches([Line(400, 0), Line(0, 1)], [Lengths(1000, 600, 3)])
     assert found == [Batch(((400, 600),), ()), Batch((), (1001,))]
 
 

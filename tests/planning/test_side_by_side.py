@@ -1,0 +1,100 @@
+"""Work in processes of its own: what it gives, what it raises, and that none outlives the command."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from greenbench.contract.errors import UserError
+from planning.side_by_side import side_by_side
+
+ROOT = Path(__file__).resolve().parents[2]
+WAITS = """
+import time
+from greenbench.contract.errors import exit_on_user_error
+from planning.side_by_side import side_by_side
+if __name__ == "__main__":
+    raise SystemExit(exit_on_user_error(lambda: side_by_side(time.sleep, [600, 601, 602])))
+"""
+
+
+def pid_after(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def refused(name: str) -> None:
+    if name == "waits":
+        time.sleep(600)
+    raise UserError(f"{name}: refused")
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+
+
+def test_each_in_a_process_of_its_own_and_in_order(two_cores: None) -> None:
+    """Both sleep at once; -3 is done long before."""
+    assert side_by_side(abs, [-1, 2, -3]) == [1, 2, 3]
+    first, second = side_by_side(pid_after, [2, 2.1])
+    assert len({first, second, os.getpid()}) == 3
+
+
+def test_nothing_is_started_for_one(two_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert side_by_side(pid_after, [0]) == [os.getpid()]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
+    assert side_by_side(pid_after, [0, 0]) == [os.getpid()] * 2
+
+
+def test_what_one_raises_ends_the_others(two_cores: None) -> None:
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"^first: refused$"):
+        side_by_side(refused, ["first", "waits", "waits"])
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_none_outlives_the_command(tmp_path: Path, how: signal.Signals, code: int) -> None:
+    """Ctrl-C goes to all of them, as from a terminal, and is answered without a word."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core: no process is started")
+    script = tmp_path / "waits.py"
+    script.write_text(WAITS)
+    command = subprocess.Popen(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        started = workers(command.pid)
+        if how is signal.SIGINT:
+            os.killpg(command.pid, how)
+        else:
+            command.kill()
+        _, said = command.communicate(timeout=60)  # the last of them to end closes stderr
+        assert command.returncode == code and "Traceback" not in said
+        assert not psutil.wait_procs(started, timeout=60)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(command.pid, signal.SIGKILL)
+
+
+def workers(command: int) -> list[psutil.Process]:
+    """All of them, as soon as they are there; three things wait."""
+    expected = min(3, len(os.sched_getaffinity(0)))
+    for _ in range(600):
+        every = psutil.Process(command).children()
+        found = [one for one in every if any("spawn_main" in word for word in one.cmdline())]
+        if len(found) == expected:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("no workers in a minute")
