@@ -56,6 +56,12 @@ def test_a_list_names_each_point_with_its_status_and_reason_within_80_columns(
     assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)
 
 
+def test_points_below_a_folder_of_cards_are_listed_too(tmp_path: Path) -> None:
+    point(tmp_path / "demo", "20261123T000000Z-x", status="complete")
+    point(tmp_path / "my" / "card0", "20261123T000001Z-x", status="complete")
+    assert list(list_lines(tmp_path))[-1] == "2 points: 2 complete"
+
+
 def test_an_empty_folder_has_no_points(tmp_path: Path) -> None:
     for root in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UserError, match="holds no points"):
