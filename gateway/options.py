@@ -13,6 +13,7 @@ from greenbench.contract.access import variable_fault
 from greenbench.contract.address import address_fault
 from greenbench.contract.errors import UserError
 from greenbench.contract.explain import parse
+from greenbench.contract.flags import port, positive
 from greenbench.contract.policy import Policy, load_policy
 from greenbench.contract.strict import StrictModel
 from greenbench.contract.yaml_files import load_yaml
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--pools", type=Path, metavar="FILE", help="addresses and restart commands as YAML")
     add("--host", default="127.0.0.1", help="address to listen on; default 127.0.0.1")
-    add("--port", type=_port, default=8080, help="default 8080; 0 takes a free one")
+    add("--port", type=port, default=8080, help="default 8080; 0 takes a free one")
     add(
         "--tokenizer",
         type=Path,
@@ -106,29 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--access-log", type=Path, metavar="FILE", help="default: standard output")
     add("--api-key-env", metavar="NAME", help="variable whose value probes send as their key")
-    add("--max-body-mib", type=_positive, default=32.0, help="of a request; default 32")
-    add("--first-byte-s", type=_positive, default=900.0, help="wait for an answer; default 900")
-    add("--probe-s", type=_positive, default=1.0, help="between two looks at /health; default 1")
-    add(
-        "--scrape-s", type=_positive, default=0.5, help="between two looks at /metrics; default 0.5"
-    )
+    add("--max-body-mib", type=positive, default=32.0, help="of a request; default 32")
+    add("--first-byte-s", type=positive, default=900.0, help="wait for an answer; default 900")
+    add("--probe-s", type=positive, default=1.0, help="between two looks at /health; default 1")
+    add("--scrape-s", type=positive, default=0.5, help="between two looks at /metrics; default 0.5")
     return parser
-
-
-def _port(text: str) -> int:
-    if not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"a port from 0 to 65535 is wanted, found '{text}'")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"a number above 0 is wanted, found '{text}'")
-    return value
 
 
 def _pools(args: argparse.Namespace, policy: Policy) -> dict[str, PoolAddress]:

@@ -22,7 +22,7 @@ STATUS_CHARS: Final = 10
 
 def list_lines(root: Path) -> Iterator[str]:
     """Every point at or below ``root``, by folder, oldest first; then how many there are of each status."""
-    runs = list_runs(root) if root.is_dir() else []
+    runs = list_runs(root, levels=3) if root.is_dir() else []
     if not runs:
         raise UserError(
             f"{root} holds no points; give a sweep's folder, as `greenbench run` names it at its end"

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from greenbench.contract.access import access
 from greenbench.contract.command_name import typed_as
 from greenbench.contract.errors import UserError, exit_on_user_error, say_error
+from greenbench.contract.flags import port, positive
 from greenbench.contract.installation import results
 from telemetry.exporter.exporter import Exporter
 from telemetry.recorder import Recorder, RecordRequest
@@ -49,22 +50,24 @@ def _add_record(commands: Commands) -> None:
     record.add_argument("--pid", type=int, help="the server's process; its children count with it")
     record.add_argument("--base-url", help="the server whose /metrics is scraped")
     record.add_argument(
-        "--period-s", type=float, help="between GPU samples; default: half the refresh"
+        "--period-s", type=positive, help="between GPU samples; default: half the refresh"
     )
-    record.add_argument("--scrape-s", type=float, help="between scrapes of /metrics; default 0.5")
+    record.add_argument(
+        "--scrape-s", type=positive, help="between scrapes of /metrics; default 0.5"
+    )
     _add_source(record)
     record.set_defaults(run=_record)
 
 
 def _add_serve(commands: Commands) -> None:
     serve = commands.add_parser("serve", help="Prometheus metrics until SIGTERM")
-    serve.add_argument("--port", type=int, default=9400, help="default 9400; 0 takes a free one")
+    serve.add_argument("--port", type=port, default=9400, help="default 9400; 0 takes a free one")
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; default 127.0.0.1"
     )
     serve.add_argument("--pid", type=int, help="a server's process whose memory and CPU are shown")
     serve.add_argument(
-        "--period-s", type=float, help="between GPU samples; default: half the refresh"
+        "--period-s", type=positive, help="between GPU samples; default: half the refresh"
     )
     serve.add_argument(
         "--dcgm-names", action="store_true", help="also serve the names of dcgm-exporter"
@@ -85,7 +88,7 @@ def _add_selftest(commands: Commands) -> None:
     test.add_argument("--quick", action="store_true", help="about 4 minutes instead of 9")
     test.add_argument(
         "--steady-s",
-        type=float,
+        type=positive,
         help="length of the windows of constant load and of none; "
         f"default {Lengths().steady:g}, with --quick {Lengths.quick().steady:g}",
     )
@@ -102,7 +105,7 @@ def _add_selftest(commands: Commands) -> None:
     )
     test.add_argument(
         "--published-j-per-token",
-        type=float,
+        type=positive,
         help="joules per token that somebody published for a model near that of --served",
     )
     test.set_defaults(run=_selftest)
@@ -207,13 +210,6 @@ def record_request(args: argparse.Namespace) -> RecordRequest:
     """Flags first, then what the run's config.yaml says, then the defaults."""
     if not args.run_dir.is_dir():
         raise UserError(f"--run-dir {args.run_dir}: no such folder; give a run directory")
-    for name in ("period_s", "scrape_s"):
-        value = getattr(args, name)
-        if value is not None and value <= 0:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(
-                f"{flag} {value}: seconds above 0 are wanted; leave it out for the default"
-            )
     pid, base_url = args.pid, args.base_url
     keys = _connection_keys(args.run_dir.parent / "request.json")
     period_s, scrape_s = args.period_s, args.scrape_s

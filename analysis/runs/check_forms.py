@@ -43,8 +43,8 @@ from greenbench.contract.run_dir import (
     SERVERS_DIR,
     RunDir,
     config_hash,
-    list_runs,
     read_json,
+    runs_to_read,
 )
 from greenbench.contract.unpack import gunzip
 from greenbench.contract.yaml_text import parse_yaml
@@ -73,7 +73,7 @@ def read_forms(root: Path) -> Reading:
     """Every file of the run directories at or below ``root``, and of the sweeps they lie in."""
     if not root.exists():
         raise UserError(f"{root}: no such directory; give a run, a sweep or a folder of sweeps")
-    runs = list_runs(root)
+    runs = runs_to_read(root)
     if not runs:
         raise UserError(
             f"{root}: no run directories ({MANIFEST}) at or below it; docs/contract.md says what one holds"

@@ -44,7 +44,7 @@ from greenbench.contract.errors import UserError
 from greenbench.contract.forms import Sources, form_faults, line_faults
 from greenbench.contract.manifest import Manifest
 from greenbench.contract.newer import is_newer, unknown_keys
-from greenbench.contract.run_dir import SERVERS_DIR, RunDir, list_runs, read_json, read_jsonl
+from greenbench.contract.run_dir import SERVERS_DIR, RunDir, read_json, read_jsonl, runs_to_read
 from greenbench.contract.schema import Event
 
 CHUNK_COLUMNS = ("chunk_ns", "chunk_tokens")
@@ -363,7 +363,7 @@ def find_runs(root: Path) -> list[RunDir]:
     """The run directories at or below ``root``, oldest first, unread; none at all is a UserError."""
     if not root.exists():
         raise UserError(f"{root}: no such directory; give a run, a sweep or a folder of sweeps")
-    runs = list_runs(root)
+    runs = runs_to_read(root)
     if not runs:
         raise UserError(
             f"{root}: no run directories (manifest.json) at or below it; "

@@ -23,6 +23,15 @@ UNION_TAGS = {  # pydantic names the union's branch in the path
     "length", "shares", "span", "[key]",
 }  # fmt: skip
 KEYS_WANTED = {"model_type", "model_attributes_type", "dict_type"}
+IN_WORDS = {  # where pydantic speaks of its own types
+    **dict.fromkeys(KEYS_WANTED, "keys and values are wanted"),
+    "missing": "must be given",
+    "list_type": "a list is wanted, as [a, b]",
+    "too_short": "at least {min_length} is wanted",
+    "string_too_short": "a text of at least {min_length} character is wanted",
+    "string_too_long": "a text of at most {max_length} characters is wanted",
+    "string_pattern_mismatch": "a text that matches {pattern} is wanted",
+}
 SHOWN_CHARS = 200
 
 
@@ -45,10 +54,8 @@ def _explain(model: type[BaseModel], error: ValidationError, source: str) -> str
         held = "it is empty" if fault["input"] is None else f"it holds {shown(fault['input'])}"
         return f"{source}: keys and values are wanted, at least {least}; {held}"
     said = fault["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
-    if fault["type"] in KEYS_WANTED:
-        said = "keys and values are wanted"
-    if fault["type"] == "missing":
-        said = "must be given"
+    if words := IN_WORDS.get(fault["type"]):
+        said = words.format_map(fault.get("ctx", {}))
     whole = fault["type"] == "missing" or (
         fault["type"] == "value_error" and not isinstance(fault["input"], int | float)
     )

@@ -186,9 +186,25 @@ class RunDir:
             raise UserError(f"{self.manifest_path}: {where}: {first['msg']}") from error
 
 
-def list_runs(root: Path) -> list[RunDir]:
+def list_runs(root: Path, levels: int = 2) -> list[RunDir]:
     """Run directories at or below ``root`` (a run, a sweep, or a folder of sweeps), oldest first."""
     if (root / MANIFEST).is_file():
         return [RunDir(root)]
-    manifests = [*root.glob(f"*/{MANIFEST}"), *root.glob(f"*/*/{MANIFEST}")]
+    manifests = [
+        path for level in range(levels) for path in root.glob(f"{'*/' * (level + 1)}{MANIFEST}")
+    ]
     return [RunDir(path.parent) for path in sorted(manifests, key=lambda path: path.parent.name)]
+
+
+def runs_to_read(root: Path) -> list[RunDir]:
+    """``list_runs`` of a folder that is read as a whole: runs that lie deeper are a UserError, since a
+    result of the others would not say that they are missing."""
+    runs = list_runs(root, levels=3)
+    if deeper := {
+        run.path.relative_to(root).parts[0] for run in runs if run.path.parents[2] == root
+    }:
+        raise UserError(
+            f"{root}: a run, a sweep or a folder of sweeps is wanted, and it holds folders of sweeps "
+            f"({', '.join(sorted(deeper))}); give one, as {root / min(deeper)}"
+        )
+    return runs

@@ -160,7 +160,7 @@ def undecided_quality(sweep: SweepConfig) -> list[str]:
 def check_tasks(sweep: SweepConfig, table: dict[str, dict[str, Any]]) -> None:
     for task in sweep.task_configs:
         if task.name not in table:
-            raise UserError(f"Unknown task '{task.name}'. {nearest(task.name, table)}")
+            raise UserError(f"Unknown task '{task.name}'; {nearest(task.name, table)}")
         known = table[task.name]["params"]
         for key in task.params:
             if key not in known:

@@ -128,9 +128,9 @@ def fitting(sweep: SweepConfig, work: Work, times: Times, within_s: float) -> Sc
     least = pending[-1]
     needed = total_s(least.of(work), times)
     raise UserError(
-        f"sweep '{sweep.name}': {minutes(within_s)} were given, and about {minutes(needed)} are needed for "
-        f"one start of each candidate at one context ({least.contexts[0]:,} tokens); give more time with "
-        "--within, or list fewer candidates"
+        f"sweep '{sweep.name}': about {minutes(needed)} are needed for one start of each candidate at one "
+        f"context ({least.contexts[0]:,} tokens), and there are {minutes(max(within_s, 0))}; give more "
+        "time with --within, or list fewer candidates"
     )
 
 

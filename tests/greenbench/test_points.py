@@ -74,6 +74,12 @@ def test_a_list_says_of_a_late_answer_that_it_was_not_the_client_s(
     ) == counted
 
 
+def test_points_below_a_folder_of_cards_are_listed_too(tmp_path: Path) -> None:
+    point(tmp_path / "demo", "20261123T000000Z-x", status="complete")
+    point(tmp_path / "my" / "card0", "20261123T000001Z-x", status="complete")
+    assert list(list_lines(tmp_path))[-1] == "2 points: 2 complete"
+
+
 def test_an_empty_folder_has_no_points(tmp_path: Path) -> None:
     for root in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UserError, match="holds no points"):

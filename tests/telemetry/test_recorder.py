@@ -205,24 +205,15 @@ def test_the_command_flushes_and_ends_with_0_on_sigterm(tmp_path: Path) -> None:
     assert [row["name"] for row in read_jsonl(tmp_path / "events.jsonl")][-1] == "recorder_stopped"
 
 
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        (["--run-dir", "/nowhere"], "no such folder"),
-        (["--run-dir", ".", "--period-s", "0"], "above 0"),
-    ],
-)
-def test_bad_input_is_one_sentence_and_exit_2(
-    flags: list[str], sentence: str, tmp_path: Path
-) -> None:
+def test_a_folder_that_is_not_there_is_one_sentence_and_exit_2() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "telemetry", "record", *flags],
+        [sys.executable, "-m", "telemetry", "record", "--run-dir", "/nowhere"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 2
-    assert sentence in done.stderr and len(done.stderr.splitlines()) == 1
+    assert "no such folder" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_long_files_are_packed_in_parts_and_read_back_whole(tmp_path: Path) -> None:

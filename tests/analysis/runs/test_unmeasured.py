@@ -114,7 +114,7 @@ def test_a_start_that_cannot_be_read_costs_only_itself(
     ("refused_json", "words_of_why"),
     [
         ("[" * 100_000, "cannot be read as JSON"),
-        ('{"tiny delta": "no card"}', "tiny delta: it should be a valid list"),
+        ('{"tiny delta": "no card"}', "tiny delta: a list is wanted"),
         ('{"tiny delta": [{"no": "card"}]}', "tiny delta.0: it should be a valid string"),
         ('{"tiny delta": []}', "no reason was given"),
     ],

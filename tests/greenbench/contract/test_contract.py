@@ -12,7 +12,7 @@ from greenbench.contract.clock import Anchor
 from greenbench.contract.config import PointConfig, SweepConfig, load_sweep, load_yaml, parse
 from greenbench.contract.errors import UserError, exit_on_user_error
 from greenbench.contract.forms import VerifyFile
-from greenbench.contract.run_dir import JsonlWriter, RunDir, list_runs, read_jsonl
+from greenbench.contract.run_dir import JsonlWriter, RunDir, list_runs, read_jsonl, runs_to_read
 from greenbench.contract.schema import Event, RequestRecord
 from tests.fakes.manifests import manifest
 
@@ -95,6 +95,21 @@ def test_a_run_directory_is_never_reused(tmp_path: Path) -> None:
     assert [run.manifest().run_id for run in list_runs(tmp_path)] == ["r0"]
 
 
+def test_runs_that_lie_deeper_than_a_folder_of_sweeps_are_not_left_out_in_silence(
+    tmp_path: Path,
+) -> None:
+    """They were: a report of such a folder spoke of the others alone."""
+    for place in ("alone/r0", "cards/card0/r1", "cards/card1/r2"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        RunDir.create(tmp_path / place, manifest(), "")
+    with pytest.raises(
+        UserError, match=r"it holds folders of sweeps \(cards\); give one, as .*/cards$"
+    ):
+        runs_to_read(tmp_path)
+    assert [run.path.name for run in runs_to_read(tmp_path / "cards")] == ["r1", "r2"]
+    assert [run.path.name for run in list_runs(tmp_path, levels=3)] == ["r0", "r1", "r2"]
+
+
 def test_another_major_schema_version_is_refused_and_a_minor_one_read(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "r0", manifest(), "")
     run.write_manifest(manifest(schema_version="1.9"))
@@ -127,9 +142,18 @@ def test_request_rows_start_with_everything_unknown_as_null() -> None:
             {"tasks": [{"name": "x", "output": 1}]},
             "unknown key 'tasks.0.output'; did you mean 'output_tokens'?",
         ),
-        ({"contexts": []}, "contexts: List should have at least 1 item"),
+        ({"contexts": []}, "contexts: at least 1 is wanted, found []"),
+        ({"contexts": 512}, "contexts: a list is wanted, as [a, b], found 512"),
         ({"repeats": 0}, "repeats: it should be greater than or equal to 1, found 0"),
-        ({"name": "Has Space"}, "name: String should match pattern"),
+        (
+            {"name": "Has Space"},
+            "name: a text that matches ^[a-z0-9][a-z0-9_.-]*$ is wanted, found 'Has Space'",
+        ),
+        ({"name": "n" * 101}, "name: a text of at most 100 characters is wanted, found 'nnn"),
+        (
+            {"backends": None, "candidates": [{"backend": "x", "name": ""}]},
+            "candidates.0.name: a text of at least 1 character is wanted, found ''",
+        ),
     ],
 )
 def test_a_wrong_key_or_value_is_one_sentence_with_file_key_and_nearest(

@@ -84,7 +84,7 @@ def test_a_context_that_does_not_fit_the_window_is_refused_before_a_start() -> N
 
 def test_unknown_tasks_and_parameters_name_the_nearest() -> None:
     table = {"retrieve": {"params": {"depth": 0.5}}, "summarize": {"params": {}}}
-    with pytest.raises(UserError, match=r"Unknown task 'retreive'. did you mean 'retrieve'"):
+    with pytest.raises(UserError, match=r"Unknown task 'retreive'; did you mean 'retrieve'"):
         check_tasks(sweep(tasks=["retreive"]), table)
     with pytest.raises(UserError, match="has no parameter 'dept'; did you mean 'depth'"):
         check_tasks(sweep(tasks=[{"name": "retrieve", "params": {"dept": 1}}]), table)
