@@ -479,12 +479,12 @@ def _said(
         )
     elif at_slo.reach > lengths:
         said.append(
-            "its headroom is extrapolated: at its highest rate a step holds "
+            "headroom extrapolated: at the highest rate a step holds "
             f"{at_slo.reach:.2f} times as many sequences as were measured"
         )
     if most >= CAPPED:
         said.append(
-            f"its headroom is at least this: {MOST_FACTOR} times the rate is the most that is tried"
+            f"headroom is at least this: {MOST_FACTOR} times the rate is the most that is tried"
         )
     if no_interval is not None:
         said.append(f"no interval: {no_interval}")

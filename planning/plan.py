@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import Field
 
@@ -85,9 +86,7 @@ def plan(
         raise UserError(f"{root}: no candidate can serve this traffic: {'; '.join(refused)}")
     asked = demand.traffic(1.0, seed)
     words = (
-        f"{_rate(demand.rate_per_s)} requests/s, "
-        f"prompts of {asked.prompt_tokens.mean():,.0f} tokens on average "
-        f"({asked.prompt_tokens.min():,} to {asked.prompt_tokens.max():,}), "
+        f"{_rate(demand.rate_per_s)} requests/s, prompts of {lengths(asked.prompt_tokens)}, "
         f"{asked.output_tokens.mean():,.0f} out"
     )
     if len(demand.trace) < demand.of:
@@ -101,6 +100,13 @@ def plan(
         mixed=mixed,
         refused=tuple(refused),
     )
+
+
+def lengths(tokens: np.ndarray) -> str:
+    least, most = tokens.min(), tokens.max()
+    if least == most:
+        return f"{least:,} tokens"
+    return f"{tokens.mean():,.0f} tokens on average ({least:,} to {most:,})"
 
 
 def _rate(per_s: float) -> str:

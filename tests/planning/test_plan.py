@@ -22,7 +22,7 @@ from planning.capacity import Choice, Need, fewest, most_factor, need, needed
 from planning.demand import Demand, TrafficFile, load_demand
 from planning.fleet import fleet
 from planning.folder import holds_all
-from planning.plan import Plan, Prices, dump, load_prices, what_to_measure
+from planning.plan import Plan, Prices, dump, lengths, load_prices, what_to_measure
 from planning.plan_page import energy, knee, render
 from planning.plan_page import replicas as against_traffic
 from planning.plan_told import answer, row, said, table
@@ -700,3 +700,14 @@ def test_a_plan_without_traffic_says_what_is_wanted(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "planning", "plan", str(tmp_path), "--slo", "ttft=1"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "--traffic traffic.yaml" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("tokens", "told"),
+    [
+        ([4096, 4096], "4,096 tokens"),
+        ([1000, 3000], "2,000 tokens on average (1,000 to 3,000)"),
+    ],
+)
+def test_prompts_of_one_length_have_no_range(tokens: list[int], told: str) -> None:
+    assert lengths(np.array(tokens)) == told
