@@ -3,7 +3,8 @@
     python -m scripts.results                        # rewrites README.md and the reports
     python -m scripts.results --add runs/my-sweep    # archives a sweep as one more piece first
 
-Runs lie in MODEL/PIECE/RUN; a piece is one sweep on one card, a report is of one model. Text between
+Runs lie in MODEL/PIECE/RUN, of a sweep over several models in its name's folder in place of MODEL; a piece is
+one sweep on one card, a report is of one such folder. Text between
 ``<!-- NAME: begin -->`` and its end is one table of TABLES. A number of the prose is a link to its run with
 the figure's name as title, as [2.94](model/piece/run "requests"), or a quotient with another run, "requests ÷
 c48302af", or links to the model's report and is a comparison over blocks, "requests/s of triton ÷ flash_attn3
@@ -68,7 +69,7 @@ def coverage(results: Results) -> str:
         dict[tuple[str, str, int], dict[tuple[DeviceKind, str], set[tuple[str, int]]]](),
     )
     for row in results.rows:
-        if row.point.usable and not row.cached:
+        if row.point.usable and results.of_the_plan(row):
             key = (row.point.model, row.candidate, row.point.context_tokens)
             kinds = on_kind.setdefault(key, {})
             pooled = row.kind, row.point.identity.workload.prompts
@@ -123,20 +124,25 @@ def _code(code: Code) -> str:
     return (code.git_sha or "unknown")[:7] + (" with uncommitted changes" if code.dirty else "")
 
 
+def heading(own: list[Row], load: str) -> str:
+    """What the rows of one table have in common."""
+    piece = own[0].piece
+    tokens = sorted({str(row.point.identity.workload.output_tokens) for row in own})
+    cards = sorted({f"`{card}`" for row in own for card in row.run.sources.facts.own_cards})
+    starts = {row.point.repeat for row in own}
+    return (
+        f"**{own[0].point.model}, random weights**, {load}, {', '.join(tokens)} output tokens; "
+        f"[{piece}]({piece}) on {', '.join(cards)}; "
+        f"{'one start each: indicative' if len(starts) == 1 else f'{len(starts)} starts'}.\n\n"
+    )
+
+
 def blocks(results: Results) -> Iterator[tuple[str, list[Row]]]:
-    """(title, rows) of each piece and load whose windows are long enough to be compared."""
-    rows = [row for row in results.rows if row.point.weights == "random" and not row.cached]
-    for (piece, load), group in groupby(rows, key=lambda row: (row.piece, row.point.load)):
+    """(heading, rows) of each piece at the plan's load."""
+    rows = [row for row in results.rows if results.of_the_plan(row)]
+    for (_, load), group in groupby(rows, key=lambda row: (row.piece, row.point.load)):
         own = list(group)
-        tokens = sorted({str(row.point.identity.workload.output_tokens) for row in own})
-        cards = sorted({f"`{card}`" for row in own for card in row.run.sources.facts.own_cards})
-        starts = {row.point.repeat for row in own}
-        yield (
-            f"**{own[0].point.model}, random weights**, {load}, {', '.join(tokens)} output tokens; "
-            f"[{piece}]({piece}) on {', '.join(cards)}; "
-            f"{'one start each: indicative' if len(starts) == 1 else f'{len(starts)} starts'}.\n\n",
-            own,
-        )
+        yield heading(own, load), own
 
 
 def lines_of(rows: list[Row], columns: Iterable[Callable[[Row], str] | str]) -> list[list[str]]:
@@ -157,7 +163,7 @@ def speed(results: Results) -> str:
         "> TPOT p50, ms | > E2E p50, s | > sequences that fit"
     )
     names = ("requests", "output", "TTFT", "TTFT p95", "TPOT", "E2E", "fits")
-    return "\n".join(title + table(head, lines_of(own, names)) for title, own in blocks(results))
+    return "\n".join(said + table(head, lines_of(own, names)) for said, own in blocks(results))
 
 
 def energy(results: Results) -> str:
@@ -170,13 +176,13 @@ def energy(results: Results) -> str:
         "SM clock",
     )  # fmt: skip
     parts: list[str] = []
-    for title, own in blocks(results):
+    for said, own in blocks(results):
         gaps = [
             f"* {row.context}, {row.cell}: {measured(row, 'energy_request').reason or row.point.status}.\n"
             for row in own
             if figure(row, "J/request") is None
         ]
-        parts.append(title + table(head, lines_of(own, names)) + "\n" * bool(gaps) + "".join(gaps))
+        parts.append(said + table(head, lines_of(own, names)) + "\n" * bool(gaps) + "".join(gaps))
     return "\n".join(parts)
 
 
@@ -191,7 +197,7 @@ def limits(results: Results) -> str:
         lambda row: row.bounds.get("decode", DASH),
         "decode MFU", "decode MBU", "decode step", "busy",
     )  # fmt: skip
-    return "\n".join(title + table(head, lines_of(own, columns)) for title, own in blocks(results))
+    return "\n".join(said + table(head, lines_of(own, columns)) for said, own in blocks(results))
 
 
 def differences(results: Results) -> str:
@@ -237,9 +243,10 @@ def over_blocks(difference: Difference) -> str:
 def copies(results: Results) -> str:
     """Equal starts of one block: how far they lie apart, beside what each start's own window says."""
 
-    def same(row: Row) -> tuple[str, int, str, str, int]:
+    def same(row: Row) -> tuple[str, str, int, str, str, str, int]:
         point = row.point
-        return row.piece, point.context_tokens, point.task, row.candidate, point.repeat
+        what = point.context_tokens, point.task, point.load
+        return row.piece, point.model, *what, row.candidate, point.repeat
 
     fresh = (row for row in results.rows if row.point.usable and not row.cached)
     usable = sorted(fresh, key=same)
@@ -338,6 +345,44 @@ def decode_alone(results: Results) -> str:
     return table(head, lines_of(rows, columns)) + "\n" + gaps + "".join(slopes(rows))
 
 
+def by_batch(results: Results) -> str:
+    """Models at one context and several numbers of users, prompts computed: what a request costs."""
+    rows = [
+        row
+        for row in results.rows
+        if row.point.weights == "random" and not row.cached and not results.of_the_plan(row)
+    ]
+    head = (
+        "> users | candidate | > requests/s | > TTFT p50, ms | > TPOT p50, ms | > W | > J / request | "
+        "> above idle | > J / output token | > ms a full step | > ms a decode step | > a kernel ran"
+    )
+    names = (
+        "requests", "TTFT", "TPOT", "power", "J/request", "J/request above idle", "J/output token",
+        "full step", "decode step", "busy",
+    )  # fmt: skip
+    parts: list[str] = []
+    for (_, _, context), group in groupby(rows, key=_swept):
+        every = sorted(group, key=lambda row: row.users)
+        lines = [
+            [f"{row.users:,}", row.cell, *(shown(row, name) for name in names)]
+            for row in every
+            if row.point.usable
+        ]
+        gaps = "".join(
+            f"* {row.users:,} users, {row.cell}: {'; '.join(row.point.reasons)}.\n"
+            for row in every
+            if not row.point.usable
+        )
+        parts.append(
+            heading(every, f"{context:,} context tokens") + table(head, lines) + "\n" * bool(gaps) + gaps
+        )
+    return "\n".join(parts)
+
+
+def _swept(row: Row) -> tuple[str, str, int]:
+    return row.piece, row.point.model, row.point.context_tokens
+
+
 def slopes(rows: list[Row]) -> Iterator[str]:
     """Of each candidate: how tokens per joule go with context where each point holds the most that fits.
 
@@ -407,6 +452,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "energy": energy,
     "limits": limits,
     "decode": decode_alone,
+    "batches": by_batch,
     "differences": differences,
     "copies": copies,
     "crossovers": crossovers,
@@ -465,14 +511,13 @@ def write_reports(results: Results) -> None:
 
 
 def add(runs: Path, folder: Path) -> Path:
-    """One more piece, under its model, named by the sweep's folder and the next free number.
+    """One more piece, named by the sweep's folder and the next free number: under its model, and of a sweep
+    of several under that folder's name, since they are shown together.
 
     UserError where the page would not show it: of several sweeps, or with a run that is here already.
     """
     found = find_runs(runs)
     models = {run.manifest().server.model for run in found}
-    if len(models) != 1:
-        raise UserError(f"{runs}: a piece is of one model; found {', '.join(sorted(models))}")
     sweeps = sorted({run.path.parent for run in found})
     if [sweep.resolve() for sweep in sweeps] != [runs.resolve()]:
         told = ", ".join(map(str, sweeps))
@@ -484,8 +529,9 @@ def add(runs: Path, folder: Path) -> Path:
         raise UserError(
             f"{runs}: its run {known.name} is in {known.parent} already; delete that piece to replace it"
         )
-    of_model = folder / models.pop()
-    numbered = (of_model / f"{runs.resolve().name}-{n}" for n in range(1, sys.maxsize))
+    name = runs.resolve().name
+    shown_in = folder / (models.pop() if len(models) == 1 else name)
+    numbered = (shown_in / f"{name}-{n}" for n in range(1, sys.maxsize))
     piece = next(path for path in numbered if not path.exists())
     archive(runs, piece)
     return piece

@@ -34,10 +34,18 @@ class PlannedModel(StrictModel):
     candidates: list[str]
 
 
+class PlannedLoad(StrictModel):
+    """The closed load of each cell."""
+
+    users: int
+    output_tokens: int
+
+
 class Plan(StrictModel):
     """plan.yaml: what is wanted. ``starts``: of each cell. ``unmeasured``: what no table shows, in words."""
 
     starts: int
+    load: PlannedLoad
     models: list[PlannedModel]
     unmeasured: list[str]
 
@@ -116,6 +124,12 @@ class Results:
             self._row(whole, point) for whole in self.studies.values() for point in whole.points
         )
         return sorted(found, key=order)
+
+    def of_the_plan(self, row: Row) -> bool:
+        """Whether its load is the cells' own: prompts computed, so many users, answers so long."""
+        output = row.point.identity.workload.output_tokens
+        load = self.plan.load
+        return not row.cached and (row.users, output) == (load.users, load.output_tokens)
 
     def rows_of(self, model: str) -> list[Row]:
         return [row for row in self.rows if row.point.model == model]

@@ -219,7 +219,7 @@ def small(tmp_path: Path) -> Path:
     folder = tmp_path / "results"
     folder.mkdir()
     (folder / "plan.yaml").write_text(
-        "starts: 3\nunmeasured: [joules]\nmodels:\n"
+        "starts: 3\nload: {users: 4, output_tokens: 11}\nunmeasured: [joules]\nmodels:\n"
         "  - {name: tiny, contexts: [1024, 2048], candidates: [alpha, beta]}\n"
     )
     assert add(tmp_path / "sweep", folder) == folder / "tiny" / "sweep-1"
@@ -245,10 +245,31 @@ def test_a_folder_of_several_sweeps_is_refused(small: Path) -> None:
     assert not (small / "tiny" / "both-1").exists()
 
 
-def test_a_piece_is_of_one_model(small: Path) -> None:
-    write_run(small.parent, FakeRun(measure_s=15, sweep="sweep", model="other"))
-    with pytest.raises(UserError, match="a piece is of one model; found other, tiny"):
-        add(small.parent / "sweep", small)
+def test_a_sweep_of_several_models_by_batch(small: Path) -> None:
+    """One folder holds both models; other loads than the plan's stand in a table of their own, alone."""
+    for model, users in (("tiny", 2), ("other", 2), ("other", 1)):
+        fake = FakeRun(
+            sweep="batches",
+            model=model,
+            users=users,
+            measure_s=15,
+            weights="random",
+            execution="full",
+            started_s=1000 * users + 10_000 * (model == "other"),
+        )
+        write_run(small.parent, fake)
+    assert add(small.parent / "batches", small) == small / "batches" / "batches-1"
+    begun = "".join(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name in TABLES)
+    page = written(begun, load_results(small))
+    batches = page.partition("<!-- batches: begin -->")[2].partition("<!-- batches: end -->")[0]
+    heads = re.findall(r"^\*\*(\w+), random weights\*\*, 1,024 context tokens, 11 output", batches, re.M)
+    assert heads == ["tiny", "other"]
+    rows = [line.split(" | ") for line in batches.splitlines() if "](batches/batches-1/" in line[:80]]
+    # a request takes 1 s in the pretended server (0.5 + 10 x 0.05), so there are as many a second as users
+    assert [(row[0], row[2]) for row in rows] == [("| 2", "2.00"), ("| 1", "1.00"), ("| 2", "2.00")]
+    rest = page.replace(batches, "").partition("<!-- pieces: begin -->")
+    assert "| tiny | alpha | missing | missing |" in rest[0]
+    assert "batches-1/2" not in rest[0] + rest[2]
 
 
 def test_a_page_of_other_results(small: Path) -> None:
