@@ -64,6 +64,7 @@ class Evidence:
     engine_share: float | None = None
     open_share: float | None = None  # of the window with a request open, by the client's times
     open_loop: bool = False
+    users: int | None = None  # of a closed loop: more requests are never open
     served_per_s: float | None = None
     client_reasons: list[str] = field(default_factory=list)
 
@@ -122,6 +123,7 @@ def gather(run: Run, window: Window, point: Point) -> Evidence:
             *in_flight(activity(run.requests)), 1, (window.start_unix_ns, window.end_unix_ns)
         ),
         open_loop=run.point.load.kind == "open",
+        users=run.point.load.users,
         served_per_s=point.throughput.requests.value if point.throughput else None,
         client_reasons=audit_over_budget(run),
     )
@@ -217,7 +219,8 @@ def classify_point(
     queue = f"running {_short(e.running)} of {e.max_num_seqs}, waiting {_short(e.waiting)}"
     kv = _kv_words(e)
     preempted = f", {e.preemptions:.0f} preemptions" if e.preemptions else ""
-    at_limit = e.running >= AT_LIMIT * e.max_num_seqs
+    more_may_come = e.users is None or e.users > e.max_num_seqs
+    at_limit = more_may_come and e.running >= AT_LIMIT * e.max_num_seqs
     if _kv_full(e) and not at_limit:
         return "kv-capacity", f"limited by the KV pool: {kv}{preempted}, {queue}"
     if e.waiting >= WAITING and at_limit:
@@ -230,6 +233,8 @@ def classify_point(
             f"({e.step_tokens_p50:.0f} tokens) and compute-bound, so larger ones would hardly serve "
             f"more: {queue}, {kv}",
         )
+    if e.waiting >= WAITING and e.engine_share is not None and e.engine_share < IDLE_ENGINE:
+        return "host", f"limited by the host: requests waited, yet {_busy(e)}{queue}, {kv}"
     if e.waiting >= WAITING and full_steps:
         return (
             "scheduler-limit",
@@ -243,9 +248,7 @@ def classify_point(
 
 def _without_queue(e: Evidence, queue: str, kv: str) -> tuple[PointBound, str]:
     """No request waited: more would have been served, or the engine had to be waited for."""
-    busy = (
-        "" if e.engine_share is None else f"the engine computed {e.engine_share:.0%} of the time, "
-    )
+    busy = _busy(e)
     if e.open_loop:
         served = (
             "" if e.served_per_s is None else f"all of {e.served_per_s:.2g} requests/s served, "
@@ -266,6 +269,12 @@ def _without_queue(e: Evidence, queue: str, kv: str) -> tuple[PointBound, str]:
         "engine",
         f"limited by the engine's own speed: every request was being served ({queue}, {kv})",
     )
+
+
+def _busy(e: Evidence) -> str:
+    if e.engine_share is None:
+        return ""
+    return f"the engine computed {e.engine_share:.0%} of the time, "
 
 
 def _short(value: float) -> str:

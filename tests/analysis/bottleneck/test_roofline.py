@@ -296,6 +296,22 @@ def test_phase_classes(
             "scheduler-limit",
             "limited by max_num_seqs",
         ),
+        # as many users as max_num_seqs: none waits for it, but for its turn to be prefilled
+        (
+            {"running": 62.9, "waiting": 0.7, "users": 64, "engine_share": 0.34},
+            "host",
+            "requests waited, yet the engine computed 34% of the time, running 62.9 of 64",
+        ),
+        (
+            {"running": 62.9, "waiting": 0.7, "users": 64, "step_tokens_p50": 2048.0},
+            "scheduler-limit",
+            "steps of 2048 tokens",
+        ),
+        (
+            {"running": 63, "waiting": 0.7, "users": 65, "engine_share": 0.34},
+            "scheduler-limit",
+            "limited by max_num_seqs",
+        ),
         ({"waiting": 2, "step_tokens_p50": 2048.0}, "scheduler-limit", "steps of 2048 tokens"),
         (
             {"waiting": 2, "step_tokens_p50": 300.0},
