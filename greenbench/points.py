@@ -51,7 +51,7 @@ def _status_and_words(run: RunDir) -> tuple[str, str]:
 def _why(manifest: Manifest) -> str:
     codes = [INVALID_REASONS.get(code, code) for code in manifest.invalid_reasons]
     why = manifest.failure or "; ".join(codes)
-    if manifest.invalid_reasons == ["client_bound"] and manifest.acquitted:
+    if manifest.only_acquitted:
         why += "; by its own clocks the client was not late, so a report does not hold it against the point"
     return why
 

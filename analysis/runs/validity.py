@@ -232,7 +232,7 @@ def _complete(run: Run) -> bool:
 
 
 def _only_acquitted(run: Run) -> bool:
-    return run.manifest.invalid_reasons == ["client_bound"] and run.manifest.acquitted
+    return run.manifest.only_acquitted
 
 
 def superseded(runs: list[Run]) -> dict[Path, str]:
