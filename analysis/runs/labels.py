@@ -78,9 +78,10 @@ def labels(
     executions, devices = {p.execution for p in where}, {p.device for p in where}
     told, apart = device_words(devices), apart_words(devices)
     usual = _usual(facts, differs)
-    words, whole = _candidate_words(facts, differs, names, usual)
+    words = _candidate_words(facts, differs, names, usual)
     if len(set(words.values())) < len(words):  # a given name can be what is left of another's
-        words, usual = whole, {}
+        usual = {}
+        words = _candidate_words(facts, differs, names, usual)
     return Labels(
         candidates=words,
         tasks=tasks,
@@ -105,20 +106,20 @@ def _candidate_words(
     differs: Sequence[str],
     names: Mapping[Candidate, str],
     usual: Mapping[str, Facts],
-) -> tuple[dict[Candidate, str], dict[Candidate, str]]:
-    """Without the usual words, and with them."""
+) -> dict[Candidate, str]:
+    """A name that one alone was given; else the backend and what differs, without the ``usual`` words."""
     who = list(facts)
     several = len({c.model for c in who}) > 1
     given = Counter((names.get(c), c.model if several else None) for c in who)
 
-    def words(c: Candidate, unsaid: Facts) -> str:
+    def words(c: Candidate) -> str:
         if c in names and given[names[c], c.model if several else None] == 1:
             return _named(c, names[c], several)
-        own = facts[c]
+        own, unsaid = facts[c], usual.get(c.model, {})
         told = [own[name] for name in differs if own[name] != unsaid.get(name)]
         return MARK.join([_base(c, who, several), *told])
 
-    return {c: words(c, usual.get(c.model, {})) for c in who}, {c: words(c, {}) for c in who}
+    return {c: words(c) for c in who}
 
 
 def _usual(facts: Mapping[Candidate, Facts], differs: Sequence[str]) -> dict[str, Facts]:
