@@ -5,7 +5,6 @@ import os
 import re
 import resource
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from tests.fakes.openai_server import (
     logprob_body,
     well_behaved,
 )
+from tests.fakes.ports import free_port
 from tests.fakes.waiting import HUNG_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,12 +39,6 @@ def run(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
         timeout=HUNG_S,
         check=False,
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize(
