@@ -26,6 +26,7 @@ from tests.fakes.ports import free_port
 from tests.fakes.waiting import HUNG_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
+NOBODY = "http://127.0.0.1:9"
 LOCUST = [sys.executable, "-m", "locust", "-f", "loadgen/longctx.py"]
 
 
@@ -51,7 +52,7 @@ def test_nothing_listens_beyond_this_machine_unless_asked(
 ) -> None:
     ports = {free_port(), *([free_port()] if "--master" in more else [])}
     page, *master = ports
-    argv = [*LOCUST, "--web-port", str(page), *more]
+    argv = [*LOCUST, "--web-port", str(page), "--host", NOBODY, *more]
     argv += [word for port in master for word in ("--master-bind-port", str(port))]
     said = tmp_path / "said"
     with said.open("w") as out:
@@ -66,6 +67,8 @@ def test_nothing_listens_beyond_this_machine_unless_asked(
         assert {ip.replace("::", "0.0.0.0") for ip in listening().values()} == {address}
         warned = "Locust's page listens on *: everyone who reaches this machine" in said.read_text()
         assert warned is (address == "0.0.0.0")
+        told = f"no model server answers at {NOBODY} (Connection refused); start one with"
+        wait_until(lambda: told in said.read_text(), "it says that nothing answers", HUNG_S)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(HUNG_S)
