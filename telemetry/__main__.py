@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import psutil
+
 from greenbench.contract.access import access
 from greenbench.contract.command_name import typed_as
 from greenbench.contract.errors import UserError, exit_on_user_error, say_error
@@ -65,7 +67,9 @@ def _add_serve(commands: Commands) -> None:
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; default 127.0.0.1"
     )
-    serve.add_argument("--pid", type=int, help="a server's process whose memory and CPU are shown")
+    serve.add_argument(
+        "--pid", type=running, help="a server's process whose memory and CPU are shown"
+    )
     serve.add_argument(
         "--period-s", type=positive, help="between GPU samples; default: half the refresh"
     )
@@ -129,6 +133,19 @@ def _add_source(command: argparse.ArgumentParser) -> None:
         type=reader_opener,
         default="nvml",
         help="nvml (default), zeus, or dcgm=http://HOST:PORT",
+    )
+
+
+def running(text: str) -> int:
+    """The ID of a process that is there."""
+    try:
+        pid = int(text)
+        if psutil.pid_exists(pid):
+            return pid
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(
+        f"the ID of a running process is wanted, found '{text}'; `ps` lists them"
     )
 
 
