@@ -16,6 +16,7 @@ import psutil
 
 from greenbench.contract.access import access
 from greenbench.contract.command_name import typed_as
+from greenbench.contract.counted import counted
 from greenbench.contract.errors import UserError, exit_on_user_error, say_error
 from greenbench.contract.flags import port, positive
 from greenbench.contract.installation import results
@@ -201,7 +202,7 @@ def _selftest(args: argparse.Namespace) -> int:
 def _import_smi(args: argparse.Namespace) -> int:
     left_out: list[str] = []
     rows = import_smi(args.file, args.run_dir, UTC if args.utc else None, left_out.append)
-    print(f"{rows} samples written to {args.run_dir / 'telemetry'}")
+    print(f"{counted(rows, 'sample')} written to {args.run_dir / 'telemetry'}")
     for said in left_out[:SHOWN_LINES]:
         print(f"left out: {said}")
     if len(left_out) > SHOWN_LINES:

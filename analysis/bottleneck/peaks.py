@@ -18,6 +18,7 @@ from typing import Any
 from analysis.runs.gpus import certain_gpus, untold_gpus
 from analysis.runs.run import Run
 from greenbench.contract.config import StrictModel, load_yaml, parse
+from greenbench.contract.counted import counted
 from greenbench.contract.cpu import this_cpu, usable_cores
 from greenbench.contract.cuda_devices import model_of
 from greenbench.contract.errors import UserError, how_it_ended
@@ -84,8 +85,7 @@ class HostCeilings(StrictModel):
             return None
         flops = max(self.flops_per_s[dtype], self.flops_per_s.get("float32", 0.0))
         stream = max(self.copy_bytes_per_s, self.read_bytes_per_s)
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        source = f"vLLM's linear layers, torch {self.torch}, {threads}"
+        source = f"vLLM's linear layers, torch {self.torch}, {counted(self.threads, 'thread')}"
         return Ceiling("measured", flops, stream, source)
 
 

@@ -84,7 +84,7 @@ def _origin(run: Run) -> list[tuple[str, str]]:
 
 
 def _files(run: Run, place: Path | None) -> Iterator[tuple[str, str | None]]:
-    """The run's folder and what was measured into it, without ``derived/``, which an archive and a clone lack.
+    """The run's folder and what was measured into it; ``derived/`` is not in an archive or a clone.
 
     What lies elsewhere has no link, which would name its folders.
     """

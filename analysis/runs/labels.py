@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from analysis.runs.identity import Candidate, DeviceKind, Fields, Scenario, Workload
 from greenbench.contract.config import LoadConfig, PhaseConfig, SloConfig
+from greenbench.contract.counted import counted
 
 Facts = Mapping[str, str]  # name -> words
 Value = TypeVar("Value")
@@ -223,19 +224,19 @@ def told_apart(
 
 
 def task_facts(params: Fields, output_tokens: int | None) -> Facts:
-    length = f"{output_tokens} tokens out" if output_tokens else "the task's own length"
+    length = f"{counted(output_tokens, 'token')} out" if output_tokens else "the task's own length"
     return {**{name: f"{name} {value}" for name, value in params}, "output_tokens": length}
 
 
 def _task_facts(workload: Workload) -> Facts:
-    count = f"{workload.requests} requests" if workload.requests else "by time"
+    count = counted(workload.requests, "request") if workload.requests else "by time"
     return {**task_facts(workload.params, workload.output_tokens), "requests": count}
 
 
 def _load_base(load: LoadConfig) -> str:
     """``4 users``, ``4 users × 3 turns``, ``2.5 requests/s``, ``trace conversations``."""
     if load.kind == "closed":
-        words = f"{load.users} user{'' if load.users == 1 else 's'}"
+        words = counted(load.users, "user")
         return f"{words} × {load.turns} turns" if load.turns > 1 else words
     if load.trace is not None:
         return f"trace {load.trace.rsplit('/', 1)[-1].split('.')[0]}"
@@ -268,7 +269,7 @@ def _phase_facts(phases: PhaseConfig | None) -> Facts:
         "warmup": f"{phases.warmup_s:g} s of warm-up",
         "measure": _measured_words(phases),
         "drain": f"drained for {phases.drain_s:g} s",
-        "count": f"{phases.requests} requests" if phases.requests else "by time",
+        "count": counted(phases.requests, "request") if phases.requests else "by time",
         "timeout": f"requests cut at {phases.request_timeout_s:g} s",
     }
 
