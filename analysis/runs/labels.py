@@ -235,7 +235,7 @@ def _task_facts(workload: Workload) -> Facts:
 
 def _load_base(load: LoadConfig) -> str:
     """``4 users``, ``4 users × 3 turns``, ``2.5 requests/s``, ``trace conversations``."""
-    if load.kind == "closed":
+    if load.users is not None:  # closed
         words = counted(load.users, "user")
         return f"{words} × {load.turns} turns" if load.turns > 1 else words
     if load.trace is not None:
