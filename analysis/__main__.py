@@ -18,6 +18,7 @@ from analysis.runs.fault import Fault
 from analysis.runs.run import find_runs, read_runs
 from analysis.runs.validity import faults, superseded
 from greenbench.contract.command_name import typed_as
+from greenbench.contract.counted import counted
 from greenbench.contract.errors import UserError, exit_on_user_error, system_sentence
 from greenbench.contract.installation import results
 from greenbench.contract.terminal import visible
@@ -40,7 +41,9 @@ def check(args: argparse.Namespace) -> int:
     for name, fault in broken:
         print(visible(f"{name}: {fault.code}: {fault.sentence}"))
     total = len(runs) + len(unreadable)
-    print(f"{total} runs, {len(replaced)} of them measured again, {len(broken)} faults")
+    print(
+        f"{counted(total, 'run')}, {len(replaced)} of them measured again, {counted(len(broken), 'fault')}"
+    )
     return 1 if broken else 0
 
 
@@ -49,7 +52,7 @@ def check_forms(root: Path) -> int:
     reading = read_forms(root)
     for sentence in reading.faults:
         print(visible(sentence))
-    print(f"{reading.files} files read, {len(reading.faults)} faults")
+    print(f"{counted(reading.files, 'file')} read, {counted(len(reading.faults), 'fault')}")
     return 1 if reading.faults else 0
 
 
@@ -182,7 +185,8 @@ def archive(args: argparse.Namespace) -> int:
         print(visible(f"{run.path.name}: left out: {run.why}"))
     mib = 2**20
     print(
-        f"{args.out}: {len(kept.runs)} runs, {kept.bytes / mib:.1f} MiB of {kept.raw_bytes / mib:.1f}; "
+        f"{args.out}: {counted(len(kept.runs), 'run')}, "
+        f"{kept.bytes / mib:.1f} MiB of {kept.raw_bytes / mib:.1f}; "
         f"times of chunks to {UNIT_NS / 1000:.0f} µs, {'with' if args.prompts else 'without'} prompts"
     )
     if kept.texts_left_out:

@@ -17,6 +17,7 @@ from greenbench import doctor as doctor_module
 from greenbench.choose import Wish, answer, parse_backends, parse_contexts, plan_choice
 from greenbench.contract.command_name import TYPED_AS
 from greenbench.contract.config import PointConfig, SloConfig, SweepConfig, load_sweep
+from greenbench.contract.counted import counted
 from greenbench.contract.errors import UserError, exit_on_user_error, nearest, say_error
 from greenbench.contract.installation import config_file, config_names, plugin_folder, results
 from greenbench.contract.slo import parse_slo
@@ -436,7 +437,7 @@ def describe(point: PointConfig) -> str:
     longest = f"<={phases.longest_s:g}s"
     measure = f"until p{phases.percentile}, {longest}" if phases.auto else longest[2:]
     if phases.requests is not None:
-        measure = f"{phases.requests} requests, {longest}"
+        measure = f"{counted(phases.requests, 'request')}, {longest}"
     return (
         f"{point.task.name} context={point.context_tokens} load={point.load.label} "
         f"warmup={phases.warmup_s:g}s measure={measure} drain<={phases.drain_s:g}s"
@@ -445,8 +446,8 @@ def describe(point: PointConfig) -> str:
 
 def print_outcome(outcome: Outcome, config: SweepConfig, target: Path) -> None:
     print(
-        f"sweep {config.name}: {outcome.complete} points measured, {outcome.skipped} already complete, "
-        f"{len(outcome.failures)} failures, {outcome.pending} not measured"
+        f"sweep {config.name}: {counted(outcome.complete, 'point')} measured, {outcome.skipped} already "
+        f"complete, {counted(len(outcome.failures), 'failure')}, {outcome.pending} not measured"
     )
     for failure in outcome.failures:
         print(f"  {visible(failure)}")

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from greenbench.contract.counted import counted
 from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import INVALID_REASONS, Manifest
 from greenbench.contract.run_dir import MANIFEST, RunDir, list_runs
@@ -36,7 +37,7 @@ def list_lines(root: Path) -> Iterator[str]:
             yield f"  {status:<{STATUS_CHARS}}{visible(run.path.name)}"
             yield from _wrapped(said, 2 + STATUS_CHARS)
     parts = ", ".join(f"{n} {status}" for status, n in statuses.items())
-    yield f"{len(runs)} point{'s' if len(runs) > 1 else ''}: {parts}"
+    yield f"{counted(len(runs), 'point')}: {parts}"
 
 
 def _status_and_words(run: RunDir) -> tuple[str, str]:
@@ -44,14 +45,14 @@ def _status_and_words(run: RunDir) -> tuple[str, str]:
         manifest = run.manifest()
     except UserError as error:
         return "unreadable", str(error)
-    counts = f"{manifest.counts.ok} requests good, {manifest.counts.failed} failed"
+    counts = f"{counted(manifest.counts.ok, 'request')} good, {manifest.counts.failed} failed"
     return manifest.status, "; ".join(filter(None, [counts, _why(manifest)]))
 
 
 def _why(manifest: Manifest) -> str:
     codes = [INVALID_REASONS.get(code, code) for code in manifest.invalid_reasons]
     why = manifest.failure or "; ".join(codes)
-    if manifest.invalid_reasons == ["client_bound"] and manifest.acquitted:
+    if manifest.only_acquitted:
         why += "; by its own clocks the client was not late, so a report does not hold it against the point"
     return why
 
@@ -168,7 +169,7 @@ def _point(given: Path) -> tuple[RunDir, Manifest]:
 def kept_sentence(out: Path) -> str:
     """What an interrupted sweep leaves, and how it goes on."""
     complete = sum(_is_complete(run) for run in list_runs(out))
-    points = f"{complete} complete point{'' if complete == 1 else 's'}"
+    points = counted(complete, "complete point")
     return (
         f"interrupted: {points} kept in {out}; run the same command again to measure the rest, "
         f"or `greenbench report {out}` for a report of these"

@@ -6,6 +6,8 @@ manifest: it proves nothing about the server, and no report is made of it.
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -161,19 +163,39 @@ def write_point(run_path: Path, host: str | None, options: Options) -> None:
     write_atomic(run_path / "config.yaml", dump_yaml(live))
 
 
+def unanswered(host: str | None, options: argparse.Namespace) -> str | None:
+    """Why no run can start against that address, as a sentence; None: a server there lists its models."""
+    try:
+        _first_model(access(host or DEFAULT_URL, _connection(options)))
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def served_model(reached: Access, endpoint: str) -> tuple[str, str, int, Served]:
     """Of the first model that is served: name, path of its files, window in tokens, where it completes."""
-    try:
-        models = served_models(reached)
-        if not models:
-            raise UserError(f"{reached.base_url} serves no model; start it with one")
-        first = models[0]
+    first = _first_model(reached)
+    with _answering(reached):
         found = find_endpoint(reached, first["id"], endpoint)
+    said = first.get("max_model_len")
+    window = said if isinstance(said, int) and said > 0 else 1 << 20
+    return first["id"], str(first.get("root") or first["id"]), window, found
+
+
+def _first_model(reached: Access) -> dict[str, Any]:
+    with _answering(reached):
+        models = served_models(reached)
+    if not models:
+        raise UserError(f"{reached.base_url} serves no model; start it with one")
+    return models[0]
+
+
+@contextmanager
+def _answering(reached: Access) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"no model server answers at {reached.base_url} ({error}); start one with `make serve`, "
             "or give its address: http://host:port"
         ) from error
-    said = first.get("max_model_len")
-    window = said if isinstance(said, int) and said > 0 else 1 << 20
-    return first["id"], str(first.get("root") or first["id"]), window, found

@@ -28,6 +28,7 @@ from greenbench.contract.address import opened_warning
 from greenbench.contract.config import load_live_point
 from greenbench.contract.errors import USAGE_EXIT, UserError, say_error
 from greenbench.contract.privacy import keep_private
+from greenbench.contract.terminal import visible
 from loadgen import direct_run
 from loadgen.driver.process_setup import (
     end_measuring_on_signal,
@@ -101,7 +102,8 @@ class LongContextUser(User):
 def on_init(environment: Environment, runner: Runner, **_: Any) -> None:
     """Of a sweep: the users come from the point's config. A bad run directory ends Locust with 2.
 
-    By hand without a page the prompts are made here, before the time limit runs.
+    By hand without a page the prompts are made here, before the time limit runs; with one a server that does
+    not answer is told.
     """
     options = environment.parsed_options
     keep_private()
@@ -134,7 +136,17 @@ def on_init(environment: Environment, runner: Runner, **_: Any) -> None:
             environment.prepared = direct_run.prepare(environment.host, options)  # type: ignore[attr-defined]
         except UserError as error:
             _refuse(error)
+    elif options:
+        gevent.spawn(_warn_of_no_server, environment)  # what swallows packets holds up no page
     gevent.get_hub().loop.update_now()  # or what was done so far would count against the time limit
+
+
+def _warn_of_no_server(environment: Environment) -> None:
+    """With the page this is no error: the server may come, or the address be corrected there."""
+    options = environment.parsed_options
+    assert options is not None
+    if why := direct_run.unanswered(environment.host, options):
+        logger.warning("%s; each start on the page asks again", visible(why))
 
 
 def _refuse(error: UserError) -> NoReturn:

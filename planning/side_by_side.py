@@ -8,13 +8,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
+from greenbench.contract.cpu import usable_cores
+
 Thing = TypeVar("Thing")
 Found = TypeVar("Found")
 
 
 def side_by_side(of: Callable[[Thing], Found], things: Sequence[Thing]) -> list[Found]:
     """In their order; what is raised for one ends them all. No process is started for one thing or core."""
-    processes = min(len(things), len(os.sched_getaffinity(0)))
+    processes = min(len(things), usable_cores())
     if processes < 2:
         return [of(one) for one in things]
     context = multiprocessing.get_context("spawn")

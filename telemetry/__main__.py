@@ -12,8 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import psutil
+
 from greenbench.contract.access import access
 from greenbench.contract.command_name import typed_as
+from greenbench.contract.counted import counted
 from greenbench.contract.errors import UserError, exit_on_user_error, say_error
 from greenbench.contract.flags import port, positive
 from greenbench.contract.installation import results
@@ -65,7 +68,9 @@ def _add_serve(commands: Commands) -> None:
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; default 127.0.0.1"
     )
-    serve.add_argument("--pid", type=int, help="a server's process whose memory and CPU are shown")
+    serve.add_argument(
+        "--pid", type=running, help="a server's process whose memory and CPU are shown"
+    )
     serve.add_argument(
         "--period-s", type=positive, help="between GPU samples; default: half the refresh"
     )
@@ -132,6 +137,19 @@ def _add_source(command: argparse.ArgumentParser) -> None:
     )
 
 
+def running(text: str) -> int:
+    """The ID of a process that is there."""
+    try:
+        pid = int(text)
+        if psutil.pid_exists(pid):
+            return pid
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(
+        f"the ID of a running process is wanted, found '{text}'; `ps` lists them"
+    )
+
+
 def reader_opener(text: str) -> Callable[[], Reader]:
     """'nvml', 'zeus' or 'dcgm=URL' to what opens that reader."""
     kind, _, address = text.partition("=")
@@ -184,7 +202,7 @@ def _selftest(args: argparse.Namespace) -> int:
 def _import_smi(args: argparse.Namespace) -> int:
     left_out: list[str] = []
     rows = import_smi(args.file, args.run_dir, UTC if args.utc else None, left_out.append)
-    print(f"{rows} samples written to {args.run_dir / 'telemetry'}")
+    print(f"{counted(rows, 'sample')} written to {args.run_dir / 'telemetry'}")
     for said in left_out[:SHOWN_LINES]:
         print(f"left out: {said}")
     if len(left_out) > SHOWN_LINES:

@@ -21,6 +21,7 @@ from analysis.runs.engine_steps import overlapped
 from analysis.runs.run import Run
 from analysis.runs.scrapes import kv_usage_series, metric_series
 from analysis.runs.validity import audit_over_budget
+from greenbench.contract.counted import counted
 
 PointBound = Literal[
     "client", "kv-capacity", "scheduler-limit", "load", "host", "engine", "undetermined"
@@ -206,7 +207,7 @@ def _users_missing(run: Run, point: Point) -> list[str]:
     late = [why for audit in run.manifest.audits.values() for why in audit.event_loop_late]
     if users is None or open_requests is None or open_requests >= AT_LIMIT * users or not late:
         return []
-    return [f"on average {_short(open_requests)} of {users} requests were open", *late]
+    return [f"on average {_short(open_requests)} of {counted(users, 'request')} were open", *late]
 
 
 def classify_point(

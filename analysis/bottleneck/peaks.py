@@ -18,7 +18,8 @@ from typing import Any
 from analysis.runs.gpus import certain_gpus, untold_gpus
 from analysis.runs.run import Run
 from greenbench.contract.config import StrictModel, load_yaml, parse
-from greenbench.contract.cpu import this_cpu
+from greenbench.contract.counted import counted
+from greenbench.contract.cpu import this_cpu, usable_cores
 from greenbench.contract.cuda_devices import model_of
 from greenbench.contract.errors import UserError, how_it_ended
 from greenbench.contract.installation import INSTALL_VLLM, config_file, plugin_folder
@@ -84,8 +85,7 @@ class HostCeilings(StrictModel):
             return None
         flops = max(self.flops_per_s[dtype], self.flops_per_s.get("float32", 0.0))
         stream = max(self.copy_bytes_per_s, self.read_bytes_per_s)
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        source = f"vLLM's linear layers, torch {self.torch}, {threads}"
+        source = f"vLLM's linear layers, torch {self.torch}, {counted(self.threads, 'thread')}"
         return Ceiling("measured", flops, stream, source)
 
 
@@ -174,7 +174,7 @@ def measure_host(out: Path, say: Callable[[str], None]) -> HostCeilings:
     say(f"ceilings of this machine, about 20 s, with {python}")
     found = HostCeilings(
         host_cpu=this_cpu().name,
-        cores=len(os.sched_getaffinity(0)),
+        cores=usable_cores(),
         **_told(argv, say, TIMEOUT_S),
     )
     write_atomic(out, found.model_dump_json(indent=1) + "\n")

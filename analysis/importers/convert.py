@@ -32,6 +32,7 @@ from greenbench.contract.config import (
     SweepLoad,
     points_of,
 )
+from greenbench.contract.counted import counted
 from greenbench.contract.errors import UserError
 from greenbench.contract.manifest import Code, Counts, Host, Server
 from greenbench.contract.new_run import (
@@ -123,7 +124,8 @@ def _believed(point: Imported) -> Imported:
     empty = sum(request.error == NO_TOKEN for request in requests)
     if not empty:
         return point
-    said = f"{empty} requests without an output token, which the tool counts as successes, are failures here"
+    said = f"{counted(empty, 'request')} without an output token, which the tool counts as "
+    said += "a success, is a failure here" if empty == 1 else "successes, are failures here"
     return _with_note(replace(point, requests=requests), said)
 
 

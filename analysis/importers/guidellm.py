@@ -12,6 +12,7 @@ from typing import Any
 from analysis.importers.fields import Field
 from analysis.importers.record import CUT, Foreign, Imported, Reader, has_keys
 from greenbench.contract.config import LoadConfig
+from greenbench.contract.counted import counted
 from greenbench.contract.errors import UserError
 
 CANNOT_TELL = [
@@ -74,11 +75,13 @@ def _benchmark(raw: Field, path: Path) -> Imported:
     notes = [*CANNOT_TELL]
     unsent = made["incomplete"] - len(rows["incomplete"])
     if edges:
-        notes.append(
-            f"{edges + max(0, unsent)} requests of warm-up and cool-down are not in the file"
-        )
+        n = edges + max(0, unsent)
+        are = "is" if n == 1 else "are"
+        notes.append(f"{counted(n, 'request')} of warm-up and cool-down {are} not in the file")
     elif unsent > 0:
-        notes.append(f"{unsent} requests were due and never sent when the run's time was over")
+        notes.append(
+            f"{counted(unsent, 'request', 'was', 'were')} due and never sent when the run's time was over"
+        )
     return Imported(READER.tool, kept.model.text(), load, requests, notes)
 
 

@@ -36,6 +36,7 @@ from analysis.runs.scrapes import kv_usage_series
 from analysis.runs.validity import faults, of_manifest, superseded
 from analysis.statistics.rates import Cycles, users_of
 from greenbench.contract.config import LoadConfig
+from greenbench.contract.counted import counted
 from greenbench.contract.manifest import Counts
 
 PointStatus = Literal["ok", "invalid", "failed", "interrupted", "superseded"]
@@ -326,9 +327,12 @@ def _notes(
         notes.append("which attention class ran is unproven")
     failed = sum(errors(run).values())
     if failed:
-        notes.append(f"{failed} measured requests failed")
+        notes.append(f"{counted(failed, 'measured request')} failed")
     if measured.untimed:
-        notes.append(f"{measured.untimed} requests carry no token counts per chunk: not in ITL")
+        notes.append(
+            f"{counted(measured.untimed, 'request', 'carries', 'carry')} no token counts per chunk: "
+            "not in ITL"
+        )
     notes += _source_notes(run)
     if run.manifest.code.dirty:
         notes.append("the code had uncommitted changes")

@@ -15,6 +15,7 @@ import pandas as pd
 
 from analysis.runs.activity import Activity, Series, in_flight, mean_level, steps_within
 from greenbench.contract.clock import NS_PER_S as NS
+from greenbench.contract.counted import counted
 from greenbench.contract.enough import WINDOW_REQUESTS
 
 
@@ -154,7 +155,8 @@ def _bounds(
     edges, values = steps_within(times, levels, start, end)
     at_target = np.flatnonzero(values >= rule.running_share * users)
     if len(at_target) == 0:
-        return f"the load never stood at its target: at most {values.max():.0f} of {users} requests were open"
+        most = f"{values.max():.0f} of {counted(users, 'request')}"
+        return f"the load never stood at its target: at most {most} were open"
     return float(edges[at_target[0]]), float(edges[at_target[-1] + 1])
 
 
@@ -187,7 +189,9 @@ def _judge(
             f"the mean time of a request ({residence_s:.1f} s)"
         )
     if len(done) < rule.min_completions:
-        reasons.append(f"only {len(done)} requests ended in it, {rule.min_completions} are needed")
+        reasons.append(
+            f"only {counted(len(done), 'request')} ended in it, {rule.min_completions} are needed"
+        )
     if users is not None:
         reasons += _closed_level(times, levels, span, level, users, rule)
     else:
@@ -207,7 +211,8 @@ def _rate_drift(halves: tuple[int, int], rule: WindowRule) -> list[str]:
     if difference <= allowed:
         return []
     return [
-        f"the completion rate drifted: {halves[0]} requests ended in its first half, {halves[1]} after"
+        f"the completion rate drifted: {counted(halves[0], 'request')} ended in its first half, "
+        f"{halves[1]} after"
     ]
 
 
@@ -245,12 +250,14 @@ def _closed_level(
 ) -> list[str]:
     reasons: list[str] = []
     if level < rule.mean_running_share * users:
-        reasons.append(f"on average {level:.1f} of {users} requests were open")
+        reasons.append(f"on average {level:.1f} of {counted(users, 'request')} were open")
     edges, values = steps_within(times, levels, *span)
     below = values < rule.running_share * users
     longest_s = _longest_run(edges, below) / NS
     if longest_s > max(1.0, rule.hole_share * (span[1] - span[0]) / NS):
-        reasons.append(f"fewer than {users} requests were open for {longest_s:.1f} s on end")
+        reasons.append(
+            f"fewer than {counted(users, 'request', 'was', 'were')} open for {longest_s:.1f} s on end"
+        )
     return reasons
 
 
@@ -321,7 +328,8 @@ def ml_energy_window(requests: pd.DataFrame, max_num_seqs: int) -> Window:
     ends = np.sort(sent + good["end_ns"].to_numpy(dtype=float))
     if len(firsts) < 2 * max_num_seqs + 2:
         at = int(sent.min()) if len(sent) else 0
-        reason = f"{len(firsts)} requests are too few for {max_num_seqs} at a time"
+        are = counted(len(firsts), "request", "is", "are")
+        reason = f"{are} too few for {max_num_seqs} at a time"
         return Window("ml_energy", at, at, (reason,))
     start, end = firsts[max_num_seqs - 1], ends[len(ends) - max_num_seqs - 2]
     reasons = () if end > start else ("it closes before it opens",)

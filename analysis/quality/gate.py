@@ -32,6 +32,7 @@ from analysis.statistics.noninferiority import (
     mean_limits,
     most_lost,
 )
+from greenbench.contract.counted import counted
 
 # Two correct bf16 kernels differ by up to 0.1 nats at a token (docs/method.md), on average by far less.
 DRIFT_MARGIN_NATS = 0.1  # mean |Δ log p| a token
@@ -201,7 +202,7 @@ def _answer_doubt(could_lose: bool, n: int, high: float) -> str:
         loss = f"{MARGIN * 100:.0f} %"
         return f"; the model answers too few prompts correctly for a loss of {loss} to show"
     if n < FEWEST_PAIRS:
-        return f"; {n} prompts are too few ({FEWEST_PAIRS} are needed at least)"
+        return f"; {counted(n, 'prompt', 'is', 'are')} too few ({FEWEST_PAIRS} are needed at least)"
     return f"; up to {high * 100:.0f} % of prompts may be lost"
 
 
@@ -241,7 +242,7 @@ def _drift_gate(
     verdict, high = judge_drift(absolute, signed)
     doubt = "; whether that is a loss is not shown" if verdict == "undecided" else ""
     if n < MIN_DRIFT_PROMPTS:
-        doubt = f"; {n} prompts are too few ({MIN_DRIFT_PROMPTS} are needed at least)"
+        doubt = f"; {counted(n, 'prompt', 'is', 'are')} too few ({MIN_DRIFT_PROMPTS} are needed at least)"
     return Gate(
         **about,
         kind="log-probabilities",
@@ -250,7 +251,7 @@ def _drift_gate(
         tells=n >= MIN_DRIFT_PROMPTS,
         sentence=(
             f"{middle:.3g} nats a token from `{about['reference']}` ({float(signed.mean()):+.3g} in "
-            f"−log p) over {n} prompts{doubt}{_stand_in(about['basis'])}"
+            f"−log p) over {counted(n, 'prompt')}{doubt}{_stand_in(about['basis'])}"
         ),
         prompts=n,
         worse_by=middle,

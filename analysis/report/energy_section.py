@@ -14,6 +14,7 @@ from analysis.energy.quantities import Estimated, Measured
 from analysis.energy.result import EnergyResult, GpuEnergy, PerWork
 from analysis.point.point import Point
 from analysis.report import formats
+from greenbench.contract.counted import counted
 
 MEASURED_WORK = "idle_s"  # its price is no fit
 WORK_WORDS = {
@@ -261,7 +262,7 @@ def _measured_facts(result: EnergyResult) -> list[tuple[str, str]]:
             "GPU energy",
             f"{formats.joules(result.energy_j)} ± {formats.joules(result.edge_error_j)} at the "
             f"window's edges, over {result.window_s:.1f} s: {result.power_w:.1f} W mean; "
-            f"{scope}, {result.gpus_measured} of {result.gpus_wanted} cards, {result.source}",
+            f"{scope}, {result.gpus_measured} of {counted(result.gpus_wanted, 'card')}, {result.source}",
         ),
         ("", _agreement(result)),
     ]

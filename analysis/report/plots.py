@@ -14,6 +14,7 @@ from analysis.compare.decisions import Decision
 from analysis.objectives import Objective
 from analysis.quality.gate import Gate
 from analysis.runs.identity import Candidate, DeviceKind, Scenario
+from greenbench.contract.counted import counted
 
 # read on light and on dark ground; markers differ too, so colour is never the only sign
 COLOURS = ("#3d85c6", "#e07b39", "#38a169", "#a56cc1", "#d64550", "#17a2b8", "#a3801f", "#7f8c8d")
@@ -208,7 +209,7 @@ def _spot(cell: Cell, objective: Objective) -> Spot | None:
     mean, values = cell.mean(objective), cell.values(objective)
     if mean is None:
         return None
-    starts = f"{len(values)} start{'s' if len(values) > 1 else ''}"
+    starts = counted(len(values), "start")
     low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
     return Spot(mean, low, high, starts)
 

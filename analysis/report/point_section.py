@@ -14,6 +14,7 @@ from analysis.report.timeline import timeline
 from analysis.runs.run import Run
 from analysis.statistics.samples import Statistic
 from analysis.study import Study
+from greenbench.contract.run_dir import RunDir
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ def _origin(run: Run) -> list[tuple[str, str]]:
 
 
 def _files(run: Run, place: Path | None) -> Iterator[tuple[str, str | None]]:
-    """The run's folder and what is in it. What lies elsewhere has no link, which would name its folders."""
+    """The run's folder and what was measured into it; ``derived/`` is not in an archive or a clone.
+
+    What lies elsewhere has no link, which would name its folders.
+    """
     below = place is not None and run.path.resolve().is_relative_to(place.resolve())
     start = run.path.resolve().relative_to(place.resolve()).as_posix() if below and place else None
 
@@ -91,7 +95,10 @@ def _files(run: Run, place: Path | None) -> Iterator[tuple[str, str | None]]:
         return None if start is None else quote(f"./{start}/{name}")
 
     yield f"{run.path.name}/", link("")
-    there = sorted(path for path in run.path.rglob("*") if path.is_file())
+    derived = RunDir(run.path).derived_dir
+    there = sorted(
+        path for path in run.path.rglob("*") if path.is_file() and derived not in path.parents
+    )
     for path in there[:MOST_FILES]:
         name = path.relative_to(run.path).as_posix()
         yield name, link(name)

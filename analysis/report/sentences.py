@@ -348,9 +348,10 @@ def _energy(usable: list[Point]) -> list[str]:
 def _scope(whole: Study) -> list[str]:
     usable = whole.usable
     if not usable:
-        return [
-            f"None of the {len(whole.points)} points can be used; the reasons are listed below."
-        ]
+        n = len(whole.points)
+        if n == 1:
+            return ["The only point cannot be used; the reasons are listed below."]
+        return [f"None of the {n} points can be used; the reasons are listed below."]
     backends = sorted({p.candidate.backend_label for p in usable})
     contexts = sorted({p.context_tokens for p in usable})
     models = sorted({p.model for p in usable})

@@ -15,6 +15,7 @@ from analysis.runs.identity import Scenario
 from analysis.runs.run import Run
 from analysis.statistics.samples import Statistic, needed
 from analysis.study import Study
+from greenbench.contract.counted import counted
 
 
 def provenance(runs: Iterable[Run]) -> list[tuple[str, str]]:
@@ -268,7 +269,7 @@ def _mean(cell: Cell, objective: Objective) -> Entry:
     edge = cell.edge(objective)
     lines = (
         f"{low}–{high}" if len(values) > 1 else "",
-        f"{len(values)} start{'s' if len(values) > 1 else ''}",
+        counted(len(values), "start"),
         f"edges ± {formats.percent(edge)}" if edge >= LEAST_EDGE_SHOWN else "",
     )
     main = formats.measured(cell.mean(objective), objective.unit)

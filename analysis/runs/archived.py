@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis.runs.packed import packed, unpacked
+from analysis.runs.packed import packed, unpacked, with_column
 from greenbench.contract.run_dir import read_jsonl
 
 SUFFIX = ".parquet"
@@ -114,10 +114,10 @@ def without_texts(table: pa.Table) -> pa.Table:
     }
     for name, told in facts.items():
         if name in table.column_names:
-            table = _with(table, name, pc.coalesce(told, table.column(name)))  # type: ignore[attr-defined]
+            table = with_column(table, name, pc.coalesce(told, table.column(name)))  # type: ignore[attr-defined]
         else:
             table = table.append_column(name, told)
-    return _with(table, TEXT, pa.nulls(table.num_rows, pa.string()))
+    return with_column(table, TEXT, pa.nulls(table.num_rows, pa.string()))
 
 
 def texts_left_out(path: Path) -> int:
@@ -187,10 +187,12 @@ def _unit_ns(table: pa.Table) -> int | None:
 def _encoded(table: pa.Table, unit_ns: int) -> pa.Table:
     for wall, mono in _clocks(table):
         less = pc.subtract(table.column(wall), table.column(mono).fill_null(0))  # type: ignore[attr-defined]
-        table = _with(table, wall, less)
+        table = with_column(table, wall, less)
     if TOKENS in table.column_names:
         lists = table.column(TOKENS).combine_chunks()
-        table = _with(table, TOKENS, _relisted(lists, _differences(_flat(lists), _starts(lists))))
+        table = with_column(
+            table, TOKENS, _relisted(lists, _differences(_flat(lists), _starts(lists)))
+        )
     if CHUNKS in table.column_names:
         table = _by_arrival(table, unit_ns)
     if METRICS in table.column_names:
@@ -201,15 +203,15 @@ def _encoded(table: pa.Table, unit_ns: int) -> pa.Table:
 def _decoded(table: pa.Table, unit_ns: int) -> pa.Table:
     for wall, mono in _clocks(table):
         whole = pc.add(table.column(wall), table.column(mono).fill_null(0))  # type: ignore[attr-defined]
-        table = _with(table, wall, whole)
+        table = with_column(table, wall, whole)
     if TOKENS in table.column_names:
         lists = table.column(TOKENS).combine_chunks()
-        table = _with(table, TOKENS, _relisted(lists, _sums(_flat(lists), _starts(lists))))
+        table = with_column(table, TOKENS, _relisted(lists, _sums(_flat(lists), _starts(lists))))
     if CHUNKS in table.column_names:
         lists = table.column(CHUNKS).combine_chunks()
         values = _chunk_units(table, lists, unit_ns) * unit_ns
         values = _between_edges(values, lists, table, unit_ns)
-        table = _with(table, CHUNKS, _relisted(lists, values))
+        table = with_column(table, CHUNKS, _relisted(lists, values))
     table = table.drop([PLACES]) if PLACES in table.column_names else table
     if METRICS in table.column_names:
         table = _each_metric(table, lambda whole: whole / PER_THOUSAND, pa.float64())
@@ -224,7 +226,7 @@ def _by_arrival(table: pa.Table, unit_ns: int) -> pa.Table:
     order = np.argsort(times, kind="stable")
     places = np.empty_like(order)
     places[order] = np.arange(len(order))
-    table = _with(table, CHUNKS, _relisted(lists, np.diff(times[order], prepend=0)))
+    table = with_column(table, CHUNKS, _relisted(lists, np.diff(times[order], prepend=0)))
     return table.append_column(PLACES, _relisted(lists, _differences(places, _starts(lists))))
 
 
@@ -303,11 +305,9 @@ def _each_metric(
     names = [field.name for field in metrics.type]
     known = [metrics.field(name).to_numpy(zero_copy_only=False).astype(float) for name in names]
     columns = [pa.array(change(values), from_pandas=True).cast(kind) for values in known]
-    return _with(table, METRICS, pa.StructArray.from_arrays(columns, names, mask=metrics.is_null()))
-
-
-def _with(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
-    return table.set_column(table.column_names.index(name), name, column)
+    return with_column(
+        table, METRICS, pa.StructArray.from_arrays(columns, names, mask=metrics.is_null())
+    )
 
 
 def _leaves(schema: pa.Schema) -> Iterator[tuple[str, pa.DataType]]:

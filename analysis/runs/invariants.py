@@ -16,6 +16,7 @@ from analysis.runs.scrapes import KV_USAGE, label_sets
 from analysis.runs.time_invariants import LATE_NS, PHASES, broken_times
 from analysis.runs.wrong_rows import Mask, fault, good, imported, some
 from greenbench.contract.clock import NS_PER_S
+from greenbench.contract.counted import counted
 from greenbench.contract.schema import ERROR_TYPES
 
 FINISHED = ("length", "stop")
@@ -242,7 +243,7 @@ def outputs(run: Run) -> Iterator[Fault]:
 def _graded_twice(answers: pd.DataFrame, _: pd.DataFrame) -> Iterator[str]:
     twice = int(answers["request_id"].duplicated().sum())
     if twice:
-        yield f"{twice} requests were graded more than once"
+        yield f"{counted(twice, 'request', 'was', 'were')} graded more than once"
 
 
 def _graded_without_request(answers: pd.DataFrame, rows: pd.DataFrame) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from analysis.runs.identity import Candidate, DeviceKind, Fields, Scenario, Workload
 from greenbench.contract.config import LoadConfig, PhaseConfig, SloConfig
+from greenbench.contract.counted import counted
 
 Facts = Mapping[str, str]  # name -> words
 Value = TypeVar("Value")
@@ -78,9 +79,10 @@ def labels(
     executions, devices = {p.execution for p in where}, {p.device for p in where}
     told, apart = device_words(devices), apart_words(devices)
     usual = _usual(facts, differs)
-    words, whole = _candidate_words(facts, differs, names, usual)
+    words = _candidate_words(facts, differs, names, usual)
     if len(set(words.values())) < len(words):  # a given name can be what is left of another's
-        words, usual = whole, {}
+        usual = {}
+        words = _candidate_words(facts, differs, names, usual)
     return Labels(
         candidates=words,
         tasks=tasks,
@@ -105,20 +107,20 @@ def _candidate_words(
     differs: Sequence[str],
     names: Mapping[Candidate, str],
     usual: Mapping[str, Facts],
-) -> tuple[dict[Candidate, str], dict[Candidate, str]]:
-    """Without the usual words, and with them."""
+) -> dict[Candidate, str]:
+    """A name that one alone was given; else the backend and what differs, without the ``usual`` words."""
     who = list(facts)
     several = len({c.model for c in who}) > 1
     given = Counter((names.get(c), c.model if several else None) for c in who)
 
-    def words(c: Candidate, unsaid: Facts) -> str:
+    def words(c: Candidate) -> str:
         if c in names and given[names[c], c.model if several else None] == 1:
             return _named(c, names[c], several)
-        own = facts[c]
+        own, unsaid = facts[c], usual.get(c.model, {})
         told = [own[name] for name in differs if own[name] != unsaid.get(name)]
         return MARK.join([_base(c, who, several), *told])
 
-    return {c: words(c, usual.get(c.model, {})) for c in who}, {c: words(c, {}) for c in who}
+    return {c: words(c) for c in who}
 
 
 def _usual(facts: Mapping[Candidate, Facts], differs: Sequence[str]) -> dict[str, Facts]:
@@ -222,19 +224,19 @@ def told_apart(
 
 
 def task_facts(params: Fields, output_tokens: int | None) -> Facts:
-    length = f"{output_tokens} tokens out" if output_tokens else "the task's own length"
+    length = f"{counted(output_tokens, 'token')} out" if output_tokens else "the task's own length"
     return {**{name: f"{name} {value}" for name, value in params}, "output_tokens": length}
 
 
 def _task_facts(workload: Workload) -> Facts:
-    count = f"{workload.requests} requests" if workload.requests else "by time"
+    count = counted(workload.requests, "request") if workload.requests else "by time"
     return {**task_facts(workload.params, workload.output_tokens), "requests": count}
 
 
 def _load_base(load: LoadConfig) -> str:
     """``4 users``, ``4 users × 3 turns``, ``2.5 requests/s``, ``trace conversations``."""
-    if load.kind == "closed":
-        words = f"{load.users} user{'' if load.users == 1 else 's'}"
+    if load.users is not None:  # closed
+        words = counted(load.users, "user")
         return f"{words} × {load.turns} turns" if load.turns > 1 else words
     if load.trace is not None:
         return f"trace {load.trace.rsplit('/', 1)[-1].split('.')[0]}"
@@ -267,7 +269,7 @@ def _phase_facts(phases: PhaseConfig | None) -> Facts:
         "warmup": f"{phases.warmup_s:g} s of warm-up",
         "measure": _measured_words(phases),
         "drain": f"drained for {phases.drain_s:g} s",
-        "count": f"{phases.requests} requests" if phases.requests else "by time",
+        "count": counted(phases.requests, "request") if phases.requests else "by time",
         "timeout": f"requests cut at {phases.request_timeout_s:g} s",
     }
 

@@ -31,7 +31,7 @@ def packed(table: pa.Table) -> pa.Table:
     """The table that ``unpacked`` takes; metadata of its own is not kept."""
     done: list[Form] = []
     if LABELS in table.column_names and _are_texts(table.column(LABELS)):
-        table = _with(table, LABELS, _texts(table.column(LABELS)))
+        table = with_column(table, LABELS, _texts(table.column(LABELS)))
         done.append(("text", LABELS, []))
     for series in SERIES:
         if {*series} <= {*table.column_names}:
@@ -41,14 +41,14 @@ def packed(table: pa.Table) -> pa.Table:
             done.append(("series", ROW, []))
     for name, values in _known(table, pa.types.is_floating):
         if name == SCRAPED:
-            table = _with(table, name, _put(table, name, values.view(np.int64)))
+            table = with_column(table, name, _put(table, name, values.view(np.int64)))
             done.append(("bits", name, []))
         elif divisors := _divisors(values):
-            table = _with(table, name, _put(table, name, _numerators(values, divisors)))
+            table = with_column(table, name, _put(table, name, _numerators(values, divisors)))
             done.append(("decimal", name, [*divisors]))
     for name, values in _known(table, pa.types.is_integer):
         if name in GROWING:
-            table = _with(table, name, _put(table, name, np.diff(values, prepend=0)))
+            table = with_column(table, name, _put(table, name, np.diff(values, prepend=0)))
             done.append(("growing", name, []))
     return table.replace_schema_metadata({FORMS: json.dumps(done)})
 
@@ -60,10 +60,10 @@ def unpacked(table: pa.Table) -> pa.Table:
         if form == "series":
             table = table.take(np.argsort(table.column(name).to_numpy())).drop([name])
         elif form == "text":
-            table = _with(table, name, _structs(table.column(name)))
+            table = with_column(table, name, _structs(table.column(name)))
         else:
             values = _undone(form, table.column(name).drop_null().to_numpy(), how)
-            table = _with(table, name, _put(table, name, values))
+            table = with_column(table, name, _put(table, name, values))
     return table
 
 
@@ -139,5 +139,6 @@ def _structs(column: pa.ChunkedArray) -> pa.Array:
     return pa.array(rows, kind).take(coded.indices)
 
 
-def _with(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+def with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    """The table with another column of that name, in its place; a name it lacks raises ValueError."""
     return table.set_column(table.column_names.index(name), name, column)

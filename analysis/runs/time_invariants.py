@@ -16,6 +16,7 @@ from analysis.runs.run import Run
 from analysis.runs.wrong_rows import Mask, fault, imported
 from greenbench.contract.clock import NS_PER_S
 from greenbench.contract.config import LoadConfig
+from greenbench.contract.counted import counted
 
 LATE_NS = (
     NS_PER_S  # of sending after a user took the request up; later, the client is over its budget
@@ -161,7 +162,7 @@ def in_flight(run: Run) -> Iterator[Fault]:
     if most > users:
         yield Fault(
             "too_many_in_flight",
-            f"{most} requests were open at one moment, and the load has {users} users",
+            f"{most} requests were open at one moment, and the load has {counted(users, 'user')}",
         )
         return
 

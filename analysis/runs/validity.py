@@ -14,6 +14,7 @@ from analysis.runs.parquet import row_count, table_sources
 from analysis.runs.run import Run
 from analysis.runs.scrapes import counter_gain
 from greenbench.contract.archive import ARCHIVE
+from greenbench.contract.counted import counted
 from greenbench.contract.manifest import INVALID_REASONS
 from greenbench.contract.run_dir import file_sha256
 
@@ -76,14 +77,15 @@ def _counts(run: Run) -> Iterator[Fault]:
         yield Fault(
             "record_count_mismatch",
             f"the manifest counts {counts.ok} good + {counts.failed} failed of {counts.rows} requests, "
-            f"{on_disk} rows are on disk",
+            f"{counted(on_disk, 'row', 'is', 'are')} on disk",
         )
         return
     good = int(run.requests["error_type"].isna().sum())
     if good != counts.ok:
         yield Fault(
             "record_count_mismatch",
-            f"the manifest counts {counts.ok} good requests, {good} rows have no error",
+            f"the manifest counts {counted(counts.ok, 'good request')}, "
+            f"{counted(good, 'row', 'has', 'have')} no error",
         )
 
 
@@ -232,7 +234,7 @@ def _complete(run: Run) -> bool:
 
 
 def _only_acquitted(run: Run) -> bool:
-    return run.manifest.invalid_reasons == ["client_bound"] and run.manifest.acquitted
+    return run.manifest.only_acquitted
 
 
 def superseded(runs: list[Run]) -> dict[Path, str]:

@@ -17,6 +17,7 @@ from analysis.objectives import ENERGY
 from analysis.point.point import Point, analyse_all
 from analysis.runs.run import load_runs
 from analysis.statistics.ratios import Ratio, paired_ratio
+from greenbench.contract.counted import counted
 
 BLOCKS = 5  # G-8 asks for as many
 SAME_ORDER = 2.0  # G-12: a factor either way
@@ -64,7 +65,7 @@ def _block_ratio(
 
 def _told(ratio: Ratio) -> str:
     interval = "" if ratio.low is None else f" [{ratio.low:.4f}, {ratio.high:.4f}]"
-    return f"{ratio.ratio:.4f}{interval} over {ratio.blocks} starts each"
+    return f"{ratio.ratio:.4f}{interval} over {counted(ratio.blocks, 'start')} each"
 
 
 def same_backend_twice(served: Served) -> Judged:
@@ -116,6 +117,7 @@ def near_a_published_figure(served: Served) -> Judged:
     if not served.points:
         raise Missing("no point of the sweep has measured joules")
     ours = math.exp(float(np.mean([_log_j(point) for point in served.points])))
-    figure = f"{ours:.3g} J per output token over {len(served.points)} points, {published_j:.3g} J published"
+    over = counted(len(served.points), "point")
+    figure = f"{ours:.3g} J per output token over {over}, {published_j:.3g} J published"
     near = 1 / SAME_ORDER <= ours / published_j <= SAME_ORDER
     return figure, f"within a factor of {SAME_ORDER:g}", near

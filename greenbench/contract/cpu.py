@@ -1,5 +1,6 @@
-"""What a CPU is and can compute, read from the text of /proc/cpuinfo; and the dtype to serve in on it."""
+"""What a CPU is and can compute (/proc/cpuinfo), the dtype to serve in on it, the cores one may use."""
 
+import os
 import platform
 from dataclasses import dataclass
 from functools import cache
@@ -48,6 +49,13 @@ def read_cpu(cpuinfo: str) -> Cpu:
 def this_cpu() -> Cpu:
     path = Path("/proc/cpuinfo")
     return read_cpu(path.read_text() if path.is_file() else "")
+
+
+def usable_cores() -> int:
+    """How many cores this process may use; where the system does not say (macOS), how many there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def dtype_on_cpu(flags: frozenset[str] | None, asked: Dtype = "auto") -> ServedDtype:

@@ -258,6 +258,11 @@ class Manifest(Part):
         over = [audit for audit in self.audits.values() if audit.over_budget]
         return bool(over) and all(audit.reasons and not audit.faults for audit in over)
 
+    @property
+    def only_acquitted(self) -> bool:
+        """Invalid for ``client_bound`` alone, of which its client is acquitted: such a point counts."""
+        return self.invalid_reasons == ["client_bound"] and self.acquitted
+
 
 def audits_of(raw: dict[str, Any]) -> dict[str, ClientAudit]:
     return {client: ClientAudit.model_validate(said) for client, said in raw.items()}

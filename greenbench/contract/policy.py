@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from greenbench.contract.config import SloConfig
+from greenbench.contract.counted import counted
 from greenbench.contract.errors import UserError, nearest
 from greenbench.contract.explain import parse, shown
 from greenbench.contract.strict import StrictModel
@@ -425,7 +426,7 @@ def choose(
             if state.name in spill and state.name != wanted and limit > _weighed(state, spill):
                 taker = min((s for s in roomy if s.name in spill), key=lambda s: _weighed(s, spill))
                 n = able[wanted].running + able[wanted].waiting
-                open_there = "1 request" if n == 1 else f"{n} requests"
+                open_there = counted(n, "request")
                 return Choice(taker.name, held, f"{reason}, but {wanted} has {open_there} open")
     return Choice(wanted, held, reason)
 

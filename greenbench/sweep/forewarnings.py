@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from greenbench.contract.config import PhaseConfig, PointConfig, ServerRequest, SweepConfig
+from greenbench.contract.counted import counted
 from greenbench.contract.enough import (
     JOULES_REQUESTS,
     JOULES_S,
@@ -50,13 +51,14 @@ def _too_few(points: list[PointConfig]) -> Iterator[str]:
             for p in reversed(PERCENTILES[1:])
             if p <= wanted and most < needed(p)
         ]
+        measured = f"{workload}: about {counted(most, 'request', 'is', 'are')} measured"
         if most < WINDOW_REQUESTS:
             yield (
-                f"{workload}: about {most} requests are measured; below {WINDOW_REQUESTS} a point has no "
-                "steady window and is invalid; measure longer or raise 'requests'"
+                f"{measured}; below {WINDOW_REQUESTS} a point has no steady window and is invalid; measure "
+                "longer or raise 'requests'"
             )
         elif lacking:
-            yield f"{workload}: about {most} requests are measured, too few for {', '.join(lacking)}"
+            yield f"{measured}, too few for {', '.join(lacking)}"
 
 
 def most_requests(point: PointConfig) -> int | None:

@@ -18,6 +18,7 @@ from greenbench.contract.config import (
     SweepConfig,
     points_of,
 )
+from greenbench.contract.counted import counted
 from greenbench.contract.enough import needed as requests_for
 from greenbench.contract.errors import UserError
 from greenbench.contract.run_dir import NAME_CHARS, config_hash, slug
@@ -125,8 +126,9 @@ def quality_warnings(sweep: SweepConfig, scored: Collection[str]) -> list[str]:
         if prompts < needed:
             limit = "requests" if asked and asked < needed else "prompts_per_point"
             said.append(
-                f"{task.name}: {prompts} prompts a point are too few to show that answers are no worse, "
-                f"so its quality will be undecided; {needed} are needed at least: raise '{limit}'"
+                f"{task.name}: {counted(prompts, 'prompt')} a point {'is' if prompts == 1 else 'are'} too "
+                "few to show that answers are no worse, so its quality will be undecided; "
+                f"{needed} are needed at least: raise '{limit}'"
             )
         elif asked is None and (unsure := _may_be_fewer(sweep, needed)) is not None:
             said.append(f"{task.name}: {unsure}")

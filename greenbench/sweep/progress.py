@@ -16,6 +16,7 @@ from rich.progress import (
 )
 
 from greenbench.contract.config import PointConfig
+from greenbench.contract.counted import counted
 from greenbench.contract.manifest import Manifest
 from greenbench.contract.run_dir import RunDir, read_jsonl
 from greenbench.contract.terminal import visible
@@ -56,7 +57,7 @@ class SweepProgress:
 
     def start(self, points: int, skipped: int) -> None:
         self.progress.update(self._task, total=points)
-        self.console.print(f"{points} points to measure, {skipped} already complete")
+        self.console.print(f"{counted(points, 'point')} to measure, {skipped} already complete")
 
     def server(self, start: ServerStart, state: str) -> None:
         self._now(f"{start.candidate}: {state}")

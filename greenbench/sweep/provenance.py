@@ -8,7 +8,7 @@ from importlib import metadata
 
 from greenbench import __version__
 from greenbench.contract import nvidia_smi
-from greenbench.contract.cpu import this_cpu
+from greenbench.contract.cpu import this_cpu, usable_cores
 from greenbench.contract.installation import CHECKOUT
 from greenbench.contract.manifest import Code, Gpu, Host
 
@@ -67,7 +67,7 @@ def host(told: nvidia_smi.SmiAnswer | None = None) -> Host:
     cards = (told or nvidia_smi.ask()).cards
     return Host(
         cpu=cpu.name,
-        cores=len(os.sched_getaffinity(0)),
+        cores=usable_cores(),
         ram_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         kernel=platform.release(),
         cpu_flags=[flag for flag in CPU_FLAGS if flag in (cpu.flags or ())],

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from greenbench.contract.counted import counted
 from greenbench.contract.manifest import GAP_FLOOR_MS, GAP_OVER_SERVER, AuditFigures, Delays
 from loadgen.wire.response import Request, Response
 
@@ -224,7 +225,8 @@ class Audit:
         if not self.unsized:
             return []
         return [
-            f"chunks of unknown size in {self.unsized} requests: the server sends no running token count"
+            f"chunks of unknown size in {counted(self.unsized, 'request')}: "
+            "the server sends no running token count"
         ]
 
     def _shared_share(self) -> float | None:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from greenbench.contract.counted import counted
 from greenbench.contract.errors import UserError
 from loadgen.prompts.haystack import Question
 from loadgen.prompts.prompt_file import Prompt
@@ -46,7 +47,7 @@ def make(recipe: Recipe) -> Draft:
     questions = read_questions(path)
     if recipe.index >= len(questions):
         raise UserError(
-            f"{path} holds {len(questions)} prompts, more were asked for; "
+            f"{path} holds {counted(len(questions), 'prompt')}, more were asked for; "
             "lower prompts_per_point or add lines"
         )
     prompt, answers = questions[recipe.index]

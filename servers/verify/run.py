@@ -17,6 +17,7 @@ import httpx
 
 from greenbench import SCHEMA_VERSION
 from greenbench.contract.config import BackendChoice, ModelConfig, ServerConfig, ServerRequest
+from greenbench.contract.counted import counted
 from greenbench.contract.errors import UserError
 from greenbench.contract.forms import Judgement, Tolerance, VerifyFile, VerifySubject
 from greenbench.contract.manifest import Server
@@ -405,5 +406,7 @@ def summary(label: str, judged: Judgement) -> str:
             f"the likeliest candidate is the same at {judged.same_choice} of {judged.steps} steps"
         )
     if judged.not_comparable:
-        line += f"; {judged.not_comparable} requests reach beyond its window"
+        line += (
+            f"; {counted(judged.not_comparable, 'request', 'reaches', 'reach')} beyond its window"
+        )
     return "\n  ".join([line, *judged.reasons])

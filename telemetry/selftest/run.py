@@ -2,7 +2,7 @@
 
 Captures only: a known GPU load (telemetry/selftest/gpu_load.py, under the Python with torch) beside the
 ordinary recorder, and marks of what ran when. `python -m analysis.selftest.judge DIR` then judges the
-recording. Without a GPU every oracle is `not run`, with the reason, and the exit code is 0.
+recording. Without a GPU there is nothing to test: a sentence with the reason, exit code 2, and no folder.
 """
 
 import contextlib
@@ -170,7 +170,7 @@ class Marks:
 def selftest(
     out: Path, lengths: Lengths, limit_s: float = math.inf, judging: Sequence[str] = ()
 ) -> int:
-    """Capture into ``out``, judge, print. 0: nothing failed (or nothing could run); 1: an oracle failed.
+    """Capture into ``out``, judge, print. 0: nothing failed; 1: an oracle failed. UserError without a GPU.
 
     No experiment starts that would end after ``limit_s``; the oracles it was for are `not run`.
     ``judging`` are further words for the judge (a sweep for what needs a served model).
@@ -179,25 +179,27 @@ def selftest(
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists and is not an empty folder; give a new one")
-    out.mkdir(parents=True, exist_ok=True)
-    setup: dict[str, Any] = {"lengths": vars(lengths), "not_run": None}
-    python = str(vllm_python())
     try:
         reader = NvmlReader()
-        try:
-            with started_load(out, python) as load:
-                setup["load"] = load.about
-                gpu = _match(reader, load.about["uuid"])
-                setup["gpu"] = gpu
-                marks = Marks(out / MARKS, load, deadline_s)
-                capture(out, marks, reader, gpu["index"], lengths)
-        finally:
-            reader.close()
     except NoGpu as error:
-        setup["not_run"] = str(error)
+        raise UserError(
+            f"no GPU can be read here ({error}), so there are no energy sensors to test; run this on a host "
+            "with an NVIDIA GPU and its driver"
+        ) from error
+    setup: dict[str, Any] = {"lengths": vars(lengths)}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with started_load(out, str(vllm_python())) as load:
+            setup["load"] = load.about
+            gpu = _match(reader, load.about["uuid"])
+            setup["gpu"] = gpu
+            marks = Marks(out / MARKS, load, deadline_s)
+            capture(out, marks, reader, gpu["index"], lengths)
     except LoadFailed as error:  # what was captured before it is still judged
         setup["cut_short"] = str(error)
         logger.error("the experiments ended early: %s", error)
+    finally:
+        reader.close()
     write_atomic(out / SETUP, json.dumps(setup, indent=1) + "\n")
     return subprocess.run(
         [sys.executable, "-m", "analysis.selftest.judge", str(out), *judging], env=bench_env()

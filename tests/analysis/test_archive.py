@@ -344,6 +344,6 @@ def test_a_run_that_cannot_be_read_costs_itself(
     )
     assert main() == 1
     said = capsys.readouterr().out
-    assert f"{bad.path.name}: left out: requests/" in said and "1 runs" in said
+    assert f"{bad.path.name}: left out: requests/" in said and ": 1 run, " in said
     assert [path.parent.name != bad.path.name for path in out.rglob("manifest.json")] == [True]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "raw"]

@@ -19,7 +19,7 @@ import pytest
 from greenbench.contract.installation import ROOT
 from tests.fakes.deploy_files import COMPOSE, KUBERNETES, pods
 from tests.fakes.openai_server import GoldenServer
-from tests.fakes.prometheus import free_port
+from tests.fakes.ports import free_port
 from tests.fakes.waiting import HUNG_S, wait_until
 from tests.fakes.wheel import installed, installed_files
 

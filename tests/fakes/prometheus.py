@@ -2,7 +2,6 @@
 
 import gzip
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -22,6 +21,7 @@ from greenbench.contract.schema import GpuSample, HostSample
 from telemetry.exporter.collectors import GreenbenchCollector, Latest, lateness_histogram
 from telemetry.sensors.capability import available, unavailable
 from telemetry.sensors.gpu import GpuIdentity
+from tests.fakes.ports import free_port
 from tests.fakes.waiting import wait_until
 
 DATA = ROOT / "tests" / "deploy" / "data"
@@ -93,12 +93,6 @@ def served(pages: Pages) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def configured(place: Path, targets: dict[str, list[tuple[str, dict[str, str]]]]) -> Path:

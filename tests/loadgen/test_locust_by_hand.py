@@ -5,7 +5,6 @@ import os
 import re
 import resource
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,9 +22,11 @@ from tests.fakes.openai_server import (
     logprob_body,
     well_behaved,
 )
+from tests.fakes.ports import free_port
 from tests.fakes.waiting import HUNG_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
+NOBODY = "http://127.0.0.1:9"
 LOCUST = [sys.executable, "-m", "locust", "-f", "loadgen/longctx.py"]
 
 
@@ -41,12 +42,6 @@ def run(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.mark.parametrize(
     ("more", "address"),
     [([], "127.0.0.1"), (["--master"], "127.0.0.1"), (["--web-host", "*"], "0.0.0.0")],
@@ -57,7 +52,7 @@ def test_nothing_listens_beyond_this_machine_unless_asked(
 ) -> None:
     ports = {free_port(), *([free_port()] if "--master" in more else [])}
     page, *master = ports
-    argv = [*LOCUST, "--web-port", str(page), *more]
+    argv = [*LOCUST, "--web-port", str(page), "--host", NOBODY, *more]
     argv += [word for port in master for word in ("--master-bind-port", str(port))]
     said = tmp_path / "said"
     with said.open("w") as out:
@@ -72,6 +67,8 @@ def test_nothing_listens_beyond_this_machine_unless_asked(
         assert {ip.replace("::", "0.0.0.0") for ip in listening().values()} == {address}
         warned = "Locust's page listens on *: everyone who reaches this machine" in said.read_text()
         assert warned is (address == "0.0.0.0")
+        told = f"no model server answers at {NOBODY} (Connection refused); start one with"
+        wait_until(lambda: told in said.read_text(), "it says that nothing answers", HUNG_S)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(HUNG_S)

@@ -14,6 +14,7 @@ from greenbench.contract.schema import RequestRecord
 from loadgen.locust_tab import Live, read_joules
 from tests.fakes.loadruns import make_run
 from tests.fakes.openai_server import GoldenServer
+from tests.fakes.ports import free_port
 from tests.fakes.waiting import HUNG_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,9 +71,8 @@ def test_locusts_page_has_the_tab_and_its_figures(tmp_path: Path) -> None:
     with GoldenServer() as server:
         run = make_run(tmp_path, server.url, phases={"measure_s": 20, "warmup_s": 0})
         argv = [sys.executable, "-m", "locust", "-f", "loadgen/longctx.py", "--autostart"]
-        argv += ["--run-dir", str(run), "--web-port", "0", "--web-host", "127.0.0.1"]
-        port = _free_port()
-        argv[argv.index("0")] = str(port)
+        port = free_port()
+        argv += ["--run-dir", str(run), "--web-port", str(port), "--web-host", "127.0.0.1"]
         process = subprocess.Popen(
             argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -95,14 +95,6 @@ def test_locusts_page_has_the_tab_and_its_figures(tmp_path: Path) -> None:
 def _figures(stats: dict[str, Any]) -> dict[str, str]:
     (extended,) = stats["extendedStats"]
     return {row["name"]: row["value"] for row in extended["data"]}
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _poll(url: str, process: subprocess.Popen[bytes]) -> dict[str, Any]:

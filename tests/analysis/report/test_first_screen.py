@@ -199,6 +199,13 @@ def test_each_point_opens_what_ran(page: str) -> None:
     assert "manifest.json" in section and "vLLM 0.32.0" in section
 
 
+def test_raw_files_are_what_was_measured_and_not_what_a_report_made_of_it(page: str) -> None:
+    """derived/ is disposable: an archive and a clone lack it, and its links led nowhere."""
+    listed = re.findall(r"<dt>Raw files</dt><dd>(.*?)</dd>", page)
+    assert listed and all("requests/" in each for each in listed)
+    assert not any("derived/" in each for each in listed)
+
+
 EVIL = '</script><script>alert(1)</script><!--<script><img src=x onerror="alert(2)">'
 
 

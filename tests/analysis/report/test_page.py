@@ -123,7 +123,7 @@ def test_crossings_are_answered_for_every_cost(whole: Study) -> None:
 def test_only_unusable_points_still_make_a_report(tmp_path: Path) -> None:
     write_run(tmp_path, FakeRun(status="failed", failure="it broke"))
     text = words(render(study(tmp_path)))
-    assert "None of the 1 points can be used" in text
+    assert "The only point cannot be used" in text
     assert "it broke" in text
 
 

@@ -117,7 +117,7 @@ def test_the_example_passes_both_checks_and_gives_a_report(example: Path) -> Non
     checked = analysis("check", str(example))
     assert (checked.returncode, checked.stdout) == (
         0,
-        "1 runs, 0 of them measured again, 0 faults\n",
+        "1 run, 0 of them measured again, 0 faults\n",
     )
     out = example / "a.html"
     for name in ("a.html", "b.html"):

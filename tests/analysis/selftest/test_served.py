@@ -96,7 +96,7 @@ def test_g12_a_published_figure_within_a_factor_of_two(tmp_path: Path) -> None:
 
 def test_a_sweep_without_joules_answers_nothing_and_the_table_says_so(tmp_path: Path) -> None:
     write_run(tmp_path, FakeRun(measure_s=70))
-    setup = {"not_run": None, "cut_short": "no load", "gpu": {"uuid": "GPU-0"}}
+    setup = {"cut_short": "no load", "gpu": {"uuid": "GPU-0"}}
     verdicts = judge(Recording(setup, {}, Sources(), None, Served.read(tmp_path)))
     found = {v.oracle: v for v in verdicts}
     assert {found[o].verdict for o in ("G-8", "G-9", "G-12")} == {"not run"}

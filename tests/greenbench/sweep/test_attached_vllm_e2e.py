@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from greenbench.contract.config import ROOT, load_model
 from greenbench.contract.run_dir import list_runs
 from greenbench.vllm_python import vllm_python
 from tests.fakes.certificates import make_certificate
+from tests.fakes.ports import free_port
 from tests.fakes.tls_proxy import tls_proxy
 
 pytestmark = pytest.mark.e2e
@@ -30,11 +30,6 @@ BOOT_LIMIT_S, SWEEP_LIMIT_S, STOP_LIMIT_S = (
     30,
 )  # some ten times what an idle machine takes
 COMMAND = [sys.executable, "-c", "from greenbench.cli import main; main()", "run"]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,7 @@ def test_a_point_without_a_steady_state_is_measured_once_more_with_twice_the_cap
     assert note.startswith(f"note: {first.run_id}: invalid (")
     assert "the mean request time drifted" in note
     assert note.endswith("measured once more, for 16 s at most")
-    assert "1 points measured, 0 already complete, 0 failures" in done.stdout
+    assert "1 point measured, 0 already complete, 0 failures" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -158,4 +158,4 @@ def test_chunks_without_a_running_count_are_said() -> None:
         response.facts.chunk_tokens = counts
         audit.add(Request("r", b"", b"", True, 9, 2), response)
     (said,) = [w for w in audit.report()["warnings"] if "unknown size" in w]
-    assert " in 1 requests: " in said
+    assert " in 1 request: " in said

@@ -14,6 +14,7 @@ import pytest
 
 from tests.fakes.loadruns import make_run
 from tests.fakes.openai_server import GoldenServer
+from tests.fakes.ports import free_port
 from tests.fakes.waiting import HUNG_S, wait_until
 
 pytestmark = pytest.mark.e2e  # eleven Locust processes: half a minute on two cores
@@ -27,14 +28,6 @@ def start(run: Path, *extra: str, port: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
         argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def rows(run: Path) -> list[dict[str, Any]]:

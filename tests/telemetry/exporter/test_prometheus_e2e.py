@@ -5,7 +5,6 @@ took between Prometheus' last scrape and the end, or the start: it knows a count
 """
 
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -24,6 +23,7 @@ from greenbench.vllm_python import vllm_python
 from telemetry.exporter.exporter import Exporter
 from telemetry.recorder import Recorder, RecordRequest
 from tests.fakes.nvml import FakeGpu, FakeReader, square
+from tests.fakes.ports import free_port
 from tests.fakes.serving import launched, ready
 from tests.fakes.waiting import wait_until
 
@@ -43,12 +43,6 @@ scrape_configs:
   - job_name: vllm
     static_configs: [{{targets: ['{vllm}']}}]
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
