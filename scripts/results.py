@@ -374,7 +374,10 @@ def by_batch(results: Results) -> str:
             if not row.point.usable
         )
         parts.append(
-            heading(every, f"{context:,} context tokens") + table(head, lines) + "\n" * bool(gaps) + gaps
+            heading(every, f"{context:,} context tokens")
+            + table(head, lines)
+            + "\n" * bool(gaps)
+            + gaps
         )
     return "\n".join(parts)
 

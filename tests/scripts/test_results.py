@@ -262,9 +262,13 @@ def test_a_sweep_of_several_models_by_batch(small: Path) -> None:
     begun = "".join(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name in TABLES)
     page = written(begun, load_results(small))
     batches = page.partition("<!-- batches: begin -->")[2].partition("<!-- batches: end -->")[0]
-    heads = re.findall(r"^\*\*(\w+), random weights\*\*, 1,024 context tokens, 11 output", batches, re.M)
+    heads = re.findall(
+        r"^\*\*(\w+), random weights\*\*, 1,024 context tokens, 11 output", batches, re.M
+    )
     assert heads == ["tiny", "other"]
-    rows = [line.split(" | ") for line in batches.splitlines() if "](batches/batches-1/" in line[:80]]
+    rows = [
+        line.split(" | ") for line in batches.splitlines() if "](batches/batches-1/" in line[:80]
+    ]
     # a request takes 1 s in the pretended server (0.5 + 10 x 0.05), so there are as many a second as users
     assert [(row[0], row[2]) for row in rows] == [("| 2", "2.00"), ("| 1", "1.00"), ("| 2", "2.00")]
     rest = page.replace(batches, "").partition("<!-- pieces: begin -->")
