@@ -38,6 +38,7 @@ from planning.simulator import (
 )
 
 SHARED = 16  # servers that stand for a larger fleet of equal ones, with their share of the requests
+A_FEW_MORE = 1.05
 WAITED = 0.2  # of the time with a queue before a limit, from which the limit binds
 PERCENTILES = (50, 90, 99)
 Counts = tuple[int, ...]  # servers of each pool
@@ -329,8 +330,22 @@ def _reach(engine: Engine, one: Measured, asked: Traffic) -> float:
 
 def length_reach(one: Measured, asked: Traffic) -> float:
     """How far the lengths are beyond the measured ones: 1 within, 2 for twice as long or half as short."""
+    return max(prompts_reach(one, asked), whole_reach(one, asked))
+
+
+def prompts_reach(one: Measured, asked: Traffic) -> float:
     low, high = one.hull.prompts
     return float(max(asked.prompt_tokens.max() / high, low / asked.prompt_tokens.min(), 1.0))
+
+
+def whole_reach(one: Measured, asked: Traffic) -> float:
+    """Of the longest request with its output, whose last tokens read the most of the KV cache. A few tokens
+    more are none.
+    """
+    if one.hull.longest is None:
+        return 1.0
+    reach = float((asked.prompt_tokens + asked.output_tokens).max() / one.hull.longest)
+    return reach if reach > A_FEW_MORE else 1.0
 
 
 def _binds(played: Played, each: Sequence[Measured]) -> Binds:
