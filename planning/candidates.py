@@ -38,12 +38,14 @@ WORSE, AGAINST = (
 @dataclass(frozen=True)
 class Hull:
     """What was measured. ``sequences``: the most in one step; ``prompts``: shortest and longest, tokens;
-    ``longest``: tokens of the longest request with its output, None: not known.
+    ``longest``: tokens of the longest request with its output; ``chunk``: the most tokens of one prompt that
+    a step computed, which are few where the prefix cache held the rest. None: not known.
     """
 
     sequences: int
     prompts: tuple[int, int]
     longest: int | None = None
+    chunk: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,10 @@ class Measured:
                 "backend and card"
             )
         power = power_of(self.metered, model) or self.power
-        return replace(self, model=model, power=power, exact=forwards, fits={})
+        hull = self.hull
+        if hull.chunk is not None:
+            hull = replace(hull, chunk=max(hull.chunk, forwards.chunk))
+        return replace(self, model=model, power=power, exact=forwards, fits={}, hull=hull)
 
     @property
     def blocks(self) -> int:
@@ -214,6 +219,7 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
             max(run.sequences for _, run in own),
             (min(p.context_tokens for p in points), max(p.context_tokens for p in points)),
             max((n for run in here if (n := _longest(run)) is not None), default=None),
+            max(run.chunk for _, run in own),
         ),
         power=power,
         no_power=None if power is not None else _no_power(points, metered),

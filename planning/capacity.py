@@ -17,7 +17,9 @@ from planning.fleet import (
     Counts,
     Fleet,
     Seen,
+    chunk_reach,
     fleet_of,
+    largest_chunk,
     length_reach,
     prompts_reach,
     watts,
@@ -181,13 +183,13 @@ def needed(
     choice: Choice, demand: Demand, slo: SloConfig, seed: int, draws: int = DRAWS
 ) -> Need | str:
     """``need`` of a candidate, or of the pools of a policy."""
-    asked = demand.traffic(1.0, seed)
+    asked, cached = demand.traffic(1.0, seed), demand.file.cached_share
     for one in choice.of:
-        if length_reach(one, asked) > BEYOND:
+        if length_reach(one, asked, cached) > BEYOND:
             of = "" if choice.policy is None else f" with {one.label}"
             return (
-                f"{_lengths_beyond(one, asked, of)}, more than {BEYOND:g} times beyond; measure those "
-                "lengths"
+                f"{_lengths_beyond(one, asked, cached, of)}, more than {BEYOND:g} times beyond; measure "
+                "those lengths"
             )
     whole = choice.fleet(demand, slo, seed)
     counts = enough(whole, (1,) * len(choice.of))
@@ -240,7 +242,10 @@ def needed(
         most_capped=most >= CAPPED,
         barred=any(one.barred for one in choice.of),
         unjudged=any(one.unjudged is not None for one in choice.of),
-        said=(*_said(choice, asked, spread.none, seen, at_slo, most), *_no_number(tried)),
+        said=(
+            *_said(choice, asked, cached, spread.none, seen, at_slo, most),
+            *_no_number(tried),
+        ),
     )
 
 
@@ -269,19 +274,26 @@ def _cannot(choice: Choice, whole: Fleet) -> str:
     return f"no number of replicas meets the SLO: {near}"
 
 
-def _lengths_beyond(one: Measured, asked: Traffic, of: str = "") -> str:
-    """What was measured against what is asked, of prompts or of whole requests, whichever is further off."""
+def _lengths_beyond(one: Measured, asked: Traffic, cached: float, of: str = "") -> str:
+    """What was measured against what is asked, of prompts, whole requests or chunks: what is furthest off."""
     low, high = one.hull.prompts
     least, most = asked.prompt_tokens.min(), asked.prompt_tokens.max()
-    if prompts_reach(one, asked) >= whole_reach(one, asked):
+    prompts, whole = prompts_reach(one, asked), whole_reach(one, asked)
+    if chunk_reach(one, asked, cached) > max(prompts, whole):
+        return (
+            f"steps that computed up to {one.hull.chunk:,} tokens of a prompt were measured{of}, as the "
+            f"prefix cache held the rest, and the traffic's compute up to "
+            f"{largest_chunk(one, asked, cached):,}"
+        )
+    if prompts >= whole:
         return (
             f"prompts of {_to(low, high)} tokens were measured{of}, and the traffic's are of "
             f"{_to(least, most)}"
         )
-    whole = (asked.prompt_tokens + asked.output_tokens).max()
+    longest = (asked.prompt_tokens + asked.output_tokens).max()
     return (
         f"requests of up to {one.hull.longest:,} tokens with their output were measured{of}, and the "
-        f"traffic's have up to {whole:,}"
+        f"traffic's have up to {longest:,}"
     )
 
 
@@ -511,11 +523,17 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _said(
-    choice: Choice, asked: Traffic, no_interval: str | None, seen: Seen, at_slo: Seen, most: float
+    choice: Choice,
+    asked: Traffic,
+    cached: float,
+    no_interval: str | None,
+    seen: Seen,
+    at_slo: Seen,
+    most: float,
 ) -> tuple[str, ...]:
     """Of a policy only what is of all its pools; of each there is a row."""
-    lengths = max(length_reach(one, asked) for one in choice.of)
-    said = list(_of_one(choice.of[0], asked)) if choice.policy is None else []
+    lengths = max(length_reach(one, asked, cached) for one in choice.of)
+    said = list(_of_one(choice.of[0], asked, cached)) if choice.policy is None else []
     if seen.reach > lengths:
         said.append(
             f"extrapolated: {seen.reach:.2f} times as many sequences in a step as were measured"
@@ -535,15 +553,15 @@ def _said(
     return tuple(said)
 
 
-def _of_one(one: Measured, asked: Traffic) -> Iterator[str]:
+def _of_one(one: Measured, asked: Traffic, cached: float) -> Iterator[str]:
     for why in one.barred:
         yield f"may not serve: {why}"
     if one.unjudged is not None and not one.barred:
         yield one.unjudged
     if untaken := _untaken(one, asked):
         yield f"{_too_long(one, untaken)}; they are counted as missing the SLO"
-    if (lengths := length_reach(one, asked)) > 1:
-        yield f"extrapolated: {_lengths_beyond(one, asked)}, {lengths:.2f} times beyond"
+    if (lengths := length_reach(one, asked, cached)) > 1:
+        yield f"extrapolated: {_lengths_beyond(one, asked, cached)}, {lengths:.2f} times beyond"
     if one.power is None:
         yield f"no W and kWh: {one.no_power}"
     elif one.power.idle_w is None:

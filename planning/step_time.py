@@ -206,7 +206,8 @@ class Residuals:
 @dataclass(frozen=True)
 class Steps:
     """Steps of one run as a fit takes them. ``amounts``: steps × terms. ``decoding``: the numbers of requests
-    of steps without a prompt. ``prompt_tokens``: mean, where known.
+    of steps without a prompt. ``prompt_tokens``: mean, where known. ``chunk``: the most tokens of one prompt
+    that a step computed.
     """
 
     run_id: str
@@ -215,6 +216,7 @@ class Steps:
     prefilling: npt.NDArray[np.bool_]
     decoding: frozenset[int]
     prompt_tokens: float | None
+    chunk: int
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -233,6 +235,7 @@ def steps_of(shape: Shape, run: Timed) -> Steps:
         prefilling=np.array([bool(batch.chunks) for batch in run.batches]),
         decoding=frozenset(len(batch.contexts) for batch in run.batches if not batch.chunks),
         prompt_tokens=run.prompt_tokens,
+        chunk=max((new for batch in run.batches for new, _ in batch.chunks), default=0),
     )
 
 

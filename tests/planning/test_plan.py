@@ -361,6 +361,18 @@ def test_a_whole_request_is_held_against_the_longest_measured(one: Measured) -> 
     assert any("have up to 20,096, 1.22 times beyond" in sentence for sentence in beyond.said)
 
 
+def test_prompts_from_the_cache_say_nothing_of_computed_ones(one: Measured) -> None:
+    """Steps computed 16 tokens of each prompt: 15 of 4,096 are as few, the whole 4,096 are not."""
+    known = replace(one, hull=replace(one.hull, chunk=16))
+    far = need(known, demand(1), SLO, seed=7, draws=0)
+    assert isinstance(far, str) and far.startswith(
+        "steps that computed up to 16 tokens of a prompt"
+    )
+    assert "the traffic's compute up to 2,048, more than 2 times beyond" in far
+    near = need(known, demand(1, cached_share=0.998), SLO, seed=7, draws=0)
+    assert isinstance(near, Need) and not near.extrapolated
+
+
 def test_one_cause_of_several_is_said_once_of_them() -> None:
     each = [("a", "too few steps"), ("b", "no log"), ("c", "too few steps")]
     assert left_out(each) == ["a, c: too few steps", "b: no log"]
