@@ -213,7 +213,8 @@ class Engine:
         self.end_s = self.now + self._decode_s(self.steps_due)
 
     def _commit(self) -> list[Job]:
-        m, n, took, costs = self.steps_due, self.decoding, self.end_s - self.now, self.costs
+        m, took, costs = self.steps_due, self.end_s - self.now, self.costs
+        n = len(self.running) - len(self.filling)
         if self.waiting:  # else nobody asks
             self.began_s = self.now + (self._decode_s(m - 1) if m > 1 else 0.0)
         self.now = self.end_s
@@ -275,12 +276,13 @@ class Engine:
     # Scheduling
 
     def _schedule(self) -> None:
-        preempted = self._make_room()
+        total, at_most = self.settings.total_kv_tokens, self._at_most()
+        preempted = total is not None and at_most > total and self._make_room(total)
         n = len(self.running) - len(self.filling)
         self.due = []
         self.waits = None
         if self.filling or self.waiting:
-            preempted = self._compose(n, preempted)
+            self._compose(n, preempted, math.inf if total is None else total - at_most)
         if not n and not self.due:
             self.end_s, self.steps_due = math.inf, 0
             return
@@ -295,15 +297,12 @@ class Engine:
         if held > self.most_kv_tokens:
             self.most_kv_tokens = held
 
-    def _compose(self, n: int, preempted: bool) -> bool:
-        """Chunks of the prompts beside n decodes; whether anybody was preempted."""
+    def _compose(self, n: int, preempted: bool, free: float) -> None:
+        """Chunks of the prompts beside n decodes, where so many tokens are free at least."""
         settings = self.settings
         left = settings.max_num_batched_tokens - n
-        spare = (
-            math.inf
-        )  # tokens that a chunk may hold with those before it, whatever the others compute
-        if settings.total_kv_tokens is not None:
-            spare = settings.total_kv_tokens - self._at_most() - left - n - settings.block_size
+        # tokens that a chunk may hold with those before it, whatever the others compute
+        spare = free - settings.max_num_batched_tokens - settings.block_size
         for job in [*self.filling]:
             new = min(left, job.prompt + job.generated - job.computed)
             while (
@@ -328,7 +327,6 @@ class Engine:
             spare -= job.computed + settings.block_size
         if self.waiting and preempted:
             self.waits = "kv"
-        return preempted
 
     def _in_time(self, job: Job, decoding: int) -> bool:
         """Whether it had come when the step was composed: without other work, that is now."""
@@ -432,11 +430,8 @@ class Engine:
         free = total // self.settings.block_size - self._used_blocks(of)
         return self._blocks(tokens) <= free
 
-    def _make_room(self) -> bool:
+    def _make_room(self, total: int) -> bool:
         """Preempt until every decode has a block; whether any was."""
-        total = self.settings.total_kv_tokens
-        if total is None or self._at_most() <= total:
-            return False
         self.due = []
         found = False
         while len(self.running) > 1 and self._used_blocks(None) > total // self.settings.block_size:

@@ -276,14 +276,13 @@ def _solved(amounts: Floats, took: Floats) -> Floats:
     scale = amounts.max(axis=0)
     scale[scale == 0] = 1.0
     scaled = amounts / scale
-    expected = took
+    sides, expected = np.column_stack([scaled, took]), took
     n = scaled.shape[1]
     found = np.zeros(n)
     for _ in range(ROUNDS):
         # QR first: the squares of thousands of steps in as many rows as there are terms, and the times turned
         # likewise as the last column
-        weighted = np.column_stack([scaled, took]) / expected[:, None]
-        r = np.asarray(np.linalg.qr(weighted, mode="r"))
+        r = np.asarray(np.linalg.qr(sides / expected[:, None], mode="r"))
         found, _ = nnls(r[:n, :n], r[:n, n])
         expected = np.maximum(scaled @ found, took.min() / 2)
     return found / scale
