@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,13 +156,7 @@ def plan(args: argparse.Namespace) -> int:
     if len(forwards) < len(args.forward):
         names = ", ".join(label for label, _ in args.forward)
         raise UserError(f"--forward wants one file a candidate, found {names}")
-    for out in (args.json, args.page):
-        if out is not None and out.is_dir():
-            raise UserError(f"{out}: is a folder; a file is wanted")
-        if out is not None and not out.parent.is_dir():
-            raise UserError(
-                f"{out}: there is no folder {out.parent}; make it, or name another file"
-            )
+    _writes_apart(args, forwards)
     made = plan(
         root=args.runs,
         demand=_demand(args),
@@ -182,6 +176,27 @@ def plan(args: argparse.Namespace) -> int:
     return 0
 
 
+def _writes_apart(args: argparse.Namespace, forwards: Mapping[str, Path]) -> None:
+    """Each output has a folder, and is neither the other one nor something that is read."""
+    taken = {"--prices": args.prices, "--policy": args.policy, "--traffic": args.traffic}
+    taken |= {f"--forward {label}": path for label, path in forwards.items()}
+    if args.slo is not None:
+        taken["--slo"] = Path(args.slo)
+    for flag, out in (("--json", args.json), ("--page", args.page)):
+        if out is None:
+            continue
+        if out.is_dir():
+            raise UserError(f"{out}: is a folder; a file is wanted")
+        if not out.parent.is_dir():
+            raise UserError(
+                f"{out}: there is no folder {out.parent}; make it, or name another file"
+            )
+        for other, path in taken.items():
+            if isinstance(path, Path) and path.resolve() == out.resolve():
+                raise UserError(f"{out}: it is {other} and {flag}; name another file for {flag}")
+        taken[flag] = out
+
+
 def _wanted(args: argparse.Namespace) -> None:
     if args.runs is None:
         raise UserError(
@@ -190,6 +205,10 @@ def _wanted(args: argparse.Namespace) -> None:
     for name, example in (("traffic", "--traffic traffic.yaml"), ("slo", "--slo ttft=2,tpot=50ms")):
         if getattr(args, name) is None:
             raise UserError(f"plan wants --{name}, as in {example}")
+    if args.window is not None and isinstance(args.traffic, Path):
+        raise UserError(
+            f"--window is of --traffic prometheus=URL, found the file {args.traffic}; leave it out"
+        )
 
 
 FROM_PROMETHEUS = "prometheus="
@@ -214,7 +233,7 @@ def _demand(args: argparse.Namespace) -> "Demand":
 
     if isinstance(args.traffic, Path):
         return load_demand(args.traffic)
-    return production(args.traffic.removeprefix(FROM_PROMETHEUS), args.window)
+    return production(args.traffic.removeprefix(FROM_PROMETHEUS), args.window or "1h")
 
 
 def lengths(text: str) -> tuple[int, int]:
@@ -333,7 +352,7 @@ def add_plan(commands: Any) -> None:
         metavar="FILE",
         help="rate and lengths (docs/plan.md), or prometheus=URL",
     )
-    made.add_argument("--window", default="1h", help="of the busiest stretch, with prometheus=URL")
+    made.add_argument("--window", help="of the busiest stretch, with prometheus=URL; default: 1h")
     made.add_argument("--slo", metavar="BOUNDS", help="as ttft=2,tpot=50ms, or a file slo.yaml")
     made.add_argument("--hardware", metavar="NAME", help=HARDWARE)
     made.add_argument("--prices", type=Path, metavar="FILE", help="per_card_hour, per_kwh, pue")

@@ -2,7 +2,7 @@
 
 import gc
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from planning.hardware import the_hardware
 from planning.simulator import Settings
 from planning.step_time import Floats, NotEnough, Shape, Steps, StepTime, fit, shape_of, steps_of
 
+LeftOut = tuple[str, str]  # a candidate's label, and why
 BLOCK_TOKENS = 16  # vLLM's own on a GPU, where the run does not say
 WORSE, AGAINST = (
     2.0,
@@ -36,10 +37,15 @@ WORSE, AGAINST = (
 
 @dataclass(frozen=True)
 class Hull:
-    """What was measured. ``sequences``: the most in one step; ``prompts``: shortest and longest, tokens."""
+    """What was measured. ``sequences``: the most in one step; ``prompts``: shortest and longest, tokens;
+    ``longest``: tokens of the longest request with its output; ``chunk``: the most tokens of one prompt that
+    a step computed, which are few where the prefix cache held the rest. None: not known.
+    """
 
     sequences: int
     prompts: tuple[int, int]
+    longest: int | None = None
+    chunk: int | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,10 @@ class Measured:
                 "backend and card"
             )
         power = power_of(self.metered, model) or self.power
-        return replace(self, model=model, power=power, exact=forwards, fits={})
+        hull = self.hull
+        if hull.chunk is not None:
+            hull = replace(hull, chunk=max(hull.chunk, forwards.chunk))
+        return replace(self, model=model, power=power, exact=forwards, fits={}, hull=hull)
 
     @property
     def blocks(self) -> int:
@@ -126,8 +135,8 @@ class Measured:
 
 def measured(
     root: Path, slo: SloConfig, hardware: str | None
-) -> tuple[list[Measured], list[str], DeviceKind]:
-    """The candidates below ``root``, a sentence for each that cannot be planned with, and the card."""
+) -> tuple[list[Measured], list[LeftOut], DeviceKind]:
+    """The candidates below ``root``, those that cannot be planned with, and the card."""
     holds_all(root)
     found = study(root, across_executions=True, slo=slo)
     gc.freeze()  # it stays: a collection, of which the steps below make many, need not look at it
@@ -136,7 +145,7 @@ def measured(
 
 def candidates_of(
     found: Study, hardware: str | None
-) -> tuple[list[Measured], list[str], DeviceKind]:
+) -> tuple[list[Measured], list[LeftOut], DeviceKind]:
     """``measured`` of a study across executions."""
     root = found.root
     if not found.usable:
@@ -148,15 +157,15 @@ def candidates_of(
             groups.setdefault(point.backend, []).append(point)
     runs = {str(run.path): run for run in found.runs}
     made: list[Measured] = []
-    refused: list[str] = []
+    refused: list[LeftOut] = []
     for label, points in sorted(groups.items()):
         try:
             made.append(_measured(label, points, runs, found))
         except NotEnough as why:
-            refused.append(f"{label}: {why}")
+            refused.append((label, str(why)))
     if not made:
         raise UserError(
-            f"{root}: no candidate can be planned with ({'; '.join(refused) or 'no usable run'}); "
+            f"{root}: no candidate can be planned with ({'; '.join(left_out(refused)) or 'no usable run'}); "
             "`greenbench plan --what-to-measure` prints a sweep that is enough"
         )
     return made, refused, device
@@ -209,6 +218,8 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
         hull=Hull(
             max(run.sequences for _, run in own),
             (min(p.context_tokens for p in points), max(p.context_tokens for p in points)),
+            max((n for run in here if (n := _longest(run)) is not None), default=None),
+            max(run.chunk for _, run in own),
         ),
         power=power,
         no_power=None if power is not None else _no_power(points, metered),
@@ -223,12 +234,26 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
     )
 
 
+def left_out(each: Iterable[LeftOut]) -> list[str]:
+    """A clause for each cause, with all that it is of."""
+    of: dict[str, list[str]] = {}
+    for label, why in each:
+        of.setdefault(why, []).append(label)
+    return [f"{', '.join(labels)}: {why}" for why, labels in of.items()]
+
+
 def idle_s(steps: Floats, window_s: float, kernels: float) -> float:
     """Of a window's steps the seconds in which no kernel ran, when one ran for the share ``kernels`` of the
     window: the time outside of steps is not the steps'.
     """
     took = float(steps.sum())
     return max(0.0, took - kernels * window_s)
+
+
+def _longest(run: Run) -> int | None:
+    """Tokens of its longest request, output included."""
+    tokens = run.requests["prompt_tokens"] + run.requests["output_tokens"]
+    return int(tokens.max()) if tokens.notna().any() else None
 
 
 def _weights_s(work: ModelWork, run: Run, found: Study) -> float | None:

@@ -12,7 +12,19 @@ from greenbench.contract.policy import Policy
 from planning.candidates import Measured
 from planning.demand import Demand
 from planning.evidence import ATTAINED
-from planning.fleet import Binds, Counts, Fleet, Seen, fleet_of, length_reach, watts
+from planning.fleet import (
+    Binds,
+    Counts,
+    Fleet,
+    Seen,
+    chunk_reach,
+    fleet_of,
+    largest_chunk,
+    length_reach,
+    prompts_reach,
+    watts,
+    whole_reach,
+)
 from planning.regions import BEYOND
 from planning.requests import Traffic
 
@@ -63,9 +75,17 @@ class Need:
     cost_interval: tuple[float, float] | None
     extrapolated: bool  # at this traffic
     most_extrapolated: bool  # at the highest rate
+    most_capped: (
+        bool  # it, the headroom and the utilisation are at least this: no higher rate was tried
+    )
     barred: bool  # its answers, or its failures, at some measured length
     unjudged: bool  # its answers, which it may change
     said: tuple[str, ...]
+
+    @property
+    def machines(self) -> int:
+        """Cards, or hosts where there are none: what is paid for, and what candidates compare by."""
+        return max(self.replicas, self.cards)
 
 
 @dataclass(frozen=True)
@@ -155,7 +175,7 @@ def _changed(counts: Counts, at: int, to: int) -> Counts:
 def need(
     one: Measured, demand: Demand, slo: SloConfig, seed: int, draws: int = DRAWS
 ) -> Need | str:
-    """A sentence where the traffic is beyond what was measured."""
+    """A clause that says why not, where the traffic is beyond what was measured."""
     return needed(Choice(one.label, (one,)), demand, slo, seed, draws)
 
 
@@ -163,14 +183,13 @@ def needed(
     choice: Choice, demand: Demand, slo: SloConfig, seed: int, draws: int = DRAWS
 ) -> Need | str:
     """``need`` of a candidate, or of the pools of a policy."""
-    asked = demand.traffic(1.0, seed)
+    asked, cached = demand.traffic(1.0, seed), demand.file.cached_share
     for one in choice.of:
-        far = length_reach(one, asked)
-        if far > BEYOND:
-            low, high = one.hull.prompts
+        if length_reach(one, asked, cached) > BEYOND:
+            of = "" if choice.policy is None else f" with {one.label}"
             return (
-                f"{one.label} was measured with prompts of {low:,} to {high:,} tokens, and the traffic's are "
-                f"up to {far:.1f} times as long or as short; measure those lengths"
+                f"{_lengths_beyond(one, asked, cached, of)}, more than {BEYOND:g} times beyond; measure "
+                "those lengths"
             )
     whole = choice.fleet(demand, slo, seed)
     counts = enough(whole, (1,) * len(choice.of))
@@ -220,9 +239,13 @@ def needed(
         cost_interval=None,
         extrapolated=seen.reach > 1,
         most_extrapolated=at_slo.reach > 1,
+        most_capped=most >= CAPPED,
         barred=any(one.barred for one in choice.of),
         unjudged=any(one.unjudged is not None for one in choice.of),
-        said=(*_said(choice, asked, spread.none, seen, at_slo, most), *_no_number(tried)),
+        said=(
+            *_said(choice, asked, cached, spread.none, seen, at_slo, most),
+            *_no_number(tried),
+        ),
     )
 
 
@@ -230,9 +253,9 @@ def _cannot(choice: Choice, whole: Fleet) -> str:
     for one in choice.of:
         untaken = _untaken(one, whole.demand.traffic(1.0, whole.seed))
         if untaken > 1 - ATTAINED:
-            return f"{choice.label} cannot serve this traffic: {_too_long(one, untaken)}"
+            return _too_long(one, untaken)
     if choice.policy is not None:
-        return f"{choice.label} meets the SLO with no number of replicas of its pools"
+        return "no number of replicas of its pools meets the SLO"
     alone = whole.seen((MOST_REPLICAS,), 1.0)
     parts = [
         f"{name} {value:.3g} s (at most {limit:.3g} s)"
@@ -248,7 +271,34 @@ def _cannot(choice: Choice, whole: Fleet) -> str:
         if parts
         else "its loads are not measured"
     )
-    return f"{choice.label} meets the SLO with no number of replicas: {near}"
+    return f"no number of replicas meets the SLO: {near}"
+
+
+def _lengths_beyond(one: Measured, asked: Traffic, cached: float, of: str = "") -> str:
+    """What was measured against what is asked, of prompts, whole requests or chunks: what is furthest off."""
+    low, high = one.hull.prompts
+    least, most = asked.prompt_tokens.min(), asked.prompt_tokens.max()
+    prompts, whole = prompts_reach(one, asked), whole_reach(one, asked)
+    if chunk_reach(one, asked, cached) > max(prompts, whole):
+        return (
+            f"steps that computed up to {one.hull.chunk:,} tokens of a prompt were measured{of}, as the "
+            f"prefix cache held the rest, and the traffic's compute up to "
+            f"{largest_chunk(one, asked, cached):,}"
+        )
+    if prompts >= whole:
+        return (
+            f"prompts of {_to(low, high)} tokens were measured{of}, and the traffic's are of "
+            f"{_to(least, most)}"
+        )
+    longest = (asked.prompt_tokens + asked.output_tokens).max()
+    return (
+        f"requests of up to {one.hull.longest:,} tokens with their output were measured{of}, and the "
+        f"traffic's have up to {longest:,}"
+    )
+
+
+def _to(low: int, high: int) -> str:
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _untaken(one: Measured, asked: Traffic) -> float:
@@ -326,14 +376,19 @@ def _if_longer(
     asked, told = (each.traffic(1.0, seed) for each in (longer, demand))
     for one in choice.of:
         of = "" if choice.policy is None else f" of {one.label}"
-        if length_reach(one, asked) > BEYOND:
+        if prompts_reach(one, asked) > BEYOND:
             return (
                 f"prompts of up to {asked.prompt_tokens.max():,} tokens are more than {BEYOND:g} times "
                 f"as long as those measured{of} (up to {one.hull.prompts[1]:,})"
             )
+        most = (asked.prompt_tokens + asked.output_tokens).max()
         if _untaken(one, asked) > _untaken(one, told):
-            most = (asked.prompt_tokens + asked.output_tokens).max()
             return f"too long for a server{of}: up to {most:,} tokens against {_limit(one)}"
+        if whole_reach(one, asked) > BEYOND:
+            return (
+                f"requests of up to {most:,} tokens with their output are more than {BEYOND:g} times as long "
+                f"as those measured{of} (up to {one.hull.longest:,})"
+            )
     found = enough(choice.fleet(longer, slo, seed), near, near[0])
     return "no number of replicas meets the SLO" if found is None else found
 
@@ -468,11 +523,17 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _said(
-    choice: Choice, asked: Traffic, no_interval: str | None, seen: Seen, at_slo: Seen, most: float
+    choice: Choice,
+    asked: Traffic,
+    cached: float,
+    no_interval: str | None,
+    seen: Seen,
+    at_slo: Seen,
+    most: float,
 ) -> tuple[str, ...]:
     """Of a policy only what is of all its pools; of each there is a row."""
-    lengths = max(length_reach(one, asked) for one in choice.of)
-    said = list(_of_one(choice.of[0], asked)) if choice.policy is None else []
+    lengths = max(length_reach(one, asked, cached) for one in choice.of)
+    said = list(_of_one(choice.of[0], asked, cached)) if choice.policy is None else []
     if seen.reach > lengths:
         said.append(
             f"extrapolated: {seen.reach:.2f} times as many sequences in a step as were measured"
@@ -484,24 +545,23 @@ def _said(
         )
     if most >= CAPPED:
         said.append(
-            f"headroom is at least this: {MOST_FACTOR} times the rate is the most that is tried"
+            f"headroom and busy at the SLO are at least this: {MOST_FACTOR} times the rate is the most that "
+            "is tried"
         )
     if no_interval is not None:
         said.append(f"no interval: {no_interval}")
     return tuple(said)
 
 
-def _of_one(one: Measured, asked: Traffic) -> Iterator[str]:
+def _of_one(one: Measured, asked: Traffic, cached: float) -> Iterator[str]:
     for why in one.barred:
         yield f"may not serve: {why}"
     if one.unjudged is not None and not one.barred:
         yield one.unjudged
     if untaken := _untaken(one, asked):
         yield f"{_too_long(one, untaken)}; they are counted as missing the SLO"
-    if (lengths := length_reach(one, asked)) > 1:
-        yield (
-            f"extrapolated: its prompts are up to {lengths:.2f} times as long or as short as the measured"
-        )
+    if (lengths := length_reach(one, asked, cached)) > 1:
+        yield f"extrapolated: {_lengths_beyond(one, asked, cached)}, {lengths:.2f} times beyond"
     if one.power is None:
         yield f"no W and kWh: {one.no_power}"
     elif one.power.idle_w is None:

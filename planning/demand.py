@@ -19,13 +19,17 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 from greenbench.contract.errors import UserError
 from greenbench.contract.explain import parse
 from greenbench.contract.strict import StrictModel
-from greenbench.contract.traces import format_of, read_lengths
+from greenbench.contract.traces import MOST_TOKENS, format_of, read_lengths
 from greenbench.contract.yaml_files import load_yaml
 from planning.curves import Floats, Ints
 from planning.requests import Traffic
 
 LEAST_S, LEAST_REQUESTS, MOST_REQUESTS = 120.0, 2_000, 20_000  # of one simulated stretch
 SUM_TO_ONE = 1e-6
+LEAST_RATE, MOST_RATE = (
+    1e-6,
+    1e9,
+)  # requests/s: one in 11 days, and beyond all that one service gets
 Row = tuple[float, int, int]  # seconds, prompt, output
 Rows = tuple[Floats, Ints, Ints]  # seconds since the one before, prompts, outputs
 
@@ -34,8 +38,8 @@ class Span(StrictModel):
     """Log-uniform between two lengths, tokens."""
 
     model_config = ConfigDict(populate_by_name=True, extra="forbid", frozen=True)
-    low: int = Field(alias="from", ge=1)
-    high: int = Field(alias="to", ge=1)
+    low: int = Field(alias="from", ge=1, le=MOST_TOKENS)
+    high: int = Field(alias="to", ge=1, le=MOST_TOKENS)
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -59,7 +63,7 @@ Lengths = Annotated[
 
 
 class TrafficFile(StrictModel):
-    rate_per_s: float | None = Field(default=None, gt=0)
+    rate_per_s: float | None = Field(default=None, ge=LEAST_RATE, le=MOST_RATE)
     arrivals: Literal["poisson", "gamma"] = "poisson"
     burstiness: float = Field(default=1.0, gt=0)
     prompt_tokens: Lengths | None = None
@@ -67,7 +71,7 @@ class TrafficFile(StrictModel):
     cached_share: float = Field(default=0.0, ge=0, lt=1)
     trace: str | None = None
     trace_format: Literal["mooncake", "burstgpt", "azure"] | None = None
-    speed: float = Field(default=1.0, gt=0)
+    speed: float = Field(default=1.0, ge=1e-6, le=1e6)
 
     @field_validator("prompt_tokens", "output_tokens", mode="before")
     @classmethod
@@ -84,6 +88,7 @@ class TrafficFile(StrictModel):
 
     @model_validator(mode="after")
     def _says_what_comes(self) -> Self:
+        self._has_no_idle_key()
         if self.trace is not None:
             if not (
                 self.rate_per_s is None
@@ -105,8 +110,24 @@ class TrafficFile(StrictModel):
             _check(key, getattr(self, key))
         return self
 
+    def _has_no_idle_key(self) -> None:
+        """A key that changes nothing here was meant to."""
+        traced = self.trace is not None
+        for key, unused, because in (
+            ("arrivals", traced, "a trace has its own times"),
+            ("burstiness", traced, "a trace has its own times"),
+            ("burstiness", self.arrivals != "gamma", "only 'arrivals: gamma' has it"),
+            ("speed", not traced, "it is a trace's; rate_per_s says how many come"),
+            ("trace_format", not traced, "there is no trace"),
+        ):
+            if unused and key in self.model_fields_set:
+                raise ValueError(f"{key} would change nothing: {because}; leave the key out")
+
 
 def _check(key: str, lengths: Lengths) -> None:
+    each = lengths if isinstance(lengths, dict) else [lengths] if isinstance(lengths, int) else []
+    if max(each, default=0) > MOST_TOKENS:
+        raise ValueError(f"{key}: at most {MOST_TOKENS:,} tokens are wanted, found {max(each):,}")
     if isinstance(lengths, dict):
         if min(lengths, default=0) < 1 or min(lengths.values()) <= 0:
             raise ValueError(f"{key}: lengths of at least 1 token with shares above 0 are wanted")
@@ -137,6 +158,25 @@ class Demand:
             assert self.file.rate_per_s is not None
             return self.file.rate_per_s
         return self.file.speed * len(self.trace) / (self.trace[-1][0] - self.trace[0][0])
+
+    @property
+    def words(self) -> str:
+        """What more than its rate and lengths decides a plan; empty of Poisson arrivals without a cache."""
+        said: list[str] = []
+        if self.file.cached_share:
+            said.append(f"{100 * self.file.cached_share:g} % of each prompt in the prefix cache")
+        if self.file.arrivals == "gamma":
+            said.append(f"gamma arrivals of burstiness {self.file.burstiness:g}")
+        if self.trace:
+            said.append(self._trace_words)
+        return ", ".join(said)
+
+    @property
+    def _trace_words(self) -> str:
+        many, lasts = len(self.trace), (self.trace[-1][0] - self.trace[0][0]) / self.file.speed
+        of = f"all {many:,} requests of" if many == self.of else f"the busiest {many:,} requests of"
+        longer = "; a load that lasts longer may take more" if lasts < 0.9 * LEAST_S else ""
+        return f"{of} a trace{'' if many == self.of else f' of {self.of:,}'}, in {lasts:,.3g} s{longer}"
 
     def stretched(self, prompts: float, outputs: float) -> "Demand":
         return replace(self, longer=(prompts, outputs))

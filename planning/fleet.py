@@ -38,6 +38,7 @@ from planning.simulator import (
 )
 
 SHARED = 16  # servers that stand for a larger fleet of equal ones, with their share of the requests
+A_FEW_MORE = 1.05
 WAITED = 0.2  # of the time with a queue before a limit, from which the limit binds
 PERCENTILES = (50, 90, 99)
 Counts = tuple[int, ...]  # servers of each pool
@@ -166,7 +167,7 @@ class Fleet:
         servers = self._servers(played_counts)
         asked, played = self._play(servers, factor, share, early)
         found = self.plays[counts, factor] = judged(
-            played, asked, [one for _, one in servers], self.slo
+            played, asked, [one for _, one in servers], self.slo, self.demand.file.cached_share
         )
         self.verdicts[counts, factor] = found.meets
         return found
@@ -264,8 +265,10 @@ def costs_of(one: Measured, asked: Traffic) -> Costs:
     return costs(one.shape, terms, one.settings.max_num_batched_tokens)
 
 
-def judged(played: Played, asked: Traffic, of: Sequence[Measured], slo: SloConfig) -> Seen:
-    """``of``: that of each engine."""
+def judged(
+    played: Played, asked: Traffic, of: Sequence[Measured], slo: SloConfig, cached: float
+) -> Seen:
+    """``of``: that of each engine. ``cached``: share of each prompt in the prefix cache."""
     front = np.array([m.front.request_s + m.front.reply_s for m in of])[played.server]
     front = front + np.array([m.front.token_s for m in of])[played.server] * asked.prompt_tokens
     ttft, e2e = played.ttft_s + front, played.e2e_s + front
@@ -274,7 +277,7 @@ def judged(played: Played, asked: Traffic, of: Sequence[Measured], slo: SloConfi
     pools = np.array([engine.pool for engine in engines])[played.server]
     own = [good[played.served & (pools == name)] for name in sorted({e.pool for e in engines})]
     busy = sum(e.busy_s for e in engines)
-    reach = max(_reach(e, m, asked) for e, m in zip(engines, of, strict=True))
+    reach = max(_reach(e, m, asked, cached) for e, m in zip(engines, of, strict=True))
     kv = [
         e.most_kv_tokens / e.settings.total_kv_tokens for e in engines if e.settings.total_kv_tokens
     ]
@@ -323,14 +326,46 @@ def _sequences(one: Engine) -> int:
     return int(np.searchsorted(reached, 0.99 * reached[-1])) if reached[-1] else 0
 
 
-def _reach(engine: Engine, one: Measured, asked: Traffic) -> float:
-    return max(_sequences(engine) / one.hull.sequences, length_reach(one, asked))
+def _reach(engine: Engine, one: Measured, asked: Traffic, cached: float) -> float:
+    return max(_sequences(engine) / one.hull.sequences, length_reach(one, asked, cached))
 
 
-def length_reach(one: Measured, asked: Traffic) -> float:
+def length_reach(one: Measured, asked: Traffic, cached: float) -> float:
     """How far the lengths are beyond the measured ones: 1 within, 2 for twice as long or half as short."""
+    return max(prompts_reach(one, asked), whole_reach(one, asked), chunk_reach(one, asked, cached))
+
+
+def prompts_reach(one: Measured, asked: Traffic) -> float:
     low, high = one.hull.prompts
     return float(max(asked.prompt_tokens.max() / high, low / asked.prompt_tokens.min(), 1.0))
+
+
+def whole_reach(one: Measured, asked: Traffic) -> float:
+    """Of the longest request with its output, whose last tokens read the most of the KV cache. A few tokens
+    more are none.
+    """
+    if one.hull.longest is None:
+        return 1.0
+    return _beyond((asked.prompt_tokens + asked.output_tokens).max() / one.hull.longest)
+
+
+def chunk_reach(one: Measured, asked: Traffic, cached: float) -> float:
+    """Of the most tokens of one prompt that a step computes: where the prefix cache held nearly all of the
+    measured prompts, nothing is known of computing them.
+    """
+    if one.hull.chunk is None:
+        return 1.0
+    return _beyond(largest_chunk(one, asked, cached) / max(1, one.hull.chunk))
+
+
+def largest_chunk(one: Measured, asked: Traffic, cached: float) -> int:
+    longest = int(asked.prompt_tokens.max())
+    new = longest - one.settings.found(longest, cached)
+    return min(new, one.settings.max_num_batched_tokens)
+
+
+def _beyond(reach: float) -> float:
+    return float(reach) if reach > A_FEW_MORE else 1.0
 
 
 def _binds(played: Played, each: Sequence[Measured]) -> Binds:

@@ -154,7 +154,7 @@ def _play(one: Measured, load: Load, slo: SloConfig, seed: int) -> Predicted:
 
         asked, played = play_users(load.users, requests, engine, coming_s, load.end_s, load.cached)
         sent = asked.at_s - front.before_s(load.prompt)
-    seen = judged(played, asked, [one], slo)
+    seen = judged(played, asked, [one], slo, load.cached)
     figures = _figures(load, sent, asked, played, front.reply_s)
     power = watts([one], seen, (1,))
     joules = (

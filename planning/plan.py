@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from greenbench.contract.config import SloConfig
 from greenbench.contract.errors import UserError
@@ -20,7 +20,7 @@ from greenbench.contract.strict import StrictModel
 from greenbench.contract.yaml_files import load_yaml
 from greenbench.contract.yaml_text import Dumper
 from planning.batches import Timed
-from planning.candidates import Measured, measured
+from planning.candidates import Measured, left_out, measured
 from planning.capacity import Choice, Need, need, needed
 from planning.demand import Demand
 from planning.side_by_side import side_by_side
@@ -33,15 +33,23 @@ CONTEXTS = (2048, 8192, 32768)  # where no traffic says which
 class Prices(StrictModel):
     """``per_card_hour``: of a GPU, or of the host where there is none. ``pue``: facility over IT energy."""
 
-    currency: str = "EUR"
+    currency: str = Field(default="EUR", min_length=1)
     per_card_hour: float = Field(default=0.0, ge=0)
     per_kwh: float = Field(default=0.0, ge=0)
     pue: float = Field(default=1.0, ge=1)
 
+    @model_validator(mode="after")
+    def _has_a_price(self) -> Self:
+        if not self.per_card_hour and not self.per_kwh:
+            raise ValueError(
+                "per_card_hour or per_kwh above 0 is wanted; a plan without prices has no cost"
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class Plan:
-    """``needs``: who may serve first, of these those whose answers are in no doubt, then the fewest replicas.
+    """``needs``: who may serve first, of these those whose answers are in no doubt, then the fewest cards.
     ``mixed``: the policy's pools. ``refused``: a sentence for each candidate that is left out.
     """
 
@@ -73,32 +81,35 @@ def plan(
     found = [one.told(exact[one.label]) if one.label in exact else one for one in found]
     of = None if policy is None else _pooled(root, policy, found)
     each = side_by_side(partial(need, demand=demand, slo=slo, seed=seed), found)
-    needs = [_priced(made, prices) for made in each if isinstance(made, Need)]
-    refused += [made for made in each if isinstance(made, str)]
+    needs = [priced(made, prices) for made in each if isinstance(made, Need)]
+    refused += [
+        (one.label, why) for one, why in zip(found, each, strict=True) if isinstance(why, str)
+    ]
     mixed: Need | None = None
     if needs and policy is not None and of is not None:
         made = _mixed(policy, of, demand, slo, seed, needs)
         if isinstance(made, str):
-            refused.append(made)
+            refused.append(("the policy", made))
         else:
-            mixed = _priced(made, prices)
+            mixed = priced(made, prices)
     if not needs:
-        raise UserError(f"{root}: no candidate can serve this traffic: {'; '.join(refused)}")
+        why = "; ".join(left_out(refused))
+        raise UserError(f"{root}: no candidate can serve this traffic: {why}")
     asked = demand.traffic(1.0, seed)
     words = (
         f"{_rate(demand.rate_per_s)} requests/s, prompts of {lengths(asked.prompt_tokens)}, "
         f"{asked.output_tokens.mean():,.0f} out"
     )
-    if len(demand.trace) < demand.of:
-        words += f" (the busiest {len(demand.trace):,} of the trace's {demand.of:,} requests)"
+    if demand.words:
+        words += f" ({demand.words})"
     return Plan(
-        device=device.words,
+        device=device.whole_words,
         traffic=words,
         slo=slo,
         currency="cost" if prices is None else prices.currency,
-        needs=tuple(sorted(needs, key=lambda n: (n.barred, n.unjudged, n.replicas, -n.most_rate))),
+        needs=tuple(sorted(needs, key=lambda n: (n.barred, n.unjudged, n.machines, -n.most_rate))),
         mixed=mixed,
-        refused=tuple(refused),
+        refused=tuple(left_out(refused)),
     )
 
 
@@ -142,14 +153,18 @@ def _mixed(
     return replace(made, label=f"the policy: {words}")
 
 
-def _priced(made: Need, prices: Prices | None) -> Need:
+def priced(made: Need, prices: Prices | None) -> Need:
     if prices is None:
         return made
-    cards = max(made.replicas, made.cards) * 24 * prices.per_card_hour
+    cards = made.machines * 24 * prices.per_card_hour
     factor = prices.per_kwh * prices.pue
     said = made.said
     if made.kwh_day is None and factor:
         said = (*said, "cost is without energy, and so without an interval")
+    if not prices.per_card_hour:
+        said = (*said, "cost is of energy alone: the prices have no per_card_hour")
+    elif not prices.per_kwh:
+        said = (*said, "cost is without energy: the prices have no per_kwh")
 
     def cost(kwh: tuple[float, float]) -> tuple[float, float]:
         return cards + kwh[0] * factor, cards + kwh[1] * factor

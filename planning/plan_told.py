@@ -9,10 +9,10 @@ def answer(made: Plan) -> str:
     """The first of the table in one sentence; names in backticks."""
     best, *others = made.needs
     if best.barred:
-        return f"No candidate may serve. `{best.label}` would take {_counted(best.replicas)}."
+        return f"No candidate may serve. `{best.label}` would take {_counted(best)}."
     rivals = [one for one in others if not one.barred]
-    equal = [f"`{one.label}`{_doubt(one)}" for one in rivals if one.replicas == best.replicas]
-    words = f"`{best.label}` would serve this traffic with {_counted(best.replicas)}"
+    equal = [_named(one) for one in rivals if one.machines == best.machines]
+    words = f"`{best.label}` would serve this traffic with {_counted(best)}"
     if best.replicas_interval is not None:
         low, high = best.replicas_interval
         words += f" (95 %: {low} or more)" if high is None else f" (95 %: {low:,} to {high:,})"
@@ -20,12 +20,23 @@ def answer(made: Plan) -> str:
     if equal:
         return f"{words}; so would {', '.join(equal)}."
     if rivals:
-        return f"{words}; the next, `{rivals[0].label}`{_doubt(rivals[0])}, takes {rivals[0].replicas:,}."
+        return f"{words}; the next, {_named(rivals[0])}, takes {rivals[0].replicas:,}{_cards(rivals[0])}."
     return f"{words}."
 
 
-def _counted(replicas: int) -> str:
-    return f"{replicas:,} replica{'s' if replicas != 1 else ''}"
+def _counted(one: Need) -> str:
+    return f"{one.replicas:,} replica{'s' if one.replicas != 1 else ''}{_cards(one)}"
+
+
+def _cards(one: Need) -> str:
+    """Where a replica takes several."""
+    return f" ({one.machines:,} cards)" if one.machines > one.replicas else ""
+
+
+def _named(one: Need) -> str:
+    """With what is to be doubted of its number."""
+    doubts = [w for w in (_doubts(one), "extrapolated" if one.extrapolated else None) if w]
+    return f"`{one.label}`" + (f" ({', '.join(doubts)})" if doubts else "")
 
 
 def circumstances(made: Plan) -> str:
@@ -81,12 +92,13 @@ def row(one: Need) -> tuple[str, ...]:
     mark, most = (
         " (extrapolated)" if beyond else "" for beyond in (one.extrapolated, one.most_extrapolated)
     )
+    least = "≥ " if one.most_capped else ""
     return (
         one.label + _doubt(one),
-        f"{one.replicas:,}{counts(one.replicas_interval)}{mark}",
+        f"{one.replicas:,}{counts(one.replicas_interval)}{_cards(one)}{mark}",
         one.binds,
-        _percent(one.utilisation_at_slo, one.utilisation_interval),
-        _percent(one.headroom, one.headroom_interval) + most,
+        least + _percent(one.utilisation_at_slo, one.utilisation_interval),
+        least + _percent(one.headroom, one.headroom_interval) + most,
         f"{_each(one.seen.ttft_s)}{span(one.ttft_interval, 'p90')}",
         f"{_each(one.seen.e2e_s)}{span(one.e2e_interval, 'p90')}",
         *map(_replicas, one.longer, one.longer_intervals),
@@ -97,9 +109,13 @@ def row(one: Need) -> tuple[str, ...]:
 
 
 def _doubt(one: Need) -> str:
+    return "" if (doubt := _doubts(one)) is None else f" ({doubt})"
+
+
+def _doubts(one: Need) -> str | None:
     if one.barred:
-        return " (may not serve)"
-    return " (answers not judged)" if one.unjudged else ""
+        return "may not serve"
+    return "answers not judged" if one.unjudged else None
 
 
 def _each(values: tuple[float, ...]) -> str:
@@ -114,8 +130,8 @@ def span(ends: tuple[float, float] | None, what: str = "") -> str:
 
 
 def _percent(share: float, ends: tuple[float, float] | None) -> str:
-    inside = "" if ends is None else f" [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]"
-    return f"{100 * share:.0f} %{inside}"
+    inside = "" if ends is None else f" [{100 * ends[0]:,.0f}, {100 * ends[1]:,.0f}]"
+    return f"{100 * share:,.0f} %{inside}"
 
 
 def counts(ends: tuple[int, int | None] | None) -> str:

@@ -12,7 +12,6 @@ none were shared.
 
 import heapq
 import math
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -67,6 +66,7 @@ class Costs:
     pair_s: tuple[tuple[int | None, float], ...]
     read_s: tuple[tuple[int, float], ...]  # with a window
     full_read_s: float
+    widest: int = 0  # window
 
     def chunk_s(self, new: int, past: int) -> float:
         total = 0.0
@@ -97,6 +97,7 @@ def costs(shape: Shape, terms: Terms, most_tokens: int) -> Costs:
             (m.window, terms.kv * m.bytes_per_token) for m in shape.mixes if m.window is not None
         ),
         full_read_s=sum(terms.kv * m.bytes_per_token for m in shape.mixes if m.window is None),
+        widest=max((m.window for m in shape.mixes if m.window is not None), default=0),
     )
 
 
@@ -119,22 +120,9 @@ class Job:
     end_s: float = math.nan
     preempted: int = 0
 
-    @property
-    def target(self) -> int:
-        """Tokens to compute before the next one is sampled."""
-        return self.prompt + self.generated
-
     def context(self, step: int) -> int:
         """Of its next decode."""
         return self.prompt + self.output - (self.ends_at - step)
-
-    def reads(self, step: int, steps: int, window: int) -> float:
-        """Tokens of context within the window that so many decodes read."""
-        at = self.context(step)
-        if at >= window:
-            return steps * window
-        growing = min(window - at, steps)
-        return growing * at + growing * (growing - 1) / 2 + (steps - growing) * window
 
 
 @dataclass(slots=True, eq=False)
@@ -151,9 +139,10 @@ class Engine:
     running: dict[int, Job] = field(default_factory=dict[int, Job])  # in the order of their start
     filling: list[Job] = field(default_factory=list[Job])
     leaving: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # heap: step, job
-    growing: list[Job] = field(
-        default_factory=list[Job]
-    )  # decoding, with a context within a window
+    growing: list[tuple[int, Job]] = field(
+        default_factory=list[tuple[int, Job]]
+    )  # decoding, with a context within a window: that of its next decode less the step's number
+    grown_at: int = -1  # the step at which these were looked through
     contexts: int = 0  # sum over the decoding of the context of their next decode
     filled: int = 0  # tokens that the filling have computed
     due: list[tuple[Job, int]] = field(default_factory=list[tuple[Job, int]])  # chunks under way
@@ -214,14 +203,20 @@ class Engine:
 
     def _shorten(self, at: float) -> None:
         """Of the steps under way those that begin before ``at`` are done as they stand."""
-        passed = at - self.now
-        fewest = bisect_left(range(1, self.steps_due), passed, key=lambda m: self._decode_s(m))
-        self.steps_due = min(fewest + 1 + self.settings.ahead, self.steps_due)
+        passed, last = at - self.now, self.steps_due - 1
+        begun = min(last, int(passed / (self.end_s - self.now) * self.steps_due))  # nearly
+        while begun < last and self._decode_s(begun + 1) < passed:
+            begun += 1
+        while begun and self._decode_s(begun) >= passed:
+            begun -= 1
+        self.steps_due = min(begun + 1 + self.settings.ahead, self.steps_due)
         self.end_s = self.now + self._decode_s(self.steps_due)
 
     def _commit(self) -> list[Job]:
-        m, n, took, costs = self.steps_due, self.decoding, self.end_s - self.now, self.costs
-        self.began_s = self.now + (self._decode_s(m - 1) if m > 1 else 0.0)
+        m, took, costs = self.steps_due, self.end_s - self.now, self.costs
+        n = len(self.running) - len(self.filling)
+        if self.waiting:  # else nobody asks
+            self.began_s = self.now + (self._decode_s(m - 1) if m > 1 else 0.0)
         self.now = self.end_s
         self.step += m
         self.steps += m
@@ -232,20 +227,25 @@ class Engine:
         if self.waits is not None:
             self.seconds_waiting[self.waits] = self.seconds_waiting.get(self.waits, 0.0) + took
         self.contexts += m * n
-        left = self._leave()
+        left = self._leave() if self.leaving and self.leaving[0][0] <= self.step else []
         if self.due:
-            self.filling_s += took
-            self.computing_s += self.due_s
+            self._fill(took, left)
+        return left
+
+    def _fill(self, took: float, left: list[Job]) -> None:
+        """The chunks under way are computed."""
+        token_s = self.costs.token_s
+        self.filling_s += took
+        self.computing_s += self.due_s
         for job, new in self.due:
-            self.computing_s += costs.token_s * new
+            self.computing_s += token_s * new
             job.computed += new
             self.filled += new
-            if job.computed == job.target:
+            if job.computed == job.prompt + job.generated:
                 self.filling.remove(job)
                 self.filled -= job.computed
                 self._sample(job, left)
         self.due = []
-        return left
 
     def _leave(self) -> list[Job]:
         left: list[Job] = []
@@ -268,21 +268,48 @@ class Engine:
             return
         job.ends_at = self.step + job.output - job.generated
         heapq.heappush(self.leaving, (job.ends_at, job.number))
-        self.contexts += job.context(self.step)
-        if self.costs.read_s:
-            self.growing.append(job)
+        context = job.context(self.step)
+        self.contexts += context
+        if self.costs.read_s and context < self.costs.widest:
+            self.growing.append((context - self.step, job))
 
     # Scheduling
 
     def _schedule(self) -> None:
-        preempted = self._make_room()
-        n = self.decoding
-        left = self.settings.max_num_batched_tokens - n
+        total, at_most = self.settings.total_kv_tokens, self._at_most()
+        preempted = total is not None and at_most > total and self._make_room(total)
+        n = len(self.running) - len(self.filling)
         self.due = []
         self.waits = None
+        if self.filling or self.waiting:
+            self._compose(n, preempted, math.inf if total is None else total - at_most)
+        if not n and not self.due:
+            self.end_s, self.steps_due = math.inf, 0
+            return
+        if self.due:
+            self.steps_due, took = 1, self._mixed_s()
+        else:
+            late = self.waiting and self.waits is None
+            self.steps_due = 1 if late else self._steps_alike()
+            took = self._decode_s(self.steps_due)
+        self.end_s = self.now + took
+        held = self.contexts - (len(self.running) - len(self.filling)) + self.filled
+        if held > self.most_kv_tokens:
+            self.most_kv_tokens = held
+
+    def _compose(self, n: int, preempted: bool, free: float) -> None:
+        """Chunks of the prompts beside n decodes, where so many tokens are free at least."""
+        settings = self.settings
+        left = settings.max_num_batched_tokens - n
+        # tokens that a chunk may hold with those before it, whatever the others compute
+        spare = free - settings.max_num_batched_tokens - settings.block_size
         for job in [*self.filling]:
-            new = min(left, job.target - job.computed)
-            while new > 0 and not self._has_blocks(job.computed + new, job):
+            new = min(left, job.prompt + job.generated - job.computed)
+            while (
+                new > 0
+                and job.computed + new > spare
+                and not self._has_blocks(job.computed + new, job)
+            ):
                 preempted = True
                 last = self.running[next(reversed(self.running))]
                 self._preempt(last)
@@ -292,34 +319,30 @@ class Engine:
                 self.due.append((job, new))
                 left -= new
         while self.waiting and not preempted and self._in_time(self.waiting[0], n):
-            self.waits = self._start(self.waiting[0], left)
+            self.waits = self._start(self.waiting[0], left, spare)
             if self.waits is not None:
                 break
-            left -= self.due[-1][1]
+            job, new = self.due[-1]
+            left -= new
+            spare -= job.computed + settings.block_size
         if self.waiting and preempted:
             self.waits = "kv"
-        if not n and not self.due:
-            self.end_s, self.steps_due = math.inf, 0
-            return
-        late = self.waiting and self.waits is None
-        self.steps_due = 1 if self.due or late else self._steps_alike()
-        self.end_s = self.now + (self._mixed_s() if self.due else self._decode_s(self.steps_due))
-        if self.held_tokens > self.most_kv_tokens:
-            self.most_kv_tokens = self.held_tokens
 
     def _in_time(self, job: Job, decoding: int) -> bool:
         """Whether it had come when the step was composed: without other work, that is now."""
         early = self.settings.ahead and (decoding > 0 or len(self.due) > 0)
         return not early or job.arrived_s <= self.began_s
 
-    def _start(self, job: Job, left: int) -> Waits | None:
-        """Start a waiting request with its first chunk; else the limit that it waits for."""
+    def _start(self, job: Job, left: int, spare: float) -> Waits | None:
+        """Start a waiting request with its first chunk; else the limit that it waits for. ``spare``: tokens
+        for which there are blocks in any case.
+        """
         if len(self.running) >= self.settings.max_num_seqs:
             return "max_num_seqs"
-        new = min(left, job.target - job.cached)
+        new = min(left, job.prompt + job.generated - job.cached)
         if new <= 0:
             return "tokens"
-        if not self._has_blocks(job.cached + new, None):
+        if job.cached + new > spare and not self._has_blocks(job.cached + new, None):
             return "kv"
         self.waiting.popleft()
         job.computed = job.cached
@@ -347,7 +370,7 @@ class Engine:
         return held + len(self.running) * (self.settings.block_size - 1)
 
     def _mixed_s(self) -> float:
-        tokens, costs = self.decoding, self.costs
+        tokens, costs = len(self.running) - len(self.filling), self.costs
         sequences = tokens + len(self.due)
         self.due_s = 0.0
         for job, new in self.due:
@@ -358,22 +381,27 @@ class Engine:
 
     def _decode_s(self, m: int) -> float:
         """Of m steps with the requests that decode now."""
-        n = self.decoding
-        return m * (self.costs.of_tokens[n] + self.costs.sequence_s * n) + self._read_s(m)
+        n, costs = len(self.running) - len(self.filling), self.costs
+        return m * (costs.of_tokens[n] + costs.sequence_s * n) + self._read_s(m)
 
     def _read_s(self, m: int) -> float:
         """Σ over m steps and the decoding of the context that each reads, within each window."""
-        n = self.decoding
-        total = self.costs.full_read_s * (m * self.contexts + n * m * (m - 1) / 2)
-        if not self.costs.read_s:
+        n, costs = len(self.running) - len(self.filling), self.costs
+        total = costs.full_read_s * (m * self.contexts + n * m * (m - 1) / 2)
+        if not costs.read_s:
             return total
-        step, widest = self.step, max(window for window, _ in self.costs.read_s)
-        self.growing = [
-            job for job in self.growing if job.ends_at > step and job.context(step) < widest
-        ]
-        for window, seconds in self.costs.read_s:
-            grown = (n - len(self.growing)) * m * window
-            total += seconds * (grown + sum([job.reads(step, m, window) for job in self.growing]))
+        step = self.step
+        if self.grown_at != step:
+            widest = costs.widest - step
+            self.growing = [
+                each for each in self.growing if each[1].ends_at > step and each[0] < widest
+            ]
+            self.grown_at = step
+        for window, seconds in costs.read_s:
+            read = (n - len(self.growing)) * m * window
+            for context, _ in self.growing:
+                read += _reads(context + step, m, window)
+            total += seconds * read
         return total
 
     # KV cache
@@ -399,17 +427,11 @@ class Engine:
         total = self.settings.total_kv_tokens
         if total is None:
             return True
-        chunks = self.settings.max_num_batched_tokens  # at most
-        if self._at_most() + chunks + tokens + self.settings.block_size <= total:
-            return True
         free = total // self.settings.block_size - self._used_blocks(of)
         return self._blocks(tokens) <= free
 
-    def _make_room(self) -> bool:
+    def _make_room(self, total: int) -> bool:
         """Preempt until every decode has a block; whether any was."""
-        total = self.settings.total_kv_tokens
-        if total is None or self._at_most() <= total:
-            return False
         self.due = []
         found = False
         while len(self.running) > 1 and self._used_blocks(None) > total // self.settings.block_size:
@@ -419,6 +441,7 @@ class Engine:
 
     def _preempt(self, job: Job) -> None:
         del self.running[job.number]
+        self.growing = [each for each in self.growing if each[1] is not job]
         if job.ends_at >= 0:
             self.contexts -= job.context(self.step)
             job.generated = job.output - (job.ends_at - self.step)
@@ -431,6 +454,16 @@ class Engine:
         job.preempted += 1
         self.preemptions += 1
         self.waiting.appendleft(job)
+
+
+def _reads(context: int, steps: int, window: int) -> int:
+    """Tokens within the window that so many decodes read, the first of which has this context."""
+    room = window - context
+    if room >= steps:
+        return steps * context + steps * (steps - 1) // 2
+    if room <= 0:
+        return steps * window
+    return room * context + room * (room - 1) // 2 + (steps - room) * window
 
 
 @dataclass(frozen=True)
@@ -459,7 +492,7 @@ class Played:
 def least_open(_: int, engines: Sequence[Engine]) -> int:
     chosen, fewest = 0, math.inf
     for i, one in enumerate(engines):
-        if (held := one.open) < fewest:
+        if (held := len(one.running) + len(one.waiting)) < fewest:
             chosen, fewest = i, held
             if not held:
                 break

@@ -206,7 +206,8 @@ class Residuals:
 @dataclass(frozen=True)
 class Steps:
     """Steps of one run as a fit takes them. ``amounts``: steps × terms. ``decoding``: the numbers of requests
-    of steps without a prompt. ``prompt_tokens``: mean, where known.
+    of steps without a prompt. ``prompt_tokens``: mean, where known. ``chunk``: the most tokens of one prompt
+    that a step computed.
     """
 
     run_id: str
@@ -215,6 +216,7 @@ class Steps:
     prefilling: npt.NDArray[np.bool_]
     decoding: frozenset[int]
     prompt_tokens: float | None
+    chunk: int
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -233,6 +235,7 @@ def steps_of(shape: Shape, run: Timed) -> Steps:
         prefilling=np.array([bool(batch.chunks) for batch in run.batches]),
         decoding=frozenset(len(batch.contexts) for batch in run.batches if not batch.chunks),
         prompt_tokens=run.prompt_tokens,
+        chunk=max((new for batch in run.batches for new, _ in batch.chunks), default=0),
     )
 
 
@@ -273,14 +276,13 @@ def _solved(amounts: Floats, took: Floats) -> Floats:
     scale = amounts.max(axis=0)
     scale[scale == 0] = 1.0
     scaled = amounts / scale
-    expected = took
+    sides, expected = np.column_stack([scaled, took]), took
     n = scaled.shape[1]
     found = np.zeros(n)
     for _ in range(ROUNDS):
         # QR first: the squares of thousands of steps in as many rows as there are terms, and the times turned
         # likewise as the last column
-        weighted = np.column_stack([scaled, took]) / expected[:, None]
-        r = np.asarray(np.linalg.qr(weighted, mode="r"))
+        r = np.asarray(np.linalg.qr(sides / expected[:, None], mode="r"))
         found, _ = nnls(r[:n, :n], r[:n, n])
         expected = np.maximum(scaled @ found, took.min() / 2)
     return found / scale

@@ -50,7 +50,7 @@ from planning.back_test import (
 )
 from planning.baselines import Known, line, nearest
 from planning.batches import batches, lines_of, served, timed
-from planning.candidates import Measured, candidates_of
+from planning.candidates import Measured, candidates_of, left_out
 from planning.closed_loop import play_users
 from planning.front import Front
 from planning.held_out import Figures, Load, figures, most_rate, predict
@@ -79,7 +79,7 @@ def calibrated(
     """By candidate key; the card; the runs' ids with the hashes of their tables."""
     found = study(root, across_executions=True, slo=slo)
     made, refused, device = candidates_of(found, hardware)
-    for sentence in refused:
+    for sentence in left_out(refused):
         print(f"left out: {sentence}", file=sys.stderr)
     runs = {str(run.path): run for run in found.runs}
     by_label = {one.label: one for one in made}

@@ -17,12 +17,12 @@ from greenbench.contract.errors import UserError
 from greenbench.contract.policy import Policy
 from greenbench.contract.slo import parse_slo
 from planning.__main__ import main
-from planning.candidates import Measured, Metered, idle_s, power_of
+from planning.candidates import Measured, Metered, idle_s, left_out, power_of
 from planning.capacity import Choice, Need, fewest, most_factor, need, needed
 from planning.demand import Demand, TrafficFile, load_demand
 from planning.fleet import fleet
 from planning.folder import holds_all
-from planning.plan import Plan, Prices, dump, lengths, load_prices, what_to_measure
+from planning.plan import Plan, Prices, dump, lengths, load_prices, priced, what_to_measure
 from planning.plan_page import energy, knee, render
 from planning.plan_page import replicas as against_traffic
 from planning.plan_told import answer, row, said, table
@@ -227,6 +227,10 @@ def test_headroom_that_was_not_sought_further_says_so(one: Measured) -> None:
     found = need(one, demand(1e-3), SLO, seed=7, draws=0)
     assert isinstance(found, Need) and found.headroom == pytest.approx(63, rel=0.02)
     assert any("at least this: 64 times" in sentence for sentence in found.said)
+    # its one server is all but idle at the most that was tried, which is not where its SLO ends
+    assert found.utilisation_at_slo < 0.5
+    busy, headroom = row(found)[3:5]
+    assert busy.startswith("≥ ") and headroom.startswith("≥ 6,3")
 
 
 def test_starts_that_hold_no_rate_have_no_number_of_replicas(one: Measured) -> None:
@@ -340,6 +344,61 @@ def test_beyond_the_measured_is_marked_and_beyond_twice_refused(one: Measured) -
     assert isinstance(beyond, Need) and beyond.extrapolated
     far = need(one, demand(1, 40_000), slo, seed=7)
     assert isinstance(far, str) and "measure those lengths" in far
+    assert (
+        "prompts of 1,024 to 16,384 tokens were measured, and the traffic's are of 40,000," in far
+    )
+
+
+def test_a_whole_request_is_held_against_the_longest_measured(one: Measured) -> None:
+    """Prompts within, and 60,000 tokens out: decodes would read four times the context of any."""
+    known = replace(one, hull=replace(one.hull, longest=16_448))
+    slo = SloConfig(e2e_s=1000)
+    far = need(known, demand(0.01, 4096, 60_000), slo, seed=7, draws=0)
+    assert isinstance(far, str) and "up to 16,448 tokens with their output" in far
+    asked = replace(demand(0.01, 4096, 16_000), few=20, most=20)
+    beyond = need(known, asked, slo, seed=7, draws=0)
+    assert isinstance(beyond, Need) and beyond.extrapolated
+    assert any("have up to 20,096, 1.22 times beyond" in sentence for sentence in beyond.said)
+
+
+def test_prompts_from_the_cache_say_nothing_of_computed_ones(one: Measured) -> None:
+    """Steps computed 16 tokens of each prompt: 15 of 4,096 are as few, the whole 4,096 are not."""
+    known = replace(one, hull=replace(one.hull, chunk=16))
+    far = need(known, demand(1), SLO, seed=7, draws=0)
+    assert isinstance(far, str) and far.startswith(
+        "steps that computed up to 16 tokens of a prompt"
+    )
+    assert "the traffic's compute up to 2,048, more than 2 times beyond" in far
+    near = need(known, demand(1, cached_share=0.998), SLO, seed=7, draws=0)
+    assert isinstance(near, Need) and not near.extrapolated
+
+
+def test_one_cause_of_several_is_said_once_of_them() -> None:
+    each = [("a", "too few steps"), ("b", "no log"), ("c", "too few steps")]
+    assert left_out(each) == ["a, c: too few steps", "b: no log"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (demand(1), ""),
+        (demand(1, cached_share=0.35), "35 % of each prompt in the prefix cache"),
+        (
+            demand(1, arrivals="gamma", burstiness=0.25),
+            "gamma arrivals of burstiness 0.25",
+        ),
+        (
+            Demand(TrafficFile(trace="t", speed=2), tuple((5.0 * n, 9, 9) for n in range(5)), of=5),
+            "all 5 requests of a trace, in 10 s; a load that lasts longer may take more",
+        ),
+        (
+            Demand(TrafficFile(trace="t"), tuple((60.0 * n, 9, 9) for n in range(4)), of=7),
+            "the busiest 4 requests of a trace of 7, in 180 s",
+        ),
+    ],
+)
+def test_what_a_plan_is_for_is_said(asked: Demand, words: str) -> None:
+    assert asked.words == words
 
 
 def test_more_sequences_than_twice_the_measured_are_no_plan(one: Measured) -> None:
@@ -535,6 +594,26 @@ def test_a_trace_is_played_at_its_times(tmp_path: Path) -> None:
         ("rate_per_s: 3\nprompt_tokens: {p50: 512, p90: 900}\noutput_tokens: 5\n", "found 'p50'"),
         ("rate_per_s: 3\nprompt_tokens: {9: 70%}\noutput_tokens: 5\n", "found '70%'"),
         ("rate: 3\n", "rate_per_s"),
+        (
+            "rate_per_s: 3\nprompt_tokens: 99999999999999999999\noutput_tokens: 5\n",
+            "prompt_tokens: at most 100,000,000 tokens",
+        ),
+        (
+            "rate_per_s: 3\nprompt_tokens: 5\noutput_tokens: {9: 0.5, 999999999999: 0.5}\n",
+            "output_tokens: at most",
+        ),
+        (
+            "rate_per_s: 3\nprompt_tokens: {from: 5, to: 999999999999}\noutput_tokens: 5\n",
+            r"prompt_tokens\.to: it should be less than or equal to 100000000",
+        ),
+        ("rate_per_s: 1e300\nprompt_tokens: 5\noutput_tokens: 5\n", "equal to 1000000000"),
+        ("rate_per_s: 1e-300\nprompt_tokens: 5\noutput_tokens: 5\n", "rate_per_s"),
+        (  # what would change nothing was meant to
+            "rate_per_s: 3\nburstiness: 0.2\nprompt_tokens: 5\noutput_tokens: 5\n",
+            "burstiness would change nothing: only 'arrivals: gamma'",
+        ),
+        ("rate_per_s: 3\nspeed: 2\nprompt_tokens: 5\noutput_tokens: 5\n", "speed would change"),
+        ("trace: t.jsonl\narrivals: gamma\n", "arrivals would change nothing: a trace"),
     ],
 )
 def test_bad_traffic_is_one_sentence(tmp_path: Path, text: str, says: str) -> None:
@@ -568,7 +647,30 @@ def test_negative_prices_are_refused(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("per_card_hour: -1\n")
     with pytest.raises(UserError, match="per_card_hour"):
         load_prices(tmp_path / "p.yaml")
-    assert Prices().per_kwh == 0
+    (tmp_path / "p.yaml").write_text("per_card_hour: 2\n")
+    assert load_prices(tmp_path / "p.yaml").per_kwh == 0
+
+
+def test_prices_without_a_price_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text("currency: USD\npue: 1.2\n")
+    with pytest.raises(UserError, match="per_card_hour or per_kwh above 0 is wanted"):
+        load_prices(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize(
+    ("prices", "cost", "says"),
+    [
+        (Prices(per_kwh=0.5, pue=2.0), (24.0, 48.0), "of energy alone"),  # 24 and 48 kWh
+        (Prices(per_card_hour=1.0), (48.0, 48.0), "without energy: the prices"),  # 2 cards
+        (Prices(per_card_hour=1.0, per_kwh=1.0), (72.0, 96.0), ""),
+    ],
+)
+def test_a_cost_says_what_it_is_of(
+    made: Need, prices: Prices, cost: tuple[float, float], says: str
+) -> None:
+    found = priced(replace(made, replicas=2, cards=2, kwh_day=(24.0, 48.0), said=()), prices)
+    assert found.cost_day == pytest.approx(cost)
+    assert [says in sentence for sentence in found.said] == ([True] if says else [])
 
 
 def test_the_page_the_lines_and_the_json_say_the_same(made: Need) -> None:
@@ -613,6 +715,24 @@ def test_the_answer_names_who_may_serve(made: Need) -> None:
         "so would `fp8` (answers not judged)."
     )
     assert said(replace(plan, needs=(made, doubted)))[0].startswith("All: ")
+    far = replace(doubted, extrapolated=True)
+    assert answer(replace(plan, needs=(made, far))).endswith(
+        "so would `fp8` (answers not judged, extrapolated)."
+    )
+
+
+def test_replicas_of_several_cards_compare_by_cards(made: Need) -> None:
+    """Two servers of four cards are no tie with two of one card, and the answer counts cards."""
+    two, eight = (
+        replace(made, label=label, replicas=2, cards=cards, replicas_interval=None)
+        for label, cards in (("one", 2), ("four", 8))
+    )
+    plan = Plan("a card", "traffic", SLO, "EUR", (two, eight), None, ())
+    assert answer(plan) == (
+        "`one` would serve this traffic with 2 replicas; the next, `four`, takes 2 (8 cards)."
+    )
+    assert answer(replace(plan, needs=(eight,))).endswith("2 replicas (8 cards).")
+    assert row(eight)[1] == "2 (8 cards)" and row(two)[1] == "2"
 
 
 def test_the_sweep_to_measure_is_of_the_traffics_lengths() -> None:
@@ -678,6 +798,23 @@ def test_a_page_that_cannot_be_written_is_said_before_anything_is_played(
     assert code == 2 and f"there is no folder {page.parent}" in err
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--json", "p.html"), "it is --json and --page"),
+        (("--json", "./t.yaml"), "it is --traffic and --json"),
+        (("--prices", "p.html"), "it is --prices and --page"),
+        (("--window", "2h"), "--window is of --traffic prometheus=URL"),
+    ],
+)
+def test_nothing_is_written_over_what_is_read_or_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: Any, says: str
+) -> None:
+    words = ("nowhere", "--traffic", "t.yaml", "--slo", "ttft=1", "--page", "p.html", *more)
+    code, _, err = main_says(monkeypatch, capsys, *words)
+    assert code == 2 and says in err
+
+
 def test_two_files_of_forwards_for_one_candidate_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -711,3 +848,8 @@ def test_a_plan_without_traffic_says_what_is_wanted(tmp_path: Path) -> None:
 )
 def test_prompts_of_one_length_have_no_range(tokens: list[int], told: str) -> None:
     assert lengths(np.array(tokens)) == told
+
+
+def test_a_bound_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(UserError, match="ttft twice, found 'ttft=2,tpot=1,ttft=3'"):
+        parse_slo("ttft=2,tpot=1,ttft=3")
