@@ -289,9 +289,11 @@ def evidence_of(
     refused = [*refused, *apart]
     candidates = {point.candidate for point in kept if point.usable}
     if len(candidates) < 2:
+        only = "".join(f"only {found.labels.candidates[one]}" for one in candidates)
         raise UserError(
-            f"{root}: a policy chooses between candidates, and {'only one' if candidates else 'none'} has "
-            f"usable runs here ({_why_so_few(kept, refused)})"
+            f"{root}: a policy chooses between candidates, and {only or 'none'} has runs here that it may "
+            f"rest on: {_why_so_few(kept, refused)}; measure a sweep of two backends or settings, each of "
+            "whose points can be used"
         )
     _one_model(root, kept)
     _some_value(root, asked, kept)
@@ -349,12 +351,12 @@ def _candidates_then_points(points: Sequence[Point]) -> tuple[int, int]:
 
 def _why_so_few(kept: Sequence[Point], refused: Sequence[str]) -> str:
     if refused:
-        return "; ".join(refused)
+        return f"left out is {'; '.join(refused)}"
     reasons = Counter(point.reasons[0] for point in kept if not point.usable and point.reasons)
     if reasons:
         reason, n = reasons.most_common(1)[0]
-        return f"{n} of {len(kept)} points: {reason}"
-    return "a sweep of several backends or settings has more"
+        return f"{n} of {len(kept)} points cannot be used ({reason})"
+    return "no other was measured on this kind of machine"
 
 
 def _some_value(root: Path, asked: PolicyObjective, points: Iterable[Point]) -> None:

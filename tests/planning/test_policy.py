@@ -227,8 +227,8 @@ def found_running(point: Point) -> Point:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (unproven, "only one has usable runs here .beta, unproven: "),
-        (found_running, "none has usable runs here .*base_url"),
+        (unproven, "only alpha has runs here that it may rest on: left out is beta, unproven: "),
+        (found_running, "none has runs here that it may rest on: .*base_url"),
     ],
 )
 def test_unproven_servers_are_refused(tmp_path: Path, change: object, sentence: str) -> None:
