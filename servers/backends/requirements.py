@@ -41,12 +41,13 @@ def _device(case: Case) -> Iterator[str]:
         return
     if host.vllm_build is None or host.device in backend.devices:
         return
+    who = _called(backend, "devices", host.device)
     if "cuda" not in backend.devices:
         yield f"{backend.name} runs on the CPU build of vLLM, and this one is built for CUDA"
     elif not host.has_gpu:
-        yield f"{_called(backend, 'devices', host.device)} needs an NVIDIA GPU and none answers here"
+        yield f"{who} needs an NVIDIA GPU and none answers here"
     else:
-        yield f"{_called(backend, 'devices', host.device)} needs the CUDA build of vLLM, and the CPU build is installed"
+        yield f"{who} needs the CUDA build of vLLM, and the CPU build is installed"
 
 
 def _called(backend: Backend, field_name: str, device: Device) -> str:
