@@ -26,6 +26,8 @@ GRAPHS = ("eager", "piecewise", "full")
 OURS = ("eager", "piecewise")  # our metadata is Python of one step; a whole graph cannot replay it
 _FA3_FEATURES = ("soft_cap", "sliding_window", "learned_sinks")
 _FLASHINFER_FEATURES = ("soft_cap", "sliding_window")
+_VARLEN_CASES = {"dtypes": HALF, "head_sizes": range(8, 257, 8), "capability_min": (8, 0)}
+_VARLEN = {"devices": ("cuda",), "block_sizes": {"cuda": 256}, **_VARLEN_CASES}
 _FA4_MODULES = {"cutlass": "nvidia-cutlass-dsl"}
 _XFORMERS = {"xformers": "xformers"}
 _FLASH_ATTN = {"flash_attn": "flash-attn"}  # the package of that name, not the copy within vLLM
@@ -321,7 +323,7 @@ _ROWS = (
         executions=OURS,
         # there PyTorch reads the pages itself, by a FlashAttention 2 that wants pages of 256 tokens
         block_sizes={"cpu": 128, "cuda": 256},
-        on_cuda={"dtypes": HALF, "head_sizes": range(8, 257, 8), "capability_min": (8, 0)},
+        on_cuda=_VARLEN_CASES,
     ),
     Backend(
         "sdpa_gather",
@@ -383,6 +385,11 @@ _ROWS = (
             "sink": Option(4, "first tokens that stay visible", minimum=0),
             "window": Option(1024, "last tokens that are visible", minimum=1),
             "free_blocks": Option(False, "give KV blocks outside back, so that more requests fit"),
+            "reads": Option(
+                "gather",
+                "on a GPU: copies of the seen pages, or the pages in place by PyTorch's varlen attention",
+                values={"gather": {}, "varlen": _VARLEN},
+            ),
         },
     ),
 )

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from greenbench.contract.config import ServerConfig
 from greenbench.contract.installation import INSTALL_VLLM
-from servers.backends.host_facts import FEATURES, HostFacts, ModelFacts
-from servers.backends.registry import FP8, Backend
+from servers.backends.host_facts import FEATURES, Device, HostFacts, ModelFacts
+from servers.backends.registry import BACKENDS, FP8, Backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,20 @@ def _device(case: Case) -> Iterator[str]:
         return
     if host.vllm_build is None or host.device in backend.devices:
         return
+    who = _called(backend, "devices", host.device)
     if "cuda" not in backend.devices:
         yield f"{backend.name} runs on the CPU build of vLLM, and this one is built for CUDA"
     elif not host.has_gpu:
-        yield f"{backend.name} needs an NVIDIA GPU and none answers here"
+        yield f"{who} needs an NVIDIA GPU and none answers here"
     else:
-        yield f"{backend.name} needs the CUDA build of vLLM, and the CPU build is installed"
+        yield f"{who} needs the CUDA build of vLLM, and the CPU build is installed"
+
+
+def _called(backend: Backend, field_name: str, device: Device) -> str:
+    """By its name alone, unless what the field forbids is forbidden by its options."""
+    whole = BACKENDS.get(backend.name, backend).on(device)
+    alike = getattr(whole, field_name) == getattr(backend, field_name)
+    return backend.name if alike else f"{backend.name} with these options"
 
 
 def _capability(case: Case) -> Iterator[str]:
@@ -56,7 +64,8 @@ def _capability(case: Case) -> Iterator[str]:
     card = f"{case.host.gpu_name} has {_dotted(has)}"
     if backend.capability_min and has < backend.capability_min:
         yield (
-            f"{backend.name} needs compute capability {_dotted(backend.capability_min)} or newer, {card}"
+            f"{_called(backend, 'capability_min', 'cuda')} needs compute capability "
+            f"{_dotted(backend.capability_min)} or newer, {card}"
         )
     if backend.capability_max and has > backend.capability_max:
         yield (
@@ -82,7 +91,8 @@ def _modules(case: Case) -> Iterator[str]:
 
 def _dtype(case: Case) -> Iterator[str]:
     if case.dtype != "auto" and case.dtype not in case.backend.dtypes:
-        yield f"{case.backend.name} computes in {_or(case.backend.dtypes)}, not in {case.dtype}"
+        who = _called(case.backend, "dtypes", case.host.device)
+        yield f"{who} computes in {_or(case.backend.dtypes)}, not in {case.dtype}"
 
 
 def _kv_dtype(case: Case) -> Iterator[str]:
@@ -124,7 +134,8 @@ def _head_size(case: Case) -> Iterator[str]:
             allowed = f"from {sizes.start} to {sizes[-1]}{step}"
         else:
             allowed = _or([str(each) for each in sizes])
-        yield f"{case.backend.name} has head sizes {allowed}; {case.model.name} has {size}"  # type: ignore[union-attr]
+        who = _called(case.backend, "head_sizes", case.host.device)
+        yield f"{who} has head sizes {allowed}; {case.model.name} has {size}"  # type: ignore[union-attr]
 
 
 def _features(case: Case) -> Iterator[str]:

@@ -3,22 +3,41 @@
 An approximation of full attention whose cost does not grow with the context: only the pages that hold
 those tokens are read. Positions stay absolute (tokens are masked, not moved), unlike StreamingLLM's
 rolling cache. CPU: page views; CUDA: the seen pages are copied together, ``sink + window`` tokens a
-request and layer.
+request and layer, or with ``reads=varlen`` read in place.
 """
 
-from vllm.platforms import current_platform
+from typing import Literal, cast
 
-from greenbench.contract.errors import UserError
+import torch
+from vllm.platforms import current_platform
+from vllm.v1.attention.backend import MultipleOf
+
+from greenbench.contract.errors import UserError, nearest
 from servers.backends.registry import BACKENDS
-from servers.plugins import backend_options, page_views
-from servers.plugins.step import StepBackend, StepBuilder, StepImpl
+from servers.plugins import backend_options, page_views, varlen_call
+from servers.plugins.plan import Plan
+from servers.plugins.step import Batch, StepBackend, StepBuilder, StepImpl
 from servers.plugins.tiles import plan_gather
 from servers.plugins.visibility import Visibility
+from servers.plugins.window_varlen import plan_window
+
+ROW = BACKENDS["sink_window"]
+Reads = Literal["views", "gather", "varlen"]
+PLANNERS = {
+    "views": page_views.plan_page_views,
+    "gather": plan_gather,
+    "varlen": plan_window,
+}
+OPERATORS = {
+    "views": page_views.OPERATOR,
+    "gather": "torch.nn.functional.scaled_dot_product_attention over gathered pages",
+    "varlen": varlen_call.OPERATOR,
+}
 
 
 def sink_window_options() -> tuple[Visibility, bool]:
     """What is seen, and whether blocks that never will be again are freed, from the options given."""
-    options = backend_options("sink_window", BACKENDS["sink_window"].defaults)
+    options = backend_options(ROW.name, ROW.defaults)
     window, sink = int(options["window"]), int(options["sink"])
     if window < 1 or sink < 0:
         raise UserError(
@@ -27,18 +46,26 @@ def sink_window_options() -> tuple[Visibility, bool]:
     return Visibility(window=window, sink=sink), bool(options["free_blocks"])
 
 
+def reads() -> Reads:
+    """How the seen pages are read here: as the option says on CUDA, by views elsewhere."""
+    value, known = backend_options(ROW.name, ROW.defaults)["reads"], ROW.options["reads"].values
+    if value not in known:
+        raise UserError(f"sink_window: reads={value!r} is unknown; {nearest(str(value), known)}")
+    return cast(Reads, value) if current_platform.is_cuda() else "views"
+
+
+def plan_as_chosen(batch: Batch, visibility: Visibility, device: torch.device) -> Plan:
+    return PLANNERS[reads()](batch, visibility, device)
+
+
 class SinkWindowBuilder(StepBuilder):
-    planner = staticmethod(
-        plan_gather if current_platform.is_cuda() else page_views.plan_page_views
-    )
+    planner = staticmethod(plan_as_chosen)
 
 
 class SinkWindowImpl(StepImpl):
-    operator = (
-        "torch.nn.functional.scaled_dot_product_attention over gathered pages"
-        if current_platform.is_cuda()
-        else page_views.OPERATOR
-    )
+    @property
+    def operator(self) -> str:
+        return OPERATORS[reads()]
 
     def layer_visibility(self, sliding_window: int | None) -> Visibility:
         if sliding_window is not None:
@@ -63,6 +90,14 @@ class SinkWindowBackend(StepBackend):
     @staticmethod
     def get_builder_cls() -> type[SinkWindowBuilder]:
         return SinkWindowBuilder
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(kv_cache_spec: object = None) -> list[int | MultipleOf]:
+        return [MultipleOf(varlen_call.PAGE_MULTIPLE if reads() == "varlen" else 16)]
+
+    @classmethod
+    def supports_head_size(cls, head_size: int) -> bool:
+        return head_size in ROW.with_options({"reads": reads()}).head_sizes
 
     @classmethod
     def supports_sliding_window(cls) -> bool:

@@ -31,6 +31,7 @@ from servers.plugins.sink_window import SinkWindowImpl
 from servers.plugins.tiles import plan_gather
 from servers.plugins.varlen import plan_varlen
 from servers.plugins.visibility import Visibility
+from servers.plugins.window_varlen import plan_window
 from servers.plugins.xformers_attn import XformersImpl, plan_xformers
 
 # each example costs about 10 ms; GREENBENCH_EXAMPLES=1000 looks longer
@@ -78,6 +79,9 @@ CUDA = {
     "sdpa_gather": Subject(SdpaGatherImpl, plan_gather, dtypes=(torch.float32, *HALF)),
     "sink_window": Subject(
         SinkWindowImpl, plan_gather, dtypes=(torch.float32, *HALF), window="option"
+    ),
+    "sink_window, in place": Subject(
+        SinkWindowImpl, plan_window, dtypes=HALF, block_sizes=(256,), window="option"
     ),
     "xformers": replace(XFORMERS, dtypes=HALF),
     "xformers, cutlass": replace(XFORMERS, dtypes=HALF, options={"prefill": "cutlass"}),

@@ -1,4 +1,4 @@
-"""sdpa on CUDA: what it hands to PyTorch's varlen kernel, which this host cannot run.
+"""sdpa and sink_window on CUDA: what they hand to PyTorch's varlen kernel, which this host cannot run.
 
 A stand-in takes the kernel's arguments and computes, by its documented meaning, dense attention in
 float64. So a wrong start, length, page, window or grouping shows as a wrong number. On a GPU the real
@@ -6,6 +6,8 @@ kernel runs in test_attention_exact.py.
 """
 
 import inspect
+import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -21,8 +23,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from paged import dense_reference, make_case, make_impl, run
 
 from greenbench.contract.errors import UserError
-from servers.plugins import pieces, varlen, varlen_call
+from servers.plugins import OPTIONS_ENV, pieces, varlen, varlen_call, window_varlen
 from servers.plugins.sdpa import SdpaImpl
+from servers.plugins.sink_window import SinkWindowImpl
 from servers.plugins.visibility import Visibility
 
 
@@ -218,6 +221,59 @@ def test_one_sequence_may_be_split_and_several_may_not():
         with patch.object(varlen, "varlen_kernel", lambda: kernel):
             run(make_impl(SdpaImpl, case), varlen.plan_varlen, case)
     assert asked == [None, 1, None, None]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shapes=requests,
+    seed=st.integers(0, 2**31),
+    group=st.sampled_from([1, 3]),
+    layout=st.sampled_from(["HND", "NHD"]),
+    window=st.one_of(st.integers(1, 90), st.integers(1, 700)),
+    sink=st.one_of(st.integers(0, 8), st.integers(0, 300)),  # within a page, and beyond one
+    shared_blocks=st.integers(0, 1),
+)
+def test_a_window_and_first_tokens_by_two_calls(
+    shapes, seed, group, layout, window, sink, shared_blocks
+):
+    """Guards against a first token seen twice or by nobody: queries just past the window miss some."""
+    case = make_case(
+        shapes,
+        seed=seed,
+        dtype=torch.float32,
+        group=group,
+        layout=layout,
+        block_size=256,
+        padding=2,
+        shared_blocks=shared_blocks,
+    )
+    impl, kernel, seen = windowed(case, window, sink), Kernel(), Visibility(window, sink)
+    with patch.object(window_varlen, "varlen_kernel", lambda: kernel):
+        found = run(impl, window_varlen.plan_window, case)
+    assert (found.double() - dense_reference(case, seen)).abs().max() < 1e-5
+    beyond = sink > 0 and any(past + new > window for past, new in shapes)
+    assert len(kernel.calls) == 1 + beyond
+
+
+def windowed(case, window: int, sink: int) -> SinkWindowImpl:
+    options = {"window": window, "sink": sink, "reads": "varlen"}
+    with patch.dict(os.environ, {OPTIONS_ENV: json.dumps(options)}):
+        return make_impl(SinkWindowImpl, case)
+
+
+def test_which_queries_have_left_first_tokens_behind():
+    """By hand: window 4, sink 3. Position 4 has key 0 behind it, 5 has 0 and 1, 6 and later all three."""
+    case = make_case([(2, 6), (9, 1), (0, 4), (4, 1)], seed=1, dtype=torch.float32, block_size=256)
+    found = []
+
+    def kernel(_out, query, _k, _v, starts, _starts_k, *_, seqused_k, block_table, **__):
+        found.append((starts.tolist(), seqused_k.tolist(), block_table.shape))
+        return torch.zeros(query.shape[1], len(query))
+
+    with patch.object(window_varlen, "varlen_kernel", lambda: kernel):
+        run(windowed(case, 4, 3), window_varlen.plan_window, case)
+    # positions 2 … 7 of the first request: 4 and 5 alone, 6 and 7 together; then 9, and 4 of the last
+    assert found[1] == ([0, 1, 2, 4, 5, 6], [1, 2, 3, 3, 1], (5, 1))
 
 
 def test_a_sink_is_refused():

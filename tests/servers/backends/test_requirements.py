@@ -33,6 +33,28 @@ def reasons(
     return refusals(Case(BACKENDS[name], host, model, dtype, ServerConfig(**server)))
 
 
+def test_options_that_a_host_cannot_have_are_named():
+    """`sink_window needs an NVIDIA GPU` was untrue: it runs on a CPU, with other options."""
+    in_place = BACKENDS["sink_window"].with_options({"reads": "varlen"})
+    t4 = HostFacts(gpu_name="T4", capability=(7, 5), vllm_build="cuda")
+    for host, dtype, said in (
+        (
+            CPU,
+            "bfloat16",
+            "sink_window with these options needs an NVIDIA GPU and none answers here",
+        ),
+        (
+            t4,
+            "float16",
+            "sink_window with these options needs compute capability 8.0 or newer, T4 has 7.5",
+        ),
+        (GPU, "float32", "sink_window with these options computes in bfloat16 or float16, not in"),
+    ):
+        found = refusals(Case(in_place, host, LLAMA, dtype, ServerConfig()))
+        assert len(found) == 1 and found[0].startswith(said), found
+    assert refusals(Case(in_place, GPU, LLAMA, "bfloat16", ServerConfig())) == []
+
+
 def test_what_can_run_is_refused_nothing():
     assert reasons("cpu_attn") == []
     assert reasons("sdpa") == []
