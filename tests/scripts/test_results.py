@@ -262,14 +262,35 @@ def test_a_sweep_of_several_models_by_batch(small: Path) -> None:
     begun = "".join(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name in TABLES)
     page = written(begun, load_results(small))
     batches = page.partition("<!-- batches: begin -->")[2].partition("<!-- batches: end -->")[0]
-    heads = re.findall(r"^\*\*(\w+), random weights\*\*, 1,024 context tokens, 11 output", batches, re.M)
+    heads = re.findall(
+        r"^\*\*(\w+), random weights\*\*, 1,024 context tokens, 11 output", batches, re.M
+    )
     assert heads == ["tiny", "other"]
-    rows = [line.split(" | ") for line in batches.splitlines() if "](batches/batches-1/" in line[:80]]
+    rows = [
+        line.split(" | ") for line in batches.splitlines() if "](batches/batches-1/" in line[:80]
+    ]
     # a request takes 1 s in the pretended server (0.5 + 10 x 0.05), so there are as many a second as users
     assert [(row[0], row[2]) for row in rows] == [("| 2", "2.00"), ("| 1", "1.00"), ("| 2", "2.00")]
     rest = page.replace(batches, "").partition("<!-- pieces: begin -->")
     assert "| tiny | alpha | missing | missing |" in rest[0]
     assert "batches-1/2" not in rest[0] + rest[2]
+
+
+def test_windows_of_batches_that_are_not_even_are_told_with_both_halves() -> None:
+    """By the requests that ended in each half of the phase, the report's window being nearly all of it."""
+    batches = PAGE.partition("<!-- batches: begin -->")[2].partition("<!-- batches: end -->")[0]
+    said = re.findall(
+        r"\]\((\S+)\): a request took (\S+) s in the first half .* and (\S+) s", batches
+    )
+    assert [link.rpartition("-")[2] for link, *_ in said] == ["046c26d4"]
+    for link, *halves in said:
+        start, end = json.loads((RESULTS / link / "manifest.json").read_text())["phases"]["measure"]
+        (path,) = (RESULTS / link).glob("requests/*.parquet")
+        rows = read_archived(path).select(["sent_unix_ns", "end_ns"]).to_pylist()
+        middle = (start + end) / 2
+        for half, (a, b) in zip(halves, ((start, middle), (middle, end)), strict=True):
+            took = [r["end_ns"] / NS for r in rows if a <= r["sent_unix_ns"] + r["end_ns"] < b]
+            assert float(half) == pytest.approx(statistics.mean(took), rel=0.01)
 
 
 def test_a_page_of_other_results(small: Path) -> None:

@@ -43,6 +43,9 @@ def test_all_are_bound_alike_only_where_each_is() -> None:
     assert bound_words([bound("compute", "undetermined")]) == (
         "compute-bound in prefill and undetermined in decode"
     )
+    # the table says "engine" of it
+    assert bound_words([unknown]) == "limited by the engine's own speed"
+    assert bound_words([bound("undetermined", "undetermined", "undetermined")]) == "undetermined"
     assert bound_words([bound("compute", "compute", "client")]) == "limited by the load generator"
     assert by_bound({"a": alike, "b": alike}) == f"all are {alike}"
     assert by_bound({"d": "undetermined", "a": alike, "b": alike, "c": "undetermined"}) == (
