@@ -394,8 +394,8 @@ def uneven(row: Row) -> str:
     if pace is None:
         return ""
     return (
-        f"* {counted(row.users, 'user')}, {row.cell}: a request took {significant(pace.early_s)} s in the first half "
-        f"of the window and {significant(pace.late_s)} s in the second.\n"
+        f"* {counted(row.users, 'user')}, {row.cell}: a request took {significant(pace.early_s)} s in the "
+        f"first half of the window and {significant(pace.late_s)} s in the second.\n"
     )
 
 

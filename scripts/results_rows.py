@@ -161,7 +161,7 @@ class Results:
             run=run,
             uses={use.phase: use for use in whole.uses.get(point.run_id, [])},
             bounds={each.phase: each.bound for each in bound.phases} if bound else {},
-            kernel_share=bound.evidence.engine_share if bound and bound.evidence.kernels else None,
+            kernel_share=bound.evidence.kernel_share if bound else None,
         )
 
 

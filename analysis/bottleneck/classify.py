@@ -38,7 +38,8 @@ FIXED = (
 KV_FULL = 0.9
 AT_LIMIT = 0.95
 WAITING = 0.5  # mean waiting requests from which a queue stands
-IDLE_ENGINE = 0.6  # share of the window with open requests, or of that time in steps, below which something is missing
+# share of the window with open requests, or of that time in steps, below which something is missing
+IDLE_ENGINE = 0.6
 ALL_THE_TIME = 0.995
 
 
@@ -68,6 +69,11 @@ class Evidence:
     users: int | None = None  # of a closed loop: more requests are never open
     served_per_s: float | None = None
     client_reasons: list[str] = field(default_factory=list)
+
+    @property
+    def kernel_share(self) -> float | None:
+        """Of the window with a kernel running; None where that was not sampled."""
+        return self.engine_share if self.kernels else None
 
 
 @dataclass(frozen=True)
@@ -276,7 +282,7 @@ def _without_queue(e: Evidence, queue: str, kv: str) -> tuple[PointBound, str]:
 
 
 def _idles(e: Evidence) -> bool:
-    """Whether the engine stood still while a request was open; what it has not been sent is no fault of its own."""
+    """Whether the engine stood still while a request was open; else it had nothing to compute."""
     opened = 1.0 if e.open_share is None else e.open_share
     return e.engine_share is not None and e.engine_share < IDLE_ENGINE * opened
 
