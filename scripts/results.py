@@ -31,6 +31,7 @@ from analysis.report.page import write_report
 from analysis.runs.identity import DeviceKind
 from analysis.runs.run import find_runs
 from analysis.statistics import student_t
+from greenbench.contract.counted import counted
 from greenbench.contract.errors import UserError, exit_on_user_error
 from greenbench.contract.installation import ROOT
 from greenbench.contract.manifest import Code
@@ -346,7 +347,10 @@ def decode_alone(results: Results) -> str:
 
 
 def by_batch(results: Results) -> str:
-    """Models at one context and several numbers of users, prompts computed: what a request costs."""
+    """Models at one context and several numbers of users, prompts computed: what a request costs.
+
+    Below each table, what is missing, and windows whose halves differ.
+    """
     rows = [
         row
         for row in results.rows
@@ -369,10 +373,11 @@ def by_batch(results: Results) -> str:
             if row.point.usable
         ]
         gaps = "".join(
-            f"* {row.users:,} users, {row.cell}: {'; '.join(row.point.reasons)}.\n"
+            f"* {counted(row.users, 'user')}, {row.cell}: {'; '.join(row.point.reasons)}.\n"
             for row in every
             if not row.point.usable
         )
+        gaps += "".join(map(uneven, every))
         parts.append(
             heading(every, f"{context:,} context tokens")
             + table(head, lines)
@@ -380,6 +385,18 @@ def by_batch(results: Results) -> str:
             + gaps
         )
     return "\n".join(parts)
+
+
+def uneven(row: Row) -> str:
+    """A line on a usable run whose requests took longer in one half of its window; nothing of an even one."""
+    window = row.point.window
+    pace = window.evidence.pace if window and row.point.usable else None
+    if pace is None:
+        return ""
+    return (
+        f"* {counted(row.users, 'user')}, {row.cell}: a request took {significant(pace.early_s)} s in the "
+        f"first half of the window and {significant(pace.late_s)} s in the second.\n"
+    )
 
 
 def _swept(row: Row) -> tuple[str, str, int]:

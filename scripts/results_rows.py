@@ -60,7 +60,7 @@ class Row:
     run: Run
     uses: dict[str, PhaseUse]
     bounds: dict[str, str]
-    engine_share: float | None
+    kernel_share: float | None  # of the window, by NVML
 
     @property
     def context(self) -> str:
@@ -161,7 +161,7 @@ class Results:
             run=run,
             uses={use.phase: use for use in whole.uses.get(point.run_id, [])},
             bounds={each.phase: each.bound for each in bound.phases} if bound else {},
-            engine_share=bound.evidence.engine_share if bound else None,
+            kernel_share=bound.evidence.kernel_share if bound else None,
         )
 
 
@@ -225,11 +225,13 @@ def of_card(column: str) -> Figure:
     return mean
 
 
-def full_step(quantile: float) -> Figure:
-    """ms of the measured phase's steps that prefill and are as large as the server lets them be."""
+def full_step(quantile: float, part: tuple[float, float] = (0.0, 1.0)) -> Figure:
+    """ms of the measured phase's steps that prefill and are as large as the server lets them be, over a part
+    of the phase."""
 
     def of_steps(row: Row) -> float | None:
-        steps, (start, end) = row.run.steps, row.run.manifest.phases["measure"]
+        steps, (begun, ended) = row.run.steps, row.run.manifest.phases["measure"]
+        start, end = (begun + share * (ended - begun) for share in part)
         tokens = steps["prefill_tokens"] + steps["decode_tokens"]
         whole = (steps["prefill_tokens"] > 0) & (
             tokens == row.run.point.server.max_num_batched_tokens
@@ -263,10 +265,13 @@ FIGURES: dict[str, Figure] = {
     "full step p25": full_step(0.25),
     "full step": full_step(0.5),
     "full step p75": full_step(0.75),
+    "full step, first half": full_step(0.5, (0.0, 0.5)),
+    "full step, second half": full_step(0.5, (0.5, 1.0)),
     "decode MFU": of_phase("decode", lambda use: use.mfu),
     "decode MBU": of_phase("decode", lambda use: use.mbu),
     "decode step": of_phase("decode", lambda use: 1e3 * use.seconds / use.steps),
-    "busy": lambda row: row.engine_share,
+    "weights": lambda row: row.run.manifest.server.weights_bytes,
+    "busy": lambda row: row.kernel_share,
 }
 
 

@@ -38,9 +38,9 @@ FIXED = (
 KV_FULL = 0.9
 AT_LIMIT = 0.95
 WAITING = 0.5  # mean waiting requests from which a queue stands
-IDLE_ENGINE = (
-    0.6  # share of the window in steps, or with open requests, below which something is missing
-)
+# share of the window with open requests, or of that time in steps, below which something is missing
+IDLE_ENGINE = 0.6
+ALL_THE_TIME = 0.995
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,22 @@ class Evidence:
     kv_p50: float | None = None
     kv_p90: float | None = None
     kv_share_per_sequence: float | None = None
-    max_num_seqs: int = 0
+    max_num_seqs: int = 0  # of all engines
+    engines: int = 1
     max_num_batched_tokens: int = 0
     step_tokens_p50: float | None = None  # of steps that prefill
-    # of the window spent in steps; on a GPU that plans ahead, with a kernel running
-    engine_share: float | None = None
+    engine_share: float | None = None  # of the window spent in steps
+    kernels: bool = False  # a GPU plans ahead, so ``engine_share`` is that with a kernel running
     open_share: float | None = None  # of the window with a request open, by the client's times
     open_loop: bool = False
     users: int | None = None  # of a closed loop: more requests are never open
     served_per_s: float | None = None
     client_reasons: list[str] = field(default_factory=list)
+
+    @property
+    def kernel_share(self) -> float | None:
+        """Of the window with a kernel running; None where that was not sampled."""
+        return self.engine_share if self.kernels else None
 
 
 @dataclass(frozen=True)
@@ -109,16 +115,20 @@ def gather(run: Run, window: Window, point: Point) -> Evidence:
     }
     steps = run.steps
     stepped = step_figures(steps, window)
-    if overlapped(steps, run.manifest.server.async_scheduling):
+    kernels = overlapped(steps, run.manifest.server.async_scheduling)
+    if kernels:
         # steps follow each other without a gap there, whatever the GPU does meanwhile
         stepped["engine_share"] = kernel_share(run, window)
+    engines = run.manifest.server.data_parallel or 1
     return Evidence(
         **(scraped | stepped),
+        kernels=kernels,
+        engines=engines,
         waiting=_mean(waiting),
         preemptions=None if preempted is None else float(preempted[-1] - preempted[0]),
         kv_share_per_sequence=point.extra.kv_share_per_sequence if point.extra else None,
         # of one engine; what runs is that of all
-        max_num_seqs=run.point.server.max_num_seqs * (run.manifest.server.data_parallel or 1),
+        max_num_seqs=run.point.server.max_num_seqs * engines,
         max_num_batched_tokens=run.point.server.max_num_batched_tokens,
         open_share=share_above(
             *in_flight(activity(run.requests)), 1, (window.start_unix_ns, window.end_unix_ns)
@@ -220,7 +230,8 @@ def classify_point(
     queue = f"running {_short(e.running)} of {e.max_num_seqs}, waiting {_short(e.waiting)}"
     kv = _kv_words(e)
     preempted = f", {e.preemptions:.0f} preemptions" if e.preemptions else ""
-    more_may_come = e.users is None or e.users > e.max_num_seqs
+    # one of several engines may get more than its share of the users
+    more_may_come = e.users is None or e.users * e.engines > e.max_num_seqs
     at_limit = more_may_come and e.running >= AT_LIMIT * e.max_num_seqs
     if _kv_full(e) and not at_limit:
         return "kv-capacity", f"limited by the KV pool: {kv}{preempted}, {queue}"
@@ -234,8 +245,9 @@ def classify_point(
             f"({e.step_tokens_p50:.0f} tokens) and compute-bound, so larger ones would hardly serve "
             f"more: {queue}, {kv}",
         )
-    if e.waiting >= WAITING and e.engine_share is not None and e.engine_share < IDLE_ENGINE:
-        return "host", f"limited by the host: requests waited, yet {_busy(e)}{queue}, {kv}"
+    if e.waiting >= WAITING and _idles(e):
+        full = f"prefill steps of {e.step_tokens_p50:.0f} tokens were full, " if full_steps else ""
+        return "host", f"limited by the host: requests waited, yet {_busy(e)}{full}{queue}, {kv}"
     if e.waiting >= WAITING and full_steps:
         return (
             "scheduler-limit",
@@ -261,21 +273,32 @@ def _without_queue(e: Evidence, queue: str, kv: str) -> tuple[PointBound, str]:
             f"limited by the offered load: a request was open {e.open_share:.0%} of the time, "
             f"{busy}{queue}",
         )
-    if e.engine_share is not None and e.engine_share < IDLE_ENGINE:
-        return (
-            "host",
-            f"limited by the host: requests were open all the time, yet {busy}{queue}",
-        )
+    if _idles(e):
+        return "host", f"limited by the host: {_open(e)}, yet {busy}{queue}"
     return (
         "engine",
         f"limited by the engine's own speed: every request was being served ({queue}, {kv})",
     )
 
 
+def _idles(e: Evidence) -> bool:
+    """Whether the engine stood still while a request was open; else it had nothing to compute."""
+    opened = 1.0 if e.open_share is None else e.open_share
+    return e.engine_share is not None and e.engine_share < IDLE_ENGINE * opened
+
+
+def _open(e: Evidence) -> str:
+    if e.open_share is None:
+        return "requests were open"
+    if e.open_share >= ALL_THE_TIME:
+        return "requests were open all the time"
+    return f"a request was open {e.open_share:.0%} of the time"
+
+
 def _busy(e: Evidence) -> str:
     if e.engine_share is None:
         return ""
-    return f"the engine computed {e.engine_share:.0%} of the time, "
+    return f"{'a kernel ran' if e.kernels else 'the engine computed'} {e.engine_share:.0%} of the time, "
 
 
 def _short(value: float) -> str:

@@ -257,13 +257,14 @@ def _limits(whole: Study) -> list[str]:
             if point.scenario == scenario and point.run_id in whole.bottlenecks:
                 starts.setdefault(point.backend, []).append(whole.bottlenecks[point.run_id])
         words = {label: bound_words(held) for label, held in starts.items()}
-        if any(each != UNDETERMINED for each in words.values()):
+        if any(each not in (UNDETERMINED, OWN_PACE) for each in words.values()):
             at = f"{group.where}, {count(scenario.context_tokens)} tokens"
             said.append(f"Bottleneck ({at}): {by_bound(words)}.")
     return said[:MOST]
 
 
 UNDETERMINED = "undetermined"
+OWN_PACE = "limited by the engine's own speed"  # and of no phase is it known why
 
 
 def bound_words(starts: Sequence[Bottleneck]) -> str:
@@ -276,7 +277,7 @@ def _one_bound(found: Bottleneck) -> str:
     if found.bound in LIMITS:
         return f"limited by {LIMITS[found.bound]}"
     if all(each.bound == UNDETERMINED for each in found.phases):
-        return UNDETERMINED
+        return OWN_PACE if found.bound == "engine" else UNDETERMINED
     return " and ".join(
         f"{each.bound}{'' if each.bound == UNDETERMINED else '-bound'} in {each.phase}"
         for each in found.phases

@@ -333,7 +333,15 @@ def bounds(whole: Study) -> list[BoundRow]:
     return [
         BoundRow(point, whole.bottlenecks[point.run_id])
         for point in sorted(
-            whole.points, key=lambda p: (p.model, p.task, p.load, p.context_tokens, p.backend)
+            whole.points,
+            key=lambda p: (
+                p.model,
+                p.task,
+                load_order(p.scenario),
+                p.load,
+                p.context_tokens,
+                p.backend,
+            ),
         )
         if point.run_id in whole.bottlenecks
     ]

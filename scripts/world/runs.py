@@ -68,5 +68,5 @@ def row_of(run: Run, point: Point) -> Row | None:
         run=run,
         uses={use.phase: use for use in uses},
         bounds={},
-        engine_share=gather(run, point.window, point).engine_share,
+        kernel_share=gather(run, point.window, point).kernel_share,
     )

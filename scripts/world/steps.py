@@ -135,7 +135,7 @@ def step_section(found: list[Step], phase: PhaseName) -> str:
                 *map(or_dash, (each.attention_ms, matrices, each.theirs_ms, share)),
                 significant(of_peak),
                 or_dash(of_peak / share if share else None),
-                or_dash(each.row.engine_share),
+                or_dash(each.row.kernel_share),
                 shown(each.row, "SM clock"),
             ]
         )

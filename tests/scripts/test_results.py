@@ -276,6 +276,23 @@ def test_a_sweep_of_several_models_by_batch(small: Path) -> None:
     assert "batches-1/2" not in rest[0] + rest[2]
 
 
+def test_windows_of_batches_that_are_not_even_are_told_with_both_halves() -> None:
+    """By the requests that ended in each half of the phase, the report's window being nearly all of it."""
+    batches = PAGE.partition("<!-- batches: begin -->")[2].partition("<!-- batches: end -->")[0]
+    said = re.findall(
+        r"\]\((\S+)\): a request took (\S+) s in the first half .* and (\S+) s", batches
+    )
+    assert [link.rpartition("-")[2] for link, *_ in said] == ["046c26d4"]
+    for link, *halves in said:
+        start, end = json.loads((RESULTS / link / "manifest.json").read_text())["phases"]["measure"]
+        (path,) = (RESULTS / link).glob("requests/*.parquet")
+        rows = read_archived(path).select(["sent_unix_ns", "end_ns"]).to_pylist()
+        middle = (start + end) / 2
+        for half, (a, b) in zip(halves, ((start, middle), (middle, end)), strict=True):
+            took = [r["end_ns"] / NS for r in rows if a <= r["sent_unix_ns"] + r["end_ns"] < b]
+            assert float(half) == pytest.approx(statistics.mean(took), rel=0.01)
+
+
 def test_a_page_of_other_results(small: Path) -> None:
     results = load_results(small)
     begun = "".join(f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name in TABLES)

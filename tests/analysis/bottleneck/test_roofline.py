@@ -302,6 +302,31 @@ def test_phase_classes(
             "host",
             "requests waited, yet the engine computed 34% of the time, running 62.9 of 64",
         ),
+        # NVML's share is of kernels; that its steps were full is said, not blamed
+        (
+            {
+                "running": 62.9,
+                "waiting": 0.7,
+                "users": 64,
+                "engine_share": 0.34,
+                "kernels": True,
+                "step_tokens_p50": 2048.0,
+            },
+            "host",
+            "yet a kernel ran 34% of the time, prefill steps of 2048 tokens were full, running",
+        ),
+        # of two engines of 32 one may hold more than half of the users
+        (
+            {"running": 62.9, "waiting": 0.7, "users": 64, "engines": 2, "engine_share": 0.34},
+            "scheduler-limit",
+            "limited by max_num_seqs",
+        ),
+        # bursts queue, and between them there is nothing to compute: 0.55 of 0.6 is no idle engine
+        (
+            {"waiting": 0.7, "open_loop": True, "engine_share": 0.55, "open_share": 0.6},
+            "undetermined",
+            "no figure shows why",
+        ),
         (
             {"running": 62.9, "waiting": 0.7, "users": 64, "step_tokens_p50": 2048.0},
             "scheduler-limit",
@@ -335,6 +360,13 @@ def test_phase_classes(
             "host",
             "requests were open all the time, yet the engine computed 40% of the time",
         ),
+        (
+            {"engine_share": 0.4, "open_share": 0.8, "kernels": True},
+            "host",
+            "a request was open 80% of the time, yet a kernel ran 40% of the time",
+        ),
+        # it computed 0.58 of the 0.65 in which it could
+        ({"engine_share": 0.58, "open_share": 0.65}, "engine", "every request was being served"),
         ({"client_reasons": ["loop lag p99 is 300 ms"]}, "client", "loop lag p99 is 300 ms"),
         ({"running": None}, "undetermined", "not scraped"),
     ],

@@ -381,6 +381,10 @@ def test_an_anchor_stops_below_the_header_and_tables_scroll_in_themselves(
         )
         if width == 400:
             assert page.js(f"{wide}.length") > 0
+            prose = (
+                "[...document.querySelectorAll('td.prose')].map(c => c.offsetWidth).filter(Boolean)"
+            )
+            assert min(page.js(prose)) >= 200  # else a sentence stands a word a line
     finally:
         page.send("Emulation.clearDeviceMetricsOverride")
         page.js("location.hash = ''")

@@ -1,5 +1,6 @@
 """Small clauses of the report, each against arithmetic or what it was given."""
 
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -11,7 +12,9 @@ from analysis.report.answer import tally
 from analysis.report.choices import untested_words
 from analysis.report.formats import factor
 from analysis.report.sentences import bound_words, by_bound
+from analysis.report.tables import bounds
 from analysis.runs.identity import Scenario
+from analysis.study import Study
 
 
 @pytest.mark.parametrize(
@@ -43,11 +46,26 @@ def test_all_are_bound_alike_only_where_each_is() -> None:
     assert bound_words([bound("compute", "undetermined")]) == (
         "compute-bound in prefill and undetermined in decode"
     )
+    # the table says "engine" of it
+    assert bound_words([unknown]) == "limited by the engine's own speed"
+    assert bound_words([bound("undetermined", "undetermined", "undetermined")]) == "undetermined"
     assert bound_words([bound("compute", "compute", "client")]) == "limited by the load generator"
     assert by_bound({"a": alike, "b": alike}) == f"all are {alike}"
     assert by_bound({"d": "undetermined", "a": alike, "b": alike, "c": "undetermined"}) == (
         f"`a` and `b` are {alike}; `c` and `d` are undetermined"
     )
+
+
+def test_bounds_stand_by_the_number_of_users() -> None:
+    def point(users: int) -> SimpleNamespace:
+        load = SimpleNamespace(users=users, rate_per_s=None)
+        scenario = SimpleNamespace(workload=SimpleNamespace(load=load))
+        own = {"run_id": str(users), "load": f"{users} users", "scenario": scenario}
+        return SimpleNamespace(model="m", task="t", context_tokens=8192, backend="b", **own)
+
+    points = [point(users) for users in (64, 8, 32, 1)]
+    whole = SimpleNamespace(points=points, bottlenecks={p.run_id: None for p in points})
+    assert [row.point.run_id for row in bounds(cast(Study, whole))] == ["1", "8", "32", "64"]
 
 
 def decision(
