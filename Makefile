@@ -15,12 +15,16 @@ LONG := tests/deploy/test_commands_e2e.py tests/deploy/test_sweep_e2e.py tests/g
 	tests/greenbench/sweep/test_long_answers_e2e.py \
 	tests/analysis/bottleneck/test_classify_e2e.py tests/servers/plugins/test_plugins_e2e.py tests/test_wheel_e2e.py
 PAGES := tests/analysis/report/test_browser.py tests/deploy tests/scripts/test_results.py
-E2E := $(BENCH)/pytest --reruns 1 -rR -m "e2e and not gpu" $(addprefix --ignore ,$(LONG))
+SERVERS = $(filter-out $(LONG) $(PAGES) tests/deploy/% tests/vllm/%, \
+	$(sort $(shell grep -rl --include='*.py' 'mark\.e2e' tests))) # no need to import the other 200 files
+E2E := $(BENCH)/pytest --reruns 1 -rR -m "e2e and not gpu"
+LANE := $(MAKE) --no-print-directory --output-sync=target --jobs
 MINUTES ?= 60
 export VLLM_PYTHON
+unexport PYTHONDONTWRITEBYTECODE # where it is set, each of some thousand processes of the tests compiles what it imports
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-policy serve load gateway run report backends doctor check check-waiting check-sweeps check-planning check-analysis check-types check-vllm \
-	test test-e2e e2e-servers e2e-pages test-long test-oldest format \
+.PHONY: help setup demo demo-policy serve load gateway run report backends doctor check check-waiting check-sweeps check-planning check-analysis check-types check-vllm check-style \
+	test test-waits test-computes test-tools test-e2e e2e-servers e2e-pages test-long test-oldest format \
 	results verify soak mutants docs audit licences sbom bench-backends bench-client bench-peers bench-gateway bench-telemetry bench-analysis bench-plan
 
 help: ## list the targets
@@ -61,9 +65,11 @@ backends: setup ## every backend, whether this host can run it, and if not why
 doctor: setup ## what is installed, what is missing, and how to fix it
 	@$(BENCH)/greenbench doctor
 
-check: setup ## format, lint, types, and the tests that take seconds
+check: check-style ## format, lint, types, and the tests that take seconds
+	@$(LANE) 4 check-waiting check-sweeps check-planning check-analysis check-types check-vllm
+
+check-style: setup
 	@$(BENCH)/ruff format --check --quiet . && $(BENCH)/ruff check --quiet .
-	@$(MAKE) --no-print-directory --jobs 4 --output-sync=target check-waiting check-sweeps check-planning check-analysis check-types check-vllm
 
 check-waiting: # tests that mostly wait for a pretended server, one after the other …
 	@$(BENCH)/pytest -m "not e2e and not vllm and not gpu" --ignore tests/greenbench/sweep \
@@ -85,16 +91,26 @@ check-types:
 check-vllm:
 	@nice -n 15 $(VLLM) -m pytest -m "not e2e and not gpu" tests/vllm
 
-test: check docs test-e2e ## check, the documentation, then real vLLM servers, a real Prometheus and a real browser end to end
+test: check-style ## check, the documentation, real vLLM servers, a real Prometheus and a real browser end to end
+	@$(MAKE) --no-print-directory --jobs 2 test-waits test-computes
+
+test-waits: # what mostly waits, in two steps …
+	@MAKEFLAGS= $(LANE) 2 check-waiting check-sweeps
+	@MAKEFLAGS= $(LANE) 1 e2e-servers
+
+test-computes: # … and behind both of them, on the cores that they leave idle, what computes, the longest first
+	@MAKEFLAGS= $(LANE) 2 check-planning check-analysis e2e-pages check-types check-vllm docs
 
 test-e2e: setup ## the end-to-end tests alone
+	@$(LANE) 2 e2e-servers e2e-pages
+
+test-tools:
 	@scripts/test_tools.sh
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target e2e-servers e2e-pages
 
-e2e-servers: # real servers, whose boots and loads mostly wait …
-	@$(E2E) --ignore tests/vllm $(addprefix --ignore ,$(PAGES))
+e2e-servers: test-tools # real servers, whose boots and loads mostly wait …
+	@$(E2E) $(SERVERS)
 
-e2e-pages: # … and beside them, behind them, a browser, a Prometheus and the pages of the results
+e2e-pages: test-tools # … and beside them, behind them, a browser, a Prometheus and the pages of the results
 	@nice -n 15 $(E2E) $(PAGES)
 
 test-long: setup ## end to end, what CI's half hour has no room for: the images' commands, runners that die, long answers, bottlenecks
@@ -106,7 +122,7 @@ test-oldest: setup ## the tests of our backends on the oldest vLLM that is suppo
 
 docs: ## the documentation as a site: build/site/index.html
 	@scripts/setup.sh docs
-	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet && echo "docs: build/site/index.html"
+	@NO_MKDOCS_2_WARNING=1 nice .venv-docs/bin/mkdocs build --strict --quiet && echo "docs: build/site/index.html"
 
 sbom: setup ## a software bill of materials for each lock file (CycloneDX JSON): build/sbom/
 	@scripts/setup.sh audit && mkdir -p build/sbom

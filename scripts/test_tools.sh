@@ -4,6 +4,8 @@
 # elsewhere they are named.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+exec 9< scripts/test_tools.sh # `make test` asks from two sides at once: the second waits for the first
+if command -v flock >/dev/null; then flock 9; fi
 [ "${CI:-}" = true ] && { scripts/validate_deploy.sh install || true; }
 if [ ! -e .venv-deploy/.installed ]; then
   echo "test tools: no validators of deploy/, so their tests are skipped; install: scripts/validate_deploy.sh install"
