@@ -16,6 +16,7 @@ from typing import Any
 from analysis.runs.check_forms import read_forms
 from analysis.runs.fault import Fault
 from analysis.runs.run import find_runs, read_runs
+from analysis.runs.unmeasured import left_out
 from analysis.runs.validity import faults, superseded
 from greenbench.contract.command_name import typed_as
 from greenbench.contract.counted import counted
@@ -34,6 +35,11 @@ def check(args: argparse.Namespace) -> int:
     for run in runs:
         if run.path not in replaced:
             broken += [(run.manifest.run_id, fault) for fault in faults(run)]
+    broken += [
+        (each.label, Fault("unreadable", each.why))
+        for each in left_out(args.runs)
+        if each.status == "unreadable"
+    ]
     for run in runs:
         if keys := run.passed_over():
             version = run.manifest.schema_version

@@ -74,6 +74,11 @@ def archive(root: Path, out: Path, unit_ns: int = UNIT_NS, prompts: bool = False
         raise UserError(
             f"{out}: is there already, and an archive is not written over; name another --out"
         )
+    if out.resolve().is_relative_to(root.resolve()):
+        raise UserError(
+            f"{out}: lies in {root}, where reports would read each archived run as one more; "
+            "name a folder outside as --out"
+        )
     base = root.parent if (root / MANIFEST).is_file() else root
     scratch = out.with_name(f".{out.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)

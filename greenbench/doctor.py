@@ -165,7 +165,7 @@ def _programs() -> list[Finding]:
     return [
         _program("chromium", "the report's browser tests"),
         _program("prometheus", "the Prometheus tests"),
-        _program("promtool", "the check of the exporter's metrics"),
+        _program("promtool", "the checks of the exporter's metrics"),
     ]
 
 

@@ -242,18 +242,20 @@ def superseded(runs: list[Run]) -> dict[Path, str]:
 
     The same point is one of the same configuration, candidate, device, repeat and folder: what another folder
     holds is a replicate. Of several complete runs of one point the latest stands; where none is complete, the
-    latest whose client is acquitted, since those count as well. A copy of a run in another folder is no
-    replicate: the first stands.
+    latest whose client is acquitted, since those count as well. A copy of a run is no replicate, wherever it
+    lies: the first stands.
     """
-    keys = {run.path: (run.manifest.config_hash, run.identity) for run in runs}
+    firsts: dict[str, Run] = {}
+    for run in runs:
+        firsts.setdefault(run.manifest.run_id, run)
+    keys = {run.path: (run.manifest.config_hash, run.identity) for run in firsts.values()}
     standing: dict[tuple[str, Identity], Run] = {}
     for counts in (_only_acquitted, _complete):  # what is said last stands
-        standing |= {keys[run.path]: run for run in runs if counts(run)}  # oldest first
+        standing |= {keys[run.path]: run for run in firsts.values() if counts(run)}  # oldest first
     out: dict[Path, str] = {}
-    first: set[str] = set()
     for run in runs:
-        stands = standing.get(keys[run.path], run)
-        if stands is not run or run.manifest.run_id in first:
+        first = firsts[run.manifest.run_id]
+        stands = standing.get(keys[first.path], first)
+        if stands is not run:
             out[run.path] = stands.manifest.run_id
-        first.add(run.manifest.run_id)
     return out

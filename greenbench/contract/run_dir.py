@@ -200,9 +200,8 @@ def runs_to_read(root: Path) -> list[RunDir]:
     """``list_runs`` of a folder that is read as a whole: runs that lie deeper are a UserError, since a
     result of the others would not say that they are missing."""
     runs = list_runs(root, levels=3)
-    if deeper := {
-        run.path.relative_to(root).parts[0] for run in runs if run.path.parents[2] == root
-    }:
+    below = [run.path.relative_to(root).parts for run in runs]
+    if deeper := {parts[0] for parts in below if len(parts) == 3}:
         raise UserError(
             f"{root}: a run, a sweep or a folder of sweeps is wanted, and it holds folders of sweeps "
             f"({', '.join(sorted(deeper))}); give one, as {root / min(deeper)}"

@@ -28,7 +28,7 @@ def parse_slo(text: str) -> SloConfig:
                 f"--slo wants bounds such as ttft=2,tpot=50ms (ttft, tpot, e2e), found '{part.strip()}'"
             )
         if f"{match[1]}_s" in bounds:
-            raise UserError(f"--slo has {match[1]} twice, found '{text}'; give each bound once")
+            raise UserError(f"--slo wants each bound once, found two of {match[1]} in '{text}'")
         bounds[f"{match[1]}_s"] = float(match[2]) * SECONDS[match[3]]
     return parse(SloConfig, bounds, "--slo")
 

@@ -110,7 +110,6 @@ def run_sweep(
         prepare_directory(out)
         for sentence in claim.notes:
             view.note(sentence)
-        write_atomic(out / "refused.json", json.dumps(refused, indent=1) + "\n")
         for label, reasons in refused.items():
             view.note(f"skipped {label}: {'; '.join(reasons)}")
         for sentence in [
@@ -120,17 +119,27 @@ def run_sweep(
             *stop_orphans(out),
         ]:
             view.note(sentence)
-        write_atomic(out / "sweep.yaml", dump_yaml(sweep))
         deadline_s = None if within_s is None else began_s + within_s
-        return _measure_pending(sweep, plans, claim, view, deadline_s)
+        return _measure_pending(sweep, plans, refused, claim, view, deadline_s)
 
 
 Todo = list[tuple[Plan, list[PointConfig]]]
 
 
+def _write_sweep(out: Path, sweep: SweepConfig, refused: dict[str, list[str]]) -> None:
+    write_atomic(out / "refused.json", json.dumps(refused, indent=1) + "\n")
+    write_atomic(out / "sweep.yaml", dump_yaml(sweep))
+
+
 def _measure_pending(
-    sweep: SweepConfig, plans: list[Plan], claim: Claim, view: View, deadline_s: float | None
+    sweep: SweepConfig,
+    plans: list[Plan],
+    refused: dict[str, list[str]],
+    claim: Claim,
+    view: View,
+    deadline_s: float | None,
 ) -> Outcome:
+    """Of a folder that is there already, the sweep is another one only when no UserError is raised."""
     out = claim.out
     wanted = {point_hash(point): point for plan in plans for point in plan.start.points}
     caps = {digest: p.phases.cap_s for digest, p in wanted.items() if p.phases.auto}
@@ -143,9 +152,13 @@ def _measure_pending(
     outcome = Outcome(skipped=total - pending, pending=pending)
     view.start(pending, outcome.skipped)
     if pending == 0:
+        _write_sweep(out, sweep, refused)
         return outcome
     host = provenance.host()
     watch = Stopwatch(out, provenance.hostname(), [gpu.name for gpu in host.gpus])
+    if deadline_s is not None:
+        fitting(sweep, _work(todo), watch.times, deadline_s - time.monotonic())
+    _write_sweep(out, sweep, refused)
     origin = Origin(out, provenance.code(), host, os.getpid(), claim)
     job = Job(origin, claim, view, watch, outcome)
     try:
@@ -172,16 +185,13 @@ def _measure_all(job: Job, todo: Todo) -> None:
 
 def _measure_what_fits(job: Job, sweep: SweepConfig, todo: Todo, deadline_s: float) -> None:
     """Again and again the largest part of what is pending that fits; what was measured makes it exact."""
-    tried = False
     while any(points for _, points in todo):
         left_s = deadline_s - time.monotonic()
         try:
             scope = fitting(sweep, _work(todo), job.watch.times, left_s)
         except UserError as error:
-            if tried:
-                job.view.note(f"the time is used up: {error}")
-                return
-            raise
+            job.view.note(f"the time is used up: {error}")
+            return
         if said := trimmed(whole(sweep), scope):
             job.view.note(said)
         fits = [(plan, list(filter(scope.holds, points))) for plan, points in todo]
@@ -190,7 +200,6 @@ def _measure_what_fits(job: Job, sweep: SweepConfig, todo: Todo, deadline_s: flo
         plan, points = fits[at]
         _may_go_on(job.claim)
         _run_start(job, plan, points)
-        tried = True
         todo = [
             (other, [p for p in own if p not in points] if i == at else own)
             for i, (other, own) in enumerate(todo)

@@ -324,6 +324,15 @@ def test_an_archive_that_changed_is_not_archived_again(
     assert not (tmp_path / "again").exists()
 
 
+def test_an_archive_does_not_lie_among_its_runs(tmp_path: Path) -> None:
+    """It did: reports of the folder then read each run twice, as one that was measured again."""
+    write_run(tmp_path / "runs", FakeRun())
+    before = files_of(tmp_path)
+    with pytest.raises(UserError, match="name a folder outside as --out"):
+        archive(tmp_path / "runs", tmp_path / "runs" / "kept")
+    assert files_of(tmp_path) == before
+
+
 def test_an_archive_is_not_written_over(tmp_path: Path) -> None:
     raw, kept = one(tmp_path)
     before = sorted(path.stat().st_mtime_ns for path in kept.rglob("*"))

@@ -116,6 +116,7 @@ def test_lengths_bounds_and_times_are_read_as_people_write_them() -> None:
         (parse_slo, "ttft", "found 'ttft'"),
         (parse_slo, "ttft=fast", "found 'ttft=fast'"),
         (parse_slo, "ttft=0", "ttft_s"),
+        (parse_slo, "ttft=1,tpot=1,TTFT=2", "once, found two of ttft in 'ttft=1,tpot=1,TTFT=2'"),
         (parse_duration, "30", "found '30'"),
         (parse_duration, "0m", "found '0m'"),
         (parse_backends, "a(b", "'a(b' is no backend"),

@@ -848,8 +848,3 @@ def test_a_plan_without_traffic_says_what_is_wanted(tmp_path: Path) -> None:
 )
 def test_prompts_of_one_length_have_no_range(tokens: list[int], told: str) -> None:
     assert lengths(np.array(tokens)) == told
-
-
-def test_a_bound_that_is_given_twice_is_refused() -> None:
-    with pytest.raises(UserError, match="ttft twice, found 'ttft=2,tpot=1,ttft=3'"):
-        parse_slo("ttft=2,tpot=1,ttft=3")

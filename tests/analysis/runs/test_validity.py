@@ -1,6 +1,7 @@
 """``check`` finds each way in which a run directory can fall short of its manifest."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from analysis.__main__ import main
 from analysis.point.point import analyse_all
 from analysis.runs.run import load_run, load_runs
 from analysis.runs.validity import faults, superseded
@@ -189,6 +191,31 @@ def test_a_late_client_stands_for_no_run(tmp_path: Path) -> None:
     for started_s in (0, 100):
         write_run(tmp_path, replace(late, started_s=started_s))
     assert superseded(load_runs(tmp_path)) == {}
+
+
+def test_a_copy_beside_a_run_leaves_the_run(tmp_path: Path) -> None:
+    """Neither counted: each was taken as measured again by the other, and a report had no point of it."""
+    run = write_run(tmp_path, FakeRun())
+    copy = tmp_path / f"{run.path.name}-copy"
+    shutil.copytree(run.path, copy)
+    earlier = write_run(tmp_path, FakeRun(status="failed", failure="died", started_s=-100))
+    assert superseded(load_runs(tmp_path)) == {
+        copy: run.path.name,
+        earlier.path: run.path.name,
+    }
+
+
+def test_a_server_json_that_a_report_leaves_out_is_a_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path, FakeRun())
+    start = tmp_path / "servers" / "start-1"
+    start.mkdir(parents=True)
+    (start / "server.json").write_text("[]")
+    monkeypatch.setattr(sys, "argv", ["analysis", "check", str(tmp_path)])
+    assert main() == 1
+    said = "start-1/server.json: unreadable: server.json: holds no JSON object\n"
+    assert said in capsys.readouterr().out
 
 
 def test_command_prints_a_line_a_fault_and_exits_1(tmp_path: Path) -> None:

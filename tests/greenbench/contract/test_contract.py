@@ -110,6 +110,23 @@ def test_runs_that_lie_deeper_than_a_folder_of_sweeps_are_not_left_out_in_silenc
     assert [run.path.name for run in list_runs(tmp_path, levels=3)] == ["r0", "r1", "r2"]
 
 
+def test_a_folder_is_read_by_its_name_alone_as_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`greenbench report my` beside it ended in an IndexError: a relative path has few parents."""
+    for place in ("my/r0", "cards/card0/r1", "all/cards/card0/r2"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        RunDir.create(tmp_path / place, manifest(), "")
+    monkeypatch.chdir(tmp_path)
+    assert [run.path for run in runs_to_read(Path("my"))] == [Path("my/r0")]
+    assert [run.path for run in runs_to_read(Path("my/r0"))] == [Path("my/r0")]
+    assert [run.path for run in runs_to_read(Path("cards"))] == [Path("cards/card0/r1")]
+    with pytest.raises(UserError, match=r"give one, as all/cards$"):
+        runs_to_read(Path("all"))
+    monkeypatch.chdir(tmp_path / "my" / "r0")
+    assert [run.path for run in runs_to_read(Path("."))] == [Path(".")]
+
+
 def test_another_major_schema_version_is_refused_and_a_minor_one_read(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "r0", manifest(), "")
     run.write_manifest(manifest(schema_version="1.9"))

@@ -88,6 +88,28 @@ def test_a_refused_sweep_writes_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_sweep_for_which_the_time_is_too_short_leaves_the_folder_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own sweep.yaml took the place of the one that was measured, and with it the report's objective."""
+    start = SimpleNamespace(points=[POINT], candidate="m a")
+    monkeypatch.setattr(runner, "plan_sweep", lambda *_: [plan.Plan(start, launch_plan())])  # type: ignore[arg-type]
+    for notes in ("dtype_notes", "unknown_shapes", "environment_notes"):
+        monkeypatch.setattr(runner, notes, lambda _: [])
+
+    def too_short(*_: object) -> None:
+        raise UserError("about 8 min are needed")
+
+    monkeypatch.setattr(runner, "fitting", too_short)
+    kept = {"sweep.yaml": "name: measured\n", "refused.json": '{"m b": ["no GPU"]}\n'}
+    for name, text in kept.items():
+        (tmp_path / name).write_text(text)
+    view = SimpleNamespace(note=print, start=print)
+    with pytest.raises(UserError, match="about 8 min are needed"):
+        runner.run_sweep(SWEEP, tmp_path, view, within_s=60)  # type: ignore[arg-type]
+    assert {name: (tmp_path / name).read_text() for name in kept} == kept
+
+
 @pytest.mark.parametrize(("text", "chosen"), [("0", {0}), ("1-3", {1, 2, 3}), ("4,0-1", {0, 1, 4})])
 def test_blocks_are_repeats(text: str, chosen: set[int]) -> None:
     assert cli.parse_blocks(text, 5) == chosen
