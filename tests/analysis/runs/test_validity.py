@@ -196,7 +196,7 @@ def test_a_late_client_stands_for_no_run(tmp_path: Path) -> None:
 def test_a_copy_beside_a_run_leaves_the_run(tmp_path: Path) -> None:
     """Neither counted: each was taken as measured again by the other, and a report had no point of it."""
     run = write_run(tmp_path, FakeRun())
-    copy = tmp_path / f"{run.path.name}-copy"
+    copy = run.path.with_name(f"{run.path.name}-copy")
     shutil.copytree(run.path, copy)
     earlier = write_run(tmp_path, FakeRun(status="failed", failure="died", started_s=-100))
     assert superseded(load_runs(tmp_path)) == {
