@@ -406,6 +406,8 @@ def find_sweep(sweep: Path) -> Path:
         return sweep
     if named.is_file():
         return named
+    if sweep.is_dir():
+        raise UserError(f"{sweep}: a sweep's YAML file is wanted, found a folder; name the file")
     raise UserError(f"No sweep file {sweep}; {nearest(sweep.stem, config_names('sweeps'))}")
 
 

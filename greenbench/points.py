@@ -169,6 +169,8 @@ def _point(given: Path) -> tuple[RunDir, Manifest]:
 def kept_sentence(out: Path) -> str:
     """What an interrupted sweep leaves, and how it goes on."""
     complete = sum(_is_complete(run) for run in list_runs(out))
+    if not complete:
+        return "interrupted: no point is complete yet; run the same command again to go on"
     points = counted(complete, "complete point")
     return (
         f"interrupted: {points} kept in {out}; run the same command again to measure the rest, "

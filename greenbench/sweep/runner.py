@@ -255,7 +255,8 @@ def _run_start(job: Job, plan: Plan, points: list[PointConfig]) -> None:
             if stage.alive:
                 with watch.spend("idle"):
                     _record_idle(directory / "idle_after", server, start, view)
-            view.server(start, "left running" if is_running(start) else "stopping")
+            left = "left running" if stage.alive else "no longer there"
+            view.server(start, left if is_running(start) else "stopping")
             stopping_s = time.monotonic()
         watch.spent("stop", time.monotonic() - stopping_s)
     except StageError as error:

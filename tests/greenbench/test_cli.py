@@ -46,6 +46,8 @@ def test_an_unknown_sweep_is_one_sentence(tmp_path: Path) -> None:
     assert "; known: " in str(far.value) and "demo" in str(far.value)
     with pytest.raises(UserError, match=r"did you mean 'demo'\? Known: "):
         cli.find_sweep(tmp_path / "demmo")
+    with pytest.raises(UserError, match="a sweep's YAML file is wanted, found a folder"):
+        cli.find_sweep(tmp_path)
 
 
 @pytest.mark.parametrize("typed", [["run", "demo"], ["choose", "retriever"]])

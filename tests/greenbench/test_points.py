@@ -190,6 +190,9 @@ def test_deleting_asks_first(tmp_path: Path) -> None:
 
 
 def test_what_an_interrupted_sweep_kept_is_counted(tmp_path: Path) -> None:
-    point(tmp_path, "a", status="complete")
     point(tmp_path, "b", status="failed")
+    assert kept_sentence(tmp_path) == (
+        "interrupted: no point is complete yet; run the same command again to go on"
+    )
+    point(tmp_path, "a", status="complete")
     assert kept_sentence(tmp_path).startswith(f"interrupted: 1 complete point kept in {tmp_path}; ")

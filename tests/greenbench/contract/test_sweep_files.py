@@ -83,6 +83,9 @@ def test_another_encoding_is_named_with_its_line(tmp_path: Path) -> None:
         ("---\na: 1\n", "not valid YAML at line 7 (but found another document)"),
         ("[a]: 2\n", "found unhashable key"),
         ("1: 2\n", "Keys should be strings"),
+        ("repeats: yes\n", "'repeats' wants a number, found yes (true)"),
+        ("phases: {warmup_s: off}\n", "phases: 'warmup_s' wants a number, found no (false)"),
+        ("slo: {ttft_s: on}\n", "slo: 'ttft_s' wants a number, found yes (true)"),
         ("#" * MOST_BYTES, "more than 1 MiB, which is no configuration"),
     ],
 )
