@@ -81,7 +81,9 @@ def test_none_outlives_the_command(tmp_path: Path, how: signal.Signals, code: in
         else:
             command.kill()
         _, said = command.communicate(timeout=60)  # the last of them to end closes stderr
-        assert command.returncode == code and "Traceback" not in said
+        assert command.returncode == code
+        if how is signal.SIGINT:  # one whose parent was killed while it still began may say so
+            assert "Traceback" not in said
         assert not psutil.wait_procs(started, timeout=60)[1]
     finally:
         with contextlib.suppress(ProcessLookupError):
