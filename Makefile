@@ -21,7 +21,7 @@ E2E := $(BENCH)/pytest --reruns 1 -rR -m "e2e and not gpu"
 LANE := $(MAKE) --no-print-directory --output-sync=target --jobs
 MINUTES ?= 60
 export VLLM_PYTHON
-unexport PYTHONDONTWRITEBYTECODE # where it is set, each of some thousand processes of the tests compiles what it imports
+unexport PYTHONDONTWRITEBYTECODE # where it is set, each process of the tests compiles what it imports
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-policy serve load gateway run report backends doctor check check-waiting check-sweeps check-planning check-analysis check-types check-vllm check-style \
 	test test-waits test-computes test-tools test-e2e e2e-servers e2e-pages test-long test-oldest format \

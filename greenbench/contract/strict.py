@@ -14,7 +14,7 @@ class StrictModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _yes_and_no_are_no_numbers(cls, data: object) -> object:
-        given = cast(dict[object, object], data) if isinstance(data, dict) else {}
+        given = _given(data)
         for name in _numbers(cls) & given.keys():
             value = given[name]
             parts = cast(list[object], value) if isinstance(value, list | tuple) else [value]
@@ -23,6 +23,10 @@ class StrictModel(BaseModel):
                     word = "yes (true)" if part else "no (false)"
                     raise ValueError(f"'{name}' wants a number, found {word}")
         return data
+
+
+def _given(data: object) -> dict[object, object]:
+    return cast(dict[object, object], data) if isinstance(data, dict) else {}
 
 
 @cache

@@ -150,7 +150,7 @@ def test_own_prompts_go_out_as_they_are(model_path, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"prompt": "a", "answers": ["b"]}], "holds 1 prompts, more were asked for"),
+        ([{"prompt": "a", "answers": ["b"]}], "holds 1 prompt, more were asked for"),
         ([{"prompt": "a"}], ":1: .* was wanted"),
         ([{"prompt": "a", "answers": []}], ":1: .* was wanted"),
         ([{"prompt": "a", "answers": [3]}], ":1: .* was wanted"),
