@@ -72,6 +72,9 @@ class Difference:
     arms_ratio: float | None = None  # of the two equal arms (A/A) farthest apart; None without arms
     deviations: tuple[float, ...] = ()  # of each block's log-ratio from the mean
     blocks: tuple[Block, ...] = ()
+    left_out: bool = (
+        False  # whether one of the two has starts in other blocks, of which this says nothing
+    )
     apart: float = (
         0.0  # log-ratio by which all starts of a lie above all of b; below 0: all lie below
     )
@@ -261,6 +264,7 @@ def _compare(
         arms_ratio=None if spread is None else math.exp(spread),
         deviations=() if gaps is None else tuple(float(g) for g in gaps - gaps.mean()),
         blocks=tuple(shared),
+        left_out=len(of_a) < len(a.values) or len(of_b) < len(b.values),
         apart=_apart(a.starts, b.starts, spread or 0.0),
     )
 

@@ -190,7 +190,16 @@ def difference_words(whole: Study, difference: Difference) -> str:
             return f"{significant(ahead)} {objective.unit}, while {_at_zero(whole, difference)}"
         return f"{significant(ahead)} against {significant(behind)} {objective.unit} of `{difference.b}`"
     interval = difference.gain_interval if difference.tested else None
-    return f"{factor(gain, interval)} {objective.better} than `{difference.b}`"
+    return f"{factor(gain, interval)} {objective.better} {than(difference)}"
+
+
+def than(difference: Difference) -> str:
+    """``than `b```, and in which blocks where the figures of the tables are over more starts than these."""
+    if not difference.left_out:
+        return f"than `{difference.b}`"
+    blocks = len(difference.blocks)
+    where = {0: "on the cards that ran both", 1: "in the block that has both"}
+    return f"than `{difference.b}` {where.get(blocks, f'in the {blocks} blocks that have both')}"
 
 
 def _at_zero(whole: Study, difference: Difference) -> str:
@@ -211,7 +220,7 @@ def gap_words(difference: Difference) -> str:
     held = difference if ahead else difference.turned
     interval = held.gain_interval if difference.tested else None
     words = objective.better if ahead else objective.worse
-    return f"{factor(gain if ahead else 1 / gain, interval)} {words} than `{difference.b}`"
+    return f"{factor(gain if ahead else 1 / gain, interval)} {words} {than(difference)}"
 
 
 def between_words(difference: Difference) -> str:
@@ -230,7 +239,7 @@ def between_words(difference: Difference) -> str:
         told = f"{' and '.join(sorted(sizes, key=lambda size: float(size[:-2])))} {ways[0]}"
     else:
         told = " and ".join(f"{size} {way}" for size, way in zip(sizes, ways, strict=True))
-    return f"between {told} {quantity} than `{difference.b}`"
+    return f"between {told} {quantity} {than(difference)}"
 
 
 def lower(title: str) -> str:

@@ -15,7 +15,7 @@ from analysis.compare.differences import Difference
 from analysis.objectives import BY_NAME
 from analysis.point.point import Point
 from analysis.report.answer import answer
-from analysis.report.choices import between_words
+from analysis.report.choices import between_words, difference_words
 from analysis.report.document import code
 from analysis.report.first_screen import first_screen
 from analysis.report.four_figures import delta_words, fit_words, start_links
@@ -117,10 +117,10 @@ def test_no_direction_is_told_where_none_is_shown() -> None:
     """0.937 to 1.097 of the rival's: 6.3 % below to 9.7 % above, whichever of the two is better."""
     ratio = Ratio(1.014, 4, 0.937, 1.097)
     for name, quantity in (("total", "total tokens/s"), ("ttft", "TTFT")):
-        found = SimpleNamespace(objective=BY_NAME[name], ratio=ratio, b="beta")
+        found = SimpleNamespace(objective=BY_NAME[name], ratio=ratio, b="beta", left_out=False)
         said = between_words(cast(Difference, found))
         assert said == f"between 6.3 % lower and 9.7 % higher {quantity} than `beta`"
-    found = SimpleNamespace(objective=BY_NAME["energy"], ratio=ratio, b="beta")
+    found = SimpleNamespace(objective=BY_NAME["energy"], ratio=ratio, b="beta", left_out=False)
     assert between_words(cast(Difference, found)).startswith("between 6.3 % fewer and 9.7 % more J")
 
 
@@ -137,10 +137,40 @@ def test_an_interval_beside_1_that_shows_nothing_says_why() -> None:
             b="beta",
             verdict="no difference shown",
             reason=why,
+            left_out=False,
         )
         said = delta_words(cast(Cell, SimpleNamespace(backend="beta")), cast(Difference, found))
         assert said.startswith(f"no difference shown: between {told}")
         assert said.endswith(f"than `beta`, {why}")
+
+
+@pytest.mark.parametrize(
+    ("both", "where"),
+    [((1,), " in the block that has both"), ((0, 1), " in the 2 blocks that have both")],
+)
+def test_a_ratio_that_is_not_that_of_the_figures_says_of_which_blocks(
+    tmp_path: Path, both: tuple[int, ...], where: str
+) -> None:
+    """alpha's start 3 has none of beta beside it and is three times as slow: its figure is the mean over its
+    starts, while the ratio is of each pair: beta takes half as long.
+    """
+    for repeat, factor in ((0, 1.0), (1, 1.0), (2, 3.0)):
+        if repeat in both or repeat == 2:
+            fake = FakeRun(
+                repeat=repeat, start_factor=factor, started_s=1000 * repeat, measure_s=20
+            )
+            write_run(tmp_path, fake)
+    for repeat in both:
+        fake = FakeRun(backend="beta", repeat=repeat, start_factor=0.5, measure_s=20)
+        write_run(tmp_path, replace(fake, started_s=1000 * repeat + 100))
+    found = study(tmp_path, by="ttft")
+    [ttft] = [d for d in found.differences if d.objective.name == "ttft"]
+    said = difference_words(found, ttft if ttft.a == "beta" else ttft.turned)
+    assert re.fullmatch(r"2\.00×( \[.*\])? lower TTFT than `alpha`" + where, said), said
+    whole = difference_words(
+        found, replace(ttft.turned if ttft.b == "beta" else ttft, left_out=False)
+    )
+    assert whole == said.removesuffix(where)
 
 
 def test_a_tested_comparison_is_shown_before_one_start_that_is_ahead(tmp_path: Path) -> None:
