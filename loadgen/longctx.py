@@ -112,6 +112,7 @@ def on_init(environment: Environment, runner: Runner, **_: Any) -> None:
     _warn_of_what_is_opened(options, runner)
     live = Live(options.telemetry_url if options else None)
     install(environment, live)
+    _refuse_a_page_without_a_port(environment)
     environment.live = live  # type: ignore[attr-defined]
     if isinstance(runner, WorkerRunner):
         runner.register_message(START, _on_part)
@@ -139,6 +140,30 @@ def on_init(environment: Environment, runner: Runner, **_: Any) -> None:
     elif options:
         gevent.spawn(_warn_of_no_server, environment)  # what swallows packets holds up no page
     gevent.get_hub().loop.update_now()  # or what was done so far would count against the time limit
+
+
+def _refuse_a_page_without_a_port(environment: Environment) -> None:
+    """Of its listener's own error a sentence and 2, where Locust has two tracebacks. No port is tried before:
+    what is free then may be taken when the page comes.
+    """
+    page = environment.web_ui
+    if page is None:
+        return
+    serve = page.start_server
+
+    def served() -> None:
+        try:
+            serve()
+        except (OSError, OverflowError) as error:  # the latter: of no port, as 99999
+            why = str(getattr(error, "strerror", None) or error).partition(": (")[0]
+            _refuse(
+                UserError(
+                    f"Locust's page cannot listen on {page.host or '*'}, port {page.port} ({why}); "
+                    "give another --web-port or --web-host"
+                )
+            )
+
+    page.start_server = served
 
 
 def _warn_of_no_server(environment: Environment) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from greenbench.contract.config import SloConfig
+from greenbench.contract.counted import ranged
 from greenbench.contract.policy import Policy
 from planning.candidates import Measured
 from planning.demand import Demand
@@ -287,18 +288,14 @@ def _lengths_beyond(one: Measured, asked: Traffic, cached: float, of: str = "") 
         )
     if prompts >= whole:
         return (
-            f"prompts of {_to(low, high)} tokens were measured{of}, and the traffic's are of "
-            f"{_to(least, most)}"
+            f"prompts of {ranged(low, high)} tokens were measured{of}, and the traffic's are of "
+            f"{ranged(least, most)}"
         )
     longest = (asked.prompt_tokens + asked.output_tokens).max()
     return (
         f"requests of up to {one.hull.longest:,} tokens with their output were measured{of}, and the "
         f"traffic's have up to {longest:,}"
     )
-
-
-def _to(low: int, high: int) -> str:
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _untaken(one: Measured, asked: Traffic) -> float:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from greenbench.contract.config import SloConfig
+from greenbench.contract.counted import ranged
 from greenbench.contract.errors import UserError
 from greenbench.contract.explain import parse
 from greenbench.contract.policy import Policy
@@ -115,9 +116,8 @@ def plan(
 
 def lengths(tokens: np.ndarray) -> str:
     least, most = tokens.min(), tokens.max()
-    if least == most:
-        return f"{least:,} tokens"
-    return f"{tokens.mean():,.0f} tokens on average ({least:,} to {most:,})"
+    span = ranged(least, most)
+    return f"{span} tokens" if least == most else f"{tokens.mean():,.0f} tokens on average ({span})"
 
 
 def _rate(per_s: float) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.runs.identity import Block
+from greenbench.contract.counted import ranged
 from greenbench.contract.errors import UserError
 from greenbench.contract.policy import Policy, PolicyObjective
 from planning.curves import Floats, curves
@@ -143,24 +144,24 @@ def within(traffic: Traffic, truths: Sequence[Truth]) -> tuple[Traffic, list[str
     every = [curve for truth in truths for curve in truth.values()]
     low = max(min(map(min, c.ttft_s.contexts)) for c in every)
     high = min(max(map(max, c.ttft_s.contexts)) for c in every)
-    tokens = traffic.prompt_tokens
+    span, tokens = ranged(low, high), traffic.prompt_tokens
     kept = (tokens * BEYOND >= low) & (tokens <= high * BEYOND)
     if not kept.any():
         raise UserError(
-            f"no prompt of the traffic is within twice of the measured {low:,} to {high:,} tokens (found "
-            f"{int(tokens.min()):,} to {int(tokens.max()):,}); measure those lengths"
+            f"no prompt of the traffic is within twice of the measured {span} tokens (found "
+            f"{ranged(tokens.min(), tokens.max())}); measure those lengths"
         )
     said: list[str] = []
     out, beyond = int((~kept).sum()), int(((tokens < low) | (tokens > high))[kept].sum())
     if out:
         said.append(
             f"Refused: {out:,} of {len(traffic):,} requests are more than twice beyond the measured "
-            f"{low:,} to {high:,} tokens, and are left out."
+            f"{span} tokens, and are left out."
         )
     if beyond:
         said.append(
             f"Extrapolated: {beyond:,} of {int(kept.sum()):,} requests are up to twice beyond the measured "
-            f"{low:,} to {high:,} tokens."
+            f"{span} tokens."
         )
     return traffic.of(kept), said
 

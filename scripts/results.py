@@ -325,13 +325,13 @@ def decode_alone(results: Results) -> str:
     rows = [row for row in cached if row.point.usable]
     measured_at = {(row.candidate, row.context, row.users) for row in rows}
     gaps = "".join(
-        f"* {row.context}, {row.cell}, {row.users} users: {'; '.join(row.point.reasons)}.\n"
+        unusable(row, row.context)
         for row in cached
         if (row.candidate, row.context, row.users) not in measured_at
     )
     rows.sort(key=lambda row: (row.piece, row.candidate, row.point.context_tokens, -row.users))
     gaps += "".join(
-        f"* {row.context}, {row.cell}, {row.users} users, no joules: {measured(row, 'energy').reason}.\n"
+        f"* {of_users(row, row.context)}, no joules: {measured(row, 'energy').reason}.\n"
         for row in rows
         if figure(row, "tokens/J") is None
     )
@@ -372,11 +372,7 @@ def by_batch(results: Results) -> str:
             for row in every
             if row.point.usable
         ]
-        gaps = "".join(
-            f"* {counted(row.users, 'user')}, {row.cell}: {'; '.join(row.point.reasons)}.\n"
-            for row in every
-            if not row.point.usable
-        )
+        gaps = "".join(unusable(row) for row in every if not row.point.usable)
         gaps += "".join(map(uneven, every))
         parts.append(
             heading(every, f"{context:,} context tokens")
@@ -387,6 +383,16 @@ def by_batch(results: Results) -> str:
     return "\n".join(parts)
 
 
+def of_users(row: Row, *context: str) -> str:
+    """Which point a line is about; with ``context`` where the table's heading does not say it."""
+    return ", ".join((*context, row.cell, counted(row.users, "user")))
+
+
+def unusable(row: Row, *context: str) -> str:
+    """A line on a point that may not be used, and why."""
+    return f"* {of_users(row, *context)}: {'; '.join(row.point.reasons)}.\n"
+
+
 def uneven(row: Row) -> str:
     """A line on a usable run whose requests took longer in one half of its window; nothing of an even one."""
     window = row.point.window
@@ -394,7 +400,7 @@ def uneven(row: Row) -> str:
     if pace is None:
         return ""
     return (
-        f"* {counted(row.users, 'user')}, {row.cell}: a request took {significant(pace.early_s)} s in the "
+        f"* {of_users(row)}: a request took {significant(pace.early_s)} s in the "
         f"first half of the window and {significant(pace.late_s)} s in the second.\n"
     )
 

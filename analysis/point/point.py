@@ -174,10 +174,16 @@ def window_faults(window: Window | None) -> list[Fault]:
 def analyse(run: Run, replaced_by: str | None = None) -> Point:
     """Everything the report says of one run."""
     if replaced_by is not None:
-        own = [fault.sentence for fault in of_manifest(run)]
         again = f"measured again: {replaced_by} stands for it"
-        return _without_metrics(run, "superseded", [*own, again])
+        return _without_metrics(run, "superseded", [*_why(run, of_manifest(run)), again])
     return of_one_run(run.path, lambda: _analysed(run), lambda why: _unfit(run, why))
+
+
+def _why(run: Run, found: Iterable[Fault]) -> list[str]:
+    """Each fault's sentence; where a failure is told, the manifest's codes would say it again in general."""
+    manifest = run.manifest
+    told = manifest.invalid_reasons if manifest.status == "failed" and manifest.failure else ()
+    return [fault.sentence for fault in found if fault.code not in told]
 
 
 def _unfit(run: Run, why: str) -> Point:
@@ -190,11 +196,11 @@ def _analysed(run: Run) -> Point:
     codes = [fault.code for fault in found]
     status = _status(run, codes)
     if status != "ok":
-        return _without_metrics(run, status, [f.sentence for f in found], faults=codes)
+        return _without_metrics(run, status, _why(run, found), faults=codes)
     window = choose_window(run)
     if window is None or not window.valid:
-        reasons = [fault.sentence for fault in window_faults(window)]
-        return _without_metrics(run, "invalid", reasons, window)
+        unsteady = [fault.sentence for fault in window_faults(window)]
+        return _without_metrics(run, "invalid", unsteady, window)
     cycles = run_cycles(run, window)
     return _with_metrics(run, window, point_requests(run, window, cycles), cycles)
 

@@ -135,13 +135,21 @@ def format_of(path: Path) -> str:
             continue
         if set(form.names) <= set(row):
             return name
+    _refuse_empty(path)
     wanted = "; ".join(f"{name}: {', '.join(form.names)}" for name, form in FORMATS.items())
     raise UserError(f"{path}: the fields of no known trace format ({wanted}); give such a file")
+
+
+def _refuse_empty(path: Path) -> None:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        if not any(line.strip() for line in file):
+            raise UserError(f"{path}: the file is empty; give a trace with requests")
 
 
 def read_lengths(path: Path, name: str) -> list[Lengths]:
     """The requests of a trace in order of time; at least one. What is wrong: UserError."""
     try:
+        _refuse_empty(path)
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = _lengths(path, name, file)
     except OSError as error:

@@ -120,6 +120,7 @@ class Claim:
     """This process's hold on a sweep's folder, or on some repeats of it, while the ``with`` lasts.
 
     Entering raises UserError, and leaves the folder as it was, where a living runner has a repeat in common.
+    A folder that was not there goes again where nothing was written into it (a sweep that is refused).
     ``notes``: a sentence for each dead runner whose file was taken away.
     """
 
@@ -135,9 +136,10 @@ class Claim:
         self._one_at_a_time = threading.Lock()
         self._renewed_s = _boot_s()
         self._lost = False
+        self._made: list[Path] = []
 
     def __enter__(self) -> Self:
-        make_directory(self.out)
+        self._made = make_directory(self.out)
         try:
             with _one_at_a_time(self.out):
                 self._refuse_beside_others()
@@ -213,7 +215,8 @@ class Claim:
             if read_runner(self._file) == self.runner:
                 self.give_up_room()
                 self._file.unlink()
-            self._file.parent.rmdir()  # fails where another runner is
+            for folder in (self._file.parent, *self._made):
+                folder.rmdir()  # fails, and the loop ends, where another runner is, or a result
 
     def _keep_up(self) -> None:
         while not self._over.wait(RENEW_S) and not self._lost:

@@ -10,11 +10,14 @@ MIN_FREE_BYTES = 500 * 2**20  # to begin
 LEAST_FREE_BYTES = 100 * 2**20  # to go on: a point of long answers writes some ten MiB
 
 
-def make_directory(out: Path) -> None:
+def make_directory(out: Path) -> list[Path]:
+    """The folders that it had to make, the deepest first."""
     try:
+        missing = [folder for folder in (out, *out.parents) if not folder.exists()]
         out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise unwritable(out, error) from error
+    return missing
 
 
 def unwritable(out: Path, error: Exception) -> UserError:

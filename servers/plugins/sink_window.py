@@ -6,29 +6,27 @@ rolling cache. CPU: page views; CUDA: the seen pages are copied together, ``sink
 request and layer, or with ``reads=varlen`` read in place.
 """
 
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
-import torch
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import MultipleOf
 
 from greenbench.contract.errors import UserError, nearest
 from servers.backends.registry import BACKENDS
 from servers.plugins import backend_options, page_views, varlen_call
-from servers.plugins.plan import Plan
-from servers.plugins.step import Batch, StepBackend, StepBuilder, StepImpl
+from servers.plugins.step import Planner, StepBackend, StepBuilder, StepImpl
 from servers.plugins.tiles import plan_gather
 from servers.plugins.visibility import Visibility
 from servers.plugins.window_varlen import plan_window
 
 ROW = BACKENDS["sink_window"]
 Reads = Literal["views", "gather", "varlen"]
-PLANNERS = {
+PLANNERS: dict[Reads, Planner] = {
     "views": page_views.plan_page_views,
     "gather": plan_gather,
     "varlen": plan_window,
 }
-OPERATORS = {
+OPERATORS: dict[Reads, str] = {
     "views": page_views.OPERATOR,
     "gather": "torch.nn.functional.scaled_dot_product_attention over gathered pages",
     "varlen": varlen_call.OPERATOR,
@@ -54,12 +52,10 @@ def reads() -> Reads:
     return cast(Reads, value) if current_platform.is_cuda() else "views"
 
 
-def plan_as_chosen(batch: Batch, visibility: Visibility, device: torch.device) -> Plan:
-    return PLANNERS[reads()](batch, visibility, device)
-
-
 class SinkWindowBuilder(StepBuilder):
-    planner = staticmethod(plan_as_chosen)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.planner = PLANNERS[reads()]  # at each step it would read the environment's JSON anew
 
 
 class SinkWindowImpl(StepImpl):

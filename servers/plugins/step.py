@@ -100,7 +100,7 @@ class StepBuilder(AttentionMetadataBuilder[StepMetadata]):
 
     # plans hold Python lists of views and lengths of this very step: nothing a graph could replay
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.NEVER
-    planner: ClassVar[Planner]
+    planner: Planner  # of the class, or of an instance whose options choose
 
     def __init__(
         self,
@@ -129,11 +129,10 @@ class StepBuilder(AttentionMetadataBuilder[StepMetadata]):
         if common.causal is not True:
             raise UserError("attention backends of this project are causal; this model is not")
         batch = Batch.of(common, self.block_size)
-        planner = type(self).planner
         return StepMetadata(
             num_tokens=common.num_actual_tokens,
             write=cache_write(common.slot_mapping[: common.num_actual_tokens], self.block_size),
-            plans={seen: planner(batch, seen, self.device) for seen in self.visibilities},
+            plans={seen: self.planner(batch, seen, self.device) for seen in self.visibilities},
         )
 
 

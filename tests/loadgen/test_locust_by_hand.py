@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,22 @@ def test_nothing_listens_beyond_this_machine_unless_asked(
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(HUNG_S)
+
+
+@pytest.mark.parametrize("argv", [[*LOCUST], [sys.executable, "-m", "loadgen.longctx"]])
+def test_a_page_on_a_port_that_is_in_use_is_one_sentence_and_two(argv: list[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        ended = run(*argv, "--host", NOBODY, "--web-port", str(port))
+    said = [line for line in ended.stderr.splitlines() if "error" in line.lower()]
+    assert said == [
+        f"error: Locust's page cannot listen on 127.0.0.1, port {port} (Address already in use); "
+        "give another --web-port or --web-host"
+    ]
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr + ended.stdout
 
 
 def test_the_help_names_every_option_of_the_locustfile_with_what_it_is_for() -> None:

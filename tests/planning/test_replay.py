@@ -121,6 +121,19 @@ def test_a_trace_is_known_by_its_fields(tmp_path: Path) -> None:
         recorded(path, None, 1.0, 2)
 
 
+@pytest.mark.parametrize("text", ["", "\n \n", "\ufeff\n"])
+@pytest.mark.parametrize("trace_format", [None, "mooncake", "azure"])
+def test_an_empty_trace_is_called_empty(
+    tmp_path: Path, text: str, trace_format: str | None
+) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(text)
+    with pytest.raises(
+        UserError, match=r"t\.jsonl: the file is empty; give a trace with requests$"
+    ):
+        recorded(path, trace_format, 1.0, 2)
+
+
 def test_the_table_has_every_figure(policy: Policy, evidence: Evidence) -> None:
     traffic = busy(200, 4)
     found = replay(policy, evidence, traffic)

@@ -13,14 +13,21 @@ import pytest
 
 from greenbench.contract.errors import UserError
 from planning.side_by_side import side_by_side
+from tests.fakes.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 WAITS = """
-import time
+import os, sys, time
+from pathlib import Path
 from greenbench.contract.errors import exit_on_user_error
 from planning.side_by_side import side_by_side
+
+def waits(seconds):
+    Path(sys.argv[1], str(os.getpid())).touch()
+    time.sleep(seconds)
+
 if __name__ == "__main__":
-    raise SystemExit(exit_on_user_error(lambda: side_by_side(time.sleep, [600, 601, 602])))
+    raise SystemExit(exit_on_user_error(lambda: side_by_side(waits, [600, 601, 602])))
 """
 
 
@@ -62,41 +69,44 @@ def test_what_one_raises_ends_the_others(two_cores: None) -> None:
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_none_outlives_the_command(tmp_path: Path, how: signal.Signals, code: int) -> None:
-    """Ctrl-C goes to all of them, as from a terminal, and is answered without a word."""
+    """Ctrl-C goes to all of them, as from a terminal, and is answered without a word.
+
+    It comes when each is at work: one whose parent is killed while it begins cannot read what to do, and
+    says so.
+    """
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core: no process is started")
     script = tmp_path / "waits.py"
     script.write_text(WAITS)
+    at_work = tmp_path / "at-work"
+    at_work.mkdir()
     command = subprocess.Popen(
-        [sys.executable, str(script)],
+        [sys.executable, str(script), str(at_work)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     try:
-        started = workers(command.pid)
+        started = workers(at_work)
         if how is signal.SIGINT:
             os.killpg(command.pid, how)
         else:
             command.kill()
         _, said = command.communicate(timeout=60)  # the last of them to end closes stderr
-        assert command.returncode == code
-        if how is signal.SIGINT:  # one whose parent was killed while it still began may say so
-            assert "Traceback" not in said
+        assert command.returncode == code and "Traceback" not in said
         assert not psutil.wait_procs(started, timeout=60)[1]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(command.pid, signal.SIGKILL)
 
 
-def workers(command: int) -> list[psutil.Process]:
-    """All of them, as soon as they are there; three things wait."""
+def workers(at_work: Path) -> list[psutil.Process]:
+    """All of them, once each has begun with one of the three things: its id is then a file's name."""
     expected = min(3, len(os.sched_getaffinity(0)))
-    for _ in range(600):
-        every = psutil.Process(command).children()
-        found = [one for one in every if any("spawn_main" in word for word in one.cmdline())]
-        if len(found) == expected:
-            return found
-        time.sleep(0.1)
-    raise AssertionError("no workers in a minute")
+
+    def begun() -> list[int]:
+        found = [int(path.name) for path in at_work.iterdir()]
+        return found if len(found) == expected else []
+
+    return [psutil.Process(pid) for pid in wait_until(begun, "the workers begin")]

@@ -281,11 +281,20 @@ def test_a_sweep_of_several_models_by_batch(small: Path) -> None:
     assert "batches-1/2" not in rest[0] + rest[2]
 
 
+@pytest.mark.parametrize("name", ["decode", "batches"])
+def test_points_without_figures_are_named_alike(name: str) -> None:
+    text = PAGE.partition(f"<!-- {name}: begin -->")[2].partition(f"<!-- {name}: end -->")[0]
+    lines = re.findall(r"^\* .*users.*", text, re.M)
+    assert lines
+    for line in lines:
+        assert re.match(r"\* (?:[\d,]+, )?\[.+\]\(\S+\), \d+ users?[:,] ", line), line
+
+
 def test_windows_of_batches_that_are_not_even_are_told_with_both_halves() -> None:
     """By the requests that ended in each half of the phase, the report's window being nearly all of it."""
     batches = PAGE.partition("<!-- batches: begin -->")[2].partition("<!-- batches: end -->")[0]
     said = re.findall(
-        r"\]\((\S+)\): a request took (\S+) s in the first half .* and (\S+) s", batches
+        r"\]\((\S+)\), \d+ users: a request took (\S+) s in the first half .* and (\S+) s", batches
     )
     assert [link.rpartition("-")[2] for link, *_ in said] == ["046c26d4"]
     for link, *halves in said:

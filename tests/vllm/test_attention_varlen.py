@@ -23,9 +23,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 from paged import dense_reference, make_case, make_impl, run
 
 from greenbench.contract.errors import UserError
-from servers.plugins import OPTIONS_ENV, pieces, varlen, varlen_call, window_varlen
+from servers.plugins import (
+    OPTIONS_ENV,
+    pieces,
+    sink_window,
+    step,
+    varlen,
+    varlen_call,
+    window_varlen,
+)
 from servers.plugins.sdpa import SdpaImpl
-from servers.plugins.sink_window import SinkWindowImpl
+from servers.plugins.sink_window import SinkWindowBuilder, SinkWindowImpl
 from servers.plugins.visibility import Visibility
 
 
@@ -259,6 +267,27 @@ def windowed(case, window: int, sink: int) -> SinkWindowImpl:
     options = {"window": window, "sink": sink, "reads": "varlen"}
     with patch.dict(os.environ, {OPTIONS_ENV: json.dumps(options)}):
         return make_impl(SinkWindowImpl, case)
+
+
+def test_how_pages_are_read_is_asked_when_the_builder_is_made_and_at_no_step():
+    """Guards against JSON of the environment read anew at every step, between two forwards."""
+    case = make_case([(2, 6), (9, 1)], seed=1, dtype=torch.float32, block_size=256)
+    impl = windowed(case, 4, 3)
+    layers = {"layer": SimpleNamespace(impl=impl, layer_name="layer")}
+    cuda, spec = SimpleNamespace(is_cuda=lambda: True), SimpleNamespace(block_size=256)
+    config = SimpleNamespace(speculative_config=None)
+    with (
+        patch.object(sink_window, "current_platform", cuda),
+        patch.object(window_varlen, "varlen_kernel", Kernel),
+        patch.object(step, "get_layers_from_vllm_config", lambda *_: layers),
+    ):
+        with patch.dict(os.environ, {OPTIONS_ENV: json.dumps({"reads": "varlen"})}):
+            builder = SinkWindowBuilder(spec, ["layer"], config, torch.device("cpu"))
+        with patch("servers.plugins.read_options", side_effect=AssertionError("asked again")):
+            made = [builder.build(0, case.common).plans[impl.visibility] for _ in range(2)]
+    assert [{type(call) for call in plan.calls} for plan in made] == [
+        {window_varlen.WindowAndSinks}
+    ] * 2
 
 
 def test_which_queries_have_left_first_tokens_behind():

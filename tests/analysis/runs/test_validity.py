@@ -57,6 +57,25 @@ def test_states_that_bar_a_point(tmp_path: Path, fake: FakeRun, code: str) -> No
     assert code in codes(write_run(tmp_path, fake))
 
 
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        ("stopped by Ctrl-C", "stopped by Ctrl-C"),
+        (
+            None,
+            "the point failed; its manifest does not say why; stopped by the person before it was complete",
+        ),
+    ],
+)
+def test_that_a_point_was_stopped_is_said_once_and_its_code_kept(
+    tmp_path: Path, failure: str | None, said: str
+) -> None:
+    stopped = FakeRun(status="failed", failure=failure, invalid_reasons=("interrupted",))
+    (point,) = analyse_all([load_run(write_run(tmp_path, stopped).path)])
+    assert "; ".join(point.reasons) == said
+    assert (point.status, point.faults) == ("failed", ["failed", "interrupted"])
+
+
 def test_unproven_is_no_fault(tmp_path: Path) -> None:
     assert codes(write_run(tmp_path, FakeRun(proof="unproven", observed_backend=None))) == []
 

@@ -65,6 +65,23 @@ def test_a_second_run_says_one_sentence_and_touches_nothing(
     assert first.poll() is None
 
 
+def test_a_folder_that_a_refused_sweep_made_is_taken_away_and_no_other(tmp_path: Path) -> None:
+    for out, left in ((tmp_path / "runs" / "new", []), (tmp_path / "mine", ["mine"])):
+        if left:
+            out.mkdir()
+        with pytest.raises(UserError), Claim(out):
+            raise UserError("about 8 min are needed")
+        assert [path.name for path in tmp_path.iterdir()] == left
+
+
+def test_a_folder_with_a_result_stays(tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "new"
+    with pytest.raises(UserError), Claim(out):
+        (out / "sweep.yaml").touch()
+        raise UserError("refused later")
+    assert [path.name for path in out.iterdir()] == ["sweep.yaml"]
+
+
 def test_a_killed_runs_claim_is_taken_over_and_said(
     tmp_path: Path, hold: Callable[[Path, str], subprocess.Popen[str]]
 ) -> None:

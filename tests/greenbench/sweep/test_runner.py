@@ -108,6 +108,9 @@ def test_a_sweep_for_which_the_time_is_too_short_leaves_the_folder_as_it_was(
     with pytest.raises(UserError, match="about 8 min are needed"):
         runner.run_sweep(SWEEP, tmp_path, view, within_s=60)  # type: ignore[arg-type]
     assert {name: (tmp_path / name).read_text() for name in kept} == kept
+    with pytest.raises(UserError, match="about 8 min are needed"):
+        runner.run_sweep(SWEEP, tmp_path / "runs" / "new", view, within_s=60)  # type: ignore[arg-type]
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(("text", "chosen"), [("0", {0}), ("1-3", {1, 2, 3}), ("4,0-1", {0, 1, 4})])

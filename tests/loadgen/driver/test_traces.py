@@ -88,7 +88,7 @@ def test_the_format_whose_fields_a_file_has_is_named(tmp_path: Path) -> None:
         (b"{\n", "line 1 is not JSON"),
         (b"[1]\n", "line 1 is not a JSON object"),
         (b'{"a": ' * 100_000, "line 1 is not JSON"),
-        (b"", "has no request with input and output"),
+        (b"", "the file is empty; give a trace with requests"),
         (b'{"timestamp": 0, "input_length": 5, "output_length": 0}\n', "has no request with input"),
     ],
 )
