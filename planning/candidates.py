@@ -19,7 +19,7 @@ from analysis.runs.run import Run
 from analysis.study import Study, study
 from greenbench.contract.config import SloConfig
 from greenbench.contract.errors import UserError
-from planning.batches import Timed, timed
+from planning.batches import Timed, log_of, timed
 from planning.evidence import may_lose, unjudged
 from planning.folder import holds_all
 from planning.front import Front, front
@@ -180,14 +180,16 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
     shape = shape_of(work)
     own: list[tuple[Block, Steps]] = []
     idle: list[tuple[float, int]] = []  # seconds of steps without a kernel, steps
-    for point in points:
+    here = [runs[point.path] for point in points]
+    logs = [log_of(run) for run in here]
+    for point, run, log in zip(points, here, logs, strict=True):
         window = point.window
         if window is None or point.proof != "proven":
             continue
-        steps = timed(runs[point.path], (window.start_unix_ns, window.end_unix_ns))
+        steps = timed(run, log, (window.start_unix_ns, window.end_unix_ns))
         if steps is not None and steps.batches and steps.unmet <= len(steps.batches) / 20:
             own.append((point.block, steps_of(shape, steps)))
-            kernels = kernel_share(runs[point.path], window)
+            kernels = kernel_share(run, window)
             if kernels is not None:
                 idle.append(
                     (
@@ -204,7 +206,6 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
             "no proven run of it has an iteration log that fits its requests (server.iteration_log)"
         )
     model = fit(shape, [run for _, run in own])
-    here = [runs[point.path] for point in points]
     settings = _settings(here)
     metered = _metered(points)
     power = power_of(metered, model)
@@ -214,7 +215,7 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
         model=model,
         timed=tuple(own),
         settings=settings,
-        front=front(here, settings),
+        front=front(here, logs, settings),
         hull=Hull(
             max(run.sequences for _, run in own),
             (min(p.context_tokens for p in points), max(p.context_tokens for p in points)),
