@@ -121,6 +121,12 @@ class Log:
     def lengths(self) -> list[Lengths]:
         return [lengths for _, lengths in self.served]
 
+    @property
+    def cached_share(self) -> float:
+        """Of the prompts' tokens, what was found in the prefix cache."""
+        asked = sum(one.prompt for one in self.lengths)
+        return sum(one.cached for one in self.lengths) / asked if asked else 0.0
+
 
 def log_of(run: Run) -> Log:
     return Log(lines_of(run), served(run))

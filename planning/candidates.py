@@ -39,13 +39,15 @@ WORSE, AGAINST = (
 class Hull:
     """What was measured. ``sequences``: the most in one step; ``prompts``: shortest and longest, tokens;
     ``longest``: tokens of the longest request with its output; ``chunk``: the most tokens of one prompt that
-    a step computed, which are few where the prefix cache held the rest. None: not known.
+    a step computed, which are few where the prefix cache held the rest; ``cached``: the least and the most
+    that it held of a run's prompts. None: not known.
     """
 
     sequences: int
     prompts: tuple[int, int]
     longest: int | None = None
     chunk: int | None = None
+    cached: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
         raise NotEnough("its model's shape or the format of its KV cache is not known")
     shape = shape_of(work)
     own: list[tuple[Block, Steps]] = []
+    cached: list[float] = []
     idle: list[tuple[float, int]] = []  # seconds of steps without a kernel, steps
     here = [runs[point.path] for point in points]
     logs = [log_of(run) for run in here]
@@ -189,6 +192,7 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
         steps = timed(run, log, (window.start_unix_ns, window.end_unix_ns))
         if steps is not None and steps.batches and steps.unmet <= len(steps.batches) / 20:
             own.append((point.block, steps_of(shape, steps)))
+            cached.append(log.cached_share)
             kernels = kernel_share(run, window)
             if kernels is not None:
                 idle.append(
@@ -221,6 +225,7 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
             (min(p.context_tokens for p in points), max(p.context_tokens for p in points)),
             max((n for run in here if (n := _longest(run)) is not None), default=None),
             max(run.chunk for _, run in own),
+            (min(cached), max(cached)),
         ),
         power=power,
         no_power=None if power is not None else _no_power(points, metered),
