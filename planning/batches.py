@@ -110,11 +110,33 @@ def batches(log: Iterable[Line], requests: Iterable[Lengths]) -> list[Batch | No
     return found
 
 
-def timed(run: Run, window_ns: tuple[int, int]) -> Timed | None:
+@dataclass(frozen=True)
+class Log:
+    """Of one run, read once: ``lines`` of its steps and the requests that it ``served``."""
+
+    lines: Sequence[Line]
+    served: Sequence[tuple["Sent", Lengths]]
+
+    @property
+    def lengths(self) -> list[Lengths]:
+        return [lengths for _, lengths in self.served]
+
+    @property
+    def cached_share(self) -> float:
+        """Of the prompts' tokens, what was found in the prefix cache."""
+        asked = sum(one.prompt for one in self.lengths)
+        return sum(one.cached for one in self.lengths) / asked if asked else 0.0
+
+
+def log_of(run: Run) -> Log:
+    return Log(lines_of(run), served(run))
+
+
+def timed(run: Run, log: Log, window_ns: tuple[int, int]) -> Timed | None:
     """The steps of a run that ended in the window; None without a log with time stamps, or with several
     engines, whose steps the requests do not tell apart.
     """
-    lines, requests = lines_of(run), [lengths for _, lengths in served(run)]
+    lines, requests = log.lines, log.lengths
     if not lines:
         return None
     steps = run.steps

@@ -19,7 +19,7 @@ from analysis.runs.run import Run
 from analysis.study import Study, study
 from greenbench.contract.config import SloConfig
 from greenbench.contract.errors import UserError
-from planning.batches import Timed, timed
+from planning.batches import Timed, log_of, timed
 from planning.evidence import may_lose, unjudged
 from planning.folder import holds_all
 from planning.front import Front, front
@@ -39,13 +39,15 @@ WORSE, AGAINST = (
 class Hull:
     """What was measured. ``sequences``: the most in one step; ``prompts``: shortest and longest, tokens;
     ``longest``: tokens of the longest request with its output; ``chunk``: the most tokens of one prompt that
-    a step computed, which are few where the prefix cache held the rest. None: not known.
+    a step computed, which are few where the prefix cache held the rest; ``cached``: the least and the most
+    that it held of a run's prompts. None: not known.
     """
 
     sequences: int
     prompts: tuple[int, int]
     longest: int | None = None
     chunk: int | None = None
+    cached: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -179,15 +181,19 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
         raise NotEnough("its model's shape or the format of its KV cache is not known")
     shape = shape_of(work)
     own: list[tuple[Block, Steps]] = []
+    cached: list[float] = []
     idle: list[tuple[float, int]] = []  # seconds of steps without a kernel, steps
-    for point in points:
+    here = [runs[point.path] for point in points]
+    logs = [log_of(run) for run in here]
+    for point, run, log in zip(points, here, logs, strict=True):
         window = point.window
         if window is None or point.proof != "proven":
             continue
-        steps = timed(runs[point.path], (window.start_unix_ns, window.end_unix_ns))
+        steps = timed(run, log, (window.start_unix_ns, window.end_unix_ns))
         if steps is not None and steps.batches and steps.unmet <= len(steps.batches) / 20:
             own.append((point.block, steps_of(shape, steps)))
-            kernels = kernel_share(runs[point.path], window)
+            cached.append(log.cached_share)
+            kernels = kernel_share(run, window)
             if kernels is not None:
                 idle.append(
                     (
@@ -204,7 +210,6 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
             "no proven run of it has an iteration log that fits its requests (server.iteration_log)"
         )
     model = fit(shape, [run for _, run in own])
-    here = [runs[point.path] for point in points]
     settings = _settings(here)
     metered = _metered(points)
     power = power_of(metered, model)
@@ -214,12 +219,13 @@ def _measured(label: str, points: Sequence[Point], runs: dict[str, Run], found: 
         model=model,
         timed=tuple(own),
         settings=settings,
-        front=front(here, settings),
+        front=front(here, logs, settings),
         hull=Hull(
             max(run.sequences for _, run in own),
             (min(p.context_tokens for p in points), max(p.context_tokens for p in points)),
             max((n for run in here if (n := _longest(run)) is not None), default=None),
             max(run.chunk for _, run in own),
+            (min(cached), max(cached)),
         ),
         power=power,
         no_power=None if power is not None else _no_power(points, metered),

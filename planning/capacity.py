@@ -11,13 +11,14 @@ from greenbench.contract.config import SloConfig
 from greenbench.contract.counted import ranged
 from greenbench.contract.policy import Policy
 from planning.candidates import Measured
-from planning.demand import Demand
+from planning.demand import Demand, cached_words
 from planning.evidence import ATTAINED
 from planning.fleet import (
     Binds,
     Counts,
     Fleet,
     Seen,
+    cached_apart,
     chunk_reach,
     fleet_of,
     largest_chunk,
@@ -210,6 +211,7 @@ def needed(
     if power is not None:
         spread_w = _held(_held(spread_w, power[0]), power[1])
     totals = [choice.total(each) for each in longer]
+    apart = any(cached_apart(one, cached) for one in choice.of)
     return Need(
         label=choice.label,
         pools=servers,
@@ -238,8 +240,8 @@ def needed(
         kwh_interval=_kwh_day(spread_w),
         cost_day=None,
         cost_interval=None,
-        extrapolated=seen.reach > 1,
-        most_extrapolated=at_slo.reach > 1,
+        extrapolated=apart or seen.reach > 1,
+        most_extrapolated=apart or at_slo.reach > 1,
         most_capped=most >= CAPPED,
         barred=any(one.barred for one in choice.of),
         unjudged=any(one.unjudged is not None for one in choice.of),
@@ -559,6 +561,13 @@ def _of_one(one: Measured, asked: Traffic, cached: float) -> Iterator[str]:
         yield f"{_too_long(one, untaken)}; they are counted as missing the SLO"
     if (lengths := length_reach(one, asked, cached)) > 1:
         yield f"extrapolated: {_lengths_beyond(one, asked, cached)}, {lengths:.2f} times beyond"
+    if one.hull.cached is not None and cached_apart(one, cached):
+        low, high = (f"{100 * share:.0f}" for share in one.hull.cached)
+        measured = low if low == high else f"{low} to {high}"
+        yield (
+            f"extrapolated: {cached_words(cached)} is taken to be in the prefix cache, where it held "
+            f"{measured} % of the measured prompts; measure prompts that are cached as much"
+        )
     if one.power is None:
         yield f"no W and kWh: {one.no_power}"
     elif one.power.idle_w is None:

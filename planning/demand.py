@@ -19,13 +19,14 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, mod
 from greenbench.contract.errors import UserError
 from greenbench.contract.explain import parse
 from greenbench.contract.strict import StrictModel
-from greenbench.contract.traces import MOST_TOKENS, format_of, read_lengths
+from greenbench.contract.traces import MOST_TOKENS, format_of, read_requests, repeated_tokens
 from greenbench.contract.yaml_files import load_yaml
 from planning.curves import Floats, Ints
 from planning.requests import Traffic
 
 LEAST_S, LEAST_REQUESTS, MOST_REQUESTS = 120.0, 2_000, 20_000  # of one simulated stretch
 SUM_TO_ONE = 1e-6
+A_FEW = 0.05  # of the prompts' tokens: a share of the cache that is so far off is none
 LEAST_RATE, MOST_RATE = (
     1e-6,
     1e9,
@@ -142,7 +143,8 @@ def _check(key: str, lengths: Lengths) -> None:
 @dataclass(frozen=True)
 class Demand:
     """``trace``: its busiest stretch, ``of`` so many requests. ``longer``: factors on every prompt and
-    output. ``few``, ``most``: requests of a stretch.
+    output. ``few``, ``most``: requests of a stretch. ``repeated``: of the prompt tokens of the stretch, the
+    share with which an earlier prompt of the trace began too; None where it does not tell.
     """
 
     file: TrafficFile
@@ -151,6 +153,7 @@ class Demand:
     longer: tuple[float, float] = (1.0, 1.0)
     few: int = LEAST_REQUESTS
     most: int = MOST_REQUESTS
+    repeated: float | None = None
 
     @property
     def rate_per_s(self) -> float:
@@ -170,6 +173,22 @@ class Demand:
         if self.trace:
             said.append(self._trace_words)
         return ", ".join(said)
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """What was taken of the prefix cache where the trace's own prompts say something else."""
+        taken, shown = self.file.cached_share, self.repeated
+        if shown is None or abs(taken - shown) <= A_FEW:
+            return ()
+        most = min(99, math.floor(100 * shown))
+        if taken < shown:
+            then = f"if a cache holds them fewer replicas may do (cached_share: {most / 100:g})"
+        else:
+            then = f"if no other traffic shares them more replicas are needed (cached_share: {most / 100:g})"
+        return (
+            f"assumed: {cached_words(taken)} in the prefix cache, where by the trace's hash_ids at most "
+            f"{most} % of its prompts' tokens begin an earlier prompt too; {then}",
+        )
 
     @property
     def _trace_words(self) -> str:
@@ -260,16 +279,26 @@ def load_demand(path: Path) -> Demand:
         return Demand(file)
     trace = Path(file.trace).expanduser()
     trace = trace if trace.is_absolute() else path.parent / trace
-    rows = read_lengths(trace, file.trace_format or format_of(trace))
+    requests = read_requests(trace, file.trace_format or format_of(trace))
+    rows = [lengths for lengths, _ in requests]
     if len(rows) < 2 or rows[0][0] == rows[-1][0]:
         raise UserError(
             f"{path}: trace: at least 2 requests at two times are wanted, found {len(rows)}"
             + (" at one time" if len(rows) > 1 else "")
         )
-    return Demand(file, busiest(rows, file.speed), of=len(rows))
+    within = busiest(rows, file.speed)
+    repeated: float | None = None
+    if any(blocks for _, blocks in requests):
+        held = sum(repeated_tokens(requests)[within])
+        repeated = held / sum(prompt for _, prompt, _ in rows[within])
+    return Demand(file, tuple(rows[within]), of=len(rows), repeated=repeated)
 
 
-def busiest(rows: Sequence[Row], speed: float) -> tuple[Row, ...]:
+def cached_words(share: float) -> str:
+    return f"{100 * share:.3g} % of each prompt" if share else "no part of a prompt"
+
+
+def busiest(rows: Sequence[Row], speed: float) -> slice:
     """The most requests that come within 2 minutes, with others beside them up to ``LEAST_REQUESTS``: of all
     stretches of as many the shortest, at most ``MOST_REQUESTS``.
     """
@@ -277,5 +306,4 @@ def busiest(rows: Sequence[Row], speed: float) -> tuple[Row, ...]:
     within = np.searchsorted(at, at + LEAST_S, side="right") - np.arange(len(at))
     n = min(len(at), MOST_REQUESTS, max(LEAST_REQUESTS, int(within.max())))
     start = int(np.argmin(at[n - 1 :] - at[: len(at) - n + 1]))
-    found = tuple(rows[start : start + n])
-    return found if found[0][0] < found[-1][0] else tuple(rows)
+    return slice(start, start + n) if at[start] < at[start + n - 1] else slice(0, len(rows))

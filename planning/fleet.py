@@ -39,6 +39,7 @@ from planning.simulator import (
 
 SHARED = 16  # servers that stand for a larger fleet of equal ones, with their share of the requests
 A_FEW_MORE = 1.05
+APART = 0.1  # of the prompts' tokens: a share in the prefix cache so far off was not measured
 WAITED = 0.2  # of the time with a queue before a limit, from which the limit binds
 PERCENTILES = (50, 90, 99)
 Counts = tuple[int, ...]  # servers of each pool
@@ -362,6 +363,14 @@ def largest_chunk(one: Measured, asked: Traffic, cached: float) -> int:
     longest = int(asked.prompt_tokens.max())
     new = longest - one.settings.found(longest, cached)
     return min(new, one.settings.max_num_batched_tokens)
+
+
+def cached_apart(one: Measured, cached: float) -> bool:
+    """Whether far more of each prompt, or far less, is taken to be in the prefix cache than was measured."""
+    if one.hull.cached is None:
+        return False
+    low, high = one.hull.cached
+    return not low - APART <= cached <= high + APART
 
 
 def _beyond(reach: float) -> float:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
 from analysis.runs.run import Run
-from planning.batches import Lengths, Line, Sent, lines_of, served
+from planning.batches import Lengths, Line, Log, Sent, log_of
 from planning.simulator import Settings
 
 Floats = npt.NDArray[np.float64]
@@ -72,10 +72,9 @@ class Places:
         return self.lines_ns[np.clip(step, 0, len(self.lines_ns) - 1)]
 
 
-def front(runs: Sequence[Run], settings: Settings) -> Front:
-    """One line over the prompts' lengths for all runs."""
-    logs = [(lines_of(run), served(run)) for run in runs]
-    found = [way for lines, rows in logs if (way := ways(lines, rows, settings)) is not None]
+def front(runs: Sequence[Run], logs: Sequence[Log], settings: Settings) -> Front:
+    """One line over the prompts' lengths for all runs. ``logs``: of each."""
+    found = [way for log in logs if (way := ways(log.lines, log.served, settings)) is not None]
     if not found:
         return Front(0.0, 0.0)
     tokens, low_s, high_s = (
@@ -158,11 +157,13 @@ def waiting_s(run: Run, front: Front) -> Floats:
     """Of each served request from its coming to the engine to the start of the first step that computes it;
     NaN where the log does not tell.
     """
-    rows = served(run)
-    at = places(lines_of(run), [lengths for _, lengths in rows])
+    log = log_of(run)
+    at = places(log.lines, log.lengths)
     if at is None:
-        return np.full(len(rows), np.nan)
-    came = np.array([one.sent_ns + 1e9 * front.before_s(n.prompt - n.cached) for one, n in rows])
+        return np.full(len(log.served), np.nan)
+    came = np.array(
+        [one.sent_ns + 1e9 * front.before_s(n.prompt - n.cached) for one, n in log.served]
+    )
     waited = np.maximum(at.line(at.first - 1) - came, 0) / 1e9
     return np.where(at.known & (at.first > 0), waited, np.nan)
 

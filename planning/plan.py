@@ -52,6 +52,7 @@ class Prices(StrictModel):
 class Plan:
     """``needs``: who may serve first, of these those whose answers are in no doubt, then the fewest cards.
     ``mixed``: the policy's pools. ``refused``: a sentence for each candidate that is left out.
+    ``assumed``: of the traffic, where it says something else of itself.
     """
 
     device: str
@@ -61,6 +62,7 @@ class Plan:
     needs: tuple[Need, ...]
     mixed: Need | None
     refused: tuple[str, ...]
+    assumed: tuple[str, ...] = ()
 
 
 def plan(
@@ -111,6 +113,7 @@ def plan(
         needs=tuple(sorted(needs, key=lambda n: (n.barred, n.unjudged, n.machines, -n.most_rate))),
         mixed=mixed,
         refused=tuple(left_out(refused)),
+        assumed=demand.assumed,
     )
 
 

@@ -49,7 +49,7 @@ def circumstances(made: Plan) -> str:
 
 
 def said(made: Plan) -> list[str]:
-    """What must be said of the candidates, of the policy's pools, and of who is left out."""
+    """What must be said of the traffic, the candidates, the policy's pools, and of who is left out."""
     of: dict[str, list[str]] = {}
     for one in every(made):
         for sentence in one.said:
@@ -58,7 +58,8 @@ def said(made: Plan) -> list[str]:
         f"{', '.join(labels) if len(labels) < max(2, len(every(made))) else 'All'}: {sentence}."
         for sentence, labels in of.items()
     ]
-    return [*sentences, *(f"Left out: {why}." for why in made.refused)]
+    assumed = [f"{why[0].upper()}{why[1:]}." for why in made.assumed]
+    return [*assumed, *sentences, *(f"Left out: {why}." for why in made.refused)]
 
 
 def head(currency: str) -> tuple[str, ...]:

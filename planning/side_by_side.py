@@ -1,10 +1,11 @@
 """One function of several things, each in a process of its own: as many at once as there are cores."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from greenbench.contract.cpu import usable_cores
 
 Thing = TypeVar("Thing")
 Found = TypeVar("Found")
+LINEAR_ALGEBRA = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def side_by_side(of: Callable[[Thing], Found], things: Sequence[Thing]) -> list[Found]:
@@ -25,7 +27,8 @@ def side_by_side(of: Callable[[Thing], Found], things: Sequence[Thing]) -> list[
             # blocked in the processes too, which inherit it: Ctrl-C is answered here
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
             try:
-                found = [pool.submit(of, one) for one in things]
+                with _of_one_thread():
+                    found = [pool.submit(of, one) for one in things]
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
             return [each.result() for each in found]
@@ -33,6 +36,23 @@ def side_by_side(of: Callable[[Thing], Found], things: Sequence[Thing]) -> list[
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
+
+
+@contextlib.contextmanager
+def _of_one_thread() -> Iterator[None]:
+    """Processes that start here do linear algebra in one thread each: there are as many as cores, and threads
+    beside them spin while they wait.
+    """
+    before = {name: os.environ.get(name) for name in LINEAR_ALGEBRA}
+    os.environ.update(dict.fromkeys(LINEAR_ALGEBRA, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _end_with_parent() -> None:

@@ -203,20 +203,20 @@ class Engine:
 
     def _shorten(self, at: float) -> None:
         """Of the steps under way those that begin before ``at`` are done as they stand."""
-        passed, last = at - self.now, self.steps_due - 1
+        passed, last, n = at - self.now, self.steps_due - 1, self.decoding
         begun = min(last, int(passed / (self.end_s - self.now) * self.steps_due))  # nearly
-        while begun < last and self._decode_s(begun + 1) < passed:
+        while begun < last and self._decode_s(begun + 1, n) < passed:
             begun += 1
-        while begun and self._decode_s(begun) >= passed:
+        while begun and self._decode_s(begun, n) >= passed:
             begun -= 1
         self.steps_due = min(begun + 1 + self.settings.ahead, self.steps_due)
-        self.end_s = self.now + self._decode_s(self.steps_due)
+        self.end_s = self.now + self._decode_s(self.steps_due, n)
 
     def _commit(self) -> list[Job]:
         m, took, costs = self.steps_due, self.end_s - self.now, self.costs
         n = len(self.running) - len(self.filling)
         if self.waiting:  # else nobody asks
-            self.began_s = self.now + (self._decode_s(m - 1) if m > 1 else 0.0)
+            self.began_s = self.now + (self._decode_s(m - 1, n) if m > 1 else 0.0)
         self.now = self.end_s
         self.step += m
         self.steps += m
@@ -283,17 +283,18 @@ class Engine:
         self.waits = None
         if self.filling or self.waiting:
             self._compose(n, preempted, math.inf if total is None else total - at_most)
+            n = len(self.running) - len(self.filling)
         if not n and not self.due:
             self.end_s, self.steps_due = math.inf, 0
             return
         if self.due:
-            self.steps_due, took = 1, self._mixed_s()
+            self.steps_due, took = 1, self._mixed_s(n)
         else:
             late = self.waiting and self.waits is None
             self.steps_due = 1 if late else self._steps_alike()
-            took = self._decode_s(self.steps_due)
+            took = self._decode_s(self.steps_due, n)
         self.end_s = self.now + took
-        held = self.contexts - (len(self.running) - len(self.filling)) + self.filled
+        held = self.contexts - n + self.filled
         if held > self.most_kv_tokens:
             self.most_kv_tokens = held
 
@@ -369,24 +370,24 @@ class Engine:
         held = self.contexts + self.filled + len(self.filling)
         return held + len(self.running) * (self.settings.block_size - 1)
 
-    def _mixed_s(self) -> float:
-        tokens, costs = len(self.running) - len(self.filling), self.costs
-        sequences = tokens + len(self.due)
+    def _mixed_s(self, n: int) -> float:
+        """Of a step with n decodes and the chunks that are due."""
+        costs, tokens, sequences = self.costs, n, n + len(self.due)
         self.due_s = 0.0
         for job, new in self.due:
             tokens += new
             self.due_s += costs.chunk_s(new, job.computed)
         own = costs.of_tokens[tokens] + costs.sequence_s * sequences
-        return own + self._read_s(1) + self.due_s
+        return own + self._read_s(1, n) + self.due_s
 
-    def _decode_s(self, m: int) -> float:
-        """Of m steps with the requests that decode now."""
-        n, costs = len(self.running) - len(self.filling), self.costs
-        return m * (costs.of_tokens[n] + costs.sequence_s * n) + self._read_s(m)
+    def _decode_s(self, m: int, n: int) -> float:
+        """Of m steps with the n requests that decode now."""
+        costs = self.costs
+        return m * (costs.of_tokens[n] + costs.sequence_s * n) + self._read_s(m, n)
 
-    def _read_s(self, m: int) -> float:
-        """Σ over m steps and the decoding of the context that each reads, within each window."""
-        n, costs = len(self.running) - len(self.filling), self.costs
+    def _read_s(self, m: int, n: int) -> float:
+        """Σ over m steps and the n decoding of the context that each reads, within each window."""
+        costs = self.costs
         total = costs.full_read_s * (m * self.contexts + n * m * (m - 1) / 2)
         if not costs.read_s:
             return total
@@ -399,8 +400,10 @@ class Engine:
             self.grown_at = step
         for window, seconds in costs.read_s:
             read = (n - len(self.growing)) * m * window
-            for context, _ in self.growing:
-                read += _reads(context + step, m, window)
+            if m == 1:  # as nearly always
+                read += sum([min(context + step, window) for context, _ in self.growing])
+            else:
+                read += sum([_reads(context + step, m, window) for context, _ in self.growing])
             total += seconds * read
         return total
 
@@ -552,14 +555,17 @@ def _until(events: list[tuple[float, int]], engines: Sequence[Engine], at: float
     """All that ends by ``at``; when the last of it did."""
     last = 0.0
     while events and events[0][0] <= at:
-        end_s, index = heapq.heappop(events)
+        end_s, index = events[0]
         one = engines[index]
         if end_s != one.end_s:
+            heapq.heappop(events)
             continue
         last = end_s
         one.finish()
         if one.end_s < math.inf:
-            heapq.heappush(events, (one.end_s, index))
+            heapq.heapreplace(events, (one.end_s, index))
+        else:
+            heapq.heappop(events)
     return last
 
 

@@ -49,7 +49,7 @@ from planning.back_test import (
     seen,
 )
 from planning.baselines import Known, line, nearest
-from planning.batches import batches, lines_of, served, timed
+from planning.batches import batches, log_of, timed
 from planning.candidates import Measured, candidates_of, left_out
 from planning.closed_loop import play_users
 from planning.front import Front
@@ -302,7 +302,7 @@ def explain(args: argparse.Namespace) -> int:
     found = study(args.heldout, across_executions=True, slo=SloConfig())
     for run in sorted(found.runs, key=lambda r: point_key(r.point)):
         phase = measured_phase(run)
-        steps = None if phase is None else timed(run, phase)
+        steps = None if phase is None else timed(run, log_of(run), phase)
         if steps is None or not steps.batches or run.point.load.trace is not None:
             continue
         one, load = of[candidate_key(run.point)].one, load_of(run.point)
@@ -361,11 +361,12 @@ def _clock(run: Run, one: Measured, every_s: float | None) -> tuple[Floats, Floa
     """Knots (unix s, seconds by the terms): a step takes of the second what the terms say, and what lies
     between steps as long as it took. Known every ``every_s``, or at each step. None without time stamps.
     """
-    lines = lines_of(run)
+    log = log_of(run)
+    lines = log.lines
     if not lines:
         return None
     took = between_lines(run.steps, in_engine(run.requests)).to_numpy(dtype=float)
-    played = batches(lines, [lengths for _, lengths in served(run)])
+    played = batches(lines, log.lengths)
     wall, own = [lines[0].unix_ns / 1e9], [0.0]
     for line_, batch, seconds in zip(lines, played, took, strict=True):
         end = line_.unix_ns / 1e9

@@ -1,7 +1,8 @@
 """Recorded traffic as others publish it: arrival times and lengths, no text.
 
 Formats, by their publishers' files:
-- mooncake: JSON lines with ``timestamp`` (ms), ``input_length``, ``output_length``
+- mooncake: JSON lines with ``timestamp`` (ms), ``input_length``, ``output_length``, and ``hash_ids`` of the
+  prompt's blocks, each equal only where all before it are too
 - burstgpt: CSV with ``Timestamp`` (s), ``Request tokens``, ``Response tokens``
 - azure: CSV with ``TIMESTAMP`` (date and time), ``ContextTokens``, ``GeneratedTokens``
 
@@ -16,13 +17,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from greenbench.contract.errors import UserError
 
 Row = dict[str, Any]
 NO_ROW: Row = {}
 Lengths = tuple[float, int, int]  # seconds, input tokens, output tokens
+Blocks = tuple[int | str, ...]  # of a prompt, by their ids; none where the trace has none
 MOST_TOKENS = 100_000_000  # of one request; the longest windows of today hold ten million
 MOST_SECONDS = 1e12  # of a time; as seconds since 1970 some 30,000 years
 
@@ -148,32 +150,62 @@ def _refuse_empty(path: Path) -> None:
 
 def read_lengths(path: Path, name: str) -> list[Lengths]:
     """The requests of a trace in order of time; at least one. What is wrong: UserError."""
+    return [lengths for lengths, _ in read_requests(path, name)]
+
+
+def read_requests(path: Path, name: str) -> list[tuple[Lengths, Blocks]]:
+    """``read_lengths``, and of each request its prompt's blocks."""
     try:
         _refuse_empty(path)
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = _lengths(path, name, file)
+            rows = _requests(path, name, file)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a trace file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except csv.Error as error:
         raise UserError(f"{path}: cannot be read as CSV ({error}); give a trace file") from error
-    rows = sorted(row for row in rows if row[1] > 0 and row[2] > 0)
+    kept = [(lengths, blocks) for lengths, blocks in rows if lengths[1] > 0 and lengths[2] > 0]
+    rows = sorted(kept, key=lambda row: row[0])
     if not rows:
         raise UserError(f"{path}: has no request with input and output; give another trace")
     return rows
 
 
-def _lengths(path: Path, name: str, lines: Iterable[str]) -> list[Lengths]:
-    """(seconds, input tokens, output tokens) of each row."""
+def repeated_tokens(requests: Iterable[tuple[Lengths, Blocks]]) -> list[float]:
+    """Of each request the tokens with which an earlier prompt began too, as a prefix cache that forgets
+    nothing would hold them; blocks are taken to be of one length.
+    """
+    known: dict[tuple[int, int | str], int] = {}  # (the block before, an id) -> number of a block
+    found: list[float] = []
+    for (_, tokens, _), blocks in requests:
+        before = held = 0
+        for block in blocks:
+            fresh = len(known) + 1
+            own = known.setdefault((before, block), fresh)
+            held += own != fresh
+            before = own
+        found.append(tokens * held / len(blocks) if blocks else 0.0)
+    return found
+
+
+def _requests(path: Path, name: str, lines: Iterable[str]) -> list[tuple[Lengths, Blocks]]:
+    """(seconds, input tokens, output tokens) of each row, and its prompt's blocks."""
     trace_format = FORMATS[name]
-    lengths: list[Lengths] = []
+    requests: list[tuple[Lengths, Blocks]] = []
     for number, row in enumerate(trace_format.rows(path, lines), start=1):
         try:
-            lengths.append(trace_format.read(row))
+            requests.append((trace_format.read(row), _blocks(row)))
         except ValueError as error:
             raise UserError(f"{path}: row {number}: {error}; {_other_format(name, row)}") from error
-    return lengths
+    return requests
+
+
+def _blocks(row: Row) -> Blocks:
+    ids = row.get("hash_ids")
+    if not isinstance(ids, list):
+        return ()
+    return tuple(each if isinstance(each, int) else str(each) for each in cast(list[object], ids))
 
 
 def _other_format(name: str, row: Row) -> str:

@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -42,6 +44,12 @@ def refused(name: str) -> None:
     raise UserError(f"{name}: refused")
 
 
+def native_threads(numbers: list[float]) -> int:
+    """Those of this process that are none of Python's, once it did linear algebra."""
+    np.linalg.qr(np.array([numbers, numbers]))
+    return len([*Path("/proc/self/task").iterdir()]) - threading.active_count()
+
+
 @pytest.fixture
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
@@ -58,6 +66,16 @@ def test_nothing_is_started_for_one(two_cores: None, monkeypatch: pytest.MonkeyP
     assert side_by_side(pid_after, [0]) == [os.getpid()]
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
     assert side_by_side(pid_after, [0, 0]) == [os.getpid()] * 2
+
+
+def test_a_process_has_no_thread_for_linear_algebra_beside_its_own(
+    two_cores: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of as many as there are cores; what a person set for other programs stays."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert side_by_side(native_threads, [[1.0], [2.0]]) == [0, 0]
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "2" and "OMP_NUM_THREADS" not in os.environ
 
 
 def test_what_one_raises_ends_the_others(two_cores: None) -> None:
