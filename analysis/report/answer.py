@@ -59,35 +59,48 @@ def _told(whole: Study, choices: Mapping[str, Sequence[Group]]) -> str:
             f"for {listed(group.where for group in groups)}, {choice}"
             for choice, groups in choices.items()
         )
+    return f"{counts(everyone)}; enter yours below"
+
+
+def counts(decided: Sequence[Decision]) -> str:
+    """``: it depends on task, load and length: of the 9 cases `a` wins 2, …; `b` was ahead in 1``."""
     won: dict[str, int] = {}
-    for decision in everyone:
+    for decision in decided:
         if decision.winner is not None:
             won[decision.winner] = won.get(decision.winner, 0) + 1
-    n = len(everyone)
+    n, ahead = len(decided), leads(decided)
+    untested = f"; {listed(ahead)} (indicative)" if ahead else ""
     if not won:
-        return f": **no clear winner** in any of the {n} measured cases; enter yours below"
+        shown = "winner is shown" if ahead else "clear winner"
+        return f": **no {shown}** in any of the {n} measured cases{untested}"
     most = sorted(won.items(), key=lambda item: (-item[1], item[0]))[:MOST]
     told = listed(f"**`{name}`** wins {times}" for name, times in most)
-    rest = n - sum(won.values())
+    rest = sum(each.winner is None and each.outcome != "indicative" for each in decided)
     return (
         f": it depends on task, load and length: of the {n} measured cases {told}"
-        f"{f' and {rest} have no clear winner' if rest else ''}; enter yours below"
+        f"{f' and {rest} have no clear winner' if rest else ''}{untested}"
     )
 
 
 def tally(decided: Sequence[Decision]) -> str:
     """``Of 6 measured cases `a` was ahead in 2, `b` in 1 (`c` has no value there)``; untested ones."""
+    rest = sum(decision.outcome != "indicative" for decision in decided)
+    told = leads(decided) + [f"{rest} {'has' if rest == 1 else 'have'} no clear winner"] * bool(
+        rest
+    )
+    return f"Of {len(decided)} measured cases {listed(told)}; enter yours below"
+
+
+def leads(decided: Sequence[Decision]) -> list[str]:
+    """```a` was ahead in 2`` of each that leads untested, the most first."""
     led: dict[str, list[Decision]] = {}
     for decision in decided:
         if decision.outcome == "indicative":
             led.setdefault(decision.front[0], []).append(decision)
-    told = [
+    return [
         f"`{name}` was ahead in {len(held)}{_without(held)}"
         for name, held in sorted(led.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
-    rest = len(decided) - sum(map(len, led.values()))
-    told += [f"{rest} {'has' if rest == 1 else 'have'} no clear winner"] * bool(rest)
-    return f"Of {len(decided)} measured cases {listed(told)}; enter yours below"
 
 
 def _without(held: Sequence[Decision]) -> str:

@@ -1,5 +1,6 @@
 """Small clauses of the report, each against arithmetic or what it was given."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
@@ -8,7 +9,7 @@ import pytest
 from analysis.bottleneck.classify import Bottleneck, Evidence, PhaseBound, PhaseVerdict, PointBound
 from analysis.compare.decisions import Contender, Decision, Eligible
 from analysis.objectives import GOODPUT
-from analysis.report.answer import tally
+from analysis.report.answer import counts, tally
 from analysis.report.choices import untested_words
 from analysis.report.formats import factor
 from analysis.report.sentences import bound_words, by_bound
@@ -100,4 +101,19 @@ def test_cases_of_too_few_starts_are_tallied() -> None:
     assert tally(made) == (
         "Of 4 measured cases `a` was ahead in 2, `b` was ahead in 1 (`a` has no value there) and 1 has no "
         "clear winner; enter yours below"
+    )
+
+
+def test_cases_of_which_some_are_tested_count_wins_and_leads_apart() -> None:
+    both = {"a": 3, "b": 3}
+    alike = [decision(both, ("a", "b"), tested=True)] * 6
+    led = decision({"a": 1, "c": 1}, ("c",))
+    won = replace(decision(both, ("a",), tested=True), outcome="winner")
+    assert counts(alike) == ": **no clear winner** in any of the 6 measured cases"
+    assert counts([*alike, led]) == (
+        ": **no winner is shown** in any of the 7 measured cases; `c` was ahead in 1 (indicative)"
+    )
+    assert counts([*alike, led, won, won]) == (
+        ": it depends on task, load and length: of the 9 measured cases **`a`** wins 2 and 6 have no clear "
+        "winner; `c` was ahead in 1 (indicative)"
     )
