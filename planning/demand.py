@@ -144,7 +144,7 @@ def _check(key: str, lengths: Lengths) -> None:
 class Demand:
     """``trace``: its busiest stretch, ``of`` so many requests. ``longer``: factors on every prompt and
     output. ``few``, ``most``: requests of a stretch. ``repeated``: of the prompt tokens of the stretch, the
-    share with which an earlier prompt of the trace began too; None where it does not tell.
+    share with which an earlier prompt of the trace began too; None where it does not tell it of each.
     """
 
     file: TrafficFile
@@ -180,14 +180,14 @@ class Demand:
         taken, shown = self.file.cached_share, self.repeated
         if shown is None or abs(taken - shown) <= A_FEW:
             return ()
-        most = min(99, math.floor(100 * shown))
+        about = min(99, round(100 * shown))
         if taken < shown:
-            then = f"if a cache holds them fewer replicas may do (cached_share: {most / 100:g})"
+            then = f"if a cache holds them fewer replicas may do (cached_share: {about / 100:g})"
         else:
-            then = f"if no other traffic shares them more replicas are needed (cached_share: {most / 100:g})"
+            then = f"if no other traffic shares them more may be needed (cached_share: {about / 100:g})"
         return (
-            f"assumed: {cached_words(taken)} in the prefix cache, where by the trace's hash_ids at most "
-            f"{most} % of its prompts' tokens begin an earlier prompt too; {then}",
+            f"assumed: {cached_words(taken)} in the prefix cache, where by the trace's hash_ids about "
+            f"{about} % of its prompts' tokens begin an earlier prompt too; {then}",
         )
 
     @property
@@ -288,7 +288,7 @@ def load_demand(path: Path) -> Demand:
         )
     within = busiest(rows, file.speed)
     repeated: float | None = None
-    if any(blocks for _, blocks in requests):
+    if all(blocks for _, blocks in requests[within]):
         held = sum(repeated_tokens(requests)[within])
         repeated = held / sum(prompt for _, prompt, _ in rows[within])
     return Demand(file, tuple(rows[within]), of=len(rows), repeated=repeated)

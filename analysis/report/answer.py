@@ -72,23 +72,23 @@ def counts(decided: Sequence[Decision]) -> str:
     untested = f"; {listed(ahead)} (indicative)" if ahead else ""
     if not won:
         shown = "winner is shown" if ahead else "clear winner"
-        return f": **no {shown}** in any of the {n} measured cases{untested}"
+        return f": **no {shown}** in any of the {n} compared cases{untested}"
     most = sorted(won.items(), key=lambda item: (-item[1], item[0]))[:MOST]
     told = listed(f"**`{name}`** wins {times}" for name, times in most)
     rest = sum(each.winner is None and each.outcome != "indicative" for each in decided)
     return (
-        f": it depends on task, load and length: of the {n} measured cases {told}"
+        f": it depends on task, load and length: of the {n} compared cases {told}"
         f"{f' and {rest} have no clear winner' if rest else ''}{untested}"
     )
 
 
 def tally(decided: Sequence[Decision]) -> str:
-    """``Of 6 measured cases `a` was ahead in 2, `b` in 1 (`c` has no value there)``; untested ones."""
+    """``Of 6 compared cases `a` was ahead in 2, `b` in 1 (`c` has no value there)``; untested ones."""
     rest = sum(decision.outcome != "indicative" for decision in decided)
     told = leads(decided) + [f"{rest} {'has' if rest == 1 else 'have'} no clear winner"] * bool(
         rest
     )
-    return f"Of {len(decided)} measured cases {listed(told)}; enter yours below"
+    return f"Of {len(decided)} compared cases {listed(told)}; enter yours below"
 
 
 def leads(decided: Sequence[Decision]) -> list[str]:

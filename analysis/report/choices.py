@@ -190,7 +190,8 @@ def difference_words(whole: Study, difference: Difference) -> str:
             return f"{significant(ahead)} {objective.unit}, while {_at_zero(whole, difference)}"
         return f"{significant(ahead)} against {significant(behind)} {objective.unit} of `{difference.b}`"
     interval = difference.gain_interval if difference.tested else None
-    return f"{factor(gain, interval)} {objective.better} {than(difference)}"
+    less = not objective.higher_is_better
+    return f"{factor(gain, interval, less)} {objective.better} {than(difference)}"
 
 
 def than(difference: Difference) -> str:
@@ -220,7 +221,8 @@ def gap_words(difference: Difference) -> str:
     held = difference if ahead else difference.turned
     interval = held.gain_interval if difference.tested else None
     words = objective.better if ahead else objective.worse
-    return f"{factor(gain if ahead else 1 / gain, interval)} {words} {than(difference)}"
+    less = ahead != objective.higher_is_better
+    return f"{factor(gain if ahead else 1 / gain, interval, less)} {words} {than(difference)}"
 
 
 def between_words(difference: Difference) -> str:

@@ -110,15 +110,17 @@ def times(ratio: float) -> str:
     return f"{significant(ratio, 2 if ratio < 10 else 3)}×"
 
 
-def factor(gain: float, interval: tuple[float, float] | None = None) -> str:
+def factor(gain: float, interval: tuple[float, float] | None = None, less: bool = False) -> str:
     """By how much one is better, with its interval to as many decimals: ``1.31× [1.20, 1.42]``; a small one
-    in percent, so that no difference is ever told as 1.00×: ``4.2 % [2.1 %, 6.3 %]``.
+    in percent, so that no difference is ever told as 1.00×: ``4.2 % [2.1 %, 6.3 %]``. ``less``: of the other,
+    as in ``4.0 % lower``: 1 / 1.042 is 4.0 % below 1.
     """
     small = gain < 1.1
     places = 2 if gain < 10 else 1 if gain < 100 else 0
 
     def said(value: float) -> str:
-        return f"{(value - 1) * 100:.1f} %" if small else f"{value:,.{places}f}"
+        share = 1 - 1 / value if less else value - 1
+        return f"{share * 100:.1f} %" if small else f"{value:,.{places}f}"
 
     words = said(gain) if small else f"{said(gain)}×"
     return words if interval is None else f"{words} [{said(interval[0])}, {said(interval[1])}]"

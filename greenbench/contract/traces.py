@@ -13,7 +13,7 @@ import csv
 import json
 import math
 import reprlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ Row = dict[str, Any]
 NO_ROW: Row = {}
 Lengths = tuple[float, int, int]  # seconds, input tokens, output tokens
 Blocks = tuple[int | str, ...]  # of a prompt, by their ids; none where the trace has none
+MOONCAKE_BLOCK = 512  # tokens, github.com/kvcache-ai/Mooncake, the traces' notes
 MOST_TOKENS = 100_000_000  # of one request; the longest windows of today hold ten million
 MOST_SECONDS = 1e12  # of a time; as seconds since 1970 some 30,000 years
 
@@ -61,7 +62,8 @@ def _objects(path: Path, lines: Iterable[str]) -> Iterator[Row]:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: line {number} is not JSON ({error})") from error
+            other = "; of a CSV trace say trace_format: burstgpt or azure" if number == 1 else ""
+            raise UserError(f"{path}: line {number} is not JSON ({error}){other}") from error
         if not isinstance(value, dict):
             raise UserError(f"{path}: line {number} is not a JSON object")
         yield value
@@ -138,8 +140,16 @@ def format_of(path: Path) -> str:
         if set(form.names) <= set(row):
             return name
     _refuse_empty(path)
+    _refuse_a_header_alone(path)
     wanted = "; ".join(f"{name}: {', '.join(form.names)}" for name, form in FORMATS.items())
     raise UserError(f"{path}: the fields of no known trace format ({wanted}); give such a file")
+
+
+def _refuse_a_header_alone(path: Path) -> None:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        lines = [line.strip() for line in file if line.strip()][:2]
+    if len(lines) == 1 and any(set(f.names) <= set(lines[0].split(",")) for f in FORMATS.values()):
+        raise UserError(f"{path}: has a header and no request; give a trace with requests")
 
 
 def _refuse_empty(path: Path) -> None:
@@ -172,12 +182,13 @@ def read_requests(path: Path, name: str) -> list[tuple[Lengths, Blocks]]:
     return rows
 
 
-def repeated_tokens(requests: Iterable[tuple[Lengths, Blocks]]) -> list[float]:
+def repeated_tokens(requests: Sequence[tuple[Lengths, Blocks]]) -> list[int]:
     """Of each request the tokens with which an earlier prompt began too, as a prefix cache that forgets
-    nothing would hold them; blocks are taken to be of one length.
+    nothing would hold them. All but a prompt's last block are full.
     """
+    size = _block_tokens(requests)
     known: dict[tuple[int, int | str], int] = {}  # (the block before, an id) -> number of a block
-    found: list[float] = []
+    found: list[int] = []
     for (_, tokens, _), blocks in requests:
         before = held = 0
         for block in blocks:
@@ -185,8 +196,16 @@ def repeated_tokens(requests: Iterable[tuple[Lengths, Blocks]]) -> list[float]:
             own = known.setdefault((before, block), fresh)
             held += own != fresh
             before = own
-        found.append(tokens * held / len(blocks) if blocks else 0.0)
+        found.append(min(tokens, held * size))
     return found
+
+
+def _block_tokens(requests: Iterable[tuple[Lengths, Blocks]]) -> int:
+    """Mooncake's, where every prompt has as many blocks as that makes; else the least that holds them all."""
+    counted = [(tokens, len(blocks)) for (_, tokens, _), blocks in requests if blocks]
+    if all(n == -(-tokens // MOONCAKE_BLOCK) for tokens, n in counted):
+        return MOONCAKE_BLOCK
+    return max(-(-tokens // n) for tokens, n in counted)
 
 
 def _requests(path: Path, name: str, lines: Iterable[str]) -> list[tuple[Lengths, Blocks]]:

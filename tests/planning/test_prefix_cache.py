@@ -87,8 +87,14 @@ def test_what_was_cached_is_of_all_prompt_tokens_of_a_run() -> None:
 def test_a_prompt_repeats_the_blocks_that_one_earlier_prompt_begins_with() -> None:
     """Of 4 blocks the first 2; block 9 alone begins none; 3 after 1 is another prompt's, not after 1, 2."""
     blocks = [(1, 2), (1, 2, 5, 6), (9, 2), (1, 3), (1, 2, 3, 6), (), (1, 2, 5, 6)]
-    asked = [((float(n), 1000, 1), each) for n, each in enumerate(blocks)]
-    assert repeated_tokens(asked) == [0.0, 500.0, 0.0, 500.0, 500.0, 0.0, 1000.0]
+    asked = [((float(n), 250 * len(each) or 9, 1), each) for n, each in enumerate(blocks)]
+    assert repeated_tokens(asked) == [0, 500, 0, 250, 500, 0, 1000]
+
+
+def test_blocks_are_full_but_the_last() -> None:
+    """Of 800 tokens in blocks of 512 the first block has 512, the second 288."""
+    asked = [((float(n), 800, 1), blocks) for n, blocks in enumerate([(1, 2), (1, 3), (1, 2)])]
+    assert repeated_tokens(asked) == [0, 512, 800]
 
 
 def traffic(tmp_path: Path, more: str = "", ids: bool = True) -> Demand:
@@ -110,9 +116,9 @@ def test_a_trace_that_shares_prefixes_says_what_was_assumed_of_them(
     assert asked.repeated == pytest.approx(39 / 80)
     (says,) = asked.assumed
     assert says == (
-        "assumed: no part of a prompt in the prefix cache, where by the trace's hash_ids at most 48 % of its "
+        "assumed: no part of a prompt in the prefix cache, where by the trace's hash_ids about 49 % of its "
         "prompts' tokens begin an earlier prompt too; if a cache holds them fewer replicas may do "
-        "(cached_share: 0.48)"
+        "(cached_share: 0.49)"
     )
     plan = Plan("a card", "t", SLO, "EUR", (planned(one, None, 0.0),), None, (), (says,))
     told = f"A{says[1:]}."
@@ -128,12 +134,21 @@ def test_a_trace_that_shares_prefixes_says_what_was_assumed_of_them(
             "cached_share: 0.2\n",
             "20 % of each prompt in the prefix cache, .* fewer replicas may do",
         ),
-        ("cached_share: 0.9\n", "90 % of each prompt .* more replicas are needed"),
+        ("cached_share: 0.9\n", "90 % of each prompt .* more may be needed"),
     ],
 )
 def test_a_share_is_held_against_the_trace(tmp_path: Path, more: str, says: str | None) -> None:
     found = traffic(tmp_path, more).assumed
     assert not found if says is None else re.search(says, found[0])
+
+
+def test_a_trace_of_which_some_prompts_have_no_ids_tells_nothing(tmp_path: Path) -> None:
+    traffic(tmp_path)
+    lines = (tmp_path / "t.jsonl").read_text().splitlines()
+    row = {k: v for k, v in json.loads(lines[7]).items() if k != "hash_ids"}
+    (tmp_path / "t.jsonl").write_text("\n".join([*lines[:7], json.dumps(row), *lines[8:]]))
+    asked = load_demand(tmp_path / "traffic.yaml")
+    assert asked.repeated is None and asked.assumed == ()
 
 
 def test_a_trace_without_ids_tells_nothing_of_prefixes(tmp_path: Path) -> None:

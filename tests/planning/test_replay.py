@@ -134,6 +134,17 @@ def test_an_empty_trace_is_called_empty(
         recorded(path, trace_format, 1.0, 2)
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["Timestamp,Request tokens,Response tokens", "\ufeffTIMESTAMP,ContextTokens,GeneratedTokens"],
+)
+def test_a_header_alone_is_no_unknown_format(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"{header}\n\n")
+    with pytest.raises(UserError, match="has a header and no request"):
+        recorded(path, None, 1.0, 2)
+
+
 def test_the_table_has_every_figure(policy: Policy, evidence: Evidence) -> None:
     traffic = busy(200, 4)
     found = replay(policy, evidence, traffic)

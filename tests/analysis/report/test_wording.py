@@ -94,12 +94,20 @@ def test_starts_are_counted_as_they_were_made(starts: dict[str, int], said: str)
     assert untested_words([decision(starts, ("a", "b"), tested=True)]) is None
 
 
+def test_what_is_less_is_less_by_a_share_of_the_other() -> None:
+    """38,383 of 41,472 are 7.4 % fewer, and 41,472 are 8.0 % more than 38,383."""
+    up = 41_472 / 38_383
+    assert (factor(up), factor(up, less=True)) == ("8.0 %", "7.4 %")
+    assert factor(up, (1.0, 1.0989), less=True) == "7.4 % [0.0 %, 9.0 %]"
+    assert factor(2.0, None, less=True) == "2.00×"
+
+
 def test_cases_of_too_few_starts_are_tallied() -> None:
     both = {"a": 1, "b": 1}
     made = [decision(both, ("a",)), decision(both, ("a",)), decision(both, ("a", "b"))]
     made.append(decision({"b": 1, "c": 1}, ("b",), absent=("a",)))
     assert tally(made) == (
-        "Of 4 measured cases `a` was ahead in 2, `b` was ahead in 1 (`a` has no value there) and 1 has no "
+        "Of 4 compared cases `a` was ahead in 2, `b` was ahead in 1 (`a` has no value there) and 1 has no "
         "clear winner; enter yours below"
     )
 
@@ -109,11 +117,11 @@ def test_cases_of_which_some_are_tested_count_wins_and_leads_apart() -> None:
     alike = [decision(both, ("a", "b"), tested=True)] * 6
     led = decision({"a": 1, "c": 1}, ("c",))
     won = replace(decision(both, ("a",), tested=True), outcome="winner")
-    assert counts(alike) == ": **no clear winner** in any of the 6 measured cases"
+    assert counts(alike) == ": **no clear winner** in any of the 6 compared cases"
     assert counts([*alike, led]) == (
-        ": **no winner is shown** in any of the 7 measured cases; `c` was ahead in 1 (indicative)"
+        ": **no winner is shown** in any of the 7 compared cases; `c` was ahead in 1 (indicative)"
     )
     assert counts([*alike, led, won, won]) == (
-        ": it depends on task, load and length: of the 9 measured cases **`a`** wins 2 and 6 have no clear "
+        ": it depends on task, load and length: of the 9 compared cases **`a`** wins 2 and 6 have no clear "
         "winner; `c` was ahead in 1 (indicative)"
     )

@@ -86,6 +86,7 @@ def test_the_format_whose_fields_a_file_has_is_named(tmp_path: Path) -> None:
     [
         (b"\xff\xff", "not UTF-8 text"),
         (b"{\n", "line 1 is not JSON"),
+        (b"TIMESTAMP,ContextTokens\n", "of a CSV trace say trace_format: burstgpt or azure"),
         (b"[1]\n", "line 1 is not a JSON object"),
         (b'{"a": ' * 100_000, "line 1 is not JSON"),
         (b"", "the file is empty; give a trace with requests"),
